@@ -1,0 +1,44 @@
+# make train | make test | make test-fast | make lint | make setup | make clean
+EXTRA  ?= cpu
+RECIPE ?= recipes/cpu-quickstart.toml
+RUN    ?=
+ARGS   ?=
+
+BIN   := .venv/bin
+READY := .venv/.ready-$(EXTRA)
+
+ifeq ($(filter $(EXTRA),cpu gpu),)
+$(error EXTRA=$(EXTRA): known are cpu and gpu)
+endif
+
+.PHONY: setup train test test-fast lint clean
+
+setup: $(READY)
+	@:
+
+train: setup
+	$(BIN)/userrl train $(RECIPE) $(if $(RUN),--run $(RUN)) $(ARGS)
+
+test: setup
+	$(BIN)/pytest $(ARGS)
+
+test-fast: setup
+	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv .setup.lock userrl.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# The first Python that runs and is new enough: a name on PATH may be a shim that does not.
+$(READY): pyproject.toml requirements/$(EXTRA).txt requirements/install.py
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        exec $$python requirements/install.py $(EXTRA); \
+	    fi; \
+	done; \
+	echo "set-up failed: no Python 3.11 or newer found: install one, or name it: make setup PYTHON=/path/to/python3" >&2; \
+	exit 1

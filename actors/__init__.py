@@ -1,0 +1,1 @@
+"""The acting side: renderer, engine, rollout and the records they leave."""

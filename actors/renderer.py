@@ -1,0 +1,139 @@
+"""Messages to token ids and back, so that what was sampled stays as sampled.
+
+A dialogue's ids only ever grow: the completion's own ids, then the template's text between them and the next completion.
+Where the chat template would change earlier text (a stripped thought, say), the dialogue forks into a new sample instead.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from simulators.message import CHOICES, TOOL_NAME, TOOL_SCHEMA, Action, Message
+
+TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+THOUGHT_END = "</think>"
+MARK = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}completion {}\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
+"""Stands for a completion where only the text around it is wanted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dialogue:
+    """A dialogue as the engine sees it. Grown by `Renderer.extend`, never edited."""
+
+    messages: tuple[Message, ...]
+    token_ids: tuple[int, ...]  # [num_tokens]
+    """Everything before the next completion."""
+    context_ids: tuple[int, ...]  # [num_context_tokens]
+    """The part of `token_ids` after the last completion; all of it where `forked`."""
+    forked: bool
+    marked: tuple[dict[str, Any], ...] = field(repr=False)
+    """The chat messages with a mark for each completion."""
+    marked_text: str = field(repr=False)
+    """`marked` as the template renders it, up to the next completion."""
+
+
+class Renderer:
+    """Renders for one tokenizer and its chat template. Raises ValueError if it has no template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        if not tokenizer.chat_template:
+            raise ValueError(f"{tokenizer.name_or_path}: a policy needs a chat template; set one in tokenizer_config.json")
+        self.tokenizer = tokenizer
+        self.stop_text: str = str(tokenizer.eos_token)
+        self.stop_id: int = tokenizer.convert_tokens_to_ids(self.stop_text)  # type: ignore[assignment]
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Renderer":
+        return cls(AutoTokenizer.from_pretrained(str(folder)))
+
+    def begin(self, messages: Sequence[Message]) -> Dialogue:
+        """The dialogue before its first completion."""
+        chat = tuple(message.to_chat() for message in messages)
+        text = self._render(chat)
+        ids = tuple(self.encode(text))
+        return Dialogue(
+            messages=tuple(messages), token_ids=ids, context_ids=ids, forked=True, marked=chat, marked_text=text
+        )
+
+    def extend(self, dialogue: Dialogue, *, completion_ids: Sequence[int], said: Message, reply: Message) -> Dialogue:
+        """The dialogue after a completion (`said`, as parsed) and the environment's reply to it.
+
+        The completion's ids are kept. If the template leaves the text before the completion as it was, only the text
+        after it is tokenised; otherwise the whole dialogue is rendered anew and `forked` is set.
+        """
+        messages = (*dialogue.messages, said, reply)
+        mark = MARK.format(len(messages))
+        marked = (*dialogue.marked, _marked(said, mark), reply.to_chat())
+        text = self._render(marked)
+        tail = self._after(mark, text) if text.startswith(dialogue.marked_text) else None
+        if tail is None:
+            ids = tuple(self.encode(self._render([message.to_chat() for message in messages])))
+            context = ids
+        else:
+            stop = () if completion_ids and completion_ids[-1] == self.stop_id else (self.stop_id,)
+            context = (*stop, *self.encode(tail))
+            ids = (*dialogue.token_ids, *completion_ids, *context)
+        return Dialogue(
+            messages=messages,
+            token_ids=ids,
+            context_ids=context,
+            forked=tail is None,
+            marked=marked,
+            marked_text=text,
+        )
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a completion, its stop token left out."""
+        kept = list(token_ids[:-1] if len(token_ids) and token_ids[-1] == self.stop_id else token_ids)
+        return self.tokenizer.decode(kept, skip_special_tokens=False)
+
+    def completion_of(self, action: Action) -> list[int]:
+        """The ids of an assistant turn that makes this tool call, its stop token included."""
+        arguments = {"choice": action.choice, "content": action.content}
+        call = json.dumps({"name": TOOL_NAME, "arguments": arguments}, ensure_ascii=False)
+        return [*self.encode(f"<tool_call>\n{call}\n</tool_call>"), self.stop_id]
+
+    def _render(self, chat: Sequence[dict[str, Any]]) -> str:
+        text = self.tokenizer.apply_chat_template(
+            list(chat), tools=[TOOL_SCHEMA], add_generation_prompt=True, tokenize=False
+        )
+        return str(text)
+
+    def _after(self, mark: str, text: str) -> str | None:
+        """What the template puts after the completion's stop token; None if it has no such place."""
+        _, found, rest = text.partition(mark)
+        _, stop, tail = rest.partition(self.stop_text)
+        return tail if found and stop else None
+
+
+def parse_tool_call(text: str) -> Action | None:
+    """The first tool call of a completion (Qwen3's form); None unless it is valid JSON that fits the tool's schema."""
+    match = TOOL_CALL.search(text)
+    if match is None:
+        return None
+    try:
+        call = json.loads(match.group(1))
+    except ValueError:
+        return None
+    arguments = call.get("arguments")
+    if call.get("name") != TOOL_NAME or not isinstance(arguments, dict):
+        return None
+    choice, content = arguments.get("choice"), arguments.get("content")
+    if choice not in CHOICES or not isinstance(content, str):
+        return None
+    return Action(choice=choice, content=content)
+
+
+def _marked(said: Message, mark: str) -> dict[str, Any]:
+    """The assistant message with a mark for its content, thinking where it thought, so that a template shows its ways."""
+    thought = f"<think>\n{mark}\n{THOUGHT_END}\n\n" if THOUGHT_END in said.content else ""
+    action = Action(choice="action", content=mark)
+    return Message(role="assistant", content=thought, action=action).to_chat()

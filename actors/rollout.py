@@ -1,0 +1,135 @@
+"""Rollout: a policy and an environment talk until the dialogue ends. Pure async, no Ray; a failure is data, not a crash."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actors.engine import CompletionRequest, EngineError, PolicyEngine, Sampling
+from actors.renderer import Dialogue, Renderer, parse_tool_call
+from actors.trajectory import GroupOrder, StopReason, Trajectory, Turn
+from simulators.env import Env, GymEnv, Observation
+from simulators.gyms import GYMS
+from simulators.message import Message
+from simulators.task import Task, TaskKey
+from simulators.user import SimulatorError, User
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """All that a dialogue needs besides its task."""
+
+    engine_for: Callable[[Task, int], PolicyEngine]
+    """(task, seed) to who speaks for the policy: a script is made for each dialogue, a model's engine is shared."""
+    user: User
+    renderer: Renderer
+    sampling: Sampling
+    max_turns: int
+    max_tokens: int
+    """Longest token sequence of a dialogue: the engine's context."""
+
+
+async def rollout_group(order: GroupOrder, setting: Setting) -> list[Trajectory]:
+    """All trajectories of one task, at once."""
+    seeds = np.random.SeedSequence([order.seed, order.group_id]).generate_state(order.group_size)
+    dialogues = (rollout(order.task_key, setting, seed=int(seed)) for seed in seeds)
+    return list(await asyncio.gather(*dialogues))
+
+
+async def rollout(key: TaskKey, setting: Setting, *, seed: int) -> Trajectory:
+    """One dialogue. Whatever fails outside the policy ends it with its own stop reason and is never a score."""
+    turns: list[Turn] = []
+    observation = Observation(system="", opening="")
+    error = ""
+    try:
+        gym = GYMS[key.gym]
+        task = gym.make_task(key)
+        engine = setting.engine_for(task, seed)
+        env = GymEnv(gym, task=task, user=setting.user, max_turns=setting.max_turns)
+        observation = await env.reset()
+        stop_reason = await _talk(env, observation, setting, engine=engine, turns=turns, seed=seed)
+        await env.close()
+    except SimulatorError as failure:
+        stop_reason, error = StopReason.SIMULATOR_ERROR, str(failure)
+    except EngineError as failure:
+        stop_reason, error = StopReason.ENGINE_ERROR, str(failure)
+    except Exception as failure:  # a gym's own bug must not end the run: it is counted, and its text kept
+        stop_reason, error = StopReason.ERROR, f"{type(failure).__name__}: {failure}"
+    return Trajectory(
+        task_key=key,
+        system=observation.system,
+        opening=observation.opening,
+        turns=turns,
+        stop_reason=stop_reason,
+        error=error,
+    )
+
+
+async def _talk(
+    env: Env, observation: Observation, setting: Setting, *, engine: PolicyEngine, turns: list[Turn], seed: int
+) -> StopReason:
+    """Takes turns until the end; appends each to `turns` as soon as it is complete."""
+    opening = [
+        Message(role="system", content=observation.system),
+        Message(role="user", content=observation.opening),
+    ]
+    dialogue = setting.renderer.begin(opening)
+    while len(dialogue.token_ids) + setting.sampling.max_completion_tokens <= setting.max_tokens:
+        turn = await _complete(dialogue, setting, engine=engine, seed=(seed + len(turns)) % 2**31)
+        if turn.action is None:
+            turns.append(turn)
+            return StopReason.NO_TOOL_CALL
+        started = time.perf_counter()
+        step = await env.step(str(turn.action))
+        reply = step.user_reply
+        turns.append(
+            replace(
+                turn,
+                feedback=step.feedback,
+                reward=step.reward,
+                env_s=time.perf_counter() - started,
+                simulator=reply.simulator if reply else "",
+                user_latency_s=reply.latency_s if reply else 0.0,
+                user_retries=reply.num_retries if reply else 0,
+            )
+        )
+        if step.terminated:
+            return StopReason.TERMINATED
+        if step.truncated:
+            return StopReason.MAX_TURNS
+        dialogue = setting.renderer.extend(
+            dialogue,
+            completion_ids=turn.completion.token_ids,
+            said=Message(role="assistant", content=_spoken(turn.text), action=turn.action),
+            reply=Message(role="tool", content=step.feedback),
+        )
+    return StopReason.MAX_TOKENS
+
+
+async def _complete(dialogue: Dialogue, setting: Setting, *, engine: PolicyEngine, seed: int) -> Turn:
+    """The policy's half of a turn."""
+    started = time.perf_counter()
+    completion = await engine.complete(
+        CompletionRequest(
+            token_ids=dialogue.token_ids, messages=dialogue.messages, sampling=setting.sampling, seed=seed
+        )
+    )
+    text = setting.renderer.decode(completion.token_ids)
+    return Turn(
+        context_ids=dialogue.context_ids,
+        forked=dialogue.forked,
+        completion=completion,
+        text=text,
+        action=parse_tool_call(text),
+        feedback="",
+        reward=0.0,
+        policy_s=time.perf_counter() - started,
+    )
+
+
+def _spoken(text: str) -> str:
+    """The completion without its tool call."""
+    return text.partition("<tool_call>")[0].strip()
+

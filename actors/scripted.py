@@ -1,0 +1,45 @@
+"""Policies that are scripts: the expert of each gym, a random one, a silent one. They stand where an engine stands."""
+
+import random
+from typing import Literal
+
+from actors.engine import CompletionRequest
+from actors.renderer import Renderer
+from actors.trajectory import Completion
+from simulators.env import Expert
+from simulators.gyms import GYMS
+from simulators.message import Action
+from simulators.task import Task
+
+Script = Literal["expert", "random", "silent"]
+SCRIPTS: tuple[Script, ...] = ("expert", "random", "silent")
+
+
+class ScriptedEngine:
+    """Plays one dialogue of one task by a script, in tokens. Implements `PolicyEngine`; logprobs are zero."""
+
+    def __init__(self, script: Script, *, task: Task, renderer: Renderer, seed: int):
+        self._script = script
+        self._task = task
+        self._renderer = renderer
+        self._rng = random.Random(seed)
+        self._expert: Expert | None = None
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        ids = self._renderer.completion_of(self._act(request))
+        zeros = [0] * len(ids)
+        return Completion(token_ids=ids, logprobs=zeros, policy_versions=zeros)
+
+    def _act(self, request: CompletionRequest) -> Action:
+        gym = GYMS[self._task.key.gym]
+        last = request.messages[-1].content
+        match self._script:
+            case "random":
+                return gym.random_action(self._task, self._rng)
+            case "silent":
+                return Action(choice="finish", content="")
+            case "expert":
+                if self._expert is None:
+                    self._expert = gym.expert(last, self._rng)
+                    return next(self._expert)
+                return self._expert.send(last)

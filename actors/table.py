@@ -1,0 +1,94 @@
+"""A group as one Arrow table, a row a turn: transport, replay buffer and Parquet on disk share this schema."""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+
+from actors.trajectory import NO_COMPLETION, GroupOrder, Trajectory, Turn
+
+SCHEMA = pa.schema(
+    [
+        ("group_id", pa.int64()),
+        ("trajectory", pa.int32()),
+        ("turn", pa.int32()),
+        ("gym", pa.string()),
+        ("task_id", pa.string()),
+        ("stop_reason", pa.string()),
+        ("failed", pa.bool_()),
+        ("error", pa.string()),
+        ("forked", pa.bool_()),
+        ("context_ids", pa.list_(pa.int32())),
+        ("completion_ids", pa.list_(pa.int32())),
+        ("behavior_logprobs", pa.list_(pa.float32())),
+        ("policy_versions", pa.list_(pa.int32())),
+        ("system", pa.string()),
+        ("opening", pa.string()),
+        ("text", pa.string()),
+        ("choice", pa.string()),
+        ("content", pa.string()),
+        ("feedback", pa.string()),
+        ("env_reward", pa.float64()),
+        ("simulator", pa.string()),
+        ("user_latency_s", pa.float64()),
+        ("user_retries", pa.int32()),
+        ("policy_s", pa.float64()),
+        ("env_s", pa.float64()),
+    ]
+)
+REWARD = pa.field("reward", pa.float64())
+"""The column that the rewards room adds: what the turn is worth to the learner."""
+
+NO_TURN = Turn(
+    context_ids=(), forked=True, completion=NO_COMPLETION, text="", action=None, feedback="", reward=0.0
+)
+"""Keeps a row for a trajectory without turns, so that none goes unaccounted."""
+
+
+def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
+    """The group's turns in order. A trajectory that failed before its first turn has one row without tokens."""
+    rows = [
+        (i, t, trajectory, turn)
+        for i, trajectory in enumerate(trajectories)
+        for t, turn in enumerate(trajectory.turns or [NO_TURN])
+    ]
+    turns = [turn for _, _, _, turn in rows]
+    of = [trajectory for _, _, trajectory, _ in rows]
+    columns: list[pa.Array] = [
+        pa.array([order.group_id] * len(rows), pa.int64()),
+        pa.array([i for i, _, _, _ in rows], pa.int32()),
+        pa.array([t for _, t, _, _ in rows], pa.int32()),
+        pa.array([order.task_key.gym] * len(rows)),
+        pa.array([order.task_key.task_id] * len(rows)),
+        pa.array([str(trajectory.stop_reason) for trajectory in of]),
+        pa.array([trajectory.stop_reason.failed for trajectory in of]),
+        pa.array([trajectory.error for trajectory in of]),
+        pa.array([turn.forked for turn in turns]),
+        _ragged((turn.context_ids for turn in turns), np.int32),
+        _ragged((turn.completion.token_ids for turn in turns), np.int32),
+        _ragged((turn.completion.logprobs for turn in turns), np.float32),
+        _ragged((turn.completion.policy_versions for turn in turns), np.int32),
+        pa.array([trajectory.system for trajectory in of]),
+        pa.array([trajectory.opening for trajectory in of]),
+        pa.array([turn.text for turn in turns]),
+        pa.array([turn.action.choice if turn.action else None for turn in turns], pa.string()),
+        pa.array([turn.action.content if turn.action else None for turn in turns], pa.string()),
+        pa.array([turn.feedback for turn in turns]),
+        pa.array([turn.reward for turn in turns], pa.float64()),
+        pa.array([turn.simulator for turn in turns]),
+        pa.array([turn.user_latency_s for turn in turns], pa.float64()),
+        pa.array([turn.user_retries for turn in turns], pa.int32()),
+        pa.array([turn.policy_s for turn in turns], pa.float64()),
+        pa.array([turn.env_s for turn in turns], pa.float64()),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _ragged(parts: Iterable[Sequence[int] | Sequence[float]], dtype: type) -> pa.Array:
+    """A list column from ragged parts, through one flat buffer."""
+    parts = list(parts)
+    offsets = np.zeros(len(parts) + 1, np.int32)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    flat = np.fromiter(chain.from_iterable(parts), dtype, count=int(offsets[-1]))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))

@@ -1,0 +1,85 @@
+"""Weights into a running vLLM worker. Runs inside vLLM's processes, behind vLLM's own weight-transfer seam.
+
+vLLM drives `start_weight_update`, `update_weights` and `finish_weight_update` of the transfer engine that its
+configuration names; ours reads a file on this machine. A GPU transport is another name (vLLM's own "nccl").
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+LoadWeights = Callable[[Iterable[tuple[str, torch.Tensor]]], set[str]]
+"""Hugging Face names and tensors in, vLLM's names of the loaded parameters out."""
+
+
+@dataclass
+class FileInit(WeightTransferInitInfo):
+    """A file needs no rendezvous."""
+
+
+@dataclass
+class FileUpdate(WeightTransferUpdateInfo):
+    """One update."""
+
+    path: str
+    """A safetensors file with Hugging Face names, readable by every worker; it may go after the update."""
+
+
+class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
+    """Loads a whole model from a file through vLLM's layerwise reload, a tied `lm_head` included."""
+
+    init_info_cls = FileInit
+    update_info_cls = FileUpdate
+
+    def init_transfer_engine(self, init_info: FileInit) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        # Named before the reload unties what is tied: a tied lm_head counts once, under the embedding's name.
+        self._names = {name for name, _ in self.model.named_parameters()}
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        # Not the base's: it synchronizes an accelerator, which a CPU build lacks. Loading here blocks.
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: FileUpdate) -> None:
+        """Loads the file. Raises ValueError where it lacks parameters: vLLM itself would keep the old ones."""
+        load_weights = cast(LoadWeights, self.model.load_weights)
+        with safe_open(update_info.path, framework="pt") as file:
+            names = list(file.keys())
+            missing = self._names - load_weights((name, file.get_tensor(name)) for name in names)
+        if missing:
+            raise ValueError(
+                f"the received weights lack {len(missing)} of the policy's parameters, for example "
+                f"{min(missing)}: send the whole state dict"
+            )
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        # A tied lm_head loads nothing itself, so the reload leaves its prepacked CPU matrix as it was:
+        # logprobs would be those of the old weights while nothing fails.
+        for layer in self.model.modules():
+            if isinstance(layer, ParallelLMHead):
+                layer.quant_method.process_weights_after_loading(layer)
+
+    def shutdown(self) -> None:
+        pass
+
+
+class WeightReceiver:
+    """vLLM's `worker_extension_cls`: to resolve it, every worker imports this file."""
+
+
+WeightTransferEngineFactory.register_engine("safetensors_file", FileTransfer)

@@ -1,0 +1,1 @@
+"""What runs where: configuration, placement, the driver's loop, evaluation, tracking, the command line."""

@@ -1,0 +1,297 @@
+"""GRPO as RLlib knows algorithms: `GRPOConfig().environment(...).training(...).build_algo()`, then `algo.train()`.
+
+The driver's loop is `training_step`: take whole groups, update, send weights, release. It holds references, never tokens.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from actors.rollout_actor import RolloutActor
+from cluster.cold_start import cold_start
+from cluster.config import RunConfig
+from cluster.evaluate import evaluate
+from cluster.launch import resources, start_ray, start_services
+from cluster.learners import Learners, LogprobGapError
+from cluster.policy_folder import provide_policy
+from cluster.results import EvaluationRow, rows_as_json
+from cluster.rollouts import Rollouts
+from cluster.run_folder import RunFolder
+from cluster.step_metrics import rollout_metrics
+from learners.buffer import FinishedGroup
+from learners.config import LearnerSettings
+from learners.learner import GRPOLearner
+from simulators.task import Split
+
+STATE_FILE = "driver.json"
+LEARNER_FOLDER = "learner"
+TAKE_TIMEOUT_S = 600.0
+"""A step whose groups do not come within this time stops the run, saying which orders are stuck and with whom."""
+CALL_TIMEOUT_S = 120.0
+SUPERVISE_EVERY_S = 10.0
+TEXT = gymnasium.spaces.Text(max_length=2**20)
+
+
+class GRPOConfig(AlgorithmConfig):
+    """A `RunConfig` behind RLlib's own methods. Its sections are set by name, with a mapping of what differs.
+
+    Example: `GRPOConfig().environment(gyms={"weights": {"travel": 1.0}}).training(lr=1e-3, grpo={"num_steps": 10})`.
+    """
+
+    def __init__(self, algo_class: type | None = None, *, run: RunConfig | None = None):
+        super().__init__(algo_class=algo_class or GRPO)
+        self.run = run or RunConfig()
+        self.lr = self.run.learner.lr
+        self.num_learners = self.run.learner.num_learners
+        self.num_env_runners = self.run.rollout.num_actors
+        self.seed = self.run.run.seed
+        self.env_runner_cls = RolloutActor
+        self.rollout_setup = None
+        self.learner_settings = None
+        super().environment(env=None, observation_space=TEXT, action_space=TEXT)
+        super().env_runners(create_local_env_runner=False)
+        super().fault_tolerance(restart_failed_env_runners=True)
+        super().rl_module(rl_module_spec=None)
+        self._dont_auto_sync_env_runner_states = True
+
+    def environment(self, *args: Any, **sections: Any) -> "GRPOConfig":
+        """Sections `run`, `gyms`, `simulator`, `reward`; anything else goes to RLlib."""
+        return self._set(super().environment, args, sections)
+
+    def env_runners(self, *args: Any, **sections: Any) -> "GRPOConfig":
+        """Sections `rollout`, `engine`, `buffer`; anything else goes to RLlib (`num_env_runners`)."""
+        return self._set(super().env_runners, args, sections)
+
+    def learners(self, *args: Any, **sections: Any) -> "GRPOConfig":
+        """Sections `learner`, `policy`, `ray`; anything else goes to RLlib (`num_learners`)."""
+        return self._set(super().learners, args, sections)
+
+    def training(self, *args: Any, **sections: Any) -> "GRPOConfig":
+        """Sections `sft`, `grpo`, `buffer`, `learner`, `evaluation`, `checkpoint`; anything else goes to RLlib (`lr`)."""
+        return self._set(super().training, args, sections)
+
+    def resolved(self) -> RunConfig:
+        """The run's config, with what RLlib's own settings say. Raises pydantic's ValidationError."""
+        data = self.run.model_dump()
+        data["learner"] |= {"lr": self.lr, "num_learners": self.num_learners}
+        data["rollout"] |= {"num_actors": self.num_env_runners}
+        data["run"] |= {"seed": self.seed}
+        return RunConfig.model_validate(data)
+
+    def get_default_learner_class(self) -> type:
+        return GRPOLearner
+
+    def _set(self, to_rllib: Callable[..., Any], args: tuple[Any, ...], sections: dict[str, Any]) -> "GRPOConfig":
+        ours = {name: sections.pop(name) for name in list(sections) if name in RunConfig.model_fields}
+        if ours:
+            data = self.run.model_dump()
+            for name, changes in ours.items():
+                data[name] |= changes
+            self.run = RunConfig.model_validate(data)
+        if args or sections:
+            to_rllib(*args, **sections)
+        return self
+
+
+class GRPO(Algorithm):
+    """Trains one run. `train()` is one GRPO step, after the cold start."""
+
+    @classmethod
+    def get_default_config(cls) -> GRPOConfig:
+        return GRPOConfig(cls)
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Starts everything, and gives the engines the learners' weights before anything is sampled."""
+        self.run: RunConfig = self.config.resolved()
+        self.folder = RunFolder.of(self.run)
+        self.folder.create(self.run)
+        self.num_sft_steps = 0
+        """Optimizer steps of the cold start behind the policy."""
+        self.policy_version = 0
+        """Optimizer steps of GRPO behind the policy."""
+        self.step_metrics: dict[str, float] = {}
+        """The last step's numbers, keys `room/thing/stat`."""
+        self.step_dialogues: list[dict[str, Any]] = []
+        """Some dialogues of the last step, a row a turn."""
+        self._original_config = self.config
+        started_ray = start_ray(self.run.ray.address)
+        policy_folder = provide_policy(self.run, self.folder)
+        self.services = start_services(
+            self.run, policy_folder=policy_folder, run_folder=self.folder.path.resolve(), started_ray=started_ray
+        )
+        self.config = self._config_for_actors(policy_folder)
+        super().setup(self.config)
+        self.learners = Learners(self.learner_group)
+        self.rollouts = Rollouts(self.env_runner_group, restore=lambda: self.restore_env_runners(self.env_runner_group))
+        self._send_weights()
+
+    def training_step(self) -> None:
+        """One GRPO step: consumes whole scored groups, produces the next policy version in the engines."""
+        self.cold_start()
+        laps = Laps()
+        groups = self._take()
+        laps.end("rollout")
+        dialogues = self._dialogues(groups)
+        update = self.learners.update([group.payload for group in groups], step=self.policy_version)
+        laps.end("update")
+        self.policy_version += 1
+        sync = self._send_weights()
+        laps.end("sync")
+        self._release(groups)
+        self.step_dialogues = ray.get(dialogues, timeout=CALL_TIMEOUT_S)
+        rollout = rollout_metrics([group.summary for group in groups], policy_version=self.policy_version - 1)
+        buffer = ray.get(self.services.buffer.metrics.remote(), timeout=CALL_TIMEOUT_S)
+        self._report({**laps.metrics(), **rollout, **update, **sync, **buffer})
+
+    def cold_start(self) -> None:
+        """The SFT stage; nothing where it is done already."""
+        num_steps = cold_start(self.run, learners=self.learners, rollouts=self.rollouts, done=self.num_sft_steps)
+        if num_steps > self.num_sft_steps:
+            self.num_sft_steps = num_steps
+            self._send_weights()
+
+    def evaluate(self, parallel_train_future: object = None) -> dict[str, Any]:
+        """Scores the policy on test tasks, as RLlib asks for it: `{"rows": [...]}` as in evaluation.json."""
+        return dict(rows_as_json(self.evaluate_stage(f"step-{self.policy_version:05d}")))
+
+    def evaluate_stage(self, stage: str, *, split: Split = "test") -> list[EvaluationRow]:
+        """Scores the policy on held-out tasks; `stage` names the rows and the file of their dialogues."""
+        return evaluate(self.run, rollouts=self.rollouts, split=split, stage=stage, archive=self.folder.trajectories)
+
+    def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:
+        """Writes a checkpoint: the learners' shards and the driver's few numbers. Any number of learners can go on from it."""
+        folder = Path(super().save_to_path(path, **kwargs))
+        self.learners.save(folder / LEARNER_FOLDER)
+        state = {
+            "policy_version": self.policy_version,
+            "num_sft_steps": self.num_sft_steps,
+            "iteration": self.iteration,
+            "buffer": ray.get(self.services.buffer.state.remote(), timeout=CALL_TIMEOUT_S),
+        }
+        (folder / STATE_FILE).write_text(json.dumps(state))
+        return str(folder)
+
+    def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Goes on from a checkpoint: weights, optimizer, task order, ledger."""
+        state = json.loads((Path(path) / STATE_FILE).read_text())
+        self.learners.load(Path(path) / LEARNER_FOLDER)
+        self.policy_version = state["policy_version"]
+        self.num_sft_steps = state["num_sft_steps"]
+        self._iteration = state["iteration"]
+        ray.get(self.services.buffer.restore.remote(state["buffer"]), timeout=CALL_TIMEOUT_S)
+        self._send_weights()
+
+    def export_model(self) -> Path:
+        """Writes the policy as a folder that transformers and vLLM load."""
+        self.learners.export(self.folder.model)
+        return self.folder.model
+
+    def cleanup(self) -> None:
+        """Ends every process of the run."""
+        super().cleanup()
+        if hasattr(self, "services"):
+            self.services.stop()
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Empty: `save_to_path` writes our state itself, as JSON and tensors instead of pickles."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See `restore_from_path`."""
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        return []
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (self._original_config,), {}
+
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """Restarted rollout actors take part again. They hold no weights, so nothing is sent to them."""
+        return env_runner_group.probe_unhealthy_env_runners()
+
+    def _take(self) -> list[FinishedGroup]:
+        """Whole groups for one step; keeps an eye on the rollout actors while it waits."""
+        deadline = time.monotonic() + TAKE_TIMEOUT_S
+        while True:
+            self.rollouts.supervise(self.services.buffer, group_size=self.run.rollout.group_size)
+            try:
+                return ray.get(
+                    self.services.buffer.take.remote(
+                        self.run.buffer.groups_per_step, self.policy_version, timeout_s=SUPERVISE_EVERY_S
+                    ),
+                    timeout=CALL_TIMEOUT_S,
+                )
+            except TimeoutError:
+                if time.monotonic() > deadline:
+                    raise
+
+    def _release(self, groups: list[FinishedGroup]) -> None:
+        ids = [group.order.group_id for group in groups]
+        release = self.services.buffer.release.remote(ids, policy_version=self.policy_version, step=self.policy_version)
+        ray.get(release, timeout=CALL_TIMEOUT_S)
+
+    def _send_weights(self) -> dict[str, float]:
+        """Learners to engines, in flight: the policy version is live in every engine when this returns."""
+        payload, metrics = self.learners.weights(dtype=self.run.engine.dtype)
+        receiving = [engine.receive.remote(payload, self.policy_version) for engine in self.services.engines]
+        received = ray.get(receiving, timeout=self.run.engine.start_timeout_s)
+        return {**metrics, **{key: max(one[key] for one in received) for key in received[0]}}
+
+    def _dialogues(self, groups: list[FinishedGroup]) -> ray.ObjectRef:
+        ids = [group.order.group_id for group in groups]
+        return self.services.buffer.dialogues.remote(ids, self.run.tracking.dialogues_per_step)
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        """Keeps and logs the step's numbers. Raises where the step broke a promise."""
+        self.step_metrics = metrics
+        for key, value in metrics.items():
+            self.metrics.log_value(key, value, reduce="item")
+        gap, limit = metrics["learner/logprob_gap/mean"], self.run.learner.max_logprob_gap
+        if gap > limit:
+            raise LogprobGapError(
+                f"learner/logprob_gap/mean={gap:.4f}: engine and learner must agree on sampled tokens within "
+                f"learner.max_logprob_gap={limit}: give both the same dtype, or look for a failed weight sync"
+            )
+
+    def _config_for_actors(self, policy_folder: str) -> AlgorithmConfig:
+        """The config that rollout actors and learners read, with what only a running cluster can say."""
+        config = self.config.copy(copy_frozen=False)
+        process = resources(self.run)
+        config.env_runners(num_cpus_per_env_runner=process["rollout actor"].num_cpus)
+        config.learners(
+            num_cpus_per_learner=process["learner"].num_cpus, num_gpus_per_learner=process["learner"].num_gpus
+        )
+        config.rollout_setup = self.services.rollout_setup
+        config.learner_settings = LearnerSettings(
+            policy_folder=policy_folder,
+            learner=self.run.learner,
+            sft=self.run.sft,
+            temperature=self.run.rollout.temperature,
+            seed=self.run.run.seed,
+        )
+        config.freeze()
+        return config
+
+
+class Laps:
+    """Seconds of each stage of a step."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._metrics: dict[str, float] = {}
+
+    def end(self, stage: str) -> None:
+        """The stage that began with the last `end` is over."""
+        now = time.perf_counter()
+        self._metrics[f"time/{stage}_s"] = now - self._last
+        self._last = now
+
+    def metrics(self) -> dict[str, float]:
+        return {**self._metrics, "time/step_s": self._last - self._start}

@@ -1,0 +1,131 @@
+"""Checks a config against the world before Ray or a model starts: folders, addresses, CPUs and GPUs.
+
+Imports no torch, Ray, vLLM or transformers. Every refusal is a `BadInput`, one line: value, rule, cure.
+"""
+
+import os
+import socket
+from pathlib import Path
+
+from cluster.config import RunConfig, load
+from cluster.machine import has_cuda, num_gpu_users, planned_processes, this_machine
+from cluster.policy_check import check_model
+from cluster.recipe import BadInput
+from cluster.run_folder import RunFolder
+
+CONNECT_TIMEOUT_S = 1.0
+CHANGEABLE = ("grpo.num_steps", "ray.", "checkpoint.", "tracking.", "run.folder")
+"""Keys that a stopped run may go on with changed; every other key would make it another run."""
+
+
+def check(config: RunConfig) -> None:
+    """Refuses what cannot run here. Raises `BadInput`."""
+    if config.policy.path is not None:
+        check_model(config.policy.path, key="policy.path")
+    if config.ray.address is None:
+        check_resources(config)
+    else:
+        check_address(config.ray.address)
+    check_writable(RunFolder.of(config).path)
+
+
+def check_address(address: str) -> None:
+    """Someone must listen there; `auto` is found as Ray finds it, by environment or address file."""
+    if address == "auto":
+        running = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+        if "RAY_ADDRESS" not in os.environ and not running.exists():
+            raise BadInput(
+                "ray.address='auto': no cluster here: `ray start --head` starts one, or leave it out"
+            )
+        address = os.environ.get("RAY_ADDRESS") or running.read_text().strip()
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise BadInput(
+            f"ray.address={address!r}: must be HOST:PORT, ray://HOST:PORT or auto: e.g. 127.0.0.1:6379"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise BadInput(
+            f"ray.address={address!r}: nobody answers within {CONNECT_TIMEOUT_S:g} s ({error}): "
+            "start the cluster, correct the address, or leave it out to start Ray here"
+        ) from None
+
+
+def check_resources(config: RunConfig) -> None:
+    """Every process has a core here; each that computes on a GPU has one, or shares it with one other."""
+    machine, learner, engine = this_machine(), config.learner, config.engine
+    for key, count in (
+        ("learner.num_learners", learner.num_learners),
+        ("engine.num_engines", engine.num_engines),
+        ("rollout.num_actors", config.rollout.num_actors),
+    ):
+        if count > machine.num_cpus:
+            raise BadInput(
+                f"{key}={count}: each needs a CPU core and this machine has {machine.num_cpus}: "
+                f"give at most {machine.num_cpus}, or a cluster with ray.address"
+            )
+    reserved = sum(p.count * p.num_cpus for p in planned_processes(config, gpu_share=0))
+    if reserved > machine.num_cpus:
+        raise BadInput(
+            f"simulator.num_replicas={config.simulator.num_replicas}: all processes reserve {reserved:g} "
+            f"CPUs and this machine has {machine.num_cpus}: give fewer, or a cluster with ray.address"
+        )
+    if not has_cuda():
+        for key, value, only in (
+            ("learner.num_gpus_per_learner", learner.num_gpus_per_learner, 0),
+            ("engine.tensor_parallel_size", engine.tensor_parallel_size, 1),
+        ):
+            if value != only:
+                raise BadInput(
+                    f"{key}={value}: needs GPUs, and what is installed is for CPU: "
+                    f"give {only}, or set up EXTRA=gpu"
+                )
+    _check_gpus(config, num_gpus=machine.num_gpus)
+
+
+def _check_gpus(config: RunConfig, *, num_gpus: int) -> None:
+    engine, num_users = config.engine, num_gpu_users(config)
+    if num_users > 2 * num_gpus or (num_users > num_gpus and engine.tensor_parallel_size > 1):
+        raise BadInput(
+            f"learner.num_learners={config.learner.num_learners}: learners and engines need {num_users} GPUs "
+            f"and this machine has {num_gpus}: give fewer, or a cluster with ray.address"
+        )
+    if num_users > num_gpus and engine.gpu_memory_utilization > 0.5:
+        raise BadInput(
+            f"engine.gpu_memory_utilization={engine.gpu_memory_utilization}: engine and learner share "
+            "a GPU here: give at most 0.5"
+        )
+
+
+def check_writable(path: Path) -> None:
+    """The run folder's nearest existing ancestor must be a folder that takes new files."""
+    place = path
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise BadInput(f"{path}: {place} is a file, not a folder: give another place with --run.folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise BadInput(f"{path}: {place} cannot be written: give another place with --run.folder")
+
+
+def check_same_run(config: RunConfig) -> None:
+    """A run folder holds one run: the config must be the one it was started with, but for `CHANGEABLE`."""
+    folder = RunFolder.of(config)
+    if not folder.config.exists():
+        return
+    before, now = (flat(c.model_dump()) for c in (load(folder.config), config))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not key.startswith(CHANGEABLE):
+            raise BadInput(
+                f"{key}={now.get(key)!r}: {folder.path} holds a run with {before.get(key)!r}: "
+                f"give --run NAME for a new run, or go on with that one by `userrl train {folder.path}`"
+            )
+
+
+def flat(table: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Dotted keys of a nested table."""
+    result: dict[str, object] = {}
+    for name, value in table.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return result

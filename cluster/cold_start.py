@@ -1,0 +1,32 @@
+"""The cold start: scripted experts play training tasks, the learners imitate them (SFT)."""
+
+from cluster.config import RunConfig
+from cluster.console import stage_progress
+from cluster.learners import Learners
+from cluster.orders import orders_for
+from cluster.rollouts import Rollouts
+from learners.sft import num_sft_steps
+
+
+def cold_start(config: RunConfig, *, learners: Learners, rollouts: Rollouts, done: int) -> int:
+    """Runs the SFT stage from step `done` to its end; returns the steps that are then behind the policy.
+
+    Demonstrations are rolled out like any dialogue, with the expert in the engine's place.
+    """
+    gyms = list(config.gyms.weights)
+    num_tasks = -(-config.sft.num_demonstrations // len(gyms))
+    if not num_tasks or done >= num_sft_steps(config.sft, num_samples=num_tasks * len(gyms)):
+        return done
+    orders = orders_for(
+        gyms, split="train", num_tasks=num_tasks, seed=config.run.seed, difficulty=config.gyms.difficulty
+    )
+    with stage_progress("demonstrations", total=len(orders)) as advance:
+        feed, groups = rollouts.run(orders, policy="expert", advance=advance)
+    num_samples = learners.set_demonstrations([group.payload for group in groups])
+    del feed, groups  # the learners have their own copy
+    num_steps = num_sft_steps(config.sft, num_samples=num_samples)
+    with stage_progress("SFT", total=num_steps) as advance:
+        for step in range(done, num_steps):
+            metrics = learners.sft_update(step=step)
+            advance(1, f"loss {metrics['learner/loss']:.3f}")
+    return num_steps

@@ -1,0 +1,177 @@
+"""What runs beside the driver: Ray itself, the simulated users on Serve, the policy engines, the feeds."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.actor import ActorHandle
+
+from actors.rollout_actor import RolloutSetup
+from actors.trajectory import GroupOrder
+from actors.vllm_engine import EngineActor, EngineClient
+from cluster.config import RunConfig
+from cluster.console import say
+from cluster.machine import PlannedProcess, gpu_share, planned_processes
+from learners.buffer import BufferSizes
+from learners.buffer_actor import BufferActor
+from learners.order_list import OrderList
+from rewards.reward import with_rewards
+from simulators.config import SimulatorConfig
+from simulators.serve import build_app
+from simulators.serve_user import ServeUser
+from simulators.task import TaskSource
+
+APP = "simulators"
+LOCALHOST = "127.0.0.1"
+SERVE_PORT = 8000
+STOP_TIMEOUT_S = 20.0
+QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Services:
+    """The processes that rollouts lean on. Made by `start_services`, ended by `stop`."""
+
+    engines: Sequence[ActorHandle]
+    buffer: ActorHandle
+    rollout_setup: RolloutSetup
+    started_ray: bool
+    """Whether Ray was started here, and so ends here."""
+
+    def stop(self) -> None:
+        """Ends all of them; what does not end in time is killed. Leaves a cluster that was joined as it was."""
+        stopping = [self.buffer.close.remote(), *(engine.stop.remote() for engine in self.engines)]
+        ray.wait(stopping, num_returns=len(stopping), timeout=STOP_TIMEOUT_S)
+        for actor in (self.buffer, *self.engines):
+            ray.kill(actor)
+        serve.delete(APP, _blocking=not self.started_ray)
+        if self.started_ray:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def start_ray(address: str | None) -> bool:
+    """Joins the cluster at `address`, or starts Ray on this machine. True where it was started."""
+    os.environ |= QUIET
+    if ray.is_initialized():
+        return False
+    ray.init(
+        address=address,
+        include_dashboard=None if address else False,
+        log_to_driver=False,
+        runtime_env={"env_vars": QUIET},
+    )
+    return address is None
+
+
+def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, started_ray: bool) -> Services:
+    """Starts everything that rollouts need, the slow parts at the same time, and waits until it is up.
+
+    `started_ray` is what `start_ray` said.
+    """
+    started = time.perf_counter()
+    processes = resources(config)
+    engines = _create_engines(config, policy_folder=policy_folder, process=processes["engine"])
+    starting = [engine.start.remote() for engine in engines]
+    start_simulators(config.simulator, http=False)
+    buffer = _create_buffer(config, run_folder=run_folder)
+    ray.get(starting, timeout=config.engine.start_timeout_s)
+    say(f"simulators, {len(engines)} engine(s) and the buffer are up | {time.perf_counter() - started:.1f}s")
+    return Services(
+        engines=engines,
+        buffer=buffer,
+        rollout_setup=_rollout_setup(config, engines=engines, policy_folder=policy_folder),
+        started_ray=started_ray,
+    )
+
+
+def start_simulators(config: SimulatorConfig, *, http: bool) -> None:
+    """Deploys the simulated users. With `http` they also answer on the loopback address."""
+    location = "HeadOnly" if http else "NoServer"
+    serve.start(http_options={"host": LOCALHOST, "port": SERVE_PORT, "location": location})
+    serve.run(build_app(config, http=http), name=APP, route_prefix="/" if http else None)
+
+
+def connect_user(config: SimulatorConfig) -> ServeUser:
+    """The simulated users as a rollout actor calls them."""
+    return ServeUser(serve.get_deployment_handle("Simulator", app_name=APP), config)
+
+
+def create_order_list(orders: Sequence[GroupOrder]) -> ActorHandle:
+    """A feed of these orders, on the driver's node."""
+    return _beside_driver(OrderList).remote(orders)
+
+
+def resources(config: RunConfig) -> Mapping[str, PlannedProcess]:
+    """What each kind of process asks of Ray, by name."""
+    share = gpu_share(config, num_gpus=int(ray.cluster_resources().get("GPU", 0)))
+    return {process.name: process for process in planned_processes(config, gpu_share=share)}
+
+
+def serve_forever(config: RunConfig) -> None:
+    """`userrl serve`: hosts the simulated users over HTTP until Ctrl-C."""
+    started_ray = start_ray(config.ray.address)
+    try:
+        start_simulators(config.simulator, http=True)
+        say(f"simulated users answer at http://{LOCALHOST}:{SERVE_PORT}/reply (Ctrl-C ends it)")
+        while True:
+            time.sleep(1)
+    finally:
+        serve.delete(APP)
+        if started_ray:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def _create_engines(config: RunConfig, *, policy_folder: str, process: PlannedProcess) -> list[ActorHandle]:
+    # A Ray actor's calls run at the same time up to this number; vLLM does the queueing.
+    most_calls = 2 * config.rollout.num_actors * config.rollout.dialogues_per_actor + 16
+    engine = ray.remote(EngineActor).options(
+        num_cpus=process.num_cpus, num_gpus=process.num_gpus, max_concurrency=most_calls
+    )
+    return [
+        engine.remote(policy_folder, config.engine, config.run.seed + index)
+        for index in range(config.engine.num_engines)
+    ]
+
+
+def _create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
+    sizes = BufferSizes(
+        group_size=config.rollout.group_size,
+        groups_per_step=config.buffer.groups_per_step,
+        max_off_policy_steps=config.buffer.max_off_policy_steps,
+        seed=config.run.seed,
+    )
+    source = TaskSource(
+        config.gyms.weights, split="train", seed=config.run.seed, difficulty=config.gyms.difficulty
+    )
+    return _beside_driver(BufferActor).remote(sizes, source=source, run_folder=run_folder)
+
+
+def _beside_driver(actor: type) -> Any:
+    """An actor on the driver's node, where the run folder is."""
+    here = f"node:{ray.util.get_node_ip_address()}"
+    return ray.remote(actor).options(num_cpus=0, resources={here: 0.001}, max_concurrency=4096)
+
+
+def _rollout_setup(config: RunConfig, *, engines: Sequence[ActorHandle], policy_folder: str) -> RolloutSetup:
+    return RolloutSetup(
+        config=config.rollout,
+        policy_folder=policy_folder,
+        max_tokens=config.engine.max_model_len,
+        connect_engine=partial(EngineClient, engines, timeout_s=config.engine.complete_timeout_s),
+        connect_user=partial(connect_user, config.simulator),
+        score=partial(with_rewards, weights=config.reward.weights),
+    )

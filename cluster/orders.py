@@ -1,0 +1,18 @@
+"""Orders for dialogues that are not trained by GRPO: demonstrations and evaluations."""
+
+from collections.abc import Sequence
+
+from actors.trajectory import GroupOrder
+from simulators.task import Split, TaskKey
+
+
+def orders_for(
+    gyms: Sequence[str], *, split: Split, num_tasks: int, seed: int, difficulty: int
+) -> list[GroupOrder]:
+    """One dialogue for each of `num_tasks` tasks of every gym, gyms taking turns."""
+    keys = [
+        TaskKey(gym=gym, split=split, index=index, seed=seed, difficulty=difficulty)
+        for index in range(num_tasks)
+        for gym in gyms
+    ]
+    return [GroupOrder(group_id=i, task_key=key, group_size=1, seed=seed) for i, key in enumerate(keys)]

@@ -1,0 +1,171 @@
+"""Recipes: TOML and `--key value` into a config, a config into TOML, every mistake into one line for people.
+
+Knows pydantic models in general, and no key of ours in particular.
+"""
+
+import difflib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class BadInput(Exception):
+    """What a person wrote cannot run. Its text is one line: value, rule, cure."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The known name that looks most like `name`; its last part counts, so that `lr` finds `learner.lr`."""
+
+    def likeness(candidate: str) -> float:
+        tail, candidate_tail = name.rpartition(".")[2], candidate.rpartition(".")[2]
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        return max(whole, 0.95 * difflib.SequenceMatcher(None, tail, candidate_tail).ratio() + 0.05 * whole)
+
+    return max(known, key=likeness)
+
+
+def sections_of(annotation: object) -> list[type[BaseModel]]:
+    """The config classes that a field may hold: one, several for a union on `type`, or none."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Every key of a recipe, dotted, in order."""
+    keys: dict[str, FieldInfo] = {}
+    for name, info in model.model_fields.items():
+        sections = sections_of(info.annotation)
+        if not sections:
+            keys[prefix + name] = info
+        for section in sections:
+            keys |= known_keys(section, f"{prefix}{name}.")
+    return keys
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file. Raises `BadInput`."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        siblings = [str(p) for p in sorted(path.parent.glob("*.toml"))]
+        cure = (
+            f"did you mean {nearest(str(path), siblings)}?" if siblings else "give the path of a .toml file"
+        )
+        raise BadInput(f"{path}: no such recipe: {cure}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error}): give a readable .toml file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{path}: not TOML: {error}") from None
+
+
+def apply_overrides(data: dict[str, Any], overrides: Mapping[str, str], *, model: type[BaseModel]) -> None:
+    """Sets dotted keys in `data`, in place. Values are TOML where they read as TOML, else plain text."""
+    keys = known_keys(model)
+    for key, text in overrides.items():
+        table_key = key.rpartition(".")[0]
+        info = keys.get(key) or keys.get(table_key)
+        if info is None or (key not in keys and get_origin(info.annotation) is not dict):
+            raise BadInput(f"{key}: unknown key: did you mean {nearest(key, list(keys))}?")
+        section = data
+        for name in key.split(".")[:-1]:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise BadInput(f"{name}={section!r}: must be a table: write [{name}] in the recipe")
+        section[key.rpartition(".")[2]] = _parse_value(text, info.annotation)
+
+
+def _parse_value(text: str, annotation: object) -> object:
+    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Literal) else (annotation,)
+    if type(None) in choices and text == "none":
+        return None
+    if any(choice is str or isinstance(choice, str) for choice in choices):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def validate(data: Mapping[str, Any], *, model: type[ModelT]) -> ModelT:
+    """Makes the config. Raises `BadInput` with the first mistake and the number of the others."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        details = error.errors()
+        more = f" ({len(details) - 1} more after this one)" if len(details) > 1 else ""
+        raise BadInput(_one_line(details[0], model=model) + more) from None
+
+
+_RULES = {
+    "int_type": "must be a whole number", "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number", "float_type": "must be a number",
+    "float_parsing": "must be a number", "finite_number": "must be a finite number",
+    "bool_type": "must be true or false", "bool_parsing": "must be true or false",
+    "string_type": "must be text", "list_type": "must be a list",
+}  # fmt: skip
+
+
+def _one_line(detail: ErrorDetails, *, model: type[BaseModel]) -> str:
+    keys = known_keys(model)
+    key = ".".join(str(part) for part in detail["loc"] if not str(part).endswith("Config"))
+    kind, value = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key: did you mean {nearest(key, list(keys))}?"
+    if kind == "missing":
+        return f"{key}: missing: write it in the recipe or give --{key} VALUE"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{key}={value!r}: must be a table: write [{key}] in the recipe, or --{key}.KEY VALUE"
+    if kind == "value_error":
+        text = detail["msg"].removeprefix("Value error, ")
+        return text if not key else f"{key}={value!r}: {text}" if _is_plain(value) else f"{key}: {text}"
+    rule = _RULES.get(kind) or re.sub(r"^Input should be", "must be", detail["msg"])
+    default = keys[key].default if key in keys else None
+    cure = f": the default is {default!r}" if _is_plain(default) else ""
+    return f"{key}={value!r}: {rule}{cure}"
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
+    """A nested mapping as TOML; keys that are None are left out, since None is only ever a default."""
+    plain = {k: v for k, v in table.items() if v is not None and not isinstance(v, Mapping)}
+    lines = [f"{_key(name)} = {_value(value)}" for name, value in plain.items()]
+    text = f"[{prefix}]\n" if prefix and (lines or not table) else ""
+    text += "".join(line + "\n" for line in lines)
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            inner = to_toml(value, f"{prefix}.{_key(name)}" if prefix else _key(name))
+            text += ("\n" if text else "") + inner
+    return text
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name)
+
+
+def _value(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case float() if not math.isfinite(value):
+            return str(value)
+        case int() | float():
+            return repr(value)
+        case list() | tuple():
+            return f"[{', '.join(_value(item) for item in value)}]"
+        case _:
+            # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

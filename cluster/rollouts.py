@@ -1,0 +1,71 @@
+"""The driver's hold on the rollout actors: sets them to work for a feed and notices when one has died."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.trajectory import GroupOrder
+from cluster.launch import create_order_list
+from learners.buffer import FinishedGroup
+
+LOOK_EVERY_S = 0.5
+CALL_TIMEOUT_S = 60.0
+WITHOUT_PROGRESS_S = 300.0
+"""A list of orders that gains no finished group for so long is stuck."""
+
+
+class Rollouts:
+    """All rollout actors of a run, as one."""
+
+    def __init__(self, env_runners: Any, *, restore: Callable[[], object]):
+        self._env_runners = env_runners
+        self._restore = restore
+        """Brings restarted actors back into `env_runners`."""
+        self._holders: dict[ActorHandle, dict[int, str]] = {}
+        """By feed: which life of each rollout actor works for it."""
+
+    def supervise(self, feed: ActorHandle, *, policy: str = "engine", group_size: int) -> None:
+        """Every living actor works for `feed` from here on, and orders of lives that ended are issued again.
+
+        Cheap where nothing changed; raises where all actors are gone or one's work ended in an error.
+        """
+        self._restore()
+        states = self._env_runners.foreach_env_runner(
+            lambda actor: actor.work(feed, policy=policy, group_size=group_size),
+            local_env_runner=False,
+            timeout_seconds=CALL_TIMEOUT_S,
+        )
+        for state in states:
+            if state.error:
+                raise RuntimeError(f"rollout actor {state.worker_index} stopped working: {state.error}")
+        if not states:
+            raise RuntimeError("no rollout actor is alive: see the logs under /tmp/ray/session_latest/logs")
+        holders = {state.worker_index: state.holder for state in states}
+        before = self._holders.get(feed, {})
+        for index, holder in before.items():
+            if holders.get(index) != holder:
+                ray.get(feed.forget.remote(holder), timeout=CALL_TIMEOUT_S)
+        self._holders[feed] = holders
+
+    def run(
+        self, orders: Sequence[GroupOrder], *, policy: str, advance: Callable[[int, str], None]
+    ) -> tuple[ActorHandle, list[FinishedGroup]]:
+        """Rolls out a list of orders: the feed that holds their tables, and the finished groups in order."""
+        feed = create_order_list(orders)
+        group_size = max(order.group_size for order in orders)
+        done, changed_at = 0, time.monotonic()
+        while done < len(orders):
+            self.supervise(feed, policy=policy, group_size=group_size)
+            time.sleep(LOOK_EVERY_S)
+            num_finished, _ = ray.get(feed.progress.remote(), timeout=CALL_TIMEOUT_S)
+            if num_finished > done:
+                advance(num_finished - done, "")
+                done, changed_at = num_finished, time.monotonic()
+            elif time.monotonic() - changed_at > WITHOUT_PROGRESS_S:
+                break  # `results` says what is stuck
+        groups = ray.get(feed.results.remote(timeout_s=1.0), timeout=CALL_TIMEOUT_S)
+        self._holders.pop(feed, None)
+        return feed, groups

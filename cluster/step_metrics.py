@@ -1,0 +1,36 @@
+"""A step's rollout numbers, from the summaries of its groups. Keys are `room/thing/stat`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from actors.trajectory import GroupSummary
+
+
+def rollout_metrics(summaries: Sequence[GroupSummary], *, policy_version: int) -> dict[str, float]:
+    """Of the groups that one step trains; `policy_version` is the learners' before the step. Failed trajectories
+    are left out of every mean, never counted as a score."""
+    ages = [policy_version - summary.oldest_version for summary in summaries]
+    spans = [summary.newest_version - summary.oldest_version for summary in summaries]
+    num_turns = np.array([turns for summary in summaries for turns in summary.num_turns])
+    env_s, policy_s = (sum(getattr(summary, name) for summary in summaries) for name in ("env_s", "policy_s"))
+    return {
+        "rollout/reward/mean": _mean(summaries),
+        **{
+            f"rollout/reward/{gym}": _mean([summary for summary in summaries if summary.task_key.gym == gym])
+            for gym in sorted({summary.task_key.gym for summary in summaries})
+        },
+        "rollout/turns/mean": float(num_turns.mean()),
+        "rollout/policy_tokens": float(sum(summary.num_policy_tokens for summary in summaries)),
+        "rollout/group_duration_s/max": max(summary.duration_s for summary in summaries),
+        "rollout/user_retries": float(sum(summary.user_retries for summary in summaries)),
+        "rollout/wait_for_engine/share": policy_s / max(policy_s + env_s, 1e-9),
+        "buffer/age/mean": float(np.mean(ages)),
+        "buffer/age/max": float(max(ages)),
+        "buffer/span/max": float(max(spans)),
+    }
+
+
+def _mean(summaries: Sequence[GroupSummary]) -> float:
+    """Mean score of the trajectories that did not fail."""
+    return float(np.nanmean([score for summary in summaries for score in summary.scores]))

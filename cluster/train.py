@@ -1,0 +1,67 @@
+"""The main job: evaluate, SFT, evaluate, GRPO, evaluate. A thin face of `GRPO`; a stopped run goes on where it was."""
+
+from collections.abc import Sequence
+
+from cluster.algorithm import GRPO, GRPOConfig
+from cluster.config import RunConfig
+from cluster.console import say
+from cluster.curve import draw_reward_curve
+from cluster.results import EvaluationRow, print_rows, read_rows, write_rows
+from cluster.run_folder import RunFolder
+from cluster.tracking import Tracker
+
+
+def train(config: RunConfig, *, as_json: bool) -> None:
+    """Runs the whole job in its run folder. Ctrl-C saves a checkpoint and leaves no process behind."""
+    folder = RunFolder.of(config)
+    resume_step = folder.latest_step or 0
+    with Tracker(folder, config=config, resume_step=resume_step) as tracker:
+        algorithm = GRPOConfig(run=config).build_algo()
+        assert isinstance(algorithm, GRPO)
+        try:
+            if folder.latest_step is not None:
+                algorithm.restore_from_path(folder.checkpoint(folder.latest_step))
+                say(f"goes on from checkpoint {folder.checkpoint(folder.latest_step)}")
+            _stages(algorithm, tracker=tracker, folder=folder)
+        except KeyboardInterrupt:
+            say("stopping: saving a checkpoint")
+            _save(algorithm, folder)
+            raise
+        finally:
+            algorithm.stop()
+    draw_reward_curve(folder, title=config.run.name)
+    print_rows(read_rows(folder.evaluation), as_json=as_json)
+    say(f"model: {folder.model} | curve: {folder.reward_curve} | metrics: {folder.metrics}")
+
+
+def _stages(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder) -> None:
+    config = algorithm.run
+    _evaluate_once(algorithm, "untrained", tracker=tracker, folder=folder)
+    algorithm.cold_start()
+    _evaluate_once(algorithm, "sft", tracker=tracker, folder=folder)
+    if folder.latest_step is None:
+        _save(algorithm, folder)
+    while algorithm.policy_version < config.grpo.num_steps:
+        algorithm.train()
+        step = algorithm.policy_version
+        tracker.log_step(step, metrics=algorithm.step_metrics, dialogues=algorithm.step_dialogues)
+        if step % config.checkpoint.every_steps == 0 or step == config.grpo.num_steps:
+            _save(algorithm, folder)
+    _evaluate_once(algorithm, "grpo", tracker=tracker, folder=folder)
+    algorithm.export_model()
+
+
+def _evaluate_once(algorithm: GRPO, stage: str, *, tracker: Tracker, folder: RunFolder) -> None:
+    """Evaluates, unless this stage's rows are there from before a stop."""
+    if any(row.stage == stage for row in read_rows(folder.evaluation)):
+        return
+    rows: Sequence[EvaluationRow] = algorithm.evaluate_stage(stage)
+    write_rows(folder.evaluation, rows)
+    tracker.log_evaluation(rows, step=algorithm.policy_version)
+
+
+def _save(algorithm: GRPO, folder: RunFolder) -> None:
+    config = algorithm.run
+    folder.save_checkpoint(
+        algorithm.policy_version, write=lambda path: algorithm.save_to_path(path), keep=config.checkpoint.keep
+    )

@@ -1,0 +1,1 @@
+"""Scored groups into gradients: buffer, advantage, loss, learner, weights on their way out."""

@@ -1,0 +1,211 @@
+"""The buffer: slots, a ledger, and whole groups bounded in age. No Ray, no clock, no tokens.
+
+A slot is taken when a group is ordered and freed when the weights of the step that used it are live, or when
+the group is dropped. With `groups_per_step * (max_off_policy_steps + 1)` slots nothing runs further ahead
+than the bound; with `max_off_policy_steps=0` the same code is synchronous training. What is still too old
+when a step wants it (a straggler) is dropped as stale.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from actors.trajectory import GroupOrder, GroupSummary
+from learners.ledger import TRAINED, Ledger, LedgerCounts, drop_reason, outcomes_of, usable_trajectories
+from simulators.task import TaskKey, TaskSource
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishedGroup:
+    """A generated group: its order, its numbers, and a payload that the buffer never looks into."""
+
+    order: GroupOrder
+    summary: GroupSummary
+    payload: Any
+    """The `ObjectRef` of the group's Arrow table in a cluster; any object in tests."""
+
+    @property
+    def usable(self) -> tuple[int, ...]:
+        """Indexes of the trajectories to train; the others failed."""
+        return usable_trajectories(self.summary)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SettledGroup:
+    """A group whose fate is known."""
+
+    group: FinishedGroup
+    outcomes: Sequence[str]  # [group_size]
+    """"trained" or a drop reason, for each trajectory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BufferSizes:
+    """The sizes that the buffer obeys, and the seed that its orders carry."""
+
+    group_size: int
+    groups_per_step: int
+    max_off_policy_steps: int
+    seed: int
+
+    @property
+    def num_slots(self) -> int:
+        return self.groups_per_step * (self.max_off_policy_steps + 1)
+
+
+class Buffer:
+    """Hands out orders and keeps what comes back. Every open order is in exactly one of four places:
+    waiting to be issued again, with a holder, ready, or taken."""
+
+    def __init__(self, sizes: BufferSizes, *, source: TaskSource):
+        self.sizes = sizes
+        self.num_puts_ignored = 0
+        """Groups that came back a second time, or after their fate was known."""
+        self._source = source
+        self._counts = LedgerCounts()
+        self._next_group_id = 0
+        self._waiting: dict[int, GroupOrder] = {}
+        self._held: dict[int, tuple[str, GroupOrder]] = {}
+        self._ready: dict[int, FinishedGroup] = {}
+        self._taken: dict[int, FinishedGroup] = {}
+        self._settled: list[SettledGroup] = []
+
+    def issue(self, holder: str) -> GroupOrder | None:
+        """An order for `holder`, oldest unfinished one first; None where no slot is free."""
+        if self._waiting:
+            order = self._waiting.pop(min(self._waiting))
+        elif self.num_open < self.sizes.num_slots:
+            order = self._draw()
+        else:
+            return None
+        self._held[order.group_id] = (holder, order)
+        return order
+
+    def put(self, order: GroupOrder, *, summary: GroupSummary, payload: Any) -> bool:
+        """Takes a finished group in; False where it was not wanted (any more), which changes nothing."""
+        group_id = order.group_id
+        if group_id not in self._held and group_id not in self._waiting:
+            self.num_puts_ignored += 1
+            return False
+        assert summary.group_id == group_id and len(summary.rewards) == order.group_size
+        # A group may come home after its holder was given up for dead: it is as good as the one to come.
+        self._held.pop(group_id, None)
+        self._waiting.pop(group_id, None)
+        group = FinishedGroup(order=order, summary=summary, payload=payload)
+        reason = drop_reason(summary)
+        if reason is None:
+            self._ready[group_id] = group
+        else:
+            self._settle(group, reason)
+        return True
+
+    def take(self, num_groups: int, *, policy_version: int) -> list[FinishedGroup] | None:
+        """The `num_groups` oldest groups fresh enough for a step on `policy_version`; None if fewer are.
+
+        They stay in flight until `release`.
+        """
+        self.drop_stale(policy_version=policy_version)
+        if len(self._ready) < num_groups:
+            return None
+        oldest_first = sorted(
+            self._ready.values(), key=lambda g: (g.summary.oldest_version, g.order.group_id)
+        )
+        groups = oldest_first[:num_groups]
+        for group in groups:
+            self._taken[group.order.group_id] = self._ready.pop(group.order.group_id)
+        return groups
+
+    def drop_stale(self, *, policy_version: int) -> None:
+        """Drops what no step on `policy_version` or later may train, and so frees its slots."""
+        oldest_allowed = policy_version - self.sizes.max_off_policy_steps
+        for group_id, group in list(self._ready.items()):
+            if group.summary.oldest_version < oldest_allowed:
+                self._settle(self._ready.pop(group_id), "stale")
+
+    def taken(self, group_id: int) -> FinishedGroup:
+        """A group that a step has taken and not yet released."""
+        return self._taken[group_id]
+
+    def release(self, group_ids: Iterable[int]) -> None:
+        """Books taken groups as trained and frees their slots: the weights of their step are live."""
+        for group_id in group_ids:
+            self._settle(self._taken.pop(group_id), TRAINED)
+
+    def forget(self, holder: str) -> list[int]:
+        """Gives up on a holder: its unfinished orders are issued again first. The slots stay taken."""
+        lost = {group_id: order for group_id, (name, order) in self._held.items() if name == holder}
+        for group_id in lost:
+            del self._held[group_id]
+        self._waiting.update(lost)
+        return list(lost)
+
+    def pop_settled(self) -> list[SettledGroup]:
+        """The groups whose fate was decided since the last call, in that order."""
+        settled, self._settled = self._settled, []
+        return settled
+
+    @property
+    def num_open(self) -> int:
+        """Slots taken."""
+        return len(self._waiting) + len(self._held) + len(self._ready) + len(self._taken)
+
+    @property
+    def num_ready(self) -> int:
+        return len(self._ready)
+
+    @property
+    def held(self) -> dict[int, str]:
+        """Group id to the holder that works on it."""
+        return {group_id: holder for group_id, (holder, _) in self._held.items()}
+
+    @property
+    def waiting(self) -> list[int]:
+        """Group ids to be issued again, that nobody has asked for yet."""
+        return list(self._waiting)
+
+    def ledger(self) -> Ledger:
+        """Where every trajectory went. Raises AssertionError if it does not close."""
+        return self._counts.ledger(in_flight=sum(order.group_size for order in self._open_orders()))
+
+    def state(self) -> dict[str, Any]:
+        """JSON from which a later run goes on. Of what is open the order is saved, to be generated again."""
+        orders = sorted(self._open_orders(), key=lambda order: order.group_id)
+        return {
+            "num_drawn": self._source.num_drawn,
+            "next_group_id": self._next_group_id,
+            "ledger": self._counts.state(),
+            "open_orders": [dataclasses.asdict(order) for order in orders],
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], *, sizes: BufferSizes, source: TaskSource) -> Self:
+        """Goes on from `state`: nothing is skipped and nothing is booked twice. Sets `source.num_drawn`."""
+        buffer = cls(sizes, source=source)
+        source.num_drawn = state["num_drawn"]
+        buffer._next_group_id = state["next_group_id"]
+        buffer._counts = LedgerCounts(**state["ledger"])
+        for saved in state["open_orders"]:
+            order = GroupOrder(**{**saved, "task_key": TaskKey(**saved["task_key"])})
+            buffer._waiting[order.group_id] = order
+        return buffer
+
+    def _draw(self) -> GroupOrder:
+        order = GroupOrder(
+            group_id=self._next_group_id,
+            task_key=self._source.draw(),
+            group_size=self.sizes.group_size,
+            seed=self.sizes.seed,
+        )
+        self._next_group_id += 1
+        self._counts.issued += order.group_size
+        return order
+
+    def _settle(self, group: FinishedGroup, outcome: str) -> None:
+        outcomes = outcomes_of(group.summary, outcome)
+        self._counts.settle(outcomes)
+        self._settled.append(SettledGroup(group=group, outcomes=outcomes))
+
+    def _open_orders(self) -> list[GroupOrder]:
+        finished = [group.order for group in (*self._ready.values(), *self._taken.values())]
+        return [*self._waiting.values(), *(order for _, order in self._held.values()), *finished]

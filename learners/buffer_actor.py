@@ -1,0 +1,136 @@
+"""The buffer as a Ray actor: long polls around `Buffer`, and the archive of what was settled.
+
+`ray.remote` is applied in cluster/. One event loop; nothing here fetches a table but the archive.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from ray import ObjectRef
+
+from actors.trajectory import GroupOrder, GroupSummary
+from learners.archive import Archive, ArchiveEntry
+from learners.buffer import Buffer, BufferSizes, FinishedGroup
+from learners.feed import Feed
+from learners.ledger import Ledger
+from simulators.task import TaskSource
+
+FLUSH_TIMEOUT_S = 60.0
+TEXT_COLUMNS = (
+    *("group_id", "trajectory", "turn", "gym", "task_id", "stop_reason", "system", "opening"),
+    *("text", "choice", "content", "feedback", "env_reward", "reward"),
+)
+"""What a person reads of a dialogue."""
+
+
+class BufferActor(Feed):
+    """The feed of training."""
+
+    def __init__(self, sizes: BufferSizes, *, source: TaskSource, run_folder: Path):
+        super().__init__()
+        self._source = source
+        self._buffer = Buffer(sizes, source=source)
+        self._archive = Archive(run_folder / "trajectories")
+        self._last_step = 0
+        self._closed = False
+
+    async def take(self, num_groups: int, policy_version: int, timeout_s: float) -> list[FinishedGroup]:
+        """The oldest `num_groups` groups that a step on `policy_version` may train.
+
+        Their payload is the `ObjectRef` of the group's table. TimeoutError names what it waited for.
+        """
+        try:
+            async with self._changed, asyncio.timeout(timeout_s):
+                while (groups := self._buffer.take(num_groups, policy_version=policy_version)) is None:
+                    self._changed.notify_all()  # stale groups may have freed slots
+                    await self._changed.wait()
+                self._changed.notify_all()
+                return groups
+        except TimeoutError:
+            ready = f"num_groups={num_groups}: only {self._buffer.num_ready} ready after {timeout_s:.0f} s"
+            raise TimeoutError(f"{ready}; {self._stuck()}") from None
+
+    async def dialogues(self, group_ids: Sequence[int], num_dialogues: int) -> list[dict[str, Any]]:
+        """The text of the first dialogues of taken groups, a row a turn; no token leaves this actor."""
+        rows: list[dict[str, Any]] = []
+        # All looked up before the first wait: a release may come meanwhile.
+        for payload in [self._buffer.taken(group_id).payload for group_id in group_ids]:
+            table = (await payload).select(TEXT_COLUMNS)
+            for trajectory in dict.fromkeys(table["trajectory"].to_pylist()):
+                if num_dialogues == 0:
+                    return rows
+                num_dialogues -= 1
+                rows += table.filter(pc.field("trajectory") == trajectory).to_pylist()
+        return rows
+
+    async def release(self, group_ids: Sequence[int], policy_version: int, step: int) -> None:
+        """Frees the slots of `step`'s groups and archives them: its weights are live as `policy_version`."""
+        self._buffer.release(group_ids)
+        self._buffer.drop_stale(policy_version=policy_version)
+        self._last_step = step
+        self._write_settled(f"step-{step:05d}", step=step)
+        await self._notify()
+
+    async def ledger(self) -> Ledger:
+        """Where every trajectory went."""
+        return self._buffer.ledger()
+
+    async def metrics(self) -> dict[str, float]:
+        """The ledger's keys, and the buffer's own."""
+        return {
+            **self._buffer.ledger().metrics(),
+            "buffer/groups_ready": float(self._buffer.num_ready),
+            "buffer/slots_taken": float(self._buffer.num_open),
+            "buffer/puts_ignored": float(self._buffer.num_puts_ignored),
+            "buffer/archive_failures": float(self._archive.num_failures),
+        }
+
+    async def state(self) -> dict[str, Any]:
+        """JSON for the checkpoint."""
+        return self._buffer.state()
+
+    async def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from `state()`: what was open then is issued again first.
+
+        Call it while no rollout actor works: a result begun before it would be taken for one begun after it.
+        """
+        self._buffer = Buffer.from_state(state, sizes=self._buffer.sizes, source=self._source)
+        await self._notify()
+
+    async def close(self) -> None:
+        """Ends the feed: `next_orders` gives None. Waits for the archive; TimeoutError if the disk hangs."""
+        self._closed = True
+        await self._notify()
+        # Dropped since the last release; a name of its own, so that it does not replace that step's file.
+        self._write_settled(f"step-{self._last_step:05d}-rest", step=self._last_step)
+        await self._archive.flush(timeout_s=FLUSH_TIMEOUT_S)
+
+    def _write_settled(self, name: str, *, step: int) -> None:
+        settled = self._buffer.pop_settled()
+        entries = [ArchiveEntry(ref=one.group.payload, outcomes=one.outcomes) for one in settled]
+        self._archive.submit(name, entries, step=step)
+
+    def _stuck(self) -> str:
+        now = time.monotonic()
+        held = [
+            f"group {group_id} with {holder} for {now - self._issued_at[group_id]:.0f} s"
+            for group_id, holder in sorted(self._buffer.held.items())
+        ]
+        waiting = [f"group {group_id} waits to be issued again" for group_id in self._buffer.waiting]
+        return "; ".join([*held, *waiting]) or "nobody has asked for orders"
+
+    def _issue(self, holder: str) -> GroupOrder | None:
+        return self._buffer.issue(holder)
+
+    def _accept(self, order: GroupOrder, summary: GroupSummary, ref: ObjectRef) -> bool:
+        return self._buffer.put(order, summary=summary, payload=ref)
+
+    def _give_up(self, holder: str) -> list[int]:
+        return self._buffer.forget(holder)
+
+    def _ended(self) -> bool:
+        return self._closed

@@ -1,0 +1,188 @@
+"""The learner: RLlib's `TorchLearner` as a shell that holds the policy and its optimizer and calls the pure parts.
+
+The driver calls its methods through `learner_group.foreach_learner`, on every rank alike: all but `get_state` are collective.
+There is no RLModule: dialogues are sampled by the engine, and the policy's weights travel through `weights`.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from ray.rllib.core import COMPONENT_RL_MODULE
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from transformers import AutoTokenizer
+
+from learners.advantage import make_estimator
+from learners.checkpoint import Progress, export_model, load_checkpoint, save_checkpoint
+from learners.config import LearnerSettings
+from learners.packing import micro_batches
+from learners.policy import full_state_dict, load_policy, shard
+from learners.samples import TrainingSample, row_advantages, samples_from_table
+from learners.sft import batch_indices, demonstrations_from_tables
+from learners.step import (
+    LossFn,
+    accumulate_gradients,
+    apply_gradients,
+    grpo_sums,
+    make_optimizer,
+    sft_sums,
+    step_metrics,
+    warmed_up,
+)
+from learners.weight_sender import pack_weights
+
+FETCH_TIMEOUT_S = 120.0
+"""Longest wait for a step's tables."""
+
+
+class GRPOLearner(TorchLearner):
+    """One training rank. Reads everything from `config.learner_settings`, a `LearnerSettings`."""
+
+    def build(self) -> None:
+        """Loads the policy, shards it over the learners, makes the optimizer. Called once, by the LearnerGroup."""
+        settings: LearnerSettings = self.config.learner_settings
+        config = settings.learner
+        self._settings = settings
+        self._num_ranks = dist.get_world_size() if dist.is_initialized() else 1
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._device = torch.device("cuda" if config.num_gpus_per_learner else "cpu")
+        if not config.num_gpus_per_learner:
+            torch.set_num_threads(
+                config.num_threads or max(1, len(os.sched_getaffinity(0)) // self._num_ranks)
+            )
+        policy = load_policy(
+            settings.policy_folder,
+            temperature=settings.temperature,
+            dtype=getattr(torch, config.dtype),
+            device=self._device,
+            recompute_activations=config.recompute_activations,
+        )
+        self._policy = shard(policy, num_ranks=self._num_ranks, device=self._device)
+        self._optimizer = make_optimizer(self._policy, config=config)
+        self._stage = ""
+        self._demonstrations: list[TrainingSample] = []
+        self._estimator = make_estimator(
+            config.advantage, trajectory_score=config.trajectory_score, gamma=config.gamma
+        )
+        self._is_built = True
+
+    def update_groups(self, group_refs: Sequence[ray.ObjectRef], *, step: int) -> dict[str, float]:
+        """One GRPO step on whole scored groups: references to their tables, the same list on every rank.
+
+        `step` is the policy version before the update, and decides the warm-up. Metrics are the same on every rank.
+        """
+        self._enter_stage("grpo")
+        samples = [
+            sample
+            for table in _fetch(group_refs)
+            for sample in samples_from_table(table, advantages=row_advantages(table, self._estimator))
+        ]
+        config = self._settings.learner
+        num_loss_tokens = sum(sample.num_loss_tokens for sample in samples)
+        loss_fn = partial(grpo_sums, config=config, num_tokens=num_loss_tokens, policy_version=step)
+        lr = warmed_up(config.lr, step=step, warmup_steps=config.warmup_steps)
+        return self._step(samples, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step)
+
+    def set_demonstrations(self, table_refs: Sequence[ray.ObjectRef]) -> int:
+        """Keeps the SFT stage's demonstrations; returns how many samples they give."""
+        self._demonstrations = demonstrations_from_tables(_fetch(table_refs))
+        return len(self._demonstrations)
+
+    def sft_update(self, *, step: int) -> dict[str, float]:
+        """One SFT step on the demonstrations' batch of that number."""
+        self._enter_stage("sft")
+        config = self._settings.sft
+        indices = batch_indices(
+            len(self._demonstrations), batch_size=config.batch_size, step=step, seed=self._settings.seed
+        )
+        samples = [self._demonstrations[index] for index in indices]
+        num_loss_tokens = sum(sample.num_loss_tokens for sample in samples)
+        lr = warmed_up(config.lr, step=step, warmup_steps=config.warmup_steps)
+        loss_fn = partial(sft_sums, num_tokens=num_loss_tokens)
+        return self._step(samples, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step)
+
+    def weights(self, *, dtype: str) -> tuple[NDArray[np.uint8], dict[str, float]] | None:
+        """`pack_weights` of the whole policy on rank 0, None on the others."""
+        state = full_state_dict(self._policy, keep=self._rank == 0)
+        return pack_weights(state, dtype=dtype) if self._rank == 0 else None
+
+    def save(self, path: str) -> None:
+        """Writes a checkpoint into the folder `path`, which all learners must be able to reach."""
+        save_checkpoint(Path(path), self._policy, self._optimizer, Progress(stage=self._stage))
+
+    def load(self, path: str) -> None:
+        """Goes on from a checkpoint, whatever number of learners wrote it."""
+        self._stage = load_checkpoint(Path(path), self._policy, self._optimizer).stage
+
+    def export(self, folder: str) -> None:
+        """Writes the policy with its tokenizer as a Hugging Face folder."""
+        tokenizer = AutoTokenizer.from_pretrained(self._settings.policy_folder)
+        export_model(Path(folder), self._policy, tokenizer=tokenizer, is_writer=self._rank == 0)
+
+    def get_state(self, *args: object, **kwargs: object) -> dict[str, object]:
+        """Nothing: RLlib asks one rank alone, where a sharded policy cannot be gathered. See `save` and `weights`."""
+        return {COMPONENT_RL_MODULE: {}}
+
+    def set_state(self, state: dict[str, object]) -> None:
+        """Takes nothing back; see `load`."""
+
+    def get_checkpointable_components(self) -> list[tuple[str, object]]:
+        return []
+
+    def compute_loss_for_module(self, **kwargs: object) -> NoReturn:
+        """RLlib's own update path, which cuts batches without regard to groups: not taken."""
+        raise NotImplementedError("GRPOLearner learns through update_groups and sft_update")
+
+    def _enter_stage(self, stage: str) -> None:
+        """Begins a stage with fresh optimizer moments: those of another loss would steer its first steps."""
+        if stage != self._stage:
+            self._stage = stage
+            self._optimizer = make_optimizer(self._policy, config=self._settings.learner)
+
+    def _step(
+        self,
+        samples: Sequence[TrainingSample],
+        *,
+        loss_fn: LossFn,
+        num_loss_tokens: int,
+        lr: float,
+        step: int,
+    ) -> dict[str, float]:
+        """One optimizer step on these samples; a step without a token to learn from is skipped."""
+        if not num_loss_tokens:
+            return {"learner/num_tokens": 0.0, "learner/num_loss_tokens": 0.0, "learner/num_skipped": 1.0}
+        start, config = time.perf_counter(), self._settings.learner
+        batches = micro_batches(
+            samples,
+            max_tokens=config.micro_batch_tokens,
+            rank=self._rank,
+            num_ranks=self._num_ranks,
+            seed=self._settings.seed + step,
+        )
+        sums = accumulate_gradients(
+            self._policy, batches, loss_fn=loss_fn, device=self._device, num_ranks=self._num_ranks
+        )
+        grad_norm = apply_gradients(
+            self._policy, self._optimizer, lr=lr, max_grad_norm=config.max_grad_norm, loss=sums["loss"]
+        )
+        return step_metrics(
+            sums,
+            grad_norm=grad_norm,
+            lr=lr,
+            num_tokens=sum(sample.num_tokens for sample in samples),
+            num_loss_tokens=num_loss_tokens,
+            duration_s=time.perf_counter() - start,
+        )
+
+
+def _fetch(refs: Sequence[ray.ObjectRef]) -> list[pa.Table]:
+    return ray.get(list(refs), timeout=FETCH_TIMEOUT_S)

@@ -1,0 +1,75 @@
+"""A fixed list of orders as a Ray actor: the feed of evaluation. Nothing is dropped, nothing trained."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray import ObjectRef
+
+from actors.trajectory import GroupOrder, GroupSummary
+from learners.archive import write_tables
+from learners.buffer import FinishedGroup
+from learners.feed import Feed
+
+FETCH_TIMEOUT_S = 60.0
+
+
+class OrderList(Feed):
+    """Hands out a list of orders, each until it comes back once."""
+
+    def __init__(self, orders: Sequence[GroupOrder]):
+        super().__init__()
+        self._orders = list(orders)
+        self._waiting = {order.group_id: order for order in orders}
+        assert len(self._waiting) == len(self._orders), "group ids must differ"
+        self._held: dict[int, tuple[str, GroupOrder]] = {}
+        self._finished: dict[int, FinishedGroup] = {}
+
+    async def progress(self) -> tuple[int, int]:
+        """Groups finished, and groups in all."""
+        return len(self._finished), len(self._orders)
+
+    async def results(self, timeout_s: float) -> list[FinishedGroup]:
+        """All groups in the list's order, once the last is finished.
+
+        Their payload is the `ObjectRef` of the group's table. Raises TimeoutError that names what is missing.
+        """
+        try:
+            async with self._changed, asyncio.timeout(timeout_s):
+                await self._changed.wait_for(self._ended)
+        except TimeoutError:
+            held = [f"group {group_id} with {holder}" for group_id, (holder, _) in self._held.items()]
+            waiting = [f"group {group_id} with nobody" for group_id in self._waiting]
+            raise TimeoutError(f"unfinished after {timeout_s:.0f} s: {'; '.join(held + waiting)}") from None
+        return [self._finished[order.group_id] for order in self._orders]
+
+    async def write(self, path: Path) -> None:
+        """Writes the tables of all finished groups as one Parquet file. Raises OSError."""
+        async with asyncio.timeout(FETCH_TIMEOUT_S):
+            tables = [await group.payload for group in self._finished.values()]
+        await asyncio.to_thread(write_tables, path, tables)
+
+    def _issue(self, holder: str) -> GroupOrder | None:
+        if not self._waiting:
+            return None
+        order = self._waiting.pop(next(iter(self._waiting)))
+        self._held[order.group_id] = (holder, order)
+        return order
+
+    def _accept(self, order: GroupOrder, summary: GroupSummary, ref: ObjectRef) -> bool:
+        if order.group_id in self._finished:
+            return False
+        self._waiting.pop(order.group_id, None)
+        self._held.pop(order.group_id, None)
+        self._finished[order.group_id] = FinishedGroup(order=order, summary=summary, payload=ref)
+        return True
+
+    def _give_up(self, holder: str) -> list[int]:
+        lost = {group_id: order for group_id, (name, order) in self._held.items() if name == holder}
+        for group_id in lost:
+            del self._held[group_id]
+        self._waiting = {**lost, **self._waiting}
+        return list(lost)
+
+    def _ended(self) -> bool:
+        return len(self._finished) == len(self._orders)

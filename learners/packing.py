@@ -1,0 +1,107 @@
+"""Micro-batches: a plan that every learner makes alike, and packed tensors without padding. Knows no model and no Ray.
+
+Legend: T tokens of a row, L of them in the loss.
+"""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int32, Int64
+from torch import Tensor
+
+from learners.samples import TrainingSample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MicroBatch:
+    """Samples end to end in one row, with what the loss needs at each token it counts."""
+
+    lengths: tuple[int, ...]  # [num_samples]
+    """Tokens of each sample, in order: attention never crosses these borders."""
+    token_ids: Int64[Tensor, "T"]
+    position_ids: Int64[Tensor, "T"]
+    """Restart at 0 with each sample."""
+    predictors: Int64[Tensor, "L"]
+    """Where in the row the token before each loss token stands: its hidden state predicts it."""
+    targets: Int64[Tensor, "L"]
+    behavior_logprobs: Float32[Tensor, "L"]
+    policy_versions: Int32[Tensor, "L"]
+    advantages: Float32[Tensor, "L"]
+
+
+def plan(
+    lengths: Sequence[int], *, max_tokens: int, num_ranks: int, seed: int
+) -> list[list[tuple[int, ...]]]:
+    """Sample indices of each rank's micro-batches: [num_ranks][num_micro_batches][num_samples].
+
+    Longest first, each onto the emptiest micro-batch, equal lengths in seeded order: the micro-batches come out nearly
+    even. Every rank gets equally many (FSDP's collectives must match), so that some may be empty; the same input gives
+    the same plan everywhere. Raises ValueError for a sample longer than `max_tokens`.
+    """
+    if lengths and max(lengths) > max_tokens:
+        raise ValueError(
+            f"micro_batch_tokens={max_tokens}: a micro-batch must hold the longest sample, which has {max(lengths)} "
+            f"tokens: set learner.micro_batch_tokens to at least that"
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(lengths)).tolist()
+    order = sorted(shuffled, key=lambda index: -lengths[index])
+    num_bins = _round_up(max(1, -(-sum(lengths) // max_tokens)), num_ranks)
+    while (bins := _fill(order, lengths=lengths, max_tokens=max_tokens, num_bins=num_bins)) is None:
+        num_bins += num_ranks
+    return [bins[rank::num_ranks] for rank in range(num_ranks)]
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _fill(
+    order: Sequence[int], *, lengths: Sequence[int], max_tokens: int, num_bins: int
+) -> list[tuple[int, ...]] | None:
+    """Each sample onto the emptiest of `num_bins` micro-batches; None if one does not fit."""
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    emptiest = [(0, b) for b in range(num_bins)]
+    for index in order:
+        filled, b = heapq.heappop(emptiest)
+        if filled + lengths[index] > max_tokens:
+            return None
+        bins[b].append(index)
+        heapq.heappush(emptiest, (filled + lengths[index], b))
+    return [tuple(indices) for indices in bins]
+
+
+def pack(samples: Sequence[TrainingSample]) -> MicroBatch:
+    """The samples end to end. None at all: one token that counts for nothing, so that a rank without work still takes
+    part in every collective."""
+    if not samples:
+        zero = torch.zeros(1, dtype=torch.int64)
+        none, nothing = zero[:0], torch.zeros(0)
+        return MicroBatch(
+            lengths=(1,), token_ids=zero, position_ids=zero, predictors=none, targets=none,
+            behavior_logprobs=nothing, policy_versions=none.int(), advantages=nothing,
+        )  # fmt: skip
+    lengths = tuple(sample.num_tokens for sample in samples)
+    token_ids = np.concatenate([sample.token_ids for sample in samples]).astype(np.int64)
+    kept = np.flatnonzero(np.concatenate([sample.loss_mask for sample in samples]))
+    return MicroBatch(
+        lengths=lengths,
+        token_ids=torch.from_numpy(token_ids),
+        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])),
+        predictors=torch.from_numpy(kept - 1),
+        targets=torch.from_numpy(token_ids[kept]),
+        behavior_logprobs=torch.from_numpy(np.concatenate([s.behavior_logprobs for s in samples])[kept]),
+        policy_versions=torch.from_numpy(np.concatenate([s.policy_versions for s in samples])[kept]),
+        advantages=torch.from_numpy(np.concatenate([s.advantages for s in samples])[kept]),
+    )
+
+
+def micro_batches(
+    samples: Sequence[TrainingSample], *, max_tokens: int, rank: int, num_ranks: int, seed: int
+) -> Iterator[MicroBatch]:
+    """This rank's micro-batches of the step, packed one at a time."""
+    lengths = [sample.num_tokens for sample in samples]
+    for indices in plan(lengths, max_tokens=max_tokens, num_ranks=num_ranks, seed=seed)[rank]:
+        yield pack([samples[index] for index in indices])

@@ -1,0 +1,111 @@
+"""Samples to train on, read from the Arrow tables of groups and demonstrations. Knows no model, no torch, no Ray."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float32, Int32
+from numpy import ndarray
+
+from learners.advantage import Estimator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainingSample:
+    """One token sequence to train on: a trajectory, or the part of it between two forks."""
+
+    group_id: int
+    trajectory: int
+    token_ids: Int32[ndarray, "T"]
+    loss_mask: Bool[ndarray, "T"]
+    """True where the policy produced the token."""
+    behavior_logprobs: Float32[ndarray, "T"]
+    """0 where `loss_mask` is False."""
+    policy_versions: Int32[ndarray, "T"]
+    """-1 where `loss_mask` is False."""
+    advantages: Float32[ndarray, "T"]
+    """The turn's advantage; 0 where `loss_mask` is False."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        return int(self.loss_mask.sum())
+
+
+class _Ragged:
+    """An Arrow list column as a flat array and offsets: no Python object per token."""
+
+    def __init__(self, table: pa.Table, name: str):
+        column = table[name].combine_chunks()
+        self._offsets: ndarray = column.offsets.to_numpy()
+        self._values: ndarray = column.values.to_numpy()
+
+    def __getitem__(self, row: int) -> ndarray:
+        return self._values[self._offsets[row] : self._offsets[row + 1]]
+
+
+def row_advantages(table: pa.Table, estimator: Estimator) -> ndarray:  # [num_rows]
+    """One group's advantages in the table's row order, NaN on each turn of a trajectory that failed or has no reward."""
+    trajectories = table["trajectory"].to_numpy()
+    rewards = np.where(table["failed"].to_numpy(), np.nan, table["reward"].to_numpy())
+    starts = np.flatnonzero(np.diff(trajectories, prepend=-1))
+    return np.concatenate(estimator(np.split(rewards, starts[1:])))
+
+
+def samples_from_table(table: pa.Table, *, advantages: ndarray) -> list[TrainingSample]:
+    """The table's samples. A trajectory that failed or has a non-finite advantage gives none, and neither does a sample
+    without completion tokens.
+
+    `advantages` is [num_rows]; demonstrations pass ones. Rows stand in order of (group_id, trajectory, turn).
+    """
+    groups, trajectories = table["group_id"].to_numpy(), table["trajectory"].to_numpy()
+    new_trajectory = (np.diff(groups, prepend=-1) != 0) | (np.diff(trajectories, prepend=-1) != 0)
+    starts = np.flatnonzero(new_trajectory | table["forked"].to_numpy())
+    bad = table["failed"].to_numpy() | ~np.isfinite(advantages)
+    bad_trajectories = set(zip(groups[bad].tolist(), trajectories[bad].tolist(), strict=True))
+    columns = [
+        _Ragged(table, name)
+        for name in ("context_ids", "completion_ids", "behavior_logprobs", "policy_versions")
+    ]
+    samples = []
+    for first, last in pairwise([*starts.tolist(), table.num_rows]):
+        key = (int(groups[first]), int(trajectories[first]))
+        if key not in bad_trajectories:
+            sample = _sample(key, columns, rows=range(first, last), advantages=advantages)
+            if sample.loss_mask.any():
+                samples.append(sample)
+    return samples
+
+
+def _sample(
+    key: tuple[int, int], columns: Sequence[_Ragged], *, rows: range, advantages: ndarray
+) -> TrainingSample:
+    """Contexts and completions of these rows, end to end."""
+    context_ids, completion_ids, logprobs, versions = columns
+    parts: list[tuple[ndarray, ...]] = []
+    for row in rows:
+        num_context, num_completion = len(context_ids[row]), len(completion_ids[row])
+        masked, kept = np.zeros(num_context, np.float32), np.ones(num_completion, np.float32)
+        parts.append((context_ids[row], masked, masked, masked.astype(np.int32) - 1, masked))
+        parts.append(
+            (completion_ids[row], kept, logprobs[row], versions[row], kept * np.float32(advantages[row]))
+        )
+    token_ids, mask, logprob, version, advantage = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    mask = mask.astype(bool)
+    mask[:1] = False  # nothing stands before a sample's first token to predict it
+    return TrainingSample(
+        group_id=key[0],
+        trajectory=key[1],
+        token_ids=token_ids,
+        loss_mask=mask,
+        behavior_logprobs=logprob,
+        policy_versions=version,
+        advantages=advantage,
+    )

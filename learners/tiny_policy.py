@@ -1,0 +1,134 @@
+"""A small policy from nothing: a Qwen3-architecture model with random weights and a tokenizer of the gyms' own language.
+
+It makes a folder that `from_pretrained` and vLLM load like any downloaded one, so the rest of the system knows no
+difference. Numbers are tokenised digit by digit; text that never varies (a gym's rules, a tool call's syntax) is one token.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from learners.config import TinyPolicyConfig
+from simulators.gyms import GYMS
+from simulators.message import TOOL_NAME, TOOL_SCHEMA
+from simulators.rule_user import RuleUser
+from simulators.task import TaskKey
+from simulators.user import UserCall
+
+STOP = "<|im_end|>"
+PAD = "<|endoftext|>"
+CONSTANTS = (
+    f'<tool_call>\n{{"name": "{TOOL_NAME}", "arguments": {{"choice": "',
+    '", "content": "',
+    '"}}\n</tool_call>',
+    "\n<|im_start|>user\n<tool_response>\n",
+    "\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
+    "<|im_end|>\n<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n",
+    *(f"<|im_start|>system\n{gym.system}\n<tools>\n{json.dumps(TOOL_SCHEMA)}\n</tools>" for gym in GYMS.values()),
+)
+"""Text that never varies: one token each, so that a small policy spends its few parameters on what does."""
+WORDS = r"\d| ?[A-Za-z_]+| ?[^\sA-Za-z_\d]+|\s"
+"""How text is cut before merges: single digits, words with their space, runs of punctuation."""
+CORPUS_DIALOGUES_PER_GYM = 300
+CORPUS_SEED = 0
+CHAT_TEMPLATE = """\
+{%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% else %}{% set system = '' %}{% endif %}
+{{- '<|im_start|>system\\n' + system }}
+{%- if tools %}{{ '\\n<tools>\\n' }}{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}{{ '</tools>' }}{% endif %}
+{{- '<|im_end|>\\n' }}
+{%- for message in messages %}
+  {%- if message.role == 'user' %}{{ '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
+  {%- elif message.role == 'assistant' %}
+    {{- '<|im_start|>assistant\\n' + message.content }}
+    {%- for call in message.tool_calls or [] %}
+      {{- '\\n' if message.content or not loop.first }}
+      {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson }}
+      {{- '}\\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+  {%- elif message.role == 'tool' %}
+    {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
+  {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+"""The ChatML form with Qwen3's <tools>, <tool_call> and <tool_response> blocks."""
+
+
+def build(folder: Path, config: TinyPolicyConfig, *, max_tokens: int, seed: int) -> None:
+    """Writes model and tokenizer into `folder`; the same seed gives the same bytes."""
+    tokenizer = make_tokenizer(vocab_size=config.vocab_size)
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=max_tokens,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            rope_theta=10_000.0,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_tokenizer(*, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the gyms' rules, openings, actions and feedback."""
+    tokenizer = Tokenizer(models.BPE())
+    cut = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    specials = [PAD, "<|im_start|>", STOP]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(CONSTANTS) - 4,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    blocks = ["<think>", "</think>", "<tool_response>", "</tool_response>"]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*CONSTANTS, *blocks)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=STOP, pad_token=PAD, chat_template=CHAT_TEMPLATE
+    )
+
+
+def _corpus() -> Iterator[str]:
+    """What the gyms say when their experts play training tasks, without a running system around them."""
+    yield from ["system", "user", "assistant"] * CORPUS_DIALOGUES_PER_GYM
+    for gym in GYMS.values():
+        for index in range(CORPUS_DIALOGUES_PER_GYM):
+            difficulty = index % 3
+            key = TaskKey(gym=gym.name, split="train", index=index, seed=CORPUS_SEED, difficulty=difficulty)
+            yield from _expert_dialogue(key)
+
+
+def _expert_dialogue(key: TaskKey) -> Iterator[str]:
+    gym, user = GYMS[key.gym], RuleUser()
+    task = gym.make_task(key)
+    state = gym.start(task)
+    yield task.opening
+    expert = gym.expert(task.opening, random.Random(key.index))
+    action = next(expert)
+    while True:
+        call = UserCall(gym=key.gym, scenario=task.scenario, question=action.content)
+        reply = user.answer(call) if gym.asks_user(state, action) else None
+        outcome = gym.apply(task, state, action, reply)
+        yield from (action.choice, action.content, outcome.feedback)
+        if outcome.done:
+            return
+        state, action = outcome.state, expert.send(outcome.feedback)

@@ -1,0 +1,153 @@
+"""The environment's contract, in Gymnasium's words, and the one environment that plays every gym's rules.
+
+A gym gives pure functions; the environment holds the state, asks the user and pays the best-so-far difference.
+"""
+
+import random
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from simulators.message import CHOICES, Action, parse_action
+from simulators.task import Task, TaskKey
+from simulators.user import User, UserCall, UserReply
+
+MAX_TURNS = 16
+"""Turn budget of training and evaluation alike; all of them are executed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observation:
+    """What the policy sees before its first turn."""
+
+    system: str
+    """The gym's rules."""
+    opening: str
+    """The user's first message."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """The environment's answer to one action."""
+
+    feedback: str
+    """The only thing that the policy sees of it."""
+    reward: float
+    """This turn's environment reward; a dialogue's sum is its score, in [0, 1]."""
+    terminated: bool
+    """The episode reached its end: solved, out of attempts, or finished by the policy."""
+    truncated: bool
+    """The turn budget ran out."""
+    user_reply: UserReply | None
+    """The user's reply behind the feedback; None where no user was asked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a gym's rules make of one action."""
+
+    state: Any
+    feedback: str
+    score: float
+    """The worth of what has been reached, in [0, 1]; only what exceeds the best so far is paid."""
+    done: bool = False
+
+
+class Env(Protocol):
+    """One dialogue's environment: made for one task, used once."""
+
+    async def reset(self) -> Observation: ...
+
+    async def step(self, text: str) -> Step:
+        """Takes `[choice] content`. Raises `SimulatorError` where the user fails; the state is then unchanged."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+Expert = Generator[Action, str, None]
+"""A scripted expert in dialogue: yields actions and is sent their feedback. Knows only what the policy may know."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gym:
+    """One gym: everything that the rest of the system asks of it. All functions are pure."""
+
+    name: str
+    system: str
+    """The rules, as the policy reads them."""
+    make_task: Callable[[TaskKey], Task]
+    start: Callable[[Task], Any]
+    """The state before the first turn."""
+    asks_user: Callable[[Any, Action], bool]
+    """(state, action): whether the user must be asked before the rules can apply."""
+    apply: Callable[[Task, Any, Action, UserReply | None], Outcome]
+    """(task, state, action, the user's reply if asked) to the outcome. Never sees `finish`."""
+    answer: Callable[[UserCall, random.Random], UserReply]
+    """The rule-based user."""
+    expert: Callable[[str, random.Random], Expert]
+    """(opening, randomness of style) to a scripted expert."""
+    random_action: Callable[[Task, random.Random], Action]
+    """A well-formed action that ignores the dialogue."""
+
+
+class GymEnv:
+    """Plays one task of one gym with one user. Implements `Env`."""
+
+    def __init__(self, gym: Gym, *, task: Task, user: User, max_turns: int = MAX_TURNS):
+        self._gym = gym
+        self._task = task
+        self._user = user
+        self._max_turns = max_turns
+        self._state: Any = gym.start(task)
+        self._history: tuple[tuple[str, str], ...] = ()
+        self._best = 0.0
+        self._num_turns = 0
+        self._over = False
+
+    async def reset(self) -> Observation:
+        return Observation(system=self._gym.system, opening=self._task.opening)
+
+    async def step(self, text: str) -> Step:
+        """Executes one action. Raises ValueError after the end and `SimulatorError` where the user fails."""
+        if self._over:
+            raise ValueError("step after the end of the episode: make a new environment for a new task")
+        action = parse_action(text)
+        reply = await self._ask(action) if action and self._gym.asks_user(self._state, action) else None
+        outcome = self._outcome(action, reply)
+        reward = max(0.0, outcome.score - self._best)
+        self._best += reward
+        self._state = outcome.state
+        self._num_turns += 1
+        truncated = not outcome.done and self._num_turns >= self._max_turns
+        self._over = outcome.done or truncated
+        return Step(
+            feedback=outcome.feedback,
+            reward=reward,
+            terminated=outcome.done,
+            truncated=truncated,
+            user_reply=reply,
+        )
+
+    async def close(self) -> None:
+        self._over = True
+
+    async def _ask(self, action: Action) -> UserReply:
+        call = UserCall(
+            gym=self._gym.name,
+            scenario=self._task.scenario,
+            question=action.content,
+            history=self._history,
+            seed=self._task.key.seed,
+        )
+        reply = await self._user.reply(call)
+        self._history = (*self._history, (action.content, reply.text))
+        return reply
+
+    def _outcome(self, action: Action | None, reply: UserReply | None) -> Outcome:
+        if action is None:
+            known = ", ".join(CHOICES)
+            return Outcome(state=self._state, feedback=f"Unknown choice. Use one of: {known}.", score=0.0)
+        if action.choice == "finish":
+            return Outcome(state=self._state, feedback="The conversation is over.", score=0.0, done=True)
+        return self._gym.apply(self._task, self._state, action, reply)

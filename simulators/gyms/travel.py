@@ -1,0 +1,214 @@
+"""Travel: learn what a traveller wants by asking, search with it, and recommend the cheapest option that fits.
+
+Each part of a trip (flight, hotel, ...) has options with three slots and a price; the traveller cares about some slots.
+For every wish there is a cheaper option that breaks only this wish, so nobody books well without asking for all of them.
+Levels: 0 one part with two wishes; 1 two parts with two; 2 three parts with three. Splits are disjoint by trip part (the
+part with its wishes). One recommendation a part; an option that was never shown cannot be recommended.
+"""
+
+import random
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from simulators.env import Expert, Gym, Outcome
+from simulators.message import Action
+from simulators.task import Task, TaskKey, split_of
+from simulators.user import UserCall, UserReply
+
+SYSTEM = (
+    "Book the cheapest option that fits all wishes of the user. "
+    "action: ask the user about one slot of one part. "
+    "search: the part and the wished values, to see what fits. "
+    "answer: the id of the option to book; one a part."
+)
+PARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "flight": {
+        "cabin": ("economy", "business", "first"),
+        "stops": ("nonstop", "onestop", "twostop"),
+        "departure": ("morning", "noon", "evening"),
+    },
+    "hotel": {
+        "room": ("single", "double", "suite"),
+        "view": ("sea", "garden", "street"),
+        "meals": ("breakfast", "halfboard", "none"),
+    },
+    "restaurant": {
+        "cuisine": ("thai", "french", "mexican"),
+        "seating": ("terrace", "booth", "bar"),
+        "mood": ("quiet", "lively", "romantic"),
+    },
+    "apartment": {
+        "floor": ("ground", "middle", "top"),
+        "kitchen": ("full", "shared", "mini"),
+        "heating": ("gas", "electric", "wood"),
+    },
+    "car": {
+        "gearbox": ("manual", "automatic", "hybrid"),
+        "body": ("sedan", "wagon", "van"),
+        "insurance": ("basic", "extended", "complete"),
+    },
+}
+LEVELS: tuple[tuple[int, int], ...] = ((1, 2), (2, 2), (3, 3))
+"""Level to (parts of the trip, wishes a part)."""
+NUM_OPTIONS = 12
+NUM_SHOWN = 4
+SECOND_BEST = 0.8
+"""Worth of an option that fits but is not the cheapest that does (UserRL's choice reward)."""
+CITIES = ("Paris", "Oslo", "Rome", "Lima", "Cairo", "Delhi", "Quito", "Seoul", "Perth", "Dakar")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    shown: frozenset[str] = frozenset()
+    """Ids of all options that a search has shown."""
+    booked: frozenset[str] = frozenset()
+    """Parts with a recommendation."""
+    score: float = 0.0
+
+
+def make_task(key: TaskKey) -> Task:
+    rng = key.rng()
+    num_parts, num_wishes = LEVELS[min(key.difficulty, len(LEVELS) - 1)]
+    wishes: dict[str, dict[str, str]] = {}
+    while len(wishes) < num_parts:
+        part = rng.choice([part for part in PARTS if part not in wishes])
+        slots = sorted(rng.sample(list(PARTS[part]), num_wishes))
+        wished = {slot: rng.choice(PARTS[part][slot]) for slot in slots}
+        if split_of(f"travel:{part}:{sorted(wished.items())}") == key.split:
+            wishes[part] = wished
+    catalogue = {part: _draw_options(rng, part=part, wished=wished) for part, wished in wishes.items()}
+    needs = " and a ".join(wishes)
+    return Task(
+        key=key,
+        opening=f"I am going to {rng.choice(CITIES)}. Please book a {needs} for me.",
+        scenario={"wishes": wishes, "catalogue": catalogue},
+    )
+
+
+def start(task: Task) -> State:
+    return State()
+
+
+def asks_user(state: State, action: Action) -> bool:
+    return action.choice == "action"
+
+
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+    if reply is not None:
+        return Outcome(state=state, feedback=reply.text, score=state.score)
+    return _search(task, state, action.content) if action.choice == "search" else _book(task, state, action.content)
+
+
+def answer(call: UserCall, rng: random.Random) -> UserReply:
+    """Tells the wish behind the one slot that is asked about; a vague or double question gets a polite refusal."""
+    asked = [
+        (part, slot)
+        for part, wished in call.scenario["wishes"].items()
+        for slot in PARTS[part]
+        if _mentions(call.question, slot)
+    ]
+    if len(asked) != 1:
+        return UserReply(text="Please ask about one slot.")
+    part, slot = asked[0]
+    wish = call.scenario["wishes"][part].get(slot)
+    return UserReply(text=f"I want {wish}." if wish else "Any is fine.", facts={"part": part, "slot": slot, "wish": wish})
+
+
+def expert(opening: str, rng: random.Random) -> Expert:
+    """Asks for every slot of every part, searches with all wishes, books the first (cheapest) option shown."""
+    for part in (part for part in PARTS if _mentions(opening, part)):
+        wished: list[str] = []
+        for slot in PARTS[part]:
+            feedback = yield Action(choice="action", content=f"Which {slot}?")
+            if feedback.startswith("I want "):
+                wished.append(feedback.removeprefix("I want ").rstrip("."))
+        results = yield Action(choice="search", content=" ".join([part, *wished]))
+        yield Action(choice="answer", content=results.split()[0])
+
+
+def random_action(task: Task, rng: random.Random) -> Action:
+    part = rng.choice(list(task.scenario["wishes"]))
+    choice = rng.choice(("action", "search", "answer"))
+    content = {
+        "action": f"Which {rng.choice(list(PARTS[part]))}?",
+        "search": part,
+        "answer": f"{part[0].upper()}{rng.randint(1, 99)}",
+    }[choice]
+    return Action(choice=choice, content=content)
+
+
+def _draw_options(rng: random.Random, *, part: str, wished: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Options of a part: the best, one dearer that fits, a cheaper one that breaks only each wish, and others."""
+    slots = PARTS[part]
+    ids = rng.sample(range(10, 100), NUM_OPTIONS)
+    best_price = rng.randint(300, 500)
+
+    def option(values: Mapping[str, str], price: int) -> dict[str, Any]:
+        filled = {slot: values.get(slot) or rng.choice(choices) for slot, choices in slots.items()}
+        return {"id": f"{part[0].upper()}{ids.pop()}", "values": filled, "price": price}
+
+    options = [option(wished, best_price), option(wished, best_price + rng.randint(20, 90))]
+    for slot, wish in wished.items():
+        other = rng.choice([value for value in slots[slot] if value != wish])
+        options.append(option({**wished, slot: other}, best_price - rng.randint(20, 90)))
+    misfits = [kind for kind in product(*slots.values()) if not _fits(dict(zip(slots, kind, strict=True)), wished.values())]
+    while ids:
+        kind = dict(zip(slots, rng.choice(misfits), strict=True))
+        options.append(option(kind, rng.randint(100, 900)))
+    return sorted(options, key=lambda option: (option["price"], option["id"]))
+
+
+def _search(task: Task, state: State, query: str) -> Outcome:
+    parts = [part for part in task.scenario["catalogue"] if _mentions(query, part)]
+    if len(parts) != 1:
+        return Outcome(state=state, feedback="Search for one part of the trip.", score=state.score)
+    known = [value for values in PARTS[parts[0]].values() for value in values]
+    asked = [value for value in known if _mentions(query, value)]
+    fitting = [option for option in task.scenario["catalogue"][parts[0]] if _fits(option["values"], asked)]
+    if not fitting:
+        return Outcome(state=state, feedback="No option fits.", score=state.score)
+    shown = fitting[:NUM_SHOWN]
+    feedback = "; ".join(f"{option['id']} costs {option['price']}" for option in shown)
+    ids = frozenset(option["id"] for option in shown)
+    return Outcome(state=replace(state, shown=state.shown | ids), feedback=feedback, score=state.score)
+
+
+def _book(task: Task, state: State, content: str) -> Outcome:
+    ids = re.findall(r"\b[A-Z]\d{2}\b", content)
+    if len(ids) != 1 or ids[0] not in state.shown:
+        return Outcome(state=state, feedback="Give one id that a search has shown.", score=state.score)
+    catalogue = task.scenario["catalogue"]
+    part = next(part for part, options in catalogue.items() if any(option["id"] == ids[0] for option in options))
+    if part in state.booked:
+        return Outcome(state=state, feedback=f"The {part} is booked already.", score=state.score)
+    wished = task.scenario["wishes"][part].values()
+    fitting = [option["id"] for option in catalogue[part] if _fits(option["values"], wished)]
+    worth = 1.0 if ids[0] == fitting[0] else SECOND_BEST if ids[0] in fitting else 0.0
+    state = replace(state, booked=state.booked | {part}, score=state.score + worth / len(catalogue))
+    verdict = {1.0: "the best choice", SECOND_BEST: "fine, but not the cheapest"}.get(worth, "not what I want")
+    done = len(state.booked) == len(catalogue)
+    return Outcome(state=state, feedback=f"That is {verdict}.", score=state.score, done=done)
+
+
+def _fits(values: Mapping[str, str], wished: Iterable[str]) -> bool:
+    return set(wished) <= set(values.values())
+
+
+def _mentions(text: str, word: str) -> bool:
+    return re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) is not None
+
+
+GYM = Gym(
+    name="travel",
+    system=SYSTEM,
+    make_task=make_task,
+    start=start,
+    asks_user=asks_user,
+    apply=apply,
+    answer=answer,
+    expert=expert,
+    random_action=random_action,
+)

@@ -1,0 +1,243 @@
+"""The engine on real parts: Ray, vLLM, and a tiny Qwen3 policy with random weights and tied embeddings."""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+from ray.actor import ActorHandle
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from actors.config import EngineConfig
+from actors.engine import CompletionRequest, EngineError, Sampling
+from actors.trajectory import Completion
+from actors.vllm_engine import EngineActor, EngineClient
+from learners.weight_sender import pack_weights
+
+pytestmark = pytest.mark.slow
+
+VOCAB_SIZE = 256
+STOP_TOKEN_ID = 1
+MOST_GAP = 0.02
+"""Mean absolute difference of logprobs that training tolerates."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    engines: list[ActorHandle]
+    client: EngineClient
+    policy: Qwen3ForCausalLM
+    """Version 0, as the engines received it."""
+    was_served_early: bool
+    """Whether a request got an answer before the first weights."""
+    early_versions: list[int]
+    """Versions of that request's completion, once there were weights."""
+
+
+def _policy(*, seed: int) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    policy = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=32,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            eos_token_id=STOP_TOKEN_ID,
+        )
+    )
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(6.0)  # far from uniform, so that other weights mean other logprobs
+    return policy
+
+
+def _request(*, seed: int, length: int = 300, most: int = 64, temperature: float = 1.0) -> CompletionRequest:
+    token_ids = [*np.random.default_rng(7).integers(2, VOCAB_SIZE, length).tolist(), 2 + seed % 200]
+    sampling = Sampling(temperature=temperature, max_completion_tokens=most)
+    return CompletionRequest(token_ids=token_ids, messages=(), sampling=sampling, seed=seed)
+
+
+async def _complete_all(client: EngineClient, requests: list[CompletionRequest]) -> list[Completion]:
+    return list(await asyncio.gather(*(client.complete(request) for request in requests)))
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(work, timeout=60))
+
+
+def _reference_logprobs(policy: Qwen3ForCausalLM, token_ids: list[int], *, temperature: float) -> np.ndarray:
+    """Logprobs [num_tokens - 1] of all tokens but the first."""
+    ids = torch.tensor([token_ids])
+    with torch.no_grad():
+        logprobs = (policy(ids).logits[0, :-1] / temperature).log_softmax(-1)
+    return logprobs.gather(-1, ids[0, 1:, None])[:, 0].numpy()
+
+
+def _gap(policy: Qwen3ForCausalLM, request: CompletionRequest, completion: Completion) -> float:
+    ids = [*request.token_ids, *completion.token_ids]
+    reference = _reference_logprobs(policy, ids, temperature=request.sampling.temperature)
+    return float(np.abs(reference[len(request.token_ids) - 1 :] - np.asarray(completion.logprobs)).mean())
+
+
+def _receive(started: Started, policy: Qwen3ForCausalLM, *, version: int) -> None:
+    payload = ray.put(pack_weights(policy.state_dict(), dtype="float32")[0])
+    ray.get([engine.receive.remote(payload, version) for engine in started.engines], timeout=60)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    folder = tmp_path_factory.mktemp("policy")
+    policy = _policy(seed=0)
+    _policy(seed=99).save_pretrained(folder)  # what an engine starts from must never be served
+    path = str(Path(__file__).parents[2])
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    try:
+        config = EngineConfig(max_model_len=512, kv_cache_gib=0.1, num_threads=1)
+        actor: Any = ray.remote(EngineActor)
+        actor = actor.options(num_cpus=0, max_concurrency=256)
+        engines = [actor.remote(str(folder), config, seed) for seed in (0, 1)]
+        ray.get([engine.start.remote() for engine in engines], timeout=300)
+        early = engines[0].complete.remote(
+            np.array([5, 6], np.int32), max_completion_tokens=4, temperature=1.0, seed=0
+        )
+        served, _ = ray.wait([early], timeout=1.0)
+        payload = ray.put(pack_weights(policy.state_dict(), dtype="float32")[0])
+        ray.get([engine.receive.remote(payload, 0) for engine in engines], timeout=60)
+        versions = ray.get(early, timeout=60)[2].tolist()
+        yield Started(
+            engines=engines,
+            client=EngineClient(engines, timeout_s=60),
+            policy=policy,
+            was_served_early=bool(served),
+            early_versions=versions,
+        )
+    finally:
+        ray.shutdown()
+
+
+def test_nothing_is_served_before_the_first_weights(started: Started) -> None:
+    assert not started.was_served_early
+    assert set(started.early_versions) == {0}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_the_distribution_sampled_from(started: Started, temperature: float) -> None:
+    requests = [_request(seed=seed, temperature=temperature) for seed in range(8)]
+    completions = _run(_complete_all(started.client, requests))
+    gaps = [_gap(started.policy, *pair) for pair in zip(requests, completions, strict=True)]
+    assert np.mean(gaps) < MOST_GAP
+
+
+def test_scores_are_the_learners_logprobs(started: Started) -> None:
+    ids = list(_request(seed=3).token_ids)
+    reference = _reference_logprobs(started.policy, ids, temperature=1.0)
+    for engine in started.engines:
+        scores = ray.get(engine.score.remote(np.array(ids, np.int32)), timeout=60)
+        assert np.abs(scores - reference).mean() < MOST_GAP
+
+
+def test_a_completion_ends_with_its_stop_token_or_at_its_limit(started: Started) -> None:
+    completions = _run(_complete_all(started.client, [_request(seed=seed, most=200) for seed in range(48)]))
+    for completion in completions:
+        ids = list(completion.token_ids)
+        assert STOP_TOKEN_ID not in ids[:-1]
+        assert ids[-1] == STOP_TOKEN_ID or len(ids) == 200
+        assert len(ids) == len(completion.logprobs) == len(completion.policy_versions)
+    assert any(completion.token_ids[-1] == STOP_TOKEN_ID for completion in completions)
+
+
+def test_the_seed_alone_decides_what_is_sampled(started: Started) -> None:
+    once, again, other = _run(_complete_all(started.client, [_request(seed=seed) for seed in (11, 11, 12)]))
+    assert list(once.token_ids) == list(again.token_ids) != list(other.token_ids)
+
+
+def test_weights_arrive_in_flight_and_each_token_names_its_version(started: Started) -> None:
+    requests = [_request(seed=100 + seed, length=200, most=256) for seed in range(16)]
+    policy = _policy(seed=1)
+
+    async def sync_in_flight() -> list[Completion]:
+        running = asyncio.ensure_future(_complete_all(started.client, requests))
+        await asyncio.sleep(0.2)
+        payload = ray.put(pack_weights(policy.state_dict(), dtype="float32")[0])
+        await asyncio.gather(*(engine.receive.remote(payload, 1) for engine in started.engines))
+        return await running
+
+    completions = _run(sync_in_flight())
+    assert any(set(completion.policy_versions) == {0, 1} for completion in completions)
+    old_gaps = []
+    for request, completion in zip(requests, completions, strict=True):
+        versions = list(completion.policy_versions)
+        assert versions == sorted(versions)
+        num_old = versions.count(0)
+        if num_old:
+            old = Completion(
+                token_ids=completion.token_ids[:num_old],
+                logprobs=completion.logprobs[:num_old],
+                policy_versions=versions[:num_old],
+            )
+            old_gaps.append(_gap(started.policy, request, old))
+    assert np.mean(old_gaps) < MOST_GAP
+
+    # The same prompts again: nothing that the old weights cached may be used.
+    completions = _run(_complete_all(started.client, requests))
+    assert all(set(completion.policy_versions) == {1} for completion in completions)
+    gaps = [_gap(policy, *pair) for pair in zip(requests, completions, strict=True)]
+    assert np.mean(gaps) < MOST_GAP
+
+
+def test_incomplete_weights_are_refused_and_close_the_gate_until_whole_ones_come(started: Started) -> None:
+    policy = _policy(seed=2)
+    state = {name: tensor for name, tensor in policy.state_dict().items() if "layers.1.mlp" not in name}
+    payload = ray.put(pack_weights(state, dtype="float32")[0])
+    engine = started.engines[0]
+    with pytest.raises(EngineError, match="lack 2 of the policy's parameters"):
+        ray.get(engine.receive.remote(payload, 2), timeout=60)
+    late = engine.score.remote(np.arange(2, 20, dtype=np.int32))
+    assert ray.wait([late], timeout=0.5)[0] == []
+    _receive(started, policy, version=2)
+    reference = _reference_logprobs(policy, list(range(2, 20)), temperature=1.0)
+    assert np.abs(ray.get(late, timeout=60) - reference).mean() < MOST_GAP
+
+
+def test_an_engines_refusal_is_an_engine_error(started: Started) -> None:
+    with pytest.raises(EngineError, match="512"):
+        _run(started.client.complete(_request(seed=0, length=600)))
+    patient = EngineClient(started.engines, timeout_s=0.001)
+    with pytest.raises(EngineError, match=r"complete_timeout_s=0\.001"):
+        _run(patient.complete(_request(seed=0)))
+
+
+def test_no_process_survives_a_stop_or_a_kill(started: Started) -> None:
+    stopped, killed = started.engines
+    children = [
+        psutil.Process(pid)
+        for engine in started.engines
+        for pid in ray.get(engine.__ray_call__.remote(_child_pids), timeout=60)
+    ]
+    assert sum("EngineCore" in " ".join(child.cmdline()) for child in children) == 2
+    ray.get(stopped.stop.remote(), timeout=30)
+    ray.kill(killed)
+    end = time.monotonic() + 15
+    while any(child.is_running() for child in children) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [child for child in children if child.is_running()]
+    for engine in started.engines:
+        with pytest.raises(EngineError):
+            _run(EngineClient([engine], timeout_s=10).complete(_request(seed=0)))
+
+
+def _child_pids(engine: EngineActor) -> list[int]:
+    return [child.pid for child in psutil.Process().children(recursive=True)]

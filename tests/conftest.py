@@ -1,0 +1,15 @@
+"""The order of the tests, and what a machine without a GPU leaves out."""
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs what starts Ray or vLLM last, so that a broken law shows within the first minute."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    on_gpu = [item for item in items if item.get_closest_marker("gpu") is not None]
+    if on_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

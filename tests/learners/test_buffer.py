@@ -1,0 +1,282 @@
+"""Laws of the buffer and its ledger: no Ray, no clock."""
+
+import json
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from actors.trajectory import GroupOrder, GroupSummary, StopReason
+from learners.buffer import Buffer, BufferSizes, FinishedGroup
+from simulators.task import TaskSource
+
+OK, FAILED = StopReason.TERMINATED, StopReason.SIMULATOR_ERROR
+
+
+def source() -> TaskSource:
+    return TaskSource({"function": 1.0, "travel": 1.0}, split="train", seed=7, difficulty=0)
+
+
+def make_sizes(
+    *, group_size: int = 2, groups_per_step: int = 2, max_off_policy_steps: int = 0
+) -> BufferSizes:
+    return BufferSizes(
+        group_size=group_size,
+        groups_per_step=groups_per_step,
+        max_off_policy_steps=max_off_policy_steps,
+        seed=7,
+    )
+
+
+def summary_of(
+    order: GroupOrder, rewards: list[float], *, reasons: list[StopReason] | None = None, oldest: int = 0
+) -> GroupSummary:
+    return GroupSummary(
+        group_id=order.group_id,
+        task_key=order.task_key,
+        rewards=rewards,
+        scores=rewards,
+        num_turns=[1] * len(rewards),
+        stop_reasons=reasons or [OK] * len(rewards),
+        num_policy_tokens=10,
+        oldest_version=oldest,
+        newest_version=oldest,
+        duration_s=1.0,
+        policy_s=0.5,
+        env_s=0.5,
+        user_retries=0,
+    )
+
+
+def finish(buffer: Buffer, rewards: list[float], *, oldest: int = 0) -> GroupOrder:
+    order = buffer.issue("a")
+    assert order is not None
+    buffer.put(order, summary=summary_of(order, rewards, oldest=oldest), payload=None)
+    return order
+
+
+def test_synchronous_training_orders_one_step_and_no_more():
+    buffer = Buffer(make_sizes(groups_per_step=2, max_off_policy_steps=0), source=source())
+    assert [buffer.issue("a") is None for _ in range(3)] == [False, False, True]
+
+
+def test_slots_are_one_step_of_groups_for_each_allowed_version():
+    assert make_sizes(groups_per_step=4, max_off_policy_steps=2).num_slots == 12
+
+
+def test_a_slot_is_freed_by_release_and_not_by_take():
+    buffer = Buffer(make_sizes(groups_per_step=1), source=source())
+    order = finish(buffer, [0.0, 1.0])
+    assert buffer.take(1, policy_version=0) is not None
+    assert buffer.issue("a") is None
+    buffer.release([order.group_id])
+    assert buffer.issue("a") is not None
+
+
+def test_a_flat_group_is_dropped_and_frees_its_slot():
+    buffer = Buffer(make_sizes(groups_per_step=1), source=source())
+    finish(buffer, [0.3, 0.1 + 0.2])
+    assert buffer.ledger().dropped == {"flat": 2, "failed": 0, "too_few": 0, "stale": 0}
+    assert buffer.issue("a") is not None
+
+
+def test_a_failed_trajectory_is_dropped_alone_where_two_others_differ():
+    buffer = Buffer(make_sizes(group_size=3, groups_per_step=1), source=source())
+    order = buffer.issue("a")
+    assert order is not None
+    summary = summary_of(order, [0.0, 1.0, math.nan], reasons=[OK, OK, FAILED])
+    buffer.put(order, summary=summary, payload=None)
+    groups = buffer.take(1, policy_version=0)
+    assert groups is not None and groups[0].usable == (0, 1)
+    buffer.release([order.group_id])
+    ledger = buffer.ledger()
+    assert (ledger.issued, ledger.trained, ledger.dropped["failed"], ledger.in_flight) == (3, 2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "dropped"),
+    [
+        ([0.0, math.nan, math.inf], {"too_few": 1, "failed": 2}),
+        ([0.5, 0.5, math.nan], {"flat": 2, "failed": 1}),
+        ([math.nan] * 3, {"failed": 3}),
+    ],
+)
+def test_what_failures_leave_over_is_booked_under_its_own_reason(
+    rewards: list[float], dropped: dict[str, int]
+):
+    buffer = Buffer(make_sizes(group_size=3, groups_per_step=1), source=source())
+    finish(buffer, rewards)
+    assert {reason: count for reason, count in buffer.ledger().dropped.items() if count} == dropped
+
+
+def test_a_group_one_step_too_old_is_stale_and_one_just_in_time_is_not():
+    buffer = Buffer(make_sizes(groups_per_step=1, max_off_policy_steps=1), source=source())
+    finish(buffer, [0.0, 1.0], oldest=1)
+    kept = finish(buffer, [0.0, 1.0], oldest=2)
+    groups = buffer.take(1, policy_version=3)
+    assert groups is not None and [group.order.group_id for group in groups] == [kept.group_id]
+    assert buffer.ledger().dropped["stale"] == 2
+
+
+def test_take_gives_the_oldest_groups_first():
+    buffer = Buffer(make_sizes(groups_per_step=2, max_off_policy_steps=3), source=source())
+    ids = [finish(buffer, [0.0, 1.0], oldest=oldest).group_id for oldest in (3, 1, 2)]
+    groups = buffer.take(2, policy_version=3)
+    assert groups is not None and [group.order.group_id for group in groups] == [ids[1], ids[2]]
+
+
+def test_forgotten_orders_are_issued_again_first_and_not_booked_twice():
+    buffer = Buffer(make_sizes(groups_per_step=2, max_off_policy_steps=1), source=source())
+    first, second, third = (buffer.issue(holder) for holder in ("dead", "alive", "dead"))
+    assert first and second and third
+    assert buffer.forget("dead") == [first.group_id, third.group_id]
+    assert [buffer.issue("alive"), buffer.issue("alive")] == [first, third]
+    assert buffer.ledger().issued == 6
+
+
+def test_a_second_put_is_ignored_and_counted():
+    buffer = Buffer(make_sizes(), source=source())
+    order = finish(buffer, [0.0, 1.0])
+    before = buffer.ledger()
+    assert not buffer.put(order, summary=summary_of(order, [1.0, 1.0]), payload=None)
+    assert (buffer.ledger(), buffer.num_puts_ignored) == (before, 1)
+
+
+def test_a_group_that_comes_home_after_its_holder_was_forgotten_is_used_once():
+    buffer = Buffer(make_sizes(groups_per_step=1), source=source())
+    order = buffer.issue("dead")
+    assert order is not None
+    buffer.forget("dead")
+    assert buffer.put(order, summary=summary_of(order, [0.0, 1.0]), payload=None)
+    assert buffer.issue("alive") is None
+
+
+def test_metrics_name_every_reason_from_the_first_step():
+    assert Buffer(make_sizes(), source=source()).ledger().metrics() == {
+        "ledger/issued": 0.0,
+        "ledger/trained": 0.0,
+        "ledger/dropped/flat": 0.0,
+        "ledger/dropped/failed": 0.0,
+        "ledger/dropped/too_few": 0.0,
+        "ledger/dropped/stale": 0.0,
+        "ledger/in_flight": 0.0,
+    }
+
+
+GROUPS = st.sampled_from(
+    [
+        ([0.0, 0.5, 1.0], [OK, OK, OK]),
+        ([1.0, 0.0, 0.0], [OK, OK, OK]),
+        ([0.5, 0.5, 0.5], [OK, OK, OK]),
+        ([0.0, 1.0, math.nan], [OK, OK, FAILED]),
+        ([0.0, 1.0, 1.0], [OK, FAILED, FAILED]),
+        ([math.inf, 1.0, 0.0], [OK, OK, OK]),
+        ([math.nan, math.nan, math.nan], [FAILED, FAILED, FAILED]),
+    ]
+)
+
+
+class BufferLaws(RuleBasedStateMachine):
+    """Any interleaving of everything that can happen to a buffer, beside a model that only remembers."""
+
+    @initialize(max_off_policy_steps=st.integers(0, 2), groups_per_step=st.integers(1, 3))
+    def start(self, max_off_policy_steps: int, groups_per_step: int) -> None:
+        self.sizes = make_sizes(
+            group_size=3, groups_per_step=groups_per_step, max_off_policy_steps=max_off_policy_steps
+        )
+        self.buffer = Buffer(self.sizes, source=source())
+        self.version = 0
+        self.working: list[tuple[GroupOrder, int]] = []  # (order, version it began on)
+        self.tasks: dict[int, int] = {}  # group id to task index
+        self.taken: list[FinishedGroup] = []
+        self.trained: Counter[int] = Counter()
+        self.ended: list[GroupOrder] = []
+
+    @rule(holder=st.sampled_from("ab"), most=st.integers(1, 9))
+    def issue(self, holder: str, most: int) -> None:
+        for order in (self.buffer.issue(holder) for _ in range(most)):
+            if order is None:
+                return
+            assert self.tasks.setdefault(order.group_id, order.task_key.index) == order.task_key.index
+            assert order.group_id not in self.buffer.waiting
+            self.working.append((order, self.version))
+
+    @precondition(lambda self: self.working)
+    @rule(groups=st.lists(GROUPS, min_size=1, max_size=4), newest_first=st.booleans())
+    def put(self, groups: list[tuple[list[float], list[StopReason]]], newest_first: bool) -> None:
+        for rewards, reasons in groups[: len(self.working)]:
+            order, began = self.working.pop(-1 if newest_first else 0)
+            summary = summary_of(order, rewards, reasons=reasons, oldest=began)
+            self.buffer.put(order, summary=summary, payload=began)
+            self.ended.append(order)
+
+    @precondition(lambda self: self.ended)
+    @rule(data=st.data())
+    def put_again(self, data: st.DataObject) -> None:
+        order = data.draw(st.sampled_from(self.ended))
+        if order.group_id in self.buffer.held or order.group_id in self.buffer.waiting:
+            return  # to be generated again after a restore: the next put is its first
+        before = self.buffer.ledger()
+        assert not self.buffer.put(order, summary=summary_of(order, [0.0, 1.0, 2.0]), payload=None)
+        assert self.buffer.ledger() == before
+
+    @precondition(lambda self: self.buffer.num_ready)
+    @rule()
+    def take(self) -> None:
+        groups = self.buffer.take(self.sizes.groups_per_step, policy_version=self.version)
+        if groups is not None:
+            assert len(groups) == self.sizes.groups_per_step
+            for group in groups:
+                assert self.version - group.summary.oldest_version <= self.sizes.max_off_policy_steps
+                assert len(group.summary.rewards) == self.sizes.group_size
+                assert len(group.usable) >= 2
+            self.taken += groups
+
+    @precondition(lambda self: self.taken)
+    @rule()
+    def release(self) -> None:
+        self.version += 1
+        self.buffer.release([group.order.group_id for group in self.taken])
+        self.trained.update(group.order.group_id for group in self.taken)
+        self.taken = []
+
+    @rule(stragglers=st.integers(0, 2))
+    def train_one_step(self, stragglers: int) -> None:
+        """The usual course, which takes random sequences far: all but a few old groups come home."""
+        self.issue("a", self.sizes.num_slots)
+        usual = ([0.0, 0.5, 1.0], [OK, OK, OK])
+        self.put([usual] * max(0, len(self.working) - stragglers), newest_first=True)
+        self.take()
+        if self.taken:
+            self.release()
+
+    @precondition(lambda self: self.working)
+    @rule(holder=st.sampled_from("ab"))
+    def forget(self, holder: str) -> None:
+        self.buffer.forget(holder)
+
+    @rule()
+    def save_and_restore(self) -> None:
+        before = self.buffer.ledger()
+        state = json.loads(json.dumps(self.buffer.state()))
+        self.buffer = Buffer.from_state(state, sizes=self.sizes, source=source())
+        assert self.buffer.ledger() == before
+        self.working, self.taken = [], []
+
+    @invariant()
+    def laws(self) -> None:
+        if not hasattr(self, "buffer"):
+            return
+        ledger = self.buffer.ledger()
+        assert ledger.closes()
+        assert self.buffer.num_open <= self.sizes.num_slots
+        assert ledger.issued == self.sizes.group_size * len(self.tasks)
+        assert sorted(self.tasks.values()) == list(range(len(self.tasks)))  # no task skipped, none twice
+        assert max(self.trained.values(), default=0) <= 1
+
+
+TestBufferLaws = BufferLaws.TestCase
+TestBufferLaws.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

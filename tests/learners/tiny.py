@@ -1,0 +1,95 @@
+"""Small parts for the learner's tests: a random model of 30 thousand weights and hand-made groups as tables."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from actors.table import REWARD, to_table
+from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from learners.attention import PACKED_CAUSAL
+from learners.policy import Policy
+from simulators.task import TaskKey
+
+VOCAB_SIZE = 50
+
+
+def tiny_model() -> Qwen3ForCausalLM:
+    """Random weights, always the same; grouped-query attention and a tied head."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def tiny_policy(*, dtype: torch.dtype = torch.float64, temperature: float = 1.0) -> Policy:
+    """The model behind packed attention, in `dtype` throughout."""
+    model = tiny_model().to(dtype)
+    model.set_attn_implementation(PACKED_CAUSAL)
+    return Policy(model, temperature=temperature)
+
+
+def plain_model(folder: str) -> Qwen3ForCausalLM:
+    """The folder's model as transformers loads it by default: nothing of ours in the path."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def make_turn(context: Sequence[int], completion: Sequence[int], *, reward: float, forked: bool, version: int = 0) -> Turn:
+    """A turn whose behavior logprobs are -0.5, -0.6, ..."""
+    return Turn(
+        context_ids=context,
+        forked=forked,
+        completion=Completion(
+            token_ids=completion,
+            logprobs=[-0.5 - 0.1 * i for i in range(len(completion))],
+            policy_versions=[version] * len(completion),
+        ),
+        text="",
+        action=None,
+        feedback="",
+        reward=reward,
+    )
+
+
+def make_table(trajectories: Sequence[tuple[Sequence[Turn], StopReason]], *, group_id: int = 0) -> pa.Table:
+    """A scored group: each turn's reward as given, NaN where the trajectory failed."""
+    key = TaskKey(gym="function", split="train", index=group_id, seed=0, difficulty=0)
+    order = GroupOrder(group_id=group_id, task_key=key, group_size=len(trajectories), seed=0)
+    records = [
+        Trajectory(task_key=key, system="", opening="", turns=turns, stop_reason=reason)
+        for turns, reason in trajectories
+    ]
+    table = to_table(order, records)
+    rewards = np.where(table["failed"].to_numpy(), np.nan, table["env_reward"].to_numpy())
+    return table.append_column(REWARD, pa.array(rewards))
+
+
+def random_table(*, group_id: int, group_size: int = 4, seed: int = 0, version: int = 0) -> pa.Table:
+    """A group of two-turn trajectories of random tokens and lengths; the first of them succeed."""
+    rng = np.random.default_rng((seed, group_id))
+    trajectories = []
+    for index in range(group_size):
+        turns = [
+            make_turn(
+                rng.integers(0, VOCAB_SIZE, rng.integers(3, 12)).tolist(),
+                rng.integers(0, VOCAB_SIZE, rng.integers(1, 9)).tolist(),
+                reward=float(turn == 1 and index <= group_id % group_size),
+                forked=turn == 0,
+                version=version,
+            )
+            for turn in range(2)
+        ]
+        trajectories.append((turns, StopReason.TERMINATED))
+    return make_table(trajectories, group_id=group_id)

@@ -1,0 +1,139 @@
+"""Laws of the simulated users behind Serve: real replicas on loopback, killed and delayed."""
+
+import asyncio
+import dataclasses
+import json
+import random
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray import cloudpickle, serve
+from ray.serve.handle import DeploymentHandle
+
+from simulators.config import SimulatorConfig
+from simulators.env import Gym
+from simulators.gyms import GYMS
+from simulators.rule_user import RuleUser
+from simulators.serve import build_app
+from simulators.serve_user import ServeUser
+from simulators.user import SimulatorError, UserCall, UserReply
+
+pytestmark = pytest.mark.slow
+PORT = 18463
+URL = f"http://127.0.0.1:{PORT}"
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Serve's replicas cannot import a test file
+
+
+def answer(call: UserCall, rng: random.Random) -> UserReply:
+    """Does what the question says."""
+    if call.question == "raise":
+        raise KeyError("no such thing")
+    if call.question.startswith("sleep"):
+        time.sleep(float(call.question.split()[1]))
+    return UserReply(text=f"you said {call.question}", facts={"draw": rng.random()})
+
+
+def gyms() -> dict[str, Gym]:
+    return {"echo": dataclasses.replace(GYMS["function"], name="echo", answer=answer)}
+
+
+def ask(question: str, *, gym: str = "echo", seed: int = 0) -> UserCall:
+    return UserCall(gym=gym, scenario={"hidden": 1}, question=question, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def handle() -> Iterator[DeploymentHandle]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+    serve.run(build_app(SimulatorConfig(num_replicas=2), gyms=gyms()), name="simulators", route_prefix="/")
+    yield serve.get_deployment_handle("Simulator", "simulators")
+    serve.shutdown()
+    ray.shutdown()
+
+
+def serve_actors() -> list[str]:
+    """Names in Serve's namespace."""
+    actors: list[Any] = list(ray.util.list_named_actors(all_namespaces=True))
+    return [actor["name"] for actor in actors if actor["namespace"] == "serve"]
+
+
+def post(body: dict[str, object]) -> tuple[int, dict[str, object]]:
+    request = urllib.request.Request(
+        f"{URL}/reply", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+async def test_a_served_user_says_what_the_same_user_says_in_process(handle: DeploymentHandle):
+    calls = [ask(f"question {i}", seed=i) for i in range(100)]
+    served = ServeUser(handle, SimulatorConfig())
+    replies = await asyncio.gather(*(served.reply(call) for call in calls))
+    local = RuleUser(gyms())
+    for call, reply in zip(calls, replies, strict=True):
+        expected = await local.reply(call)
+        assert (reply.text, reply.facts) == (expected.text, expected.facts)
+        assert reply.latency_s > 0 and reply.num_retries == 0
+
+
+async def test_a_user_that_raises_is_a_simulator_error_for_that_call_alone(handle: DeploymentHandle):
+    user = ServeUser(handle, SimulatorConfig())
+    calls = [user.reply(ask("raise")), user.reply(ask("hello"))]
+    bad, good = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(bad, SimulatorError) and str(bad) == "echo: KeyError: 'no such thing'"
+    assert isinstance(good, UserReply) and good.text == "you said hello"
+    with pytest.raises(SimulatorError, match="did you mean 'echo'"):
+        await user.reply(ask("hello", gym="ecko"))
+
+
+async def test_a_slow_user_is_given_up_within_its_time_limit(handle: DeploymentHandle):
+    user = ServeUser(handle, SimulatorConfig(timeout_s=0.2, max_retries=1, backoff_s=0.05))
+    began = time.monotonic()
+    with pytest.raises(SimulatorError, match=r"no reply in 2 tries: TimeoutError: no reply within 0\.2 s"):
+        await user.reply(ask("sleep 1"))
+    assert time.monotonic() - began < 1.0
+    await asyncio.sleep(2.5)  # both replicas sleep on
+
+
+async def test_a_replica_killed_under_load_loses_no_call_and_falsifies_none(handle: DeploymentHandle):
+    # Eight clients, as eight rollout actors are: both replicas have requests in hand at any moment.
+    users = [ServeUser(handle, SimulatorConfig(timeout_s=10.0)) for _ in range(8)]
+    replicas = [name for name in serve_actors() if "simulators#Simulator#" in name]
+    assert len(replicas) == 2
+
+    async def dialogue(name: int) -> list[UserReply]:
+        user = users[name % len(users)]
+        return [await user.reply(ask(f"sleep 0.003 {name} {turn}")) for turn in range(25)]
+
+    dialogues = asyncio.gather(*(dialogue(name) for name in range(32)))
+    await asyncio.sleep(0.5)
+    ray.kill(ray.get_actor(replicas[0], namespace="serve"))
+    replies = await dialogues
+    for name, texts in enumerate([reply.text for reply in one] for one in replies):
+        assert texts == [f"you said sleep 0.003 {name} {turn}" for turn in range(25)]
+    assert any(reply.num_retries for one in replies for reply in one)
+
+
+def test_http_answers_and_refuses_in_json(handle: DeploymentHandle):
+    status, body = post(
+        {"gym": "echo", "scenario": {}, "question": "hello", "history": [["a", "b"]], "seed": 3}
+    )
+    assert status == 200 and body["text"] == "you said hello"
+    assert post({"gym": "echo", "scenario": {}, "question": "raise"}) == (
+        502,
+        {"detail": "echo: KeyError: 'no such thing'"},
+    )
+    status, body = post({"gym": "echo", "scenario": {}, "question": "hello", "mood": "good"})
+    assert status == 422 and "mood" in json.dumps(body)
+    with urllib.request.urlopen(f"{URL}/healthz", timeout=30) as response:
+        assert json.load(response) == {"status": "ok"}
