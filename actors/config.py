@@ -27,7 +27,7 @@ class EngineConfig(BaseModel):
     gpu_memory_utilization: float = Field(default=0.8, gt=0, le=1)
     """Share of a GPU's memory that one engine takes."""
     num_threads: int = Field(default=0, ge=0)
-    """CPU threads that one engine computes with; 0 takes half of the cores and leaves the others to the rest."""
+    """CPU threads that one engine computes with; 0 takes half of the cores."""
     start_timeout_s: float = Field(default=300.0, gt=0)
     """Longest wait for an engine to start, and for its first weights."""
     complete_timeout_s: float = Field(default=300.0, gt=0)

@@ -144,6 +144,7 @@ class EngineActor:
             raise EngineError(f"weights of version {policy_version}: {error}") from error
 
     async def _wait_for_weights(self) -> None:
+        self._running()
         try:
             async with asyncio.timeout(self._config.start_timeout_s):
                 await self._current.wait()

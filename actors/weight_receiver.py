@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import torch
 from safetensors import safe_open
+from torch import nn
+from vllm.config import VllmConfig, WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -42,12 +44,17 @@ class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
     init_info_cls = FileInit
     update_info_cls = FileUpdate
 
+    def __init__(
+        self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: nn.Module
+    ):
+        super().__init__(config, vllm_config, device, model)
+        # Named before any reload unties what is tied: a tied lm_head counts once, under the embedding's name.
+        self._names = {name for name, _ in model.named_parameters()}
+
     def init_transfer_engine(self, init_info: FileInit) -> None:
         pass
 
     def start_weight_update(self) -> None:
-        # Named before the reload unties what is tied: a tied lm_head counts once, under the embedding's name.
-        self._names = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -55,7 +62,7 @@ class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: FileUpdate) -> None:
-        """Loads the file. Raises ValueError where it lacks parameters: vLLM itself would keep the old ones."""
+        """Loads the file. ValueError where it lacks parameters: vLLM itself would keep the old ones."""
         load_weights = cast(LoadWeights, self.model.load_weights)
         with safe_open(update_info.path, framework="pt") as file:
             names = list(file.keys())

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import pyarrow as pa
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 
 from actors.rollout_actor import RolloutActor
 from cluster.cold_start import cold_start
@@ -58,7 +60,6 @@ class GRPOConfig(AlgorithmConfig):
         super().environment(env=None, observation_space=TEXT, action_space=TEXT)
         super().env_runners(create_local_env_runner=False)
         super().fault_tolerance(restart_failed_env_runners=True)
-        super().rl_module(rl_module_spec=None)
         self._dont_auto_sync_env_runner_states = True
 
     def environment(self, *args: Any, **sections: Any) -> "GRPOConfig":
@@ -87,6 +88,10 @@ class GRPOConfig(AlgorithmConfig):
 
     def get_default_learner_class(self) -> type:
         return GRPOLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """Asked for by RLlib and never built: the learner loads a Hugging Face model instead."""
+        return RLModuleSpec(module_class=RLModule)
 
     def _set(self, to_rllib: Callable[..., Any], args: tuple[Any, ...], sections: dict[str, Any]) -> "GRPOConfig":
         ours = {name: sections.pop(name) for name in list(sections) if name in RunConfig.model_fields}
@@ -118,8 +123,8 @@ class GRPO(Algorithm):
         """Optimizer steps of GRPO behind the policy."""
         self.step_metrics: dict[str, float] = {}
         """The last step's numbers, keys `room/thing/stat`."""
-        self.step_dialogues: list[dict[str, Any]] = []
-        """Some dialogues of the last step, a row a turn."""
+        self.step_dialogues: list[pa.Table] = []
+        """Some dialogues of the last step, text without tokens."""
         self._original_config = self.config
         started_ray = start_ray(self.run.ray.address)
         policy_folder = provide_policy(self.run, self.folder)
@@ -146,9 +151,14 @@ class GRPO(Algorithm):
         laps.end("sync")
         self._release(groups)
         self.step_dialogues = ray.get(dialogues, timeout=CALL_TIMEOUT_S)
-        rollout = rollout_metrics([group.summary for group in groups], policy_version=self.policy_version - 1)
+        times = laps.metrics()
+        rollout = rollout_metrics(
+            [group.summary for group in groups],
+            policy_version=self.policy_version - 1,
+            duration_s=times["time/step_s"],
+        )
         buffer = ray.get(self.services.buffer.metrics.remote(), timeout=CALL_TIMEOUT_S)
-        self._report({**laps.metrics(), **rollout, **update, **sync, **buffer})
+        self._report({**times, **rollout, **update, **sync, **buffer})
 
     def cold_start(self) -> None:
         """The SFT stage; nothing where it is done already."""

@@ -68,7 +68,7 @@ def start_ray(address: str | None) -> bool:
     if ray.is_initialized():
         return False
     ray.init(
-        address=address,
+        address=address or "local",
         include_dashboard=None if address else False,
         log_to_driver=False,
         runtime_env={"env_vars": QUIET},

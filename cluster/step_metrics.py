@@ -7,12 +7,17 @@ import numpy as np
 from actors.trajectory import GroupSummary
 
 
-def rollout_metrics(summaries: Sequence[GroupSummary], *, policy_version: int) -> dict[str, float]:
-    """Of the groups that one step trains; `policy_version` is the learners' before the step. Failed trajectories
-    are left out of every mean, never counted as a score."""
+def rollout_metrics(
+    summaries: Sequence[GroupSummary], *, policy_version: int, duration_s: float
+) -> dict[str, float]:
+    """Of the groups that one step trains. Failed trajectories are left out of every mean, never counted as a score.
+
+    `policy_version` is the learners' before the step, `duration_s` the seconds from the step before to this one.
+    """
     ages = [policy_version - summary.oldest_version for summary in summaries]
     spans = [summary.newest_version - summary.oldest_version for summary in summaries]
     num_turns = np.array([turns for summary in summaries for turns in summary.num_turns])
+    num_tokens = sum(summary.num_policy_tokens for summary in summaries)
     env_s, policy_s = (sum(getattr(summary, name) for summary in summaries) for name in ("env_s", "policy_s"))
     return {
         "rollout/reward/mean": _mean(summaries),
@@ -21,7 +26,8 @@ def rollout_metrics(summaries: Sequence[GroupSummary], *, policy_version: int) -
             for gym in sorted({summary.task_key.gym for summary in summaries})
         },
         "rollout/turns/mean": float(num_turns.mean()),
-        "rollout/policy_tokens": float(sum(summary.num_policy_tokens for summary in summaries)),
+        "rollout/policy_tokens": float(num_tokens),
+        "rollout/tokens_per_s": num_tokens / duration_s,
         "rollout/group_duration_s/max": max(summary.duration_s for summary in summaries),
         "rollout/user_retries": float(sum(summary.user_retries for summary in summaries)),
         "rollout/wait_for_engine/share": policy_s / max(policy_s + env_s, 1e-9),

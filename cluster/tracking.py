@@ -38,17 +38,16 @@ class DialogueRow:
     stop_reason: str
 
 
-def dialogue_rows(table: pa.Table, *, step: int, trajectory: int = 0) -> list[DialogueRow]:
-    """One dialogue of a group's table in reading order; empty where the group has no such trajectory."""
-    columns = ("trajectory", "turn", "gym", "task_id", "stop_reason", "env_reward", *_TEXT_OF.values())
-    turns = [row for row in table.select(columns).to_pylist() if row["trajectory"] == trajectory]
+def dialogue_rows(table: pa.Table, *, step: int) -> list[DialogueRow]:
+    """One dialogue's table, a row a turn, as lines in reading order."""
+    turns = table.to_pylist()
 
     def line(row: dict[str, Any], who: str, *, turn: int, reward: float = 0.0) -> DialogueRow:
         return DialogueRow(
             step=step,
             gym=row["gym"],
             task=row["task_id"],
-            trajectory=trajectory,
+            trajectory=row["trajectory"],
             turn=turn,
             who=who,
             text=row[_TEXT_OF[who]],
@@ -56,7 +55,7 @@ def dialogue_rows(table: pa.Table, *, step: int, trajectory: int = 0) -> list[Di
             stop_reason=row["stop_reason"],
         )
 
-    lines = [line(turns[0], who, turn=0) for who in ("system", "user")] if turns else []
+    lines = [line(turns[0], who, turn=0) for who in ("system", "user")]
     for row in turns:
         number = row["turn"] + 1
         lines.append(line(row, "policy", turn=number))

@@ -8,7 +8,7 @@ from cluster.console import say
 from cluster.curve import draw_reward_curve
 from cluster.results import EvaluationRow, print_rows, read_rows, write_rows
 from cluster.run_folder import RunFolder
-from cluster.tracking import Tracker
+from cluster.tracking import Tracker, dialogue_rows
 
 
 def train(config: RunConfig, *, as_json: bool) -> None:
@@ -44,7 +44,8 @@ def _stages(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder) -> None:
     while algorithm.policy_version < config.grpo.num_steps:
         algorithm.train()
         step = algorithm.policy_version
-        tracker.log_step(step, metrics=algorithm.step_metrics, dialogues=algorithm.step_dialogues)
+        dialogues = [row for table in algorithm.step_dialogues for row in dialogue_rows(table, step=step)]
+        tracker.log_step(step, metrics=algorithm.step_metrics, dialogues=dialogues)
         if step % config.checkpoint.every_steps == 0 or step == config.grpo.num_steps:
             _save(algorithm, folder)
     _evaluate_once(algorithm, "grpo", tracker=tracker, folder=folder)

@@ -1,7 +1,8 @@
 """Advantages: turn rewards of one group in, one number a turn out. Pure NumPy; knows no tokens.
 
-An estimator is `(ragged rewards [group_size][num_turns]) -> ragged advantages [group_size][num_turns]`. A trajectory
-with a non-finite reward failed: it is left out of the group's mean and deviation, and its advantages are NaN.
+An estimator is `(ragged rewards [group_size][num_turns]) -> ragged advantages [group_size][num_turns]`. A
+trajectory with a non-finite reward failed: it is left out of the group's mean and deviation, and its
+advantages are NaN.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,10 +36,11 @@ def discounted_reward(rewards: Float[ndarray, "num_turns"], *, gamma: float) -> 
 def group_relative(
     scores: Float[ndarray, "group_size"], *, divide_by_std: bool
 ) -> Float[ndarray, "group_size"]:
-    """Each score against its group (GRPO, DeepSeekMath, arXiv 2402.03300 §4.1.2), NaN where the score is not finite.
+    """Each score against its group (GRPO, DeepSeekMath, arXiv 2402.03300 §4.1.2), NaN where the score is not
+    finite.
 
-    The standard deviation is the population's (divided by n), so that no advantage exceeds sqrt(n - 1). Without the
-    division: Dr. GRPO, arXiv 2503.20783. Fewer than two scores, or equal ones, give zeros.
+    The standard deviation is the population's (divided by n), so that no advantage exceeds sqrt(n - 1).
+    Without the division: Dr. GRPO, arXiv 2503.20783. Fewer than two scores, or equal ones, give zeros.
     """
     valid = np.isfinite(scores)
     if not valid.any():

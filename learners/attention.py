@@ -1,5 +1,5 @@
-"""Causal attention over packed samples: exact isolation without a mask and without padding, through the attention
-interface of transformers, so that any of its models that supports the interface can train packed.
+"""Causal attention over packed samples: exact isolation without a mask and without padding, through the
+attention interface of transformers, so that any of its models that supports the interface can train packed.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 PACKED_CAUSAL = "packed_causal"
-"""The `attn_implementation` that `Policy` loads its model with. Unknown to the mask interface: no mask is ever built."""
+"""The `attn_implementation` that `Policy` loads its model with. Unknown to the mask interface: no mask is
+ever built."""
 
 
 def packed_causal_attention(

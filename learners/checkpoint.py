@@ -1,4 +1,5 @@
-"""Checkpoints of a learner group: model and optimizer, sharded on disk, resumable on another number of learners.
+"""Checkpoints of a learner group: model and optimizer, sharded on disk, resumable on another number of
+learners.
 
 `torch.distributed.checkpoint` writes `.metadata` last: a folder without it was never finished.
 """
@@ -6,10 +7,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch import distributed as dist
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
@@ -32,11 +33,16 @@ def is_checkpoint(path: Path) -> bool:
 def save_checkpoint(path: Path, policy: Policy, optimizer: Optimizer, progress: Progress) -> None:
     """Collective: every rank writes its shards."""
     model, optim = get_state_dict(policy, optimizer)
-    save({"model": model, "optimizer": optim, "stage": progress.stage}, checkpoint_id=path, no_dist=not dist.is_initialized())
+    save(
+        {"model": model, "optimizer": optim, "stage": progress.stage},
+        checkpoint_id=path,
+        no_dist=not dist.is_initialized(),
+    )
 
 
 def load_checkpoint(path: Path, policy: Policy, optimizer: Optimizer) -> Progress:
-    """Collective: loads in place, whatever number of ranks wrote it. Raises FileNotFoundError for an unfinished one."""
+    """Collective: loads in place, whatever number of ranks wrote it. Raises FileNotFoundError for an
+    unfinished one."""
     if not is_checkpoint(path):
         raise FileNotFoundError(
             f"{path}: no finished checkpoint there (no .metadata): name a folder that holds one"
@@ -48,8 +54,11 @@ def load_checkpoint(path: Path, policy: Policy, optimizer: Optimizer) -> Progres
     return Progress(stage=state["stage"])
 
 
-def export_model(folder: Path, policy: Policy, *, tokenizer: PreTrainedTokenizerBase | None, is_writer: bool) -> None:
-    """Writes the model, with its tokenizer if given, as a folder that `transformers` and vLLM load. Collective."""
+def export_model(
+    folder: Path, policy: Policy, *, tokenizer: PreTrainedTokenizerBase | None, is_writer: bool
+) -> None:
+    """Writes the model, with its tokenizer if given, as a folder that `transformers` and vLLM load.
+    Collective."""
     state = full_state_dict(policy, keep=is_writer)
     if is_writer:
         policy.model.save_pretrained(folder, state_dict=state)

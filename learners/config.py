@@ -37,7 +37,8 @@ class LearnerConfig(BaseModel):
     num_threads: int = Field(default=0, ge=0)
     """CPU threads that one learner computes with; 0 divides the machine's cores over the learners."""
     lr: float = Field(default=1e-3, gt=0)
-    """GRPO's learning rate, after warm-up. The default suits the tiny policy; take about 1e-6 for a pretrained one."""
+    """GRPO's learning rate, after warm-up. The default suits the tiny policy; take about 1e-6 for a
+    pretrained one."""
     warmup_steps: int = Field(default=5, ge=0)
     """Steps over which the learning rate rises from zero, in each stage."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -49,13 +50,18 @@ class LearnerConfig(BaseModel):
     clip_high: float = Field(default=0.28, gt=0)
     """PPO clips the probability ratio at 1 + clip_high."""
     dual_clip: float = Field(default=3.0, gt=1)
-    """Where the advantage is negative, the ratio counts no more than this (dual-clip PPO, arXiv 1912.09729)."""
+    """Where the advantage is negative, the ratio counts no more than this (dual-clip PPO, arXiv
+    1912.09729)."""
     trajectory_score: Literal["sum", "reward_to_go"] = "reward_to_go"
-    """What a group compares: the sum of a trajectory's turn rewards, or the discounted one seen from its first turn."""
+    """What a group compares: the sum of a trajectory's turn rewards, or the discounted one seen from its
+    first turn."""
     gamma: float = Field(default=0.95, gt=0, le=1)
     """Discount per turn of `reward_to_go`: less than 1 prefers the quicker of two equal successes."""
     advantage: Literal["grpo", "dr_grpo"] = "grpo"
     """grpo divides by the group's standard deviation; dr_grpo (arXiv 2503.20783) only subtracts its mean."""
+    max_logprob_gap: float = Field(default=0.02, gt=0)
+    """Most that engine and learner may differ on the logprob of a sampled token, in the mean of a step,
+    before the run stops."""
     micro_batch_tokens: int = Field(default=8192, ge=16)
     """Most tokens that one forward pass takes; memory grows with it, gradients do not depend on it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -76,7 +82,8 @@ class SftConfig(BaseModel):
     batch_size: int = Field(default=16, ge=1)
     """Samples that one optimizer step takes."""
     lr: float = Field(default=3e-3, gt=0)
-    """Learning rate after warm-up. The default suits the tiny policy; take about 1e-5 for a pretrained one."""
+    """Learning rate after warm-up. The default suits the tiny policy; take about 1e-5 for a pretrained
+    one."""
     warmup_steps: int = Field(default=10, ge=0)
     """Steps over which the learning rate rises from zero."""
 

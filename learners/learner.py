@@ -1,7 +1,9 @@
-"""The learner: RLlib's `TorchLearner` as a shell that holds the policy and its optimizer and calls the pure parts.
+"""The learner: RLlib's `TorchLearner` as a shell that holds the policy and its optimizer and calls the pure
+parts.
 
-The driver calls its methods through `learner_group.foreach_learner`, on every rank alike: all but `get_state` are collective.
-There is no RLModule: dialogues are sampled by the engine, and the policy's weights travel through `weights`.
+The driver calls its methods through `learner_group.foreach_learner`, on every rank alike: all but `get_state`
+are collective. There is no RLModule: dialogues are sampled by the engine, and the policy's weights travel
+through `weights`.
 """
 
 import os
@@ -9,7 +11,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from transformers import AutoTokenizer
 
 from learners.advantage import make_estimator
@@ -48,8 +51,9 @@ class GRPOLearner(TorchLearner):
     """One training rank. Reads everything from `config.learner_settings`, a `LearnerSettings`."""
 
     def build(self) -> None:
-        """Loads the policy, shards it over the learners, makes the optimizer. Called once, by the LearnerGroup."""
-        settings: LearnerSettings = self.config.learner_settings
+        """Loads the policy, shards it over the learners, makes the optimizer. Called once, by the
+        LearnerGroup."""
+        settings: LearnerSettings = vars(self.config)["learner_settings"]
         config = settings.learner
         self._settings = settings
         self._num_ranks = dist.get_world_size() if dist.is_initialized() else 1
@@ -78,7 +82,8 @@ class GRPOLearner(TorchLearner):
     def update_groups(self, group_refs: Sequence[ray.ObjectRef], *, step: int) -> dict[str, float]:
         """One GRPO step on whole scored groups: references to their tables, the same list on every rank.
 
-        `step` is the policy version before the update, and decides the warm-up. Metrics are the same on every rank.
+        `step` is the policy version before the update, and decides the warm-up. Metrics are the same on every
+        rank.
         """
         self._enter_stage("grpo")
         samples = [
@@ -110,7 +115,9 @@ class GRPOLearner(TorchLearner):
         loss_fn = partial(sft_sums, num_tokens=num_loss_tokens)
         return self._step(samples, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step)
 
-    def weights(self, *, dtype: str) -> tuple[NDArray[np.uint8], dict[str, float]] | None:
+    def weights(
+        self, *, dtype: Literal["float32", "bfloat16", "auto"]
+    ) -> tuple[NDArray[np.uint8], dict[str, float]] | None:
         """`pack_weights` of the whole policy on rank 0, None on the others."""
         state = full_state_dict(self._policy, keep=self._rank == 0)
         return pack_weights(state, dtype=dtype) if self._rank == 0 else None
@@ -129,13 +136,14 @@ class GRPOLearner(TorchLearner):
         export_model(Path(folder), self._policy, tokenizer=tokenizer, is_writer=self._rank == 0)
 
     def get_state(self, *args: object, **kwargs: object) -> dict[str, object]:
-        """Nothing: RLlib asks one rank alone, where a sharded policy cannot be gathered. See `save` and `weights`."""
+        """Nothing: RLlib asks one rank alone, where a sharded policy cannot be gathered. See `save` and
+        `weights`."""
         return {COMPONENT_RL_MODULE: {}}
 
     def set_state(self, state: dict[str, object]) -> None:
         """Takes nothing back; see `load`."""
 
-    def get_checkpointable_components(self) -> list[tuple[str, object]]:
+    def get_checkpointable_components(self) -> list[tuple[str, MultiRLModule]]:
         return []
 
     def compute_loss_for_module(self, **kwargs: object) -> NoReturn:

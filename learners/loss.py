@@ -1,13 +1,13 @@
 """The losses, on selected tokens: pure functions of logprobs. Knows no model, no batch, no Ray.
 
-A loss is a sum over this micro-batch's tokens divided by the token count of the whole step, so that gradients add up over
-micro-batches and learners to the token-mean, however the samples are packed.
+A loss is a sum over this micro-batch's tokens divided by the token count of the whole step, so that gradients
+add up over micro-batches and learners to the token-mean, however the samples are packed.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -34,10 +34,11 @@ def ppo_clip_loss(
     clip_high: float,
     dual_clip: float,
 ) -> PolicyLoss:
-    """PPO's clipped surrogate (arXiv 1707.06347 eq. 7) with two bounds (DAPO, arXiv 2503.14476) and a dual clip
-    (arXiv 1912.09729): where the advantage is negative, a token's ratio counts no more than `dual_clip`.
+    """PPO's clipped surrogate (arXiv 1707.06347 eq. 7) with two bounds (DAPO, arXiv 2503.14476) and a dual
+    clip (arXiv 1912.09729): where the advantage is negative, a token's ratio counts no more than `dual_clip`.
 
-    The ratio is against the engine that sampled, token for token. `num_tokens` is the step's, over all learners.
+    The ratio is against the engine that sampled, token for token. `num_tokens` is the step's, over all
+    learners.
     """
     log_ratio = policy_logprobs - behavior_logprobs
     ratio = log_ratio.exp()
@@ -46,7 +47,7 @@ def ppo_clip_loss(
     surrogate = torch.where(advantages < 0, torch.maximum(pessimistic, dual_clip * advantages), pessimistic)
     loss = -surrogate.sum() / num_tokens
     with torch.no_grad():
-        stopped: Bool[Tensor, tokens] = (
+        stopped = (
             ((advantages > 0) & (ratio > 1 + clip_high))
             | ((advantages < 0) & (ratio < 1 - clip_low))
             | ((advantages < 0) & (ratio > dual_clip))

@@ -1,4 +1,5 @@
-"""Micro-batches: a plan that every learner makes alike, and packed tensors without padding. Knows no model and no Ray.
+"""Micro-batches: a plan that every learner makes alike, and packed tensors without padding. Knows no model
+and no Ray.
 
 Legend: T tokens of a row, L of them in the loss.
 """
@@ -37,14 +38,14 @@ def plan(
 ) -> list[list[tuple[int, ...]]]:
     """Sample indices of each rank's micro-batches: [num_ranks][num_micro_batches][num_samples].
 
-    Longest first, each onto the emptiest micro-batch, equal lengths in seeded order: the micro-batches come out nearly
-    even. Every rank gets equally many (FSDP's collectives must match), so that some may be empty; the same input gives
-    the same plan everywhere. Raises ValueError for a sample longer than `max_tokens`.
+    Longest first, each onto the emptiest micro-batch, equal lengths in seeded order: the micro-batches come
+    out nearly even. Every rank gets equally many (FSDP's collectives must match), so that some may be empty;
+    the same input gives the same plan everywhere. Raises ValueError for a sample longer than `max_tokens`.
     """
     if lengths and max(lengths) > max_tokens:
         raise ValueError(
-            f"micro_batch_tokens={max_tokens}: a micro-batch must hold the longest sample, which has {max(lengths)} "
-            f"tokens: set learner.micro_batch_tokens to at least that"
+            f"micro_batch_tokens={max_tokens}: a micro-batch must hold the longest sample, which has "
+            f"{max(lengths)} tokens: set learner.micro_batch_tokens to at least that"
         )
     shuffled = np.random.default_rng(seed).permutation(len(lengths)).tolist()
     order = sorted(shuffled, key=lambda index: -lengths[index])
@@ -74,8 +75,8 @@ def _fill(
 
 
 def pack(samples: Sequence[TrainingSample]) -> MicroBatch:
-    """The samples end to end. None at all: one token that counts for nothing, so that a rank without work still takes
-    part in every collective."""
+    """The samples end to end. None at all: one token that counts for nothing, so that a rank without work
+    still takes part in every collective."""
     if not samples:
         zero = torch.zeros(1, dtype=torch.int64)
         none, nothing = zero[:0], torch.zeros(0)

@@ -1,10 +1,11 @@
-"""The policy as the learner sees it: a Hugging Face causal LM that gives logprobs of selected tokens, sharded by FSDP2.
+"""The policy as the learner sees it: a Hugging Face causal LM that gives logprobs of selected tokens, sharded
+by FSDP2.
 
 Weights are float32; matrix products may run in bfloat16 (autocast). Knows no loss and no Ray.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,11 +21,13 @@ from learners.attention import PACKED_CAUSAL
 from learners.packing import MicroBatch
 
 LOGITS_AT_ONCE = 2**25
-"""Logits alive at a time (128 MiB in float32): more loss tokens go through the head in chunks, computed again backward."""
+"""Logits alive at a time (128 MiB in float32): more loss tokens go through the head in chunks, computed
+again backward."""
 
 
 class TokenLogprobs(NamedTuple):
-    """What the policy says of each loss token. A named tuple: FSDP2 must find the tensors of a forward's output."""
+    """What the policy says of each loss token. A named tuple: FSDP2 must find the tensors of a forward's
+    output."""
 
     logprobs: Float[Tensor, "L"]
     """Natural log, of the distribution at the sampling temperature; has a gradient."""
@@ -42,6 +45,16 @@ class Policy(nn.Module):
         self._temperature = temperature
         self._dtype = dtype
 
+    @property
+    def head(self) -> Tensor:
+        """The output embedding, [vocab_size, hidden_size]."""
+        return cast(nn.Linear, self.model.get_output_embeddings()).weight
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        return cast(nn.ModuleList, self.model.base_model.layers)
+
     def forward(self, batch: MicroBatch) -> TokenLogprobs:
         """One packed row on this module's device. Logits are made only for the tokens in the loss."""
         with torch.autocast(batch.token_ids.device.type, self._dtype, enabled=self._dtype is torch.bfloat16):
@@ -52,8 +65,7 @@ class Policy(nn.Module):
                 sample_lengths=batch.lengths,
                 use_cache=False,
             ).last_hidden_state[0]
-            head = self.model.get_output_embeddings().weight
-            return self._token_logprobs(hidden[batch.predictors], head=head, targets=batch.targets)
+            return self._token_logprobs(hidden[batch.predictors], head=self.head, targets=batch.targets)
 
     def _token_logprobs(
         self, hidden: Float[Tensor, "L hidden_size"], *, head: Tensor, targets: Int64[Tensor, "L"]
@@ -100,22 +112,22 @@ def load_policy(
     folder: str, *, temperature: float, dtype: torch.dtype, device: torch.device, recompute_activations: bool
 ) -> Policy:
     """Loads a Hugging Face causal LM (a folder or a hub name) with float32 weights, whole, onto `device`."""
-    model = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=PACKED_CAUSAL
-    ).to(device)
+    )
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     if recompute_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(model, temperature=temperature, dtype=dtype).train()
+    return Policy(model, temperature=temperature, dtype=dtype).to(device).train()
 
 
 def shard(policy: Policy, *, num_ranks: int, device: torch.device) -> Policy:
-    """Shards the policy in place over the process group: each decoder layer is gathered when its turn comes."""
+    """Shards the policy in place over the process group: each decoder layer is gathered when used."""
     if num_ranks > 1:
         mesh = init_device_mesh(device.type, (num_ranks,))
-        for layer in policy.model.base_model.layers:
+        for layer in policy.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(policy, mesh=mesh)
     return policy
@@ -132,7 +144,7 @@ def full_state_dict(policy: Policy, *, keep: bool) -> dict[str, Tensor]:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        whole = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
-            state[name] = whole.cpu()
+            state[name] = whole.detach().cpu()
     return state

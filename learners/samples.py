@@ -1,4 +1,5 @@
-"""Samples to train on, read from the Arrow tables of groups and demonstrations. Knows no model, no torch, no Ray."""
+"""Samples to train on, read from the Arrow tables of groups and demonstrations. Knows no model, no torch,
+no Ray."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class _Ragged:
 
 
 def row_advantages(table: pa.Table, estimator: Estimator) -> ndarray:  # [num_rows]
-    """One group's advantages in the table's row order, NaN on each turn of a trajectory that failed or has no reward."""
+    """One group's advantages in the table's row order, NaN on each turn of a trajectory that failed or has
+    no reward."""
     trajectories = table["trajectory"].to_numpy()
     rewards = np.where(table["failed"].to_numpy(), np.nan, table["reward"].to_numpy())
     starts = np.flatnonzero(np.diff(trajectories, prepend=-1))
@@ -58,8 +60,8 @@ def row_advantages(table: pa.Table, estimator: Estimator) -> ndarray:  # [num_ro
 
 
 def samples_from_table(table: pa.Table, *, advantages: ndarray) -> list[TrainingSample]:
-    """The table's samples. A trajectory that failed or has a non-finite advantage gives none, and neither does a sample
-    without completion tokens.
+    """The table's samples. A trajectory that failed or has a non-finite advantage gives none, and neither
+    does a sample without completion tokens.
 
     `advantages` is [num_rows]; demonstrations pass ones. Rows stand in order of (group_id, trajectory, turn).
     """

@@ -11,7 +11,8 @@ from learners.samples import TrainingSample, samples_from_table
 
 
 def demonstrations_from_tables(tables: Sequence[pa.Table]) -> list[TrainingSample]:
-    """All samples of the demonstrations. Rewards and behavior logprobs are not read; failed trajectories give none."""
+    """All samples of the demonstrations. Rewards and behavior logprobs are not read; failed trajectories
+    give none."""
     return [
         sample for table in tables for sample in samples_from_table(table, advantages=np.ones(table.num_rows))
     ]

@@ -1,4 +1,5 @@
-"""One optimizer step: gradients summed over micro-batches and learners, clipped, applied or refused. Knows no Ray."""
+"""One optimizer step: gradients summed over micro-batches and learners, clipped, applied or refused. Knows
+no Ray."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -55,7 +56,8 @@ def sft_sums(batch: MicroBatch, policy: TokenLogprobs, *, num_tokens: int) -> Su
 def accumulate_gradients(
     policy: Policy, batches: Iterable[MicroBatch], *, loss_fn: LossFn, device: torch.device, num_ranks: int
 ) -> dict[str, float]:
-    """Backward over this rank's micro-batches (at least one, equally many on each rank). Returns the sums over all ranks.
+    """Backward over this rank's micro-batches (at least one, equally many on each rank). Returns the sums
+    over all ranks.
 
     FSDP averages gradients over ranks, while the loss is a sum over all of them: hence the factor.
     """
@@ -75,7 +77,8 @@ def accumulate_gradients(
 def apply_gradients(
     policy: Policy, optimizer: Optimizer, *, lr: float, max_grad_norm: float, loss: float
 ) -> float:
-    """Clips and takes the step. A non-finite loss or norm leaves weights and optimizer untouched; returns the norm.
+    """Clips and takes the step. A non-finite loss or norm leaves weights and optimizer untouched; returns the
+    norm.
 
     The loss and the norm are the same on every rank, so all ranks decide alike.
     """

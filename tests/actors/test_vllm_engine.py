@@ -222,22 +222,20 @@ def test_an_engines_refusal_is_an_engine_error(started: Started) -> None:
 
 def test_no_process_survives_a_stop_or_a_kill(started: Started) -> None:
     stopped, killed = started.engines
-    children = [
-        psutil.Process(pid)
-        for engine in started.engines
-        for pid in ray.get(engine.__ray_call__.remote(_child_pids), timeout=60)
-    ]
-    assert sum("EngineCore" in " ".join(child.cmdline()) for child in children) == 2
+    pids = ray.get([engine.__ray_call__.remote(_vllm_pids) for engine in started.engines], timeout=60)
+    processes = [psutil.Process(pid) for engine_pids in pids for pid in engine_pids]
+    assert len(processes) == 2
     ray.get(stopped.stop.remote(), timeout=30)
     ray.kill(killed)
     end = time.monotonic() + 15
-    while any(child.is_running() for child in children) and time.monotonic() < end:
+    while any(process.is_running() for process in processes) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not [child for child in children if child.is_running()]
+    assert not [process for process in processes if process.is_running()]
     for engine in started.engines:
         with pytest.raises(EngineError):
             _run(EngineClient([engine], timeout_s=10).complete(_request(seed=0)))
 
 
-def _child_pids(engine: EngineActor) -> list[int]:
-    return [child.pid for child in psutil.Process().children(recursive=True)]
+def _vllm_pids(engine: EngineActor) -> list[int]:
+    children = psutil.Process().children(recursive=True)
+    return [child.pid for child in children if "VLLM" in " ".join(child.cmdline())]

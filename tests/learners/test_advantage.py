@@ -30,7 +30,12 @@ def test_grpo_divides_by_the_population_standard_deviation():
 
 
 def test_dr_grpo_only_subtracts_the_mean():
-    assert group_relative(np.array([1.0, 0.0, 0.0, 0.0]), divide_by_std=False).tolist() == [0.75, -0.25, -0.25, -0.25]
+    assert group_relative(np.array([1.0, 0.0, 0.0, 0.0]), divide_by_std=False).tolist() == [
+        0.75,
+        -0.25,
+        -0.25,
+        -0.25,
+    ]
 
 
 @pytest.mark.parametrize("scores", [[0.3, 0.3, 0.3], [0.7]])

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import pytest
 import ray
@@ -20,7 +20,6 @@ from learners.learner import GRPOLearner
 from learners.tiny_policy import build
 from tests.learners.tiny import plain_model, random_table
 
-T = TypeVar("T")
 pytestmark = pytest.mark.slow
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file
@@ -60,8 +59,9 @@ def make_group(policy_folder: str, *, num_learners: int) -> LearnerGroup:
     return LearnerGroup(config=config, module_spec=RLModuleSpec(module_class=RLModule))
 
 
-def on_each(group: LearnerGroup, function: Callable[[GRPOLearner], T]) -> list[T]:
-    return [result.get() for result in group.foreach_learner(function, timeout_seconds=120)]
+def on_each(group: LearnerGroup, function: Callable[[Any], Any]) -> list[Any]:
+    each: Any = group.foreach_learner  # RLlib types what it calls with one argument as taking two
+    return [result.get() for result in each(function, timeout_seconds=120)]
 
 
 def train(group: LearnerGroup, path: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
@@ -71,7 +71,9 @@ def train(group: LearnerGroup, path: Path) -> tuple[list[dict[str, float]], dict
     assert set(on_each(group, lambda learner: learner.set_demonstrations(demonstrations))) == {4}
     metrics = [on_each(group, lambda learner, s=step: learner.sft_update(step=s)) for step in range(2)]
     on_each(group, lambda learner: learner.save(str(path)))
-    metrics += [on_each(group, lambda learner, s=step: learner.update_groups(groups, step=s)) for step in range(2)]
+    metrics += [
+        on_each(group, lambda learner, s=step: learner.update_groups(groups, step=s)) for step in range(2)
+    ]
     for ranks in metrics:
         assert all(drop_time(rank) == drop_time(ranks[0]) for rank in ranks)
     payload, _ = next(w for w in on_each(group, lambda learner: learner.weights(dtype="float32")) if w)

@@ -8,7 +8,9 @@ import torch
 from learners.loss import PolicyLoss, ppo_clip_loss, sft_loss
 
 
-def loss_of(ratios: list[float], advantages: list[float], *, num_tokens: int) -> tuple[PolicyLoss, list[float]]:
+def loss_of(
+    ratios: list[float], advantages: list[float], *, num_tokens: int
+) -> tuple[PolicyLoss, list[float]]:
     """The loss at these probability ratios, and its gradient by each policy logprob."""
     behavior = torch.full((len(ratios),), -1.0, dtype=torch.float64)
     policy = (behavior + torch.tensor([log(r) for r in ratios], dtype=torch.float64)).requires_grad_()
@@ -50,7 +52,8 @@ def test_clip_lets_a_mistake_be_undone():
 
 
 def test_dual_clip_bounds_a_negative_advantage():
-    """Ratio 10 with A = -2 counts 3 x -2 and gives no gradient; with A > 0 it is the ordinary clip that stops."""
+    """Ratio 10 with A = -2 counts 3 x -2 and gives no gradient; with A > 0 it is the ordinary clip that
+    stops."""
     result, gradient = loss_of([10.0], [-2.0], num_tokens=2)
     assert result.loss.item() == pytest.approx(3.0)
     assert gradient == [0.0]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from learners import policy as policy_module
 from learners.attention import PACKED_CAUSAL
@@ -11,12 +12,21 @@ from tests.learners.test_packing import samples_of
 from tests.learners.tiny import plain_model, tiny_model, tiny_policy
 
 
-def test_packed_logprobs_are_those_of_the_plain_model_at_the_sampling_temperature():
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen2", "llama"])
+def test_packed_logprobs_are_those_of_the_plain_model_at_the_sampling_temperature(architecture: str):
+    sizes = tiny_model().config.to_dict()
+    wanted = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = AutoConfig.for_model(
+        architecture, num_key_value_heads=2, **{name: sizes[name] for name in wanted}
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).double()
     samples = samples_of(2)
     with torch.no_grad():
-        result = tiny_policy(temperature=0.7)(pack(samples))
+        model.set_attn_implementation(PACKED_CAUSAL)
+        result = Policy(model, temperature=0.7)(pack(samples))
         expected = []
-        model = tiny_model().double()
+        model.set_attn_implementation("eager")
         for sample in samples:
             ids = torch.from_numpy(sample.token_ids).long()
             log_probs = (model(ids[None]).logits[0] / 0.7).log_softmax(-1)
@@ -30,8 +40,8 @@ def test_chunks_of_the_head_change_neither_logprobs_nor_gradients(monkeypatch: p
         policy = tiny_policy()
         result = policy(pack(samples_of(2)))
         result.logprobs.square().sum().backward()
-        head = policy.model.get_output_embeddings().weight
-        return result.logprobs.detach(), result.entropies, head.grad
+        assert policy.head.grad is not None
+        return result.logprobs.detach(), result.entropies, policy.head.grad
 
     whole = run()
     monkeypatch.setattr(policy_module, "LOGITS_AT_ONCE", 7 * 50)
@@ -42,21 +52,29 @@ def test_chunks_of_the_head_change_neither_logprobs_nor_gradients(monkeypatch: p
 def test_entropy_of_a_uniform_distribution_is_the_log_of_the_vocabulary():
     policy = tiny_policy()
     with torch.no_grad():
-        policy.model.get_output_embeddings().weight.zero_()
+        policy.head.zero_()
         result = policy(pack(samples_of(1)))
-    assert result.entropies.tolist() == pytest.approx([torch.tensor(50.0).log().item()] * len(result.entropies))
+    assert result.entropies.tolist() == pytest.approx(
+        [torch.tensor(50.0).log().item()] * len(result.entropies)
+    )
 
 
 def test_a_folder_loads_with_float32_weights_and_gives_them_back_tied_once(tmp_path):
     tiny_model().bfloat16().save_pretrained(tmp_path)
     policy = load_policy(
-        str(tmp_path), temperature=1.0, dtype=torch.float32, device=torch.device("cpu"), recompute_activations=False
+        str(tmp_path),
+        temperature=1.0,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        recompute_activations=False,
     )
     state = full_state_dict(policy, keep=True)
     expected = dict(plain_model(str(tmp_path)).named_parameters())
     assert state.keys() == expected.keys()
     assert "lm_head.weight" not in state
-    assert all(tensor.dtype == torch.float32 and tensor.equal(expected[name]) for name, tensor in state.items())
+    assert all(
+        tensor.dtype == torch.float32 and tensor.equal(expected[name]) for name, tensor in state.items()
+    )
 
 
 def test_recomputed_activations_give_the_same_gradient(tmp_path):

@@ -47,7 +47,10 @@ def test_a_fork_begins_a_new_sample_with_the_same_advantage():
 
 def test_failures_and_unscored_trajectories_give_no_sample_and_move_no_advantage():
     def turns(reward: float):
-        return [make_turn([1], [2], reward=reward, forked=True), make_turn([3], [4], reward=0.0, forked=False)]
+        return [
+            make_turn([1], [2], reward=reward, forked=True),
+            make_turn([3], [4], reward=0.0, forked=False),
+        ]
 
     table = make_table(
         [

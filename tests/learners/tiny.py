@@ -1,11 +1,12 @@
-"""Small parts for the learner's tests: a random model of 30 thousand weights and hand-made groups as tables."""
+"""Small parts for the learner's tests: a random model of 30 thousand weights and hand-made groups as
+tables."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from actors.table import REWARD, to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
@@ -36,17 +37,19 @@ def tiny_model() -> Qwen3ForCausalLM:
 
 def tiny_policy(*, dtype: torch.dtype = torch.float64, temperature: float = 1.0) -> Policy:
     """The model behind packed attention, in `dtype` throughout."""
-    model = tiny_model().to(dtype)
+    model = tiny_model()
     model.set_attn_implementation(PACKED_CAUSAL)
-    return Policy(model, temperature=temperature)
+    return Policy(model, temperature=temperature).to(dtype)
 
 
-def plain_model(folder: str) -> Qwen3ForCausalLM:
+def plain_model(folder: str) -> PreTrainedModel:
     """The folder's model as transformers loads it by default: nothing of ours in the path."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def make_turn(context: Sequence[int], completion: Sequence[int], *, reward: float, forked: bool, version: int = 0) -> Turn:
+def make_turn(
+    context: Sequence[int], completion: Sequence[int], *, reward: float, forked: bool, version: int = 0
+) -> Turn:
     """A turn whose behavior logprobs are -0.5, -0.6, ..."""
     return Turn(
         context_ids=context,
