@@ -96,10 +96,11 @@ class Renderer:
         return self.tokenizer.decode(kept, skip_special_tokens=False)
 
     def completion_of(self, action: Action) -> list[int]:
-        """The ids of an assistant turn that makes this tool call, its stop token included."""
+        """The ids of an assistant turn that thinks and makes this tool call, its stop token included."""
         arguments = {"choice": action.choice, "content": action.content}
         call = json.dumps({"name": TOOL_NAME, "arguments": arguments}, ensure_ascii=False)
-        return [*self.encode(f"<tool_call>\n{call}\n</tool_call>"), self.stop_id]
+        thought = f"<think>{action.thought}</think>" if action.thought else ""
+        return [*self.encode(f"{thought}<tool_call>\n{call}\n</tool_call>"), self.stop_id]
 
     def _render(self, chat: Sequence[dict[str, Any]]) -> str:
         text = self.tokenizer.apply_chat_template(

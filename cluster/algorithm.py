@@ -15,10 +15,12 @@ import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from actors.rollout_actor import RolloutActor
-from cluster.cold_start import cold_start
+from actors.rollout_actor import RolloutActor, RolloutSetup
+from cluster.cold_start import SftLog, cold_start
 from cluster.config import RunConfig
+from cluster.console import say
 from cluster.evaluate import evaluate
 from cluster.launch import resources, start_ray, start_services
 from cluster.learners import Learners, LogprobGapError
@@ -105,6 +107,14 @@ class GRPOConfig(AlgorithmConfig):
         return self
 
 
+def create_rollouts(config: RunConfig, setup: RolloutSetup) -> Rollouts:
+    """Rollout actors without a learner, for evaluation."""
+    grpo = GRPOConfig(run=config)
+    grpo.rollout_setup = setup
+    env_runners = EnvRunnerGroup(config=grpo, local_env_runner=False)
+    return Rollouts(env_runners, restore=env_runners.probe_unhealthy_env_runners)
+
+
 class GRPO(Algorithm):
     """Trains one run. `train()` is one GRPO step, after the cold start."""
 
@@ -160,9 +170,11 @@ class GRPO(Algorithm):
         buffer = ray.get(self.services.buffer.metrics.remote(), timeout=CALL_TIMEOUT_S)
         self._report({**times, **rollout, **update, **sync, **buffer})
 
-    def cold_start(self) -> None:
+    def cold_start(self, log: SftLog = lambda step, metrics: None) -> None:
         """The SFT stage; nothing where it is done already."""
-        num_steps = cold_start(self.run, learners=self.learners, rollouts=self.rollouts, done=self.num_sft_steps)
+        num_steps = cold_start(
+            self.run, learners=self.learners, rollouts=self.rollouts, done=self.num_sft_steps, log=log
+        )
         if num_steps > self.num_sft_steps:
             self.num_sft_steps = num_steps
             self._send_weights()
@@ -238,9 +250,10 @@ class GRPO(Algorithm):
                     ),
                     timeout=CALL_TIMEOUT_S,
                 )
-            except TimeoutError:
+            except TimeoutError as error:
                 if time.monotonic() > deadline:
                     raise
+                say(f"step {self.policy_version + 1} waits for groups: {_first_line(error)}")
 
     def _release(self, groups: list[FinishedGroup]) -> None:
         ids = [group.order.group_id for group in groups]
@@ -288,6 +301,10 @@ class GRPO(Algorithm):
         )
         config.freeze()
         return config
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[-1]
 
 
 class Laps:

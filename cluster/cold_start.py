@@ -1,5 +1,7 @@
 """The cold start: scripted experts play training tasks, the learners imitate them (SFT)."""
 
+from collections.abc import Callable, Mapping
+
 from cluster.config import RunConfig
 from cluster.console import stage_progress
 from cluster.learners import Learners
@@ -8,7 +10,14 @@ from cluster.rollouts import Rollouts
 from learners.sft import num_sft_steps
 
 
-def cold_start(config: RunConfig, *, learners: Learners, rollouts: Rollouts, done: int) -> int:
+STEPS_PER_CALL = 10
+SftLog = Callable[[int, Mapping[str, float]], None]
+"""(SFT steps done, the last one's metrics)."""
+
+
+def cold_start(
+    config: RunConfig, *, learners: Learners, rollouts: Rollouts, done: int, log: SftLog
+) -> int:
     """Runs the SFT stage from step `done` to its end; returns the steps that are then behind the policy.
 
     Demonstrations are rolled out like any dialogue, with the expert in the engine's place.
@@ -26,7 +35,9 @@ def cold_start(config: RunConfig, *, learners: Learners, rollouts: Rollouts, don
     del feed, groups  # the learners have their own copy
     num_steps = num_sft_steps(config.sft, num_samples=num_samples)
     with stage_progress("SFT", total=num_steps) as advance:
-        for step in range(done, num_steps):
-            metrics = learners.sft_update(step=step)
-            advance(1, f"loss {metrics['learner/loss']:.3f}")
+        for step in range(done, num_steps, STEPS_PER_CALL):
+            count = min(STEPS_PER_CALL, num_steps - step)
+            metrics = learners.sft_updates(first_step=step, num_steps=count)
+            log(step + count, metrics)
+            advance(count, f"loss {metrics['learner/loss']:.3f}")
     return num_steps

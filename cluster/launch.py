@@ -31,7 +31,9 @@ APP = "simulators"
 LOCALHOST = "127.0.0.1"
 SERVE_PORT = 8000
 STOP_TIMEOUT_S = 20.0
-QUIET = {
+ENVIRONMENT = {
+    # Idle threads sleep instead of spinning: engine, learner and actors share the cores of a small machine.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "TOKENIZERS_PARALLELISM": "false",
@@ -56,22 +58,19 @@ class Services:
         ray.wait(stopping, num_returns=len(stopping), timeout=STOP_TIMEOUT_S)
         for actor in (self.buffer, *self.engines):
             ray.kill(actor)
-        serve.delete(APP, _blocking=not self.started_ray)
-        if self.started_ray:
-            serve.shutdown()
-            ray.shutdown()
+        stop_simulators(and_ray=self.started_ray)
 
 
 def start_ray(address: str | None) -> bool:
     """Joins the cluster at `address`, or starts Ray on this machine. True where it was started."""
-    os.environ |= QUIET
+    os.environ |= ENVIRONMENT
     if ray.is_initialized():
         return False
     ray.init(
         address=address or "local",
         include_dashboard=None if address else False,
         log_to_driver=False,
-        runtime_env={"env_vars": QUIET},
+        runtime_env={"env_vars": ENVIRONMENT},
     )
     return address is None
 
@@ -82,9 +81,7 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
     `started_ray` is what `start_ray` said.
     """
     started = time.perf_counter()
-    processes = resources(config)
-    engines = _create_engines(config, policy_folder=policy_folder, process=processes["engine"])
-    starting = [engine.start.remote() for engine in engines]
+    engines, starting = start_engines(config, policy_folder=policy_folder)
     start_simulators(config.simulator, http=False)
     buffer = _create_buffer(config, run_folder=run_folder)
     ray.get(starting, timeout=config.engine.start_timeout_s)
@@ -92,9 +89,24 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
     return Services(
         engines=engines,
         buffer=buffer,
-        rollout_setup=_rollout_setup(config, engines=engines, policy_folder=policy_folder),
+        rollout_setup=make_rollout_setup(config, engines=engines, policy_folder=policy_folder),
         started_ray=started_ray,
     )
+
+
+def start_engines(config: RunConfig, *, policy_folder: str) -> tuple[list[ActorHandle], list[ray.ObjectRef]]:
+    """Engine actors, and what to wait for until they run."""
+    process = resources(config)["engine"]
+    # A Ray actor's calls run at the same time up to this number; vLLM does the queueing.
+    most_calls = 2 * config.rollout.num_actors * config.rollout.dialogues_per_actor + 16
+    create = ray.remote(EngineActor).options(
+        num_cpus=process.num_cpus, num_gpus=process.num_gpus, max_concurrency=most_calls
+    )
+    engines = [
+        create.remote(policy_folder, config.engine, config.run.seed + index)
+        for index in range(config.engine.num_engines)
+    ]
+    return engines, [engine.start.remote() for engine in engines]
 
 
 def start_simulators(config: SimulatorConfig, *, http: bool) -> None:
@@ -102,6 +114,14 @@ def start_simulators(config: SimulatorConfig, *, http: bool) -> None:
     location = "HeadOnly" if http else "NoServer"
     serve.start(http_options={"host": LOCALHOST, "port": SERVE_PORT, "location": location})
     serve.run(build_app(config, http=http), name=APP, route_prefix="/" if http else None)
+
+
+def stop_simulators(*, and_ray: bool) -> None:
+    """Takes the simulated users down, and Ray with them where it was started here."""
+    serve.delete(APP)
+    if and_ray:
+        serve.shutdown()
+        ray.shutdown()
 
 
 def connect_user(config: SimulatorConfig) -> ServeUser:
@@ -112,6 +132,18 @@ def connect_user(config: SimulatorConfig) -> ServeUser:
 def create_order_list(orders: Sequence[GroupOrder]) -> ActorHandle:
     """A feed of these orders, on the driver's node."""
     return _beside_driver(OrderList).remote(orders)
+
+
+def make_rollout_setup(config: RunConfig, *, engines: Sequence[ActorHandle], policy_folder: str) -> RolloutSetup:
+    """What rollout actors need to find the engines and the users."""
+    return RolloutSetup(
+        config=config.rollout,
+        policy_folder=policy_folder,
+        max_tokens=config.engine.max_model_len,
+        connect_engine=partial(EngineClient, engines, timeout_s=config.engine.complete_timeout_s),
+        connect_user=partial(connect_user, config.simulator),
+        score=partial(with_rewards, weights=config.reward.weights),
+    )
 
 
 def resources(config: RunConfig) -> Mapping[str, PlannedProcess]:
@@ -129,22 +161,7 @@ def serve_forever(config: RunConfig) -> None:
         while True:
             time.sleep(1)
     finally:
-        serve.delete(APP)
-        if started_ray:
-            serve.shutdown()
-            ray.shutdown()
-
-
-def _create_engines(config: RunConfig, *, policy_folder: str, process: PlannedProcess) -> list[ActorHandle]:
-    # A Ray actor's calls run at the same time up to this number; vLLM does the queueing.
-    most_calls = 2 * config.rollout.num_actors * config.rollout.dialogues_per_actor + 16
-    engine = ray.remote(EngineActor).options(
-        num_cpus=process.num_cpus, num_gpus=process.num_gpus, max_concurrency=most_calls
-    )
-    return [
-        engine.remote(policy_folder, config.engine, config.run.seed + index)
-        for index in range(config.engine.num_engines)
-    ]
+        stop_simulators(and_ray=started_ray)
 
 
 def _create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
@@ -164,14 +181,3 @@ def _beside_driver(actor: type) -> Any:
     """An actor on the driver's node, where the run folder is."""
     here = f"node:{ray.util.get_node_ip_address()}"
     return ray.remote(actor).options(num_cpus=0, resources={here: 0.001}, max_concurrency=4096)
-
-
-def _rollout_setup(config: RunConfig, *, engines: Sequence[ActorHandle], policy_folder: str) -> RolloutSetup:
-    return RolloutSetup(
-        config=config.rollout,
-        policy_folder=policy_folder,
-        max_tokens=config.engine.max_model_len,
-        connect_engine=partial(EngineClient, engines, timeout_s=config.engine.complete_timeout_s),
-        connect_user=partial(connect_user, config.simulator),
-        score=partial(with_rewards, weights=config.reward.weights),
-    )

@@ -30,13 +30,13 @@ class Learners:
         return self._call(lambda learner: learner.update_groups(refs, step=step))[0]
 
     def set_demonstrations(self, tables: Sequence[ray.ObjectRef]) -> int:
-        """Keeps demonstrations for `sft_update`; returns how many samples they give."""
+        """Keeps demonstrations for `sft_updates`; returns how many samples they give."""
         refs = list(tables)
         return self._call(lambda learner: learner.set_demonstrations(refs))[0]
 
-    def sft_update(self, *, step: int) -> dict[str, float]:
-        """One step of the cold start."""
-        return self._call(lambda learner: learner.sft_update(step=step))[0]
+    def sft_updates(self, *, first_step: int, num_steps: int) -> dict[str, float]:
+        """Steps of the cold start; the last one's metrics."""
+        return self._call(lambda learner: learner.sft_updates(first_step=first_step, num_steps=num_steps))[0]
 
     def weights(self, *, dtype: str) -> tuple[ray.ObjectRef, dict[str, float]]:
         """The policy's weights in the object store, put there by the first learner."""

@@ -8,11 +8,12 @@ from cluster.console import say
 from cluster.curve import draw_reward_curve
 from cluster.results import EvaluationRow, print_rows, read_rows, write_rows
 from cluster.run_folder import RunFolder
+from cluster.stop_signal import stop_between_steps
 from cluster.tracking import Tracker, dialogue_rows
 
 
 def train(config: RunConfig, *, as_json: bool) -> None:
-    """Runs the whole job in its run folder. Ctrl-C saves a checkpoint and leaves no process behind."""
+    """Runs the whole job in its run folder. Ctrl-C saves a checkpoint, leaves no process behind, raises KeyboardInterrupt."""
     folder = RunFolder.of(config)
     resume_step = folder.latest_step or 0
     with Tracker(folder, config=config, resume_step=resume_step) as tracker:
@@ -23,10 +24,6 @@ def train(config: RunConfig, *, as_json: bool) -> None:
                 algorithm.restore_from_path(folder.checkpoint(folder.latest_step))
                 say(f"goes on from checkpoint {folder.checkpoint(folder.latest_step)}")
             _stages(algorithm, tracker=tracker, folder=folder)
-        except KeyboardInterrupt:
-            say("stopping: saving a checkpoint")
-            _save(algorithm, folder)
-            raise
         finally:
             algorithm.stop()
     draw_reward_curve(folder, title=config.run.name)
@@ -37,17 +34,20 @@ def train(config: RunConfig, *, as_json: bool) -> None:
 def _stages(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder) -> None:
     config = algorithm.run
     _evaluate_once(algorithm, "untrained", tracker=tracker, folder=folder)
-    algorithm.cold_start()
+    algorithm.cold_start(lambda step, metrics: tracker.log_sft(step, metrics=metrics))
     _evaluate_once(algorithm, "sft", tracker=tracker, folder=folder)
     if folder.latest_step is None:
         _save(algorithm, folder)
-    while algorithm.policy_version < config.grpo.num_steps:
-        algorithm.train()
-        step = algorithm.policy_version
-        dialogues = [row for table in algorithm.step_dialogues for row in dialogue_rows(table, step=step)]
-        tracker.log_step(step, metrics=algorithm.step_metrics, dialogues=dialogues)
-        if step % config.checkpoint.every_steps == 0 or step == config.grpo.num_steps:
-            _save(algorithm, folder)
+    with stop_between_steps() as stop:
+        while algorithm.policy_version < config.grpo.num_steps and not stop.asked:
+            algorithm.train()
+            step = algorithm.policy_version
+            dialogues = [row for table in algorithm.step_dialogues for row in dialogue_rows(table, step=step)]
+            tracker.log_step(step, metrics=algorithm.step_metrics, dialogues=dialogues)
+            if stop.asked or step % config.checkpoint.every_steps == 0 or step == config.grpo.num_steps:
+                _save(algorithm, folder)
+    if stop.asked:
+        raise KeyboardInterrupt
     _evaluate_once(algorithm, "grpo", tracker=tracker, folder=folder)
     algorithm.export_model()
 

@@ -52,8 +52,9 @@ class BufferActor(Feed):
                 self._changed.notify_all()
                 return groups
         except TimeoutError:
-            ready = f"num_groups={num_groups}: only {self._buffer.num_ready} ready after {timeout_s:.0f} s"
-            raise TimeoutError(f"{ready}; {self._stuck()}") from None
+            ready = f"{self._buffer.num_ready} of {num_groups} groups are ready after {timeout_s:.0f} s"
+            dropped = ", ".join(f"{reason} {count}" for reason, count in self._buffer.ledger().dropped.items())
+            raise TimeoutError(f"{ready}; dropped so far: {dropped}; {self._stuck()}") from None
 
     async def dialogues(self, group_ids: Sequence[int], num_dialogues: int) -> list[dict[str, Any]]:
         """The text of the first dialogues of taken groups, a row a turn; no token leaves this actor."""

@@ -30,7 +30,7 @@ from learners.config import LearnerSettings
 from learners.packing import micro_batches
 from learners.policy import full_state_dict, load_policy, shard
 from learners.samples import TrainingSample, row_advantages, samples_from_table
-from learners.sft import batch_indices, demonstrations_from_tables
+from learners.sft import batch_indices, demonstrations_from_tables, num_sft_steps
 from learners.step import (
     LossFn,
     accumulate_gradients,
@@ -39,6 +39,7 @@ from learners.step import (
     make_optimizer,
     sft_sums,
     step_metrics,
+    decayed,
     warmed_up,
 )
 from learners.weight_sender import pack_weights
@@ -102,18 +103,13 @@ class GRPOLearner(TorchLearner):
         self._demonstrations = demonstrations_from_tables(_fetch(table_refs))
         return len(self._demonstrations)
 
-    def sft_update(self, *, step: int) -> dict[str, float]:
-        """One SFT step on the demonstrations' batch of that number."""
+    def sft_updates(self, *, first_step: int, num_steps: int) -> dict[str, float]:
+        """SFT steps from `first_step` on, each on the demonstrations' batch of its number; the last one's metrics."""
         self._enter_stage("sft")
-        config = self._settings.sft
-        indices = batch_indices(
-            len(self._demonstrations), batch_size=config.batch_size, step=step, seed=self._settings.seed
-        )
-        samples = [self._demonstrations[index] for index in indices]
-        num_loss_tokens = sum(sample.num_loss_tokens for sample in samples)
-        lr = warmed_up(config.lr, step=step, warmup_steps=config.warmup_steps)
-        loss_fn = partial(sft_sums, num_tokens=num_loss_tokens)
-        return self._step(samples, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step)
+        metrics: dict[str, float] = {}
+        for step in range(first_step, first_step + num_steps):
+            metrics = self._sft_update(step)
+        return metrics
 
     def weights(
         self, *, dtype: Literal["float32", "bfloat16", "auto"]
@@ -148,13 +144,28 @@ class GRPOLearner(TorchLearner):
 
     def compute_loss_for_module(self, **kwargs: object) -> NoReturn:
         """RLlib's own update path, which cuts batches without regard to groups: not taken."""
-        raise NotImplementedError("GRPOLearner learns through update_groups and sft_update")
+        raise NotImplementedError("GRPOLearner learns through update_groups and sft_updates")
 
     def _enter_stage(self, stage: str) -> None:
         """Begins a stage with fresh optimizer moments: those of another loss would steer its first steps."""
         if stage != self._stage:
             self._stage = stage
             self._optimizer = make_optimizer(self._policy, config=self._settings.learner)
+
+    def _sft_update(self, step: int) -> dict[str, float]:
+        config = self._settings.sft
+        indices = batch_indices(
+            len(self._demonstrations), batch_size=config.batch_size, step=step, seed=self._settings.seed
+        )
+        samples = [self._demonstrations[index] for index in indices]
+        num_loss_tokens = sum(sample.num_loss_tokens for sample in samples)
+        lr = decayed(
+            warmed_up(config.lr, step=step, warmup_steps=config.warmup_steps),
+            step=step,
+            num_steps=num_sft_steps(config, num_samples=len(self._demonstrations)),
+        )
+        loss_fn = partial(sft_sums, num_tokens=num_loss_tokens)
+        return self._step(samples, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step)
 
     def _step(
         self,

@@ -139,6 +139,11 @@ def warmed_up(lr: float, *, step: int, warmup_steps: int) -> float:
     return lr * min(1.0, (step + 1) / (warmup_steps + 1))
 
 
+def decayed(lr: float, *, step: int, num_steps: int) -> float:
+    """Linear decay over a stage of known length, down to a tenth."""
+    return lr * (1 - 0.9 * step / num_steps)
+
+
 def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "lengths"}
     return replace(batch, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})

@@ -33,8 +33,10 @@ CONSTANTS = (
     *(f"<|im_start|>system\n{gym.system}\n<tools>\n{json.dumps(TOOL_SCHEMA)}\n</tools>" for gym in GYMS.values()),
 )
 """Text that never varies: one token each, so that a small policy spends its few parameters on what does."""
-WORDS = r"\d| ?[A-Za-z_]+| ?[^\sA-Za-z_\d]+|\s"
-"""How text is cut before merges: single digits, words with their space, runs of punctuation."""
+WORDS = r"\d| ?[A-Z][a-z]| ?[A-Za-z_]+| ?[^\sA-Za-z_\d]+|\s"
+"""How text is cut before merges: single digits, the first two letters of a name, words with their space, punctuation."""
+INITIALIZER_RANGE = 0.1
+"""Standard deviation of the random weights: for so narrow a model the usual 0.02 learns to copy three times later."""
 CORPUS_DIALOGUES_PER_GYM = 300
 CORPUS_SEED = 0
 CHAT_TEMPLATE = """\
@@ -78,6 +80,7 @@ def build(folder: Path, config: TinyPolicyConfig, *, max_tokens: int, seed: int)
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             rope_theta=10_000.0,
+            initializer_range=INITIALIZER_RANGE,
         )
     )
     model.save_pretrained(folder)
@@ -128,7 +131,7 @@ def _expert_dialogue(key: TaskKey) -> Iterator[str]:
         call = UserCall(gym=key.gym, scenario=task.scenario, question=action.content)
         reply = user.answer(call) if gym.asks_user(state, action) else None
         outcome = gym.apply(task, state, action, reply)
-        yield from (action.choice, action.content, outcome.feedback)
+        yield from (action.thought, action.choice, action.content, outcome.feedback)
         if outcome.done:
             return
         state, action = outcome.state, expert.send(outcome.feedback)

@@ -116,7 +116,7 @@ class GymEnv:
         reply = await self._ask(action) if action and self._gym.asks_user(self._state, action) else None
         outcome = self._outcome(action, reply)
         reward = max(0.0, outcome.score - self._best)
-        self._best += reward
+        self._best = max(self._best, outcome.score)
         self._state = outcome.state
         self._num_turns += 1
         truncated = not outcome.done and self._num_turns >= self._max_turns

@@ -32,6 +32,8 @@ class Action:
 
     choice: Choice
     content: str
+    thought: str = ""
+    """What a scripted expert thinks before it acts: demonstrations show it, the environment never sees it."""
 
     def __str__(self) -> str:
         return f"[{self.choice}] {self.content}"

@@ -106,11 +106,13 @@ def expert(opening: str, rng: random.Random) -> Expert:
     if FAMILIES[0] in opening:
         tens, constant = divmod((yield from _probe(TENS)), 10)
         terms: list[Term] = [(constant, ()), (1, (tens - 1,))]
+        found = f"{VARIABLES[tens - 1]}+{constant}"
     else:
-        terms = yield from _probe_terms()
-    exam_text = yield Action(choice="search", content="test")
+        terms, found = (yield from _probe_terms()), ""
+    exam_text = yield Action(choice="search", content="test", thought=found)
     exam = [list(map(int, re.findall(r"-?\d+", line))) for line in exam_text.split("; ")]
-    yield Action(choice="answer", content=" ".join(str(evaluate(terms, inputs)) for inputs in exam))
+    values = " ".join(str(evaluate(terms, inputs)) for inputs in exam)
+    yield Action(choice="answer", content=values, thought=" ".join(_working(terms, inputs) for inputs in exam))
 
 
 def random_action(task: Task, rng: random.Random) -> Action:
@@ -161,6 +163,11 @@ def _integers(text: str) -> list[int] | None:
     """The integers of a text of nothing else than integers, spaces and commas; None otherwise."""
     tokens = text.replace(",", " ").split()
     return [int(token) for token in tokens] if all(re.fullmatch(r"-?\d{1,9}", token) for token in tokens) else None
+
+
+def _working(terms: Sequence[Term], inputs: Sequence[int]) -> str:
+    """The sum behind one exam value, the variables filled in: `5+7`."""
+    return "+".join(str(evaluate([term], inputs)) for term in reversed(terms))
 
 
 def _probe(inputs: Sequence[int]) -> Generator[Action, str, int]:

@@ -1,7 +1,7 @@
 """Telepathy: the user thinks of one of the named things; find it with yes-or-no questions, then guess once.
 
-Every thing has a value of each attribute and no two things share all values. Levels set how many attributes and things
-there are. Splits are disjoint by the thing thought of. One guess only: with a list of candidates on the table, a second
+Every thing has a family, a kind of that family and, above level 0, more attributes; no two things share all of them.
+Levels set how many attributes and things there are. Splits are disjoint by the thing thought of. One guess only: with a list of candidates on the table, a second
 guess would pay for enumeration.
 """
 
@@ -21,14 +21,21 @@ SYSTEM = (
     "action: a yes-or-no question about one property. "
     "answer: the name of the thing; you may guess once."
 )
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "color": ("red", "blue", "green", "white"),
-    "shape": ("round", "flat", "long"),
-    "size": ("tiny", "small", "big", "huge"),
-    "feel": ("soft", "hard", "wet"),
+KINDS: dict[str, tuple[str, ...]] = {
+    "animal": ("bird", "fish", "insect"),
+    "plant": ("tree", "moss", "flower"),
+    "tool": ("hammer", "knife", "brush"),
+    "food": ("bread", "cheese", "soup"),
 }
-LEVELS: tuple[tuple[int, int], ...] = ((2, 12), (3, 20), (4, 32))
-"""Level to (attributes in play, things on the table)."""
+"""Family to its kinds."""
+ATTRIBUTES: tuple[tuple[str, ...], ...] = (
+    ("red", "blue", "green", "white"),
+    ("tiny", "small", "big", "huge"),
+)
+PROPERTIES = tuple(word for words in (KINDS, *KINDS.values(), *ATTRIBUTES) for word in words)
+"""All that one can ask about."""
+LEVELS: tuple[tuple[int, int], ...] = ((0, 12), (1, 20), (2, 32))
+"""Level to (attributes beside family and kind, things on the table)."""
 ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
 VOWELS = ("a", "e", "i", "o", "u")
 NAMES = tuple(
@@ -46,11 +53,14 @@ class State:
 def make_task(key: TaskKey) -> Task:
     rng = key.rng()
     num_attributes, num_things = LEVELS[min(key.difficulty, len(LEVELS) - 1)]
-    kinds = list(product(*list(ATTRIBUTES.values())[:num_attributes]))
+    kinds = [(family, kind) for family, kinds_of in KINDS.items() for kind in kinds_of]
+    looks = [(*kind, *values) for kind in kinds for values in product(*ATTRIBUTES[:num_attributes])]
     names = rng.sample(NAMES, num_things)
     while not (owned := [name for name in names if split_of("telepathy:" + name) == key.split]):
         names = rng.sample(NAMES, num_things)
-    things = dict(zip(names, rng.sample(kinds, num_things), strict=True))
+    # In the order of looks: the list is easy to read, and its order tells nothing about the target.
+    on_table = sorted(rng.sample(looks, num_things), key=lambda look: [PROPERTIES.index(word) for word in look])
+    things = dict(zip(names, on_table, strict=True))
     table = "; ".join(f"{' '.join(values)} {name}" for name, values in things.items())
     return Task(
         key=key,
@@ -82,7 +92,7 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
 
 def answer(call: UserCall, rng: random.Random) -> UserReply:
     """Yes or No to a question about exactly one property; never a word about names."""
-    asked = [value for values in ATTRIBUTES.values() for value in values if _mentions(call.question, value)]
+    asked = [word for word in PROPERTIES if _mentions(call.question, word)]
     if len(asked) != 1 or _named(call.question, call.scenario["things"]):
         return UserReply(text="Ask me about one property at a time.")
     holds = asked[0] in call.scenario["things"][call.scenario["target"]]
@@ -90,24 +100,25 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def expert(opening: str, rng: random.Random) -> Expert:
-    """Settles the attributes in turn, asking only about values that some remaining thing has."""
+    """Settles family, kind and attributes in turn, asking only about what some remaining thing has."""
     entries = [entry.split() for entry in opening.partition(": ")[2].partition(".")[0].split("; ")]
     remaining = {entry[-1]: entry[:-1] for entry in entries}
     for position in range(len(entries[0]) - 1):
-        values = sorted({kind[position] for kind in remaining.values()}, key=_attribute_order)
+        values = sorted({look[position] for look in remaining.values()}, key=PROPERTIES.index)
         while len(values) > 1:
             value = values.pop(0)
             feedback = yield Action(choice="action", content=f"Is it {value}?")
             if feedback == "Yes.":
                 values = [value]
-        remaining = {name: kind for name, kind in remaining.items() if kind[position] == values[0]}
-    yield Action(choice="answer", content=" ".join([*next(iter(remaining.values())), next(iter(remaining))]))
+        remaining = {name: look for name, look in remaining.items() if look[position] == values[0]}
+    name, look = next(iter(remaining.items()))
+    yield Action(choice="answer", content=" ".join(["the", *look[1:], name]))
 
 
 def random_action(task: Task, rng: random.Random) -> Action:
     if rng.random() < 0.5:
         return Action(choice="answer", content=rng.choice(list(task.scenario["things"])))
-    return Action(choice="action", content=f"Is it {rng.choice(rng.choice(list(ATTRIBUTES.values())))}?")
+    return Action(choice="action", content=f"Is it {rng.choice(PROPERTIES)}?")
 
 
 def _mentions(text: str, word: str) -> bool:
@@ -117,10 +128,6 @@ def _mentions(text: str, word: str) -> bool:
 def _named(text: str, things: Sequence[str]) -> list[str]:
     words = set(re.findall(r"\w+", text.lower()))
     return [name for name in things if name.lower() in words]
-
-
-def _attribute_order(value: str) -> int:
-    return [known for values in ATTRIBUTES.values() for known in values].index(value)
 
 
 GYM = Gym(

@@ -104,16 +104,12 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
 
 def answer(call: UserCall, rng: random.Random) -> UserReply:
     """Tells the wish behind the one slot that is asked about; a vague or double question gets a polite refusal."""
-    asked = [
-        (part, slot)
-        for part, wished in call.scenario["wishes"].items()
-        for slot in PARTS[part]
-        if _mentions(call.question, slot)
-    ]
-    if len(asked) != 1:
+    wishes = call.scenario["wishes"]
+    asked = [(part, slot) for part, slots in PARTS.items() for slot in slots if _mentions(call.question, slot)]
+    if len(asked) != 1 or asked[0][0] not in wishes:
         return UserReply(text="Please ask about one slot.")
     part, slot = asked[0]
-    wish = call.scenario["wishes"][part].get(slot)
+    wish = wishes[part].get(slot)
     return UserReply(text=f"I want {wish}." if wish else "Any is fine.", facts={"part": part, "slot": slot, "wish": wish})
 
 

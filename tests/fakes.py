@@ -1,0 +1,136 @@
+"""Fakes and short ways that the tests of several rooms share: scripted engines and users, dialogues without tokens."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from actors.engine import CompletionRequest, EngineError
+from actors.renderer import Renderer
+from actors.trajectory import Completion, GroupSummary, StopReason
+from simulators.env import Gym, GymEnv, Step
+from simulators.gyms import GYMS
+from simulators.message import Action
+from simulators.rule_user import RuleUser
+from simulators.task import Split, Task, TaskKey
+from simulators.user import SimulatorError, User, UserCall, UserReply
+
+
+def make_key(
+    gym: str = "function", *, split: Split = "test", index: int = 0, seed: int = 0, difficulty: int = 0
+) -> TaskKey:
+    return TaskKey(gym=gym, split=split, index=index, seed=seed, difficulty=difficulty)
+
+
+def make_tasks(gym: str, *, num: int, split: Split = "test", difficulty: int = 0, seed: int = 0) -> list[Task]:
+    """The first `num` tasks of a split."""
+    keys = (make_key(gym, split=split, index=i, difficulty=difficulty, seed=seed) for i in range(num))
+    return [GYMS[gym].make_task(key) for key in keys]
+
+
+async def play(task: Task, texts: Sequence[str], *, user: User | None = None, max_turns: int = 16) -> list[Step]:
+    """Executes `[choice] content` texts until they or the episode end."""
+    env = GymEnv(GYMS[task.key.gym], task=task, user=user or RuleUser(), max_turns=max_turns)
+    steps: list[Step] = []
+    for text in texts:
+        steps.append(await env.step(text))
+        if steps[-1].terminated or steps[-1].truncated:
+            break
+    return steps
+
+
+async def feedback_of(task: Task, *texts: str) -> str:
+    """What the last of these texts is answered."""
+    steps = await play(task, texts)
+    assert len(steps) == len(texts), "the episode ended early"
+    return steps[-1].feedback
+
+
+async def play_expert(task: Task) -> list[Step]:
+    """The gym's expert from the opening to the end."""
+    gym: Gym = GYMS[task.key.gym]
+    env = GymEnv(gym, task=task, user=RuleUser())
+    expert = gym.expert(task.opening, random.Random(0))
+    steps = [await env.step(str(next(expert)))]
+    while not (steps[-1].terminated or steps[-1].truncated):
+        steps.append(await env.step(str(expert.send(steps[-1].feedback))))
+    return steps
+
+
+async def play_random(task: Task) -> list[Step]:
+    """Well-formed actions that ignore the dialogue."""
+    rng = random.Random(task.key.index)
+    return await play(task, [str(GYMS[task.key.gym].random_action(task, rng)) for _ in range(16)])
+
+
+def score_of(steps: Sequence[Step]) -> float:
+    return sum(step.reward for step in steps)
+
+
+@dataclass
+class ScriptedUser:
+    """Answers by the rules, but fails on the calls (counted from 0) named in `fails_on`."""
+
+    fails_on: frozenset[int] = frozenset()
+    error: Exception = field(default_factory=lambda: SimulatorError("no reply"))
+    calls: list[UserCall] = field(default_factory=list)
+
+    async def reply(self, call: UserCall) -> UserReply:
+        self.calls.append(call)
+        if len(self.calls) - 1 in self.fails_on:
+            raise self.error
+        return RuleUser().answer(call)
+
+
+class TextEngine:
+    """Says these texts in turn, in the renderer's tokens, with logprobs -1, -2, ... and version 7; then fails."""
+
+    def __init__(self, renderer: Renderer, texts: Sequence[str], *, stops: bool = True):
+        self._renderer = renderer
+        self._texts: Iterator[str] = iter(texts)
+        self._stop = [renderer.stop_id] if stops else []
+        self.requests: list[CompletionRequest] = []
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        self.requests.append(request)
+        text = next(self._texts, None)
+        if text is None:
+            raise EngineError("nothing left to say")
+        ids = [*self._renderer.encode(text), *self._stop]
+        logprobs = [-1.0 - i for i in range(len(ids))]
+        return Completion(token_ids=ids, logprobs=logprobs, policy_versions=[7] * len(ids))
+
+
+def call_text(renderer: Renderer, action: Action) -> str:
+    """The text of a canonical tool call."""
+    return renderer.decode(renderer.completion_of(action))
+
+
+def make_summary(
+    scores: Sequence[float],
+    *,
+    gym: str = "function",
+    stop_reasons: Sequence[StopReason] | None = None,
+    num_turns: Sequence[int] | None = None,
+    num_policy_tokens: int = 0,
+    versions: tuple[int, int] = (0, 0),
+    duration_s: float = 0.0,
+    policy_s: float = 0.0,
+    env_s: float = 0.0,
+    user_retries: int = 0,
+) -> GroupSummary:
+    """A summary whose rewards are its scores. `versions` is (oldest, newest)."""
+    return GroupSummary(
+        group_id=0,
+        task_key=make_key(gym),
+        rewards=scores,
+        scores=scores,
+        num_turns=num_turns or [1] * len(scores),
+        stop_reasons=stop_reasons or [StopReason.TERMINATED] * len(scores),
+        num_policy_tokens=num_policy_tokens,
+        oldest_version=versions[0],
+        newest_version=versions[1],
+        duration_s=duration_s,
+        policy_s=policy_s,
+        env_s=env_s,
+        user_retries=user_retries,
+    )

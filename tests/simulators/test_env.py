@@ -1,0 +1,131 @@
+"""The environment: turns, best-so-far pay, ends, failures of the user, and any text at all."""
+
+import asyncio
+import dataclasses
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulators.env import MAX_TURNS, Gym, GymEnv, Outcome
+from simulators.gyms import GYMS
+from simulators.message import CHOICES, Action
+from simulators.rule_user import RuleUser
+from simulators.task import Task
+from simulators.user import SimulatorError, UserReply
+from tests.fakes import ScriptedUser, make_tasks, play, score_of
+
+(TASK,) = make_tasks("function", num=1)
+
+
+def scoring_env(scores: list[float], *, max_turns: int = 16) -> GymEnv:
+    """A gym in which the n-th action is worth the n-th score."""
+
+    def apply(task: Task, state: int, action: Action, reply: UserReply | None) -> Outcome:
+        return Outcome(state=state + 1, feedback=f"{state}", score=scores[state])
+
+    gym: Gym = dataclasses.replace(
+        GYMS["function"], start=lambda task: 0, asks_user=lambda state, action: False, apply=apply
+    )
+    return GymEnv(gym, task=TASK, user=RuleUser(), max_turns=max_turns)
+
+
+async def test_only_what_exceeds_the_best_so_far_is_paid():
+    env = scoring_env([0.25, 0.0, 0.75, 0.5, 0.75, 1.0])
+    rewards = [(await env.step("[action] x")).reward for _ in range(6)]
+    assert rewards == [0.25, 0.0, 0.5, 0.0, 0.0, 0.25]
+
+
+async def test_rounding_pays_nothing_for_a_score_held():
+    scores = [1 / 3, 1 / 3 + 0.8 / 3, 1 / 3 + 0.8 / 3, 0.1 + 0.2 + 0.5, 0.8, 0.8]
+    env = scoring_env(scores)
+    rewards = [(await env.step("[action] x")).reward for _ in scores]
+    assert rewards[2] == rewards[4] == rewards[5] == 0.0
+    assert sum(rewards) == pytest.approx(max(scores), abs=1e-12)
+
+
+async def test_all_turns_of_the_budget_are_executed_and_the_last_can_score():
+    env = scoring_env([0.0] * 15 + [1.0])
+    steps = [await env.step("[action] x") for _ in range(MAX_TURNS)]
+    assert MAX_TURNS == len(steps) == 16
+    assert [step.truncated for step in steps] == [False] * 15 + [True]
+    assert steps[-1].reward == 1.0 and not steps[-1].terminated
+
+
+async def test_a_step_after_the_end_is_an_error():
+    env = scoring_env([0.0, 0.0], max_turns=1)
+    await env.step("[action] x")
+    with pytest.raises(ValueError, match="after the end"):
+        await env.step("[action] x")
+    closed = scoring_env([0.0])
+    await closed.close()
+    with pytest.raises(ValueError, match="after the end"):
+        await closed.step("[action] x")
+
+
+async def test_finish_ends_the_episode_without_pay():
+    (step,) = await play(TASK, ["[finish] bye", "[action] 1 2 3 4"])
+    assert step.terminated and not step.truncated and step.reward == 0.0
+
+
+async def test_an_unknown_tag_costs_a_turn_and_names_the_choices():
+    steps = await play(TASK, ["[buy] x"] * 3, max_turns=2)
+    assert [step.truncated for step in steps] == [False, True]
+    assert all(choice in steps[0].feedback for choice in CHOICES)
+
+
+async def test_a_failed_user_leaves_the_env_as_it_was():
+    user = ScriptedUser(fails_on=frozenset({1}))
+    env = GymEnv(GYMS["function"], task=TASK, user=user, max_turns=2)
+    first = await env.step("[action] 0 0 0 0")
+    with pytest.raises(SimulatorError, match="no reply"):
+        await env.step("[action] 1 2 3 4")
+    again = await env.step("[action] 1 2 3 4")
+    assert (first.truncated, again.truncated) == (False, True)
+    assert user.calls[1] == user.calls[2]
+    assert user.calls[1].history == (("0 0 0 0", first.feedback),)
+
+
+async def test_the_user_is_asked_only_for_actions_and_its_reply_is_kept():
+    user = ScriptedUser()
+    action, search = await play(TASK, ["[action] 0 0 0 0", "[search] test"], user=user)
+    assert len(user.calls) == 1
+    assert action.user_reply is not None and action.user_reply.facts.keys() == {"value"}
+    assert search.user_reply is None
+
+
+@pytest.mark.parametrize("gym", GYMS)
+async def test_the_opening_and_the_rules_are_what_is_observed(gym: str):
+    (task,) = make_tasks(gym, num=1)
+    observation = await GymEnv(GYMS[gym], task=task, user=RuleUser()).reset()
+    assert (observation.system, observation.opening) == (GYMS[gym].system, task.opening)
+
+
+def words_of(task: Task) -> st.SearchStrategy[str]:
+    """Texts that a gym may make something of: its own words, numbers, ids, and what experts say."""
+    rng = random.Random(0)
+    gym = GYMS[task.key.gym]
+    said = [gym.random_action(task, rng).content for _ in range(20)]
+    words = [word.strip(";:.,?") for text in (task.opening, gym.system, *said) for word in text.split()]
+    token = st.one_of(st.sampled_from(words), st.integers().map(str), st.sampled_from([*said, "test", "\ud800"]))
+    return st.lists(token, max_size=8).map(" ".join)
+
+
+@pytest.mark.parametrize("difficulty", [0, 3])
+@pytest.mark.parametrize("gym", GYMS)
+def test_no_text_breaks_a_gym_and_its_pay_stays_within_one(gym: str, difficulty: int):
+    (task,) = make_tasks(gym, num=1, difficulty=difficulty)
+    content = st.one_of(st.text(max_size=30), words_of(task))
+    action = st.builds(lambda choice, text: f"[{choice}] {text}", st.sampled_from(CHOICES[:3]), content)
+
+    @settings(max_examples=60, deadline=None)
+    @given(texts=st.lists(st.one_of(st.text(max_size=20), action), min_size=20, max_size=20))
+    def holds(texts: list[str]) -> None:
+        steps = asyncio.run(play(task, texts))
+        assert len(steps) <= 16 and (steps[-1].terminated or steps[-1].truncated)
+        assert all(math.isfinite(step.reward) and 0 <= step.reward <= 1 for step in steps)
+        assert score_of(steps) <= 1 + 1e-9
+
+    holds()
