@@ -1,4 +1,5 @@
-"""The engine's protocol: token ids in, a sampled completion out. What stands behind it, a rollout need not know."""
+"""The engine's protocol: token ids in, a sampled completion out. What stands behind it, a rollout need not
+know."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,9 @@
 """Messages to token ids and back, so that what was sampled stays as sampled.
 
-A dialogue's ids only ever grow: the completion's own ids, then the template's text between them and the next completion.
-Where the chat template would change earlier text (a stripped thought, say), the dialogue forks into a new sample instead.
+A dialogue's ids only ever grow: the completion's own ids, then the template's text between them and the next
+completion.
+Where the chat template would change earlier text (a stripped thought, say), the dialogue forks into a new
+sample instead.
 """
 
 import json
@@ -17,7 +19,11 @@ from simulators.message import CHOICES, TOOL_NAME, TOOL_SCHEMA, Action, Message
 
 TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 THOUGHT_END = "</think>"
-MARK = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}completion {}\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""What JSON can escape but no text can hold: it would break the tokenizer and every table that stores it."""
+MARK = (
+    "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}completion {}\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
+)
 """Stands for a completion where only the text around it is wanted."""
 
 
@@ -42,7 +48,9 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         if not tokenizer.chat_template:
-            raise ValueError(f"{tokenizer.name_or_path}: a policy needs a chat template; set one in tokenizer_config.json")
+            raise ValueError(
+                f"{tokenizer.name_or_path}: a policy needs a chat template; set one in tokenizer_config.json"
+            )
         self.tokenizer = tokenizer
         self.stop_text: str = str(tokenizer.eos_token)
         self.stop_id: int = tokenizer.convert_tokens_to_ids(self.stop_text)  # type: ignore[assignment]
@@ -57,20 +65,30 @@ class Renderer:
         text = self._render(chat)
         ids = tuple(self.encode(text))
         return Dialogue(
-            messages=tuple(messages), token_ids=ids, context_ids=ids, forked=True, marked=chat, marked_text=text
+            messages=tuple(messages),
+            token_ids=ids,
+            context_ids=ids,
+            forked=True,
+            marked=chat,
+            marked_text=text,
         )
 
-    def extend(self, dialogue: Dialogue, *, completion_ids: Sequence[int], said: Message, reply: Message) -> Dialogue:
+    def extend(
+        self, dialogue: Dialogue, *, completion_ids: Sequence[int], said: Message, reply: Message
+    ) -> Dialogue:
         """The dialogue after a completion (`said`, as parsed) and the environment's reply to it.
 
-        The completion's ids are kept. If the template leaves the text before the completion as it was, only the text
-        after it is tokenised; otherwise the whole dialogue is rendered anew and `forked` is set.
+        The completion's ids are kept. If the template leaves the text before the completion as it was, only
+        the text after it is tokenised; otherwise the whole dialogue is rendered anew and `forked` is set.
         """
         messages = (*dialogue.messages, said, reply)
         mark = MARK.format(len(messages))
         marked = (*dialogue.marked, _marked(said, mark), reply.to_chat())
         text = self._render(marked)
-        tail = self._after(mark, text) if text.startswith(dialogue.marked_text) else None
+        # A template that leaves thoughts out of earlier turns has lost one of the marks here.
+        num_marks = 1 + (THOUGHT_END in said.content)
+        kept = text.startswith(dialogue.marked_text) and text.count(mark) == num_marks
+        tail = self._after(mark, text) if kept else None
         if tail is None:
             ids = tuple(self.encode(self._render([message.to_chat() for message in messages])))
             context = ids
@@ -116,25 +134,28 @@ class Renderer:
 
 
 def parse_tool_call(text: str) -> Action | None:
-    """The first tool call of a completion (Qwen3's form); None unless it is valid JSON that fits the tool's schema."""
-    match = TOOL_CALL.search(text)
+    """The first tool call after the thought (Qwen3's form); None unless it is valid JSON that fits the tool's
+    schema."""
+    _, thought_ended, rest = text.partition(THOUGHT_END)
+    match = TOOL_CALL.search(rest if thought_ended else text)
     if match is None:
         return None
     try:
         call = json.loads(match.group(1))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     arguments = call.get("arguments")
     if call.get("name") != TOOL_NAME or not isinstance(arguments, dict):
         return None
     choice, content = arguments.get("choice"), arguments.get("content")
-    if choice not in CHOICES or not isinstance(content, str):
+    if choice not in CHOICES or not isinstance(content, str) or LONE_SURROGATE.search(content):
         return None
     return Action(choice=choice, content=content)
 
 
 def _marked(said: Message, mark: str) -> dict[str, Any]:
-    """The assistant message with a mark for its content, thinking where it thought, so that a template shows its ways."""
+    """The assistant message with a mark for its content, thinking where it thought, so that a template shows
+    its ways."""
     thought = f"<think>\n{mark}\n{THOUGHT_END}\n\n" if THOUGHT_END in said.content else ""
     action = Action(choice="action", content=mark)
     return Message(role="assistant", content=thought, action=action).to_chat()

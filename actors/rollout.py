@@ -1,8 +1,9 @@
-"""Rollout: a policy and an environment talk until the dialogue ends. Pure async, no Ray; a failure is data, not a crash."""
+"""Rollout: a policy and an environment talk until the dialogue ends. Pure async, no Ray; a failure is data,
+not a crash."""
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +23,8 @@ class Setting:
     """All that a dialogue needs besides its task."""
 
     engine_for: Callable[[Task, int], PolicyEngine]
-    """(task, seed) to who speaks for the policy: a script is made for each dialogue, a model's engine is shared."""
+    """(task, seed) to who speaks for the policy: a script is made for each dialogue, a model's engine is
+    shared."""
     user: User
     renderer: Renderer
     sampling: Sampling
@@ -39,7 +41,8 @@ async def rollout_group(order: GroupOrder, setting: Setting) -> list[Trajectory]
 
 
 async def rollout(key: TaskKey, setting: Setting, *, seed: int) -> Trajectory:
-    """One dialogue. Whatever fails outside the policy ends it with its own stop reason and is never a score."""
+    """One dialogue. Whatever fails outside the policy ends it with its own stop reason and is never a
+    score."""
     turns: list[Turn] = []
     observation = Observation(system="", opening="")
     error = ""
@@ -68,7 +71,13 @@ async def rollout(key: TaskKey, setting: Setting, *, seed: int) -> Trajectory:
 
 
 async def _talk(
-    env: Env, observation: Observation, setting: Setting, *, engine: PolicyEngine, turns: list[Turn], seed: int
+    env: Env,
+    observation: Observation,
+    setting: Setting,
+    *,
+    engine: PolicyEngine,
+    turns: list[Turn],
+    seed: int,
 ) -> StopReason:
     """Takes turns until the end; appends each to `turns` as soon as it is complete."""
     opening = [
@@ -132,4 +141,3 @@ async def _complete(dialogue: Dialogue, setting: Setting, *, engine: PolicyEngin
 def _spoken(text: str) -> str:
     """The completion without its tool call."""
     return text.partition("<tool_call>")[0].strip()
-

@@ -1,7 +1,8 @@
 """The rollout actor: an RLlib EnvRunner that plays many dialogues at once on one event loop.
 
-It pulls orders from a feed and hands finished groups back until the feed ends, so it is never driven call by call and
-never blocks RLlib's own calls. It refuses to know what the feed does with the results, and holds no weights.
+It pulls orders from a feed and hands finished groups back until the feed ends, so it is never driven call by
+call and never blocks RLlib's own calls. It refuses to know what the feed does with the results, and holds no
+weights.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import ray
 from ray.actor import ActorHandle
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
@@ -33,10 +35,10 @@ FEED_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 
 
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutSetup:
-    """What a rollout actor needs, in a form that travels: `cluster` puts it into the config as `rollout_setup`."""
+    """What a rollout actor needs, in a form that travels: `cluster` puts it into the config as
+    `rollout_setup`."""
 
     config: RolloutConfig
     policy_folder: str
@@ -67,7 +69,8 @@ class RolloutActor(EnvRunner, Checkpointable):
         super().__init__(config=config, **kwargs)
         self._setup: RolloutSetup = config.rollout_setup
         self.holder = f"rollout-{self.worker_index}-{uuid.uuid4().hex[:8]}"
-        """This life's name: a restarted actor has another, so that what the dead one held is known to be lost."""
+        """This life's name: a restarted actor has another, so that what the dead one held is known to be
+        lost."""
         self._renderer = Renderer.from_folder(self._setup.policy_folder)
         self._work: dict[ActorHandle, Future[None]] = {}
         self._loop = asyncio.new_event_loop()
@@ -76,7 +79,8 @@ class RolloutActor(EnvRunner, Checkpointable):
         self._shared: tuple[PolicyEngine, User] | None = None
 
     def work(self, feed: ActorHandle, *, policy: str = "engine", group_size: int) -> WorkState:
-        """Begins to work for `feed` in the background, if it does not yet. `policy` is `engine` or a script's name."""
+        """Begins to work for `feed` in the background, if it does not yet. `policy` is `engine` or a script's
+        name."""
         if feed not in self._work:
             pull = self._pull(feed, setting=self._setting(policy), group_size=group_size)
             self._work[feed] = asyncio.run_coroutine_threadsafe(pull, self._loop)
@@ -85,17 +89,26 @@ class RolloutActor(EnvRunner, Checkpointable):
         error = repr(work.exception()) if work.done() and work.exception() is not None else ""
         return WorkState(worker_index=self.worker_index, holder=self.holder, error=error)
 
-    def sample(self, *, orders: Sequence[GroupOrder] = (), **kwargs: Any) -> list[tuple[GroupSummary, pa.Table]]:
-        """Rolls out these orders and waits for them: RLlib's own way to ask. Training uses `work`."""
-        setting = self._setting("engine")
+    def sample(
+        self, *, orders: Sequence[GroupOrder] = (), policy: str = "engine", **kwargs: Any
+    ) -> ray.ObjectRef | None:
+        """Rolls out these orders, waits for them, and gives their tables as one: RLlib's own way to ask.
+
+        For work that needs no feed, such as demonstrations. None without orders.
+        """
+        if not orders:
+            return None
+        setting = self._setting(policy)
 
         async def roll_all() -> list[tuple[GroupSummary, pa.Table]]:
             return list(await asyncio.gather(*(self._roll(order, setting) for order in orders)))
 
-        return asyncio.run_coroutine_threadsafe(roll_all(), self._loop).result()
+        groups = asyncio.run_coroutine_threadsafe(roll_all(), self._loop).result()
+        return ray.put(pa.concat_tables(table for _, table in groups))
 
     async def _pull(self, feed: ActorHandle, *, setting: Setting, group_size: int) -> None:
-        """Consumes orders of `feed`, waits for room and for orders, produces finished groups; ends with the feed."""
+        """Consumes orders of `feed`, waits for room and for orders, produces finished groups; ends with the
+        feed."""
         room = asyncio.Semaphore(max(1, self._setup.config.dialogues_per_actor // group_size))
         async with asyncio.TaskGroup() as groups:
             while True:
@@ -139,7 +152,9 @@ class RolloutActor(EnvRunner, Checkpointable):
             engine_for=engine_for,
             user=user,
             renderer=self._renderer,
-            sampling=Sampling(temperature=config.temperature, max_completion_tokens=config.max_completion_tokens),
+            sampling=Sampling(
+                temperature=config.temperature, max_completion_tokens=config.max_completion_tokens
+            ),
             max_turns=config.max_turns,
             max_tokens=self._setup.max_tokens,
         )

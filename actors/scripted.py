@@ -1,4 +1,5 @@
-"""Policies that are scripts: the expert of each gym, a random one, a silent one. They stand where an engine stands."""
+"""Policies that are scripts: the expert of each gym, a random one, a silent one. They stand where an engine
+stands."""
 
 import random
 from typing import Literal

@@ -1,4 +1,5 @@
-"""A group as one Arrow table, a row a turn: transport, replay buffer and Parquet on disk share this schema."""
+"""A group as one Arrow table, a row a turn: transport, replay buffer and Parquet on disk share this
+schema."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -47,7 +48,8 @@ NO_TURN = Turn(
 
 
 def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
-    """The group's turns in order. A trajectory that failed before its first turn has one row without tokens."""
+    """The group's turns in order. A trajectory that failed before its first turn has one row without
+    tokens."""
     rows = [
         (i, t, trajectory, turn)
         for i, trajectory in enumerate(trajectories)

@@ -51,7 +51,8 @@ class Turn:
     context_ids: Sequence[int]  # [num_context_tokens]
     """Tokens put before the completion since the last turn (all of the prompt where `forked`)."""
     forked: bool
-    """True where a new sample starts: on the first turn, and where the chat template changed earlier tokens."""
+    """True where a new sample starts: on the first turn, and where the chat template changed earlier
+    tokens."""
     completion: Completion
     text: str
     """The completion's text."""
@@ -104,7 +105,8 @@ class GroupSummary:
     rewards: Sequence[float]  # [group_size]
     """Sum of each trajectory's turn rewards, as the learner gets them; NaN where it failed."""
     scores: Sequence[float]  # [group_size]
-    """Sum of each trajectory's environment rewards, in [0, 1]; NaN where it failed. What evaluation reports."""
+    """Sum of each trajectory's environment rewards, in [0, 1]; NaN where it failed. What evaluation
+    reports."""
     num_turns: Sequence[int]  # [group_size]
     stop_reasons: Sequence[StopReason]  # [group_size]
     num_policy_tokens: int

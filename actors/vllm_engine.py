@@ -115,7 +115,8 @@ class EngineActor:
         return {"time/engine_write_s": written - start, "time/engine_paused_s": end - written}
 
     async def keep_own_weights(self, policy_version: int) -> None:
-        """Serves the weights that the model folder holds, where no learner will send any: evaluation of a finished model."""
+        """Serves the weights that the model folder holds, where no learner will send any: evaluation of a
+        finished model."""
         await self._running().update_weight_version(str(policy_version))
         self._current.set()
 

@@ -1,6 +1,8 @@
-"""GRPO as RLlib knows algorithms: `GRPOConfig().environment(...).training(...).build_algo()`, then `algo.train()`.
+"""GRPO as RLlib knows algorithms: `GRPOConfig().environment(...).training(...).build_algo()`, then
+`algo.train()`.
 
-The driver's loop is `training_step`: take whole groups, update, send weights, release. It holds references, never tokens.
+The driver's loop is `training_step`: take whole groups, update, send weights, release. It holds references,
+never tokens.
 """
 
 import json
@@ -37,7 +39,8 @@ from simulators.task import Split
 STATE_FILE = "driver.json"
 LEARNER_FOLDER = "learner"
 TAKE_TIMEOUT_S = 600.0
-"""A step whose groups do not come within this time stops the run, saying which orders are stuck and with whom."""
+"""A step whose groups do not come within this time stops the run, saying which orders are stuck and with
+whom."""
 CALL_TIMEOUT_S = 120.0
 SUPERVISE_EVERY_S = 10.0
 TEXT = gymnasium.spaces.Text(max_length=2**20)
@@ -46,7 +49,8 @@ TEXT = gymnasium.spaces.Text(max_length=2**20)
 class GRPOConfig(AlgorithmConfig):
     """A `RunConfig` behind RLlib's own methods. Its sections are set by name, with a mapping of what differs.
 
-    Example: `GRPOConfig().environment(gyms={"weights": {"travel": 1.0}}).training(lr=1e-3, grpo={"num_steps": 10})`.
+    Example: `GRPOConfig().environment(gyms={"weights": {"travel": 1.0}}).training(lr=1e-3, grpo={"num_steps":
+    10})`.
     """
 
     def __init__(self, algo_class: type | None = None, *, run: RunConfig | None = None):
@@ -77,7 +81,8 @@ class GRPOConfig(AlgorithmConfig):
         return self._set(super().learners, args, sections)
 
     def training(self, *args: Any, **sections: Any) -> "GRPOConfig":
-        """Sections `sft`, `grpo`, `buffer`, `learner`, `evaluation`, `checkpoint`; anything else goes to RLlib (`lr`)."""
+        """Sections `sft`, `grpo`, `buffer`, `learner`, `evaluation`, `checkpoint`; anything else goes to
+        RLlib (`lr`)."""
         return self._set(super().training, args, sections)
 
     def resolved(self) -> RunConfig:
@@ -188,7 +193,8 @@ class GRPO(Algorithm):
         return evaluate(self.run, rollouts=self.rollouts, split=split, stage=stage, archive=self.folder.trajectories)
 
     def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:
-        """Writes a checkpoint: the learners' shards and the driver's few numbers. Any number of learners can go on from it."""
+        """Writes a checkpoint: the learners' shards and the driver's few numbers. Any number of learners can
+        go on from it."""
         folder = Path(super().save_to_path(path, **kwargs))
         self.learners.save(folder / LEARNER_FOLDER)
         state = {

@@ -30,9 +30,9 @@ def cold_start(
         gyms, split="train", num_tasks=num_tasks, seed=config.run.seed, difficulty=config.gyms.difficulty
     )
     with stage_progress("demonstrations", total=len(orders)) as advance:
-        feed, groups = rollouts.run(orders, policy="expert", advance=advance)
-    num_samples = learners.set_demonstrations([group.payload for group in groups])
-    del feed, groups  # the learners have their own copy
+        tables = rollouts.sample(orders, policy="expert", advance=advance)
+    num_samples = learners.set_demonstrations(tables)
+    del tables  # the learners have their own copy
     num_steps = num_sft_steps(config.sft, num_samples=num_samples)
     with stage_progress("SFT", total=num_steps) as advance:
         for step in range(done, num_steps, STEPS_PER_CALL):

@@ -1,4 +1,5 @@
-"""Evaluation: a rollout without a learner. The same actors, turn budget, observations and sampling as in training."""
+"""Evaluation: a rollout without a learner. The same actors, turn budget, observations and sampling as in
+training."""
 
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def evaluate(
     split: Split = "test",
     policy: str = "engine",
 ) -> list[EvaluationRow]:
-    """One dialogue on each held-out task; its tables go to `evaluation-<stage>.parquet` in the archive folder."""
+    """One dialogue on each held-out task; its tables go to `evaluation-<stage>.parquet` in the archive
+    folder."""
     orders = orders_for(
         list(config.gyms.weights),
         split=split,

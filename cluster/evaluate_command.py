@@ -1,4 +1,5 @@
-"""`userrl evaluate`: scores a scripted policy or a model folder on held-out tasks. A rollout without a learner."""
+"""`userrl evaluate`: scores a scripted policy or a model folder on held-out tasks. A rollout without a
+learner."""
 
 import tempfile
 from pathlib import Path

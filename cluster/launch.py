@@ -53,7 +53,8 @@ class Services:
     """Whether Ray was started here, and so ends here."""
 
     def stop(self) -> None:
-        """Ends all of them; what does not end in time is killed. Leaves a cluster that was joined as it was."""
+        """Ends all of them; what does not end in time is killed. Leaves a cluster that was joined as it
+        was."""
         stopping = [self.buffer.close.remote(), *(engine.stop.remote() for engine in self.engines)]
         ray.wait(stopping, num_returns=len(stopping), timeout=STOP_TIMEOUT_S)
         for actor in (self.buffer, *self.engines):

@@ -1,4 +1,5 @@
-"""The driver's hold on the learners: one call reaches every rank, one error says which rank failed and why."""
+"""The driver's hold on the learners: one call reaches every rank, one error says which rank failed and
+why."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -15,6 +16,10 @@ LOOK_EVERY_S = 0.5
 CALL_TIMEOUT_S = 60.0
 WITHOUT_PROGRESS_S = 300.0
 """A list of orders that gains no finished group for so long is stuck."""
+
+
+CHUNK = 256
+"""Orders that one actor rolls out in one call of `sample`."""
 
 
 class Rollouts:
@@ -50,6 +55,31 @@ class Rollouts:
                 ray.get(feed.forget.remote(holder), timeout=CALL_TIMEOUT_S)
         self._holders[feed] = holders
 
+    def sample(
+        self, orders: Sequence[GroupOrder], *, policy: str, advance: Callable[[int, str], None]
+    ) -> list[ray.ObjectRef]:
+        """Rolls out orders in rounds, a chunk an actor; references to one table a chunk. A chunk whose actor
+        died is done again by another."""
+        chunks = [orders[start : start + CHUNK] for start in range(0, len(orders), CHUNK)]
+        tables: list[ray.ObjectRef] = []
+        while chunks:
+            self._restore()
+            workers = self._env_runners.healthy_env_runner_ids()
+            if not workers:
+                raise RuntimeError("no rollout actor is alive: see the logs under /tmp/ray/session_latest/logs")
+            round_, chunks = chunks[: len(workers)], chunks[len(workers) :]
+            done = self._env_runners.foreach_env_runner(
+                [partial(_sample, index=i, orders=chunk, policy=policy) for i, chunk in enumerate(round_)],
+                remote_worker_ids=workers[: len(round_)],
+                local_env_runner=False,
+                timeout_seconds=WITHOUT_PROGRESS_S,
+            )
+            tables += [table for _, table in done]
+            advance(sum(len(round_[i]) for i, _ in done), "")
+            finished = {i for i, _ in done}
+            chunks = [chunk for i, chunk in enumerate(round_) if i not in finished] + chunks
+        return tables
+
     def run(
         self, orders: Sequence[GroupOrder], *, policy: str, advance: Callable[[int, str], None]
     ) -> tuple[ActorHandle, list[FinishedGroup]]:
@@ -69,3 +99,7 @@ class Rollouts:
         groups = ray.get(feed.results.remote(timeout_s=1.0), timeout=CALL_TIMEOUT_S)
         self._holders.pop(feed, None)
         return feed, groups
+
+
+def _sample(actor: Any, *, index: int, orders: Sequence[GroupOrder], policy: str) -> tuple[int, ray.ObjectRef]:
+    return index, actor.sample(orders=orders, policy=policy)

@@ -10,13 +10,20 @@ from actors.trajectory import GroupSummary
 def rollout_metrics(
     summaries: Sequence[GroupSummary], *, policy_version: int, duration_s: float
 ) -> dict[str, float]:
-    """Of the groups that one step trains. Failed trajectories are left out of every mean, never counted as a score.
+    """Of the groups that one step trains. Failed trajectories are left out of every mean, never counted as a
+    score.
 
-    `policy_version` is the learners' before the step, `duration_s` the seconds from the step before to this one.
+    `policy_version` is the learners' before the step, `duration_s` the seconds from the step before to this
+    one.
     """
     ages = [policy_version - summary.oldest_version for summary in summaries]
     spans = [summary.newest_version - summary.oldest_version for summary in summaries]
-    num_turns = np.array([turns for summary in summaries for turns in summary.num_turns])
+    num_turns = [
+        turns
+        for summary in summaries
+        for turns, reason in zip(summary.num_turns, summary.stop_reasons, strict=True)
+        if not reason.failed
+    ]
     num_tokens = sum(summary.num_policy_tokens for summary in summaries)
     env_s, policy_s = (sum(getattr(summary, name) for summary in summaries) for name in ("env_s", "policy_s"))
     return {
@@ -25,7 +32,7 @@ def rollout_metrics(
             f"rollout/reward/{gym}": _mean([summary for summary in summaries if summary.task_key.gym == gym])
             for gym in sorted({summary.task_key.gym for summary in summaries})
         },
-        "rollout/turns/mean": float(num_turns.mean()),
+        "rollout/turns/mean": float(np.mean(num_turns)),
         "rollout/policy_tokens": float(num_tokens),
         "rollout/tokens_per_s": num_tokens / duration_s,
         "rollout/group_duration_s/max": max(summary.duration_s for summary in summaries),

@@ -1,4 +1,5 @@
-"""Ctrl-C and `kill`, taken between two steps: a step that has begun is ended and saved, so that nothing is trained twice."""
+"""Ctrl-C and `kill`, taken between two steps: a step that has begun is ended and saved, so that nothing is
+trained twice."""
 
 import signal
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ class StopSignal:
 
 @contextmanager
 def stop_between_steps() -> Iterator[StopSignal]:
-    """While it lasts, the first signal is only noted and the second raises KeyboardInterrupt. Main thread only."""
+    """While it lasts, the first signal is only noted and the second raises KeyboardInterrupt. Main thread
+    only."""
     stop = StopSignal()
     before = {number: signal.signal(number, stop._note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,4 +1,5 @@
-"""The main job: evaluate, SFT, evaluate, GRPO, evaluate. A thin face of `GRPO`; a stopped run goes on where it was."""
+"""The main job: evaluate, SFT, evaluate, GRPO, evaluate. A thin face of `GRPO`; a stopped run goes on where
+it was."""
 
 from collections.abc import Sequence
 
@@ -13,7 +14,8 @@ from cluster.tracking import Tracker, dialogue_rows
 
 
 def train(config: RunConfig, *, as_json: bool) -> None:
-    """Runs the whole job in its run folder. Ctrl-C saves a checkpoint, leaves no process behind, raises KeyboardInterrupt."""
+    """Runs the whole job in its run folder. Ctrl-C saves a checkpoint, leaves no process behind, raises
+    KeyboardInterrupt."""
     folder = RunFolder.of(config)
     resume_step = folder.latest_step or 0
     with Tracker(folder, config=config, resume_step=resume_step) as tracker:

@@ -1,7 +1,9 @@
-"""A small policy from nothing: a Qwen3-architecture model with random weights and a tokenizer of the gyms' own language.
+"""A small policy from nothing: a Qwen3-architecture model with random weights and a tokenizer of the gyms'
+own language.
 
-It makes a folder that `from_pretrained` and vLLM load like any downloaded one, so the rest of the system knows no
-difference. Numbers are tokenised digit by digit; text that never varies (a gym's rules, a tool call's syntax) is one token.
+It makes a folder that `from_pretrained` and vLLM load like any downloaded one, so the rest of the system
+knows no difference. Numbers are tokenised digit by digit; text that never varies (a gym's rules, a tool
+call's syntax) is one token.
 """
 
 import json
@@ -34,9 +36,13 @@ CONSTANTS = (
 )
 """Text that never varies: one token each, so that a small policy spends its few parameters on what does."""
 WORDS = r"\d| ?[A-Z][a-z]| ?[A-Za-z_]+| ?[^\sA-Za-z_\d]+|\s"
-"""How text is cut before merges: single digits, the first two letters of a name, words with their space, punctuation."""
+"""How text is cut before merges: single digits, the first two letters of a name, words with their space,
+punctuation."""
 INITIALIZER_RANGE = 0.1
-"""Standard deviation of the random weights: for so narrow a model the usual 0.02 learns to copy three times later."""
+"""Standard deviation of the random weights: for so narrow a model the usual 0.02 learns to copy three times
+later."""
+ROPE_THETA = 200.0
+"""Dialogues are some hundred tokens long: a base of 10 000 would leave most frequencies too slow to tell places apart."""
 CORPUS_DIALOGUES_PER_GYM = 300
 CORPUS_SEED = 0
 CHAT_TEMPLATE = """\
@@ -79,7 +85,7 @@ def build(folder: Path, config: TinyPolicyConfig, *, max_tokens: int, seed: int)
             tie_word_embeddings=True,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            rope_theta=10_000.0,
+            rope_theta=ROPE_THETA,
             initializer_range=INITIALIZER_RANGE,
         )
     )

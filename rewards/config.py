@@ -11,13 +11,16 @@ class RewardConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     weights: dict[str, float] = {"environment": 1.0}
-    """Reward function to weight: `environment` is the gym's own reward; `turn` is 1 a turn and `no_tool_call` 1 where the
-    policy made no valid tool call, both meant for negative weights. Evaluation reports the environment's alone."""
+    """Reward function to weight: `environment` is the gym's own reward; `turn` is 1 a turn and `no_tool_call`
+    1 where the policy made no valid tool call, both meant for negative weights. Evaluation reports the
+    environment's alone."""
 
     @field_validator("weights")
     @classmethod
     def _names_are_known(cls, weights: dict[str, float]) -> dict[str, float]:
         for name in weights:
             if name not in REWARD_NAMES:
-                raise ValueError(f"{name!r}: unknown reward function: the known ones are {', '.join(REWARD_NAMES)}")
+                raise ValueError(
+                    f"{name!r}: unknown reward function: the known ones are {', '.join(REWARD_NAMES)}"
+                )
         return weights

@@ -34,7 +34,8 @@ def no_tool_call(table: pa.Table) -> Rewards:
 def with_rewards(table: pa.Table, weights: Mapping[str, float]) -> pa.Table:
     """The table with its `reward` column: the weighted sum, NaN on every turn of a trajectory that failed.
 
-    A failure is never a score: whoever averages these numbers must leave failed trajectories out, and sees it if not.
+    A failure is never a score: whoever averages these numbers must leave failed trajectories out, and sees it
+    if not.
     """
     total = sum((weight * REWARDS[name](table) for name, weight in weights.items()), np.zeros(table.num_rows))
     total = np.where(table["failed"].to_numpy(), np.nan, total)

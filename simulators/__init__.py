@@ -1,1 +1,2 @@
-"""The world: tasks, environments and simulated users. Knows messages, never token ids; imports no other room."""
+"""The world: tasks, environments and simulated users. Knows messages, never token ids; imports no other
+room."""

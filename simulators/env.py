@@ -1,6 +1,7 @@
 """The environment's contract, in Gymnasium's words, and the one environment that plays every gym's rules.
 
-A gym gives pure functions; the environment holds the state, asks the user and pays the best-so-far difference.
+A gym gives pure functions; the environment holds the state, asks the user and pays the best-so-far
+difference.
 """
 
 import random
@@ -59,14 +60,16 @@ class Env(Protocol):
     async def reset(self) -> Observation: ...
 
     async def step(self, text: str) -> Step:
-        """Takes `[choice] content`. Raises `SimulatorError` where the user fails; the state is then unchanged."""
+        """Takes `[choice] content`. Raises `SimulatorError` where the user fails; the state is then
+        unchanged."""
         ...
 
     async def close(self) -> None: ...
 
 
 Expert = Generator[Action, str, None]
-"""A scripted expert in dialogue: yields actions and is sent their feedback. Knows only what the policy may know."""
+"""A scripted expert in dialogue: yields actions and is sent their feedback. Knows only what the policy may
+know."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

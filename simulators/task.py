@@ -46,7 +46,8 @@ class Task:
 def split_of(meaning: str) -> Split:
     """The split that owns a meaning (a function, an entity, a travel part): disjoint by construction.
 
-    Example: every task whose hidden function is `2*a+b` is in the split `split_of("2*a+b")`, whatever its seed.
+    Example: every task whose hidden function is `2*a+b` is in the split `split_of("2*a+b")`, whatever its
+    seed.
     """
     bucket = int.from_bytes(hashlib.blake2b(meaning.encode(), digest_size=4).digest()) % 100
     for split, share in zip(SPLITS, SPLIT_SHARES, strict=True):
@@ -59,7 +60,9 @@ def split_of(meaning: str) -> Split:
 class TaskSource:
     """Draws task keys from a weighted mix of gyms, in an order that only the seed and `num_drawn` decide."""
 
-    def __init__(self, weights: Mapping[str, float], *, split: Split, seed: int, difficulty: int, num_drawn: int = 0):
+    def __init__(
+        self, weights: Mapping[str, float], *, split: Split, seed: int, difficulty: int, num_drawn: int = 0
+    ):
         self._gyms = list(weights)
         self._weights = list(weights.values())
         self._split: Split = split

@@ -1,6 +1,7 @@
 """The simulated user's protocol: a pure question with its whole history in, a reply out.
 
-A user keeps no state between calls, so any replica can answer any call and a retry never steps anything twice.
+A user keeps no state between calls, so any replica can answer any call and a retry never steps anything
+twice.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,8 @@ from typing import Any, Protocol
 
 
 class SimulatorError(Exception):
-    """The simulated user gave no usable reply. It ends a trajectory as a failure and never becomes a reward."""
+    """The simulated user gave no usable reply. It ends a trajectory as a failure and never becomes a
+    reward."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,5 @@
-"""Fakes and short ways that the tests of several rooms share: scripted engines and users, dialogues without tokens."""
+"""Fakes and short ways that the tests of several rooms share: scripted engines and users, dialogues without
+tokens."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -21,13 +22,17 @@ def make_key(
     return TaskKey(gym=gym, split=split, index=index, seed=seed, difficulty=difficulty)
 
 
-def make_tasks(gym: str, *, num: int, split: Split = "test", difficulty: int = 0, seed: int = 0) -> list[Task]:
+def make_tasks(
+    gym: str, *, num: int, split: Split = "test", difficulty: int = 0, seed: int = 0
+) -> list[Task]:
     """The first `num` tasks of a split."""
     keys = (make_key(gym, split=split, index=i, difficulty=difficulty, seed=seed) for i in range(num))
     return [GYMS[gym].make_task(key) for key in keys]
 
 
-async def play(task: Task, texts: Sequence[str], *, user: User | None = None, max_turns: int = 16) -> list[Step]:
+async def play(
+    task: Task, texts: Sequence[str], *, user: User | None = None, max_turns: int = 16
+) -> list[Step]:
     """Executes `[choice] content` texts until they or the episode end."""
     env = GymEnv(GYMS[task.key.gym], task=task, user=user or RuleUser(), max_turns=max_turns)
     steps: list[Step] = []
@@ -82,7 +87,8 @@ class ScriptedUser:
 
 
 class TextEngine:
-    """Says these texts in turn, in the renderer's tokens, with logprobs -1, -2, ... and version 7; then fails."""
+    """Says these texts in turn, in the renderer's tokens, with logprobs -1, -2, ... and version 7; then
+    fails."""
 
     def __init__(self, renderer: Renderer, texts: Sequence[str], *, stops: bool = True):
         self._renderer = renderer

@@ -1,8 +1,10 @@
-"""Function: find a hidden function of four integers by asking for its values, then pass an exam on three unseen inputs.
+"""Function: find a hidden function of four integers by asking for its values, then pass an exam on three
+unseen inputs.
 
-The user holds the function. Levels: 0 one variable and a constant; 1 two weighted variables and a constant; 2 all four
-weighted; 3 as 2 with one quadratic term. Splits are disjoint by function. Seeing the exam closes the questions, so no
-exam input can be approached by queries; the exam allows three attempts, each worth half of the one before it.
+The user holds the function. Levels: 0 one variable and a constant; 1 two weighted variables and a constant; 2
+all four weighted; 3 as 2 with one quadratic term. Splits are disjoint by function. Seeing the exam closes the
+questions, so no exam input can be approached by queries; the exam allows three attempts, each worth half of
+the one before it.
 """
 
 import random
@@ -61,7 +63,10 @@ def make_task(key: TaskKey) -> Task:
 
 def describe(terms: Sequence[Term]) -> str:
     """The function in canonical form, e.g. `3 + 2*a + -1*b*c`: equal exactly where the functions are."""
-    return " + ".join("*".join([str(weight), *(VARIABLES[i] for i in of)]) for weight, of in sorted(terms, key=lambda t: t[1]))
+    return " + ".join(
+        "*".join([str(weight), *(VARIABLES[i] for i in of)])
+        for weight, of in sorted(terms, key=lambda t: t[1])
+    )
 
 
 def evaluate(terms: Sequence[Term], inputs: Sequence[int]) -> int:
@@ -112,7 +117,9 @@ def expert(opening: str, rng: random.Random) -> Expert:
     exam_text = yield Action(choice="search", content="test", thought=found)
     exam = [list(map(int, re.findall(r"-?\d+", line))) for line in exam_text.split("; ")]
     values = " ".join(str(evaluate(terms, inputs)) for inputs in exam)
-    yield Action(choice="answer", content=values, thought=" ".join(_working(terms, inputs) for inputs in exam))
+    yield Action(
+        choice="answer", content=values, thought=" ".join(_working(terms, inputs) for inputs in exam)
+    )
 
 
 def random_action(task: Task, rng: random.Random) -> Action:
@@ -156,13 +163,19 @@ def _grade(task: Task, state: State, content: str) -> Outcome:
     worth = ATTEMPT_WORTH[state.num_attempts] * num_right / EXAM_SIZE
     state = replace(state, num_attempts=state.num_attempts + 1, score=max(state.score, worth))
     done = num_right == EXAM_SIZE or state.num_attempts == len(ATTEMPT_WORTH)
-    return Outcome(state=state, feedback=f"{num_right} of {EXAM_SIZE} are right.", score=state.score, done=done)
+    return Outcome(
+        state=state, feedback=f"{num_right} of {EXAM_SIZE} are right.", score=state.score, done=done
+    )
 
 
 def _integers(text: str) -> list[int] | None:
     """The integers of a text of nothing else than integers, spaces and commas; None otherwise."""
     tokens = text.replace(",", " ").split()
-    return [int(token) for token in tokens] if all(re.fullmatch(r"-?\d{1,9}", token) for token in tokens) else None
+    return (
+        [int(token) for token in tokens]
+        if all(re.fullmatch(r"-?\d{1,9}", token) for token in tokens)
+        else None
+    )
 
 
 def _working(terms: Sequence[Term], inputs: Sequence[int]) -> str:
@@ -176,7 +189,8 @@ def _probe(inputs: Sequence[int]) -> Generator[Action, str, int]:
 
 
 def _probe_terms() -> Generator[Action, str, list[Term]]:
-    """All weights, and at most one quadratic term, from one-hot probes and what `STAIRS` and `STEEP` leave unexplained."""
+    """All weights, and at most one quadratic term, from one-hot probes and what `STAIRS` and `STEEP` leave
+    unexplained."""
     constant = yield from _probe([0] * len(VARIABLES))
     stairs = (yield from _probe(STAIRS)) - constant
     steep = (yield from _probe(STEEP)) - constant
@@ -194,7 +208,11 @@ def _probe_terms() -> Generator[Action, str, list[Term]]:
         quadratic = [(mixed, next(p for p in pairs if mixed * STAIRS[p[0]] * STAIRS[p[1]] == over_stairs))]
     elif over_steep:
         # A square with coefficient q leaves q * (x * x - x) at both probes; their ratio names the variable.
-        at = next(i for i in weights if over_stairs * (STEEP[i] ** 2 - STEEP[i]) == over_steep * (STAIRS[i] ** 2 - STAIRS[i]))
+        at = next(
+            i
+            for i in weights
+            if over_stairs * (STEEP[i] ** 2 - STEEP[i]) == over_steep * (STAIRS[i] ** 2 - STAIRS[i])
+        )
         coefficient = over_steep // (STEEP[at] ** 2 - STEEP[at])
         weights[at] -= coefficient
         quadratic = [(coefficient, (at, at))]

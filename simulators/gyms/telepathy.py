@@ -1,13 +1,13 @@
-"""Telepathy: the user thinks of one of the named things; find it with yes-or-no questions, then guess once.
+"""Telepathy: the user thinks of one of the numbered cards; find it with yes-or-no questions, then guess once.
 
-Every thing has a family, a kind of that family and, above level 0, more attributes; no two things share all of them.
-Levels set how many attributes and things there are. Splits are disjoint by the thing thought of. One guess only: with a list of candidates on the table, a second
-guess would pay for enumeration.
+A card shows one of a family's kinds and, above level 0, more attributes; no two cards look alike. Levels set
+how many attributes and cards there are. Splits are disjoint by the number of the card thought of. One guess
+only: with all candidates on the table, a second guess would pay for enumeration.
 """
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -17,9 +17,9 @@ from simulators.task import Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
 
 SYSTEM = (
-    "The user thinks of one of the things. "
+    "The user thinks of one of the cards. "
     "action: a yes-or-no question about one property. "
-    "answer: the name of the thing; you may guess once."
+    "answer: the number of the card; you may guess once."
 )
 KINDS: dict[str, tuple[str, ...]] = {
     "animal": ("bird", "fish", "insect"),
@@ -35,14 +35,9 @@ ATTRIBUTES: tuple[tuple[str, ...], ...] = (
 PROPERTIES = tuple(word for words in (KINDS, *KINDS.values(), *ATTRIBUTES) for word in words)
 """All that one can ask about."""
 LEVELS: tuple[tuple[int, int], ...] = ((0, 12), (1, 20), (2, 32))
-"""Level to (attributes beside family and kind, things on the table)."""
-ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
-VOWELS = ("a", "e", "i", "o", "u")
-NAMES = tuple(
-    (first + vowel + second + last).capitalize()
-    for first, vowel, second, last in product(ONSETS, VOWELS, ONSETS, VOWELS)
-    if first != second
-)
+"""Level to (attributes beside family and kind, cards on the table)."""
+NUMBERS = tuple(str(number) for number in range(10, 100))
+"""What the cards are called."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,20 +47,22 @@ class State:
 
 def make_task(key: TaskKey) -> Task:
     rng = key.rng()
-    num_attributes, num_things = LEVELS[min(key.difficulty, len(LEVELS) - 1)]
+    num_attributes, num_cards = LEVELS[min(key.difficulty, len(LEVELS) - 1)]
     kinds = [(family, kind) for family, kinds_of in KINDS.items() for kind in kinds_of]
     looks = [(*kind, *values) for kind in kinds for values in product(*ATTRIBUTES[:num_attributes])]
-    names = rng.sample(NAMES, num_things)
-    while not (owned := [name for name in names if split_of("telepathy:" + name) == key.split]):
-        names = rng.sample(NAMES, num_things)
+    numbers = rng.sample(NUMBERS, num_cards)
+    while not (owned := [number for number in numbers if split_of("telepathy:" + number) == key.split]):
+        numbers = rng.sample(NUMBERS, num_cards)
     # In the order of looks: the list is easy to read, and its order tells nothing about the target.
-    on_table = sorted(rng.sample(looks, num_things), key=lambda look: [PROPERTIES.index(word) for word in look])
-    things = dict(zip(names, on_table, strict=True))
-    table = "; ".join(f"{' '.join(values)} {name}" for name, values in things.items())
+    on_table = sorted(
+        rng.sample(looks, num_cards), key=lambda look: [PROPERTIES.index(word) for word in look]
+    )
+    cards = dict(zip(numbers, on_table, strict=True))
+    table = "; ".join(f"{' '.join(look)} {number}" for number, look in cards.items())
     return Task(
         key=key,
-        opening=f"I think of one of these: {table}. Which one?",
-        scenario={"things": things, "target": rng.choice(owned)},
+        opening=f"I think of one of these cards: {table}. Which one?",
+        scenario={"cards": cards, "target": rng.choice(owned)},
     )
 
 
@@ -82,25 +79,25 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
         return Outcome(state=state, feedback=reply.text, score=0.0)
     if action.choice == "search":
         return Outcome(state=state, feedback="There is nothing to search here.", score=0.0)
-    guesses = _named(action.content, task.scenario["things"])
+    guesses = _named(action.content, task.scenario["cards"])
     if len(guesses) != 1:
-        return Outcome(state=state, feedback="Name exactly one thing of the list.", score=0.0)
+        return Outcome(state=state, feedback="Give the number of exactly one card.", score=0.0)
     if guesses[0] == task.scenario["target"]:
         return Outcome(state=state, feedback="Yes, that is it!", score=1.0, done=True)
     return Outcome(state=state, feedback="No, that is not it.", score=0.0, done=True)
 
 
 def answer(call: UserCall, rng: random.Random) -> UserReply:
-    """Yes or No to a question about exactly one property; never a word about names."""
+    """Yes or No to a question about exactly one property; never a word about numbers."""
     asked = [word for word in PROPERTIES if _mentions(call.question, word)]
-    if len(asked) != 1 or _named(call.question, call.scenario["things"]):
+    if len(asked) != 1 or _named(call.question, call.scenario["cards"]):
         return UserReply(text="Ask me about one property at a time.")
-    holds = asked[0] in call.scenario["things"][call.scenario["target"]]
+    holds = asked[0] in call.scenario["cards"][call.scenario["target"]]
     return UserReply(text="Yes." if holds else "No.", facts={"property": asked[0], "holds": holds})
 
 
 def expert(opening: str, rng: random.Random) -> Expert:
-    """Settles family, kind and attributes in turn, asking only about what some remaining thing has."""
+    """Settles family, kind and attributes in turn, asking only about what some remaining card has."""
     entries = [entry.split() for entry in opening.partition(": ")[2].partition(".")[0].split("; ")]
     remaining = {entry[-1]: entry[:-1] for entry in entries}
     for position in range(len(entries[0]) - 1):
@@ -110,14 +107,14 @@ def expert(opening: str, rng: random.Random) -> Expert:
             feedback = yield Action(choice="action", content=f"Is it {value}?")
             if feedback == "Yes.":
                 values = [value]
-        remaining = {name: look for name, look in remaining.items() if look[position] == values[0]}
-    name, look = next(iter(remaining.items()))
-    yield Action(choice="answer", content=" ".join(["the", *look[1:], name]))
+        remaining = {number: look for number, look in remaining.items() if look[position] == values[0]}
+    number, look = next(iter(remaining.items()))
+    yield Action(choice="answer", content=" ".join(["the", *look[1:], number]))
 
 
 def random_action(task: Task, rng: random.Random) -> Action:
     if rng.random() < 0.5:
-        return Action(choice="answer", content=rng.choice(list(task.scenario["things"])))
+        return Action(choice="answer", content=rng.choice(list(task.scenario["cards"])))
     return Action(choice="action", content=f"Is it {rng.choice(PROPERTIES)}?")
 
 
@@ -125,9 +122,9 @@ def _mentions(text: str, word: str) -> bool:
     return re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) is not None
 
 
-def _named(text: str, things: Sequence[str]) -> list[str]:
-    words = set(re.findall(r"\w+", text.lower()))
-    return [name for name in things if name.lower() in words]
+def _named(text: str, cards: Iterable[str]) -> list[str]:
+    words = set(re.findall(r"\w+", text))
+    return [number for number in cards if number in words]
 
 
 GYM = Gym(

@@ -1,9 +1,13 @@
-"""Travel: learn what a traveller wants by asking, search with it, and recommend the cheapest option that fits.
+"""Travel: learn what a traveller wants by asking, search with it, and recommend the cheapest option that
+fits.
 
-Each part of a trip (flight, hotel, ...) has options with three slots and a price; the traveller cares about some slots.
-For every wish there is a cheaper option that breaks only this wish, so nobody books well without asking for all of them.
-Levels: 0 one part with two wishes; 1 two parts with two; 2 three parts with three. Splits are disjoint by trip part (the
-part with its wishes). One recommendation a part; an option that was never shown cannot be recommended.
+Each part of a trip (flight, hotel, ...) has options with three slots and a price; the traveller cares about
+some slots.
+For every wish there is a cheaper option that breaks only this wish, and others that are dearer, so neither
+the cheapest option nor the next one can be trusted by whoever has not asked for all wishes.
+Levels: 0 one part with two wishes; 1 two parts with two; 2 three parts with three. Splits are disjoint by
+trip part (the part with its wishes). One recommendation a part; an option that was never shown cannot be
+recommended.
 """
 
 import random
@@ -53,7 +57,7 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 LEVELS: tuple[tuple[int, int], ...] = ((1, 2), (2, 2), (3, 3))
 """Level to (parts of the trip, wishes a part)."""
-NUM_OPTIONS = 12
+NUM_OPTIONS = 16
 NUM_SHOWN = 4
 SECOND_BEST = 0.8
 """Worth of an option that fits but is not the cheapest that does (UserRL's choice reward)."""
@@ -99,22 +103,32 @@ def asks_user(state: State, action: Action) -> bool:
 def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
     if reply is not None:
         return Outcome(state=state, feedback=reply.text, score=state.score)
-    return _search(task, state, action.content) if action.choice == "search" else _book(task, state, action.content)
+    return (
+        _search(task, state, action.content)
+        if action.choice == "search"
+        else _book(task, state, action.content)
+    )
 
 
 def answer(call: UserCall, rng: random.Random) -> UserReply:
-    """Tells the wish behind the one slot that is asked about; a vague or double question gets a polite refusal."""
+    """Tells the wish behind the one slot that is asked about; a vague or double question gets a polite
+    refusal."""
     wishes = call.scenario["wishes"]
-    asked = [(part, slot) for part, slots in PARTS.items() for slot in slots if _mentions(call.question, slot)]
+    asked = [
+        (part, slot) for part, slots in PARTS.items() for slot in slots if _mentions(call.question, slot)
+    ]
     if len(asked) != 1 or asked[0][0] not in wishes:
         return UserReply(text="Please ask about one slot.")
     part, slot = asked[0]
     wish = wishes[part].get(slot)
-    return UserReply(text=f"I want {wish}." if wish else "Any is fine.", facts={"part": part, "slot": slot, "wish": wish})
+    return UserReply(
+        text=f"I want {wish}." if wish else "Any is fine.", facts={"part": part, "slot": slot, "wish": wish}
+    )
 
 
 def expert(opening: str, rng: random.Random) -> Expert:
-    """Asks for every slot of every part, searches with all wishes, books the first (cheapest) option shown."""
+    """Asks for every slot of every part, searches with all wishes, books the first (cheapest) option
+    shown."""
     for part in (part for part in PARTS if _mentions(opening, part)):
         wished: list[str] = []
         for slot in PARTS[part]:
@@ -137,7 +151,11 @@ def random_action(task: Task, rng: random.Random) -> Action:
 
 
 def _draw_options(rng: random.Random, *, part: str, wished: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Options of a part: the best, one dearer that fits, a cheaper one that breaks only each wish, and others."""
+    """Options of a part: the best, a dearer one that fits, such pairs for each value that breaks only one
+    wish, and others.
+
+    The pairs look alike: who has not asked for a wish can tell by no price which of the slot's values it is.
+    """
     slots = PARTS[part]
     ids = rng.sample(range(10, 100), NUM_OPTIONS)
     best_price = rng.randint(300, 500)
@@ -146,11 +164,19 @@ def _draw_options(rng: random.Random, *, part: str, wished: Mapping[str, str]) -
         filled = {slot: values.get(slot) or rng.choice(choices) for slot, choices in slots.items()}
         return {"id": f"{part[0].upper()}{ids.pop()}", "values": filled, "price": price}
 
-    options = [option(wished, best_price), option(wished, best_price + rng.randint(20, 90))]
+    def pair(values: Mapping[str, str], price: int) -> list[dict[str, Any]]:
+        return [option(values, price), option(values, price + rng.randint(20, 90))]
+
+    options = pair(wished, best_price)
     for slot, wish in wished.items():
-        other = rng.choice([value for value in slots[slot] if value != wish])
-        options.append(option({**wished, slot: other}, best_price - rng.randint(20, 90)))
-    misfits = [kind for kind in product(*slots.values()) if not _fits(dict(zip(slots, kind, strict=True)), wished.values())]
+        cheaper, other = rng.sample([value for value in slots[slot] if value != wish], 2)
+        options += pair({**wished, slot: cheaper}, best_price - rng.randint(20, 90))
+        options += pair({**wished, slot: other}, best_price + rng.randint(-90, 90))
+    misfits = [
+        kind
+        for kind in product(*slots.values())
+        if not _fits(dict(zip(slots, kind, strict=True)), wished.values())
+    ]
     while ids:
         kind = dict(zip(slots, rng.choice(misfits), strict=True))
         options.append(option(kind, rng.randint(100, 900)))
@@ -177,14 +203,18 @@ def _book(task: Task, state: State, content: str) -> Outcome:
     if len(ids) != 1 or ids[0] not in state.shown:
         return Outcome(state=state, feedback="Give one id that a search has shown.", score=state.score)
     catalogue = task.scenario["catalogue"]
-    part = next(part for part, options in catalogue.items() if any(option["id"] == ids[0] for option in options))
+    part = next(
+        part for part, options in catalogue.items() if any(option["id"] == ids[0] for option in options)
+    )
     if part in state.booked:
         return Outcome(state=state, feedback=f"The {part} is booked already.", score=state.score)
     wished = task.scenario["wishes"][part].values()
     fitting = [option["id"] for option in catalogue[part] if _fits(option["values"], wished)]
     worth = 1.0 if ids[0] == fitting[0] else SECOND_BEST if ids[0] in fitting else 0.0
     state = replace(state, booked=state.booked | {part}, score=state.score + worth / len(catalogue))
-    verdict = {1.0: "the best choice", SECOND_BEST: "fine, but not the cheapest"}.get(worth, "not what I want")
+    verdict = {1.0: "the best choice", SECOND_BEST: "fine, but not the cheapest"}.get(
+        worth, "not what I want"
+    )
     done = len(state.booked) == len(catalogue)
     return Outcome(state=state, feedback=f"That is {verdict}.", score=state.score, done=done)
 

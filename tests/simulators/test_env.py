@@ -109,7 +109,9 @@ def words_of(task: Task) -> st.SearchStrategy[str]:
     gym = GYMS[task.key.gym]
     said = [gym.random_action(task, rng).content for _ in range(20)]
     words = [word.strip(";:.,?") for text in (task.opening, gym.system, *said) for word in text.split()]
-    token = st.one_of(st.sampled_from(words), st.integers().map(str), st.sampled_from([*said, "test", "\ud800"]))
+    token = st.one_of(
+        st.sampled_from(words), st.integers().map(str), st.sampled_from([*said, "test", "\ud800"])
+    )
     return st.lists(token, max_size=8).map(" ".join)
 
 

@@ -32,7 +32,10 @@ async def test_the_expert_solves_every_level_and_random_and_silence_do_not(diffi
 @pytest.mark.parametrize("difficulty", LEVELS)
 def test_no_function_is_in_two_splits(difficulty: int):
     for split in SPLITS:
-        functions = {describe(task.scenario["terms"]) for task in make_tasks("function", num=50, split=split, difficulty=difficulty)}
+        functions = {
+            describe(task.scenario["terms"])
+            for task in make_tasks("function", num=50, split=split, difficulty=difficulty)
+        }
         assert {split_of("function:" + function) for function in functions} == {split}
 
 
@@ -56,15 +59,35 @@ async def test_the_exam_cannot_be_answered_before_it_is_shown():
 
 @pytest.mark.parametrize(
     "question",
-    ["1.0 2 3 4", "1e0 2 3 4", "1.000000000001 2 3 4", "1+1 2 3 4", "a 2 3 4", "1 2 3", "1 2 3 4 5", "", "0x1 2 3 4"]
-    + ["1;2;3;4", "f(1, 2, 3, 4)", "1 2 3 4 please", "1_0 2 3 4", "++1 2 3 4", f"{QUERY_LIMIT + 1} 2 3 4", "1 2 3 -100"],
+    [
+        "1.0 2 3 4",
+        "1e0 2 3 4",
+        "1.000000000001 2 3 4",
+        "1+1 2 3 4",
+        "a 2 3 4",
+        "1 2 3",
+        "1 2 3 4 5",
+        "",
+        "0x1 2 3 4",
+    ]
+    + [
+        "1;2;3;4",
+        "f(1, 2, 3, 4)",
+        "1 2 3 4 please",
+        "1_0 2 3 4",
+        "++1 2 3 4",
+        f"{QUERY_LIMIT + 1} 2 3 4",
+        "1 2 3 -100",
+    ],
 )
 async def test_only_four_small_integers_are_a_question(question: str):
     feedback = await feedback_of(TASK, f"[action] {question}")
     assert "value is" not in feedback and "integers" in feedback
 
 
-@pytest.mark.parametrize("content", ["1 2", "1 2 3 4", "1 2 3.0", "1 2 3 or 4", "1|2 2 3", "", "1 2 [3,4]", "2*3 1 1"])
+@pytest.mark.parametrize(
+    "content", ["1 2", "1 2 3 4", "1 2 3.0", "1 2 3 or 4", "1|2 2 3", "", "1 2 [3,4]", "2*3 1 1"]
+)
 async def test_only_three_integers_are_an_attempt(content: str):
     steps = await play(TASK, [SEE, f"[answer] {content}", answer_with(gold(TASK))])
     assert "exactly" in steps[1].feedback

@@ -26,7 +26,10 @@ async def test_the_expert_solves_every_level_and_random_and_silence_do_not(diffi
 @pytest.mark.parametrize("difficulty", range(len(LEVELS)))
 def test_no_thing_is_thought_of_in_two_splits(difficulty: int):
     for split in SPLITS:
-        targets = {task.scenario["target"] for task in make_tasks("telepathy", num=50, split=split, difficulty=difficulty)}
+        targets = {
+            task.scenario["target"]
+            for task in make_tasks("telepathy", num=50, split=split, difficulty=difficulty)
+        }
         assert {split_of("telepathy:" + target) for target in targets} == {split}
 
 
@@ -44,23 +47,39 @@ async def test_a_property_is_answered_truly(value: str):
 async def test_a_name_in_a_question_gets_no_answer():
     value = THINGS[TARGET][0]
     for name in (TARGET, OTHER):
-        for question in (f"Is it {name}?", f"Is it {value} like {name}?", f"is it {name.upper()}?", f"{value} {name}-ish?"):
+        for question in (
+            f"Is it {name}?",
+            f"Is it {value} like {name}?",
+            f"is it {name.upper()}?",
+            f"{value} {name}-ish?",
+        ):
             assert await feedback_of(TASK, f"[action] {question}") in REFUSALS
 
 
 async def test_a_question_about_the_name_gets_no_answer():
-    for question in (f"Is the first letter {TARGET[0]}?", f"Does the name start with {TARGET[:3]}?", "How many letters?"):
+    for question in (
+        f"Is the first letter {TARGET[0]}?",
+        f"Does the name start with {TARGET[:3]}?",
+        "How many letters?",
+    ):
         assert await feedback_of(TASK, f"[action] {question}") in REFUSALS
 
 
 async def test_a_question_about_several_properties_gets_no_answer():
     first, second = THINGS[TARGET][:2]
-    for question in (f"Is it {first} and {second}?", f"Is it {first} or blue or soup?", "red, tree, white?", ""):
+    for question in (
+        f"Is it {first} and {second}?",
+        f"Is it {first} or blue or soup?",
+        "red, tree, white?",
+        "",
+    ):
         assert await feedback_of(TASK, f"[action] {question}") in REFUSALS
 
 
 async def test_several_names_in_one_guess_tell_nothing():
-    both = [await feedback_of(TASK, f"[answer] {names}") for names in (f"{TARGET} {OTHER}", f"{OTHER}, {TARGET}")]
+    both = [
+        await feedback_of(TASK, f"[answer] {names}") for names in (f"{TARGET} {OTHER}", f"{OTHER}, {TARGET}")
+    ]
     neither = [await feedback_of(TASK, f"[answer] {text}") for text in (" ".join(THINGS), "none of them", "")]
     assert set(both) == set(neither)
     steps = await play(TASK, [f"[answer] {TARGET} or {OTHER}", f"[answer] {TARGET}"])

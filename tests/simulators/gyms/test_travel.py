@@ -70,14 +70,18 @@ def test_no_value_belongs_to_two_slots_of_a_part_and_no_slot_to_two_parts():
 
 async def test_an_option_that_was_never_shown_cannot_be_booked():
     best = fitting(TASK, FIRST)[0]
-    steps = await play(TASK, [f"[answer] {best}", f"[search] {SECOND}", f"[answer] {best}", find(FIRST), f"[answer] {best}"])
+    steps = await play(
+        TASK, [f"[answer] {best}", f"[search] {SECOND}", f"[answer] {best}", find(FIRST), f"[answer] {best}"]
+    )
     assert [step.reward for step in steps] == pytest.approx([0, 0, 0, 0, 0.5])
     assert steps[0].feedback == steps[2].feedback == await feedback_of(TASK, "[answer] X00")
 
 
 async def test_several_ids_in_one_answer_book_nothing_and_tell_nothing():
     best, second = fitting(TASK, FIRST)
-    steps = await play(TASK, [find(FIRST), f"[answer] {best} {second}", f"[answer] {best}, {best}", f"[answer] {best}"])
+    steps = await play(
+        TASK, [find(FIRST), f"[answer] {best} {second}", f"[answer] {best}, {best}", f"[answer] {best}"]
+    )
     assert [step.reward for step in steps] == pytest.approx([0, 0, 0, 0.5])
     assert steps[1].feedback == steps[2].feedback == await feedback_of(TASK, "[answer] X00")
 
@@ -102,10 +106,28 @@ async def test_whoever_takes_the_cheapest_without_asking_gets_nothing():
         assert score_of(await play(task, [f"[search] {part}", f"[answer] {shown.split()[0]}"])) == 0
 
 
+@pytest.mark.parametrize("difficulty", range(len(LEVELS)))
+async def test_no_price_rank_makes_up_for_a_question_that_was_skipped(difficulty: int):
+    scores: list[list[float]] = [[] for _ in range(4)]
+    for task in make_tasks("travel", num=40, difficulty=difficulty):
+        part, wishes = next(iter(task.scenario["wishes"].items()))
+        search = " ".join(["[search]", part, *list(wishes.values())[1:]])
+        shown = (await feedback_of(task, search)).split("; ")
+        for rank, option in enumerate(shown):
+            steps = await play(task, [search, f"[answer] {option.split()[0]}"])
+            scores[rank].append(score_of(steps) * len(task.scenario["wishes"]))
+    assert max(mean(of_rank) for of_rank in scores) <= 0.5
+
+
 async def test_a_question_about_one_slot_is_answered_and_no_other():
     (slot, wish), (other, _) = WISHES[FIRST].items()
     assert await feedback_of(TASK, f"[action] Which {slot}?") == f"I want {wish}."
-    for question in (f"Which {slot} and {other}?", f"{slot}?", "What do you want?", f"Which {next(iter(WISHES[SECOND]))} and {slot}?"):
+    for question in (
+        f"Which {slot} and {other}?",
+        f"{slot}?",
+        "What do you want?",
+        f"Which {next(iter(WISHES[SECOND]))} and {slot}?",
+    ):
         expected = f"I want {wish}." if question == f"{slot}?" else REFUSAL
         assert await feedback_of(TASK, f"[action] {question}") == expected
     every = " ".join(slot for slots in PARTS.values() for slot in slots)

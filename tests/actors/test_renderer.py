@@ -1,0 +1,245 @@
+"""Token in, token out: what trains is what was sampled, whatever the chat template would make of it."""
+
+import copy
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from actors.engine import Sampling
+from actors.renderer import Renderer, parse_tool_call
+from actors.rollout import Setting, rollout
+from actors.trajectory import Trajectory
+from learners.tiny_policy import CHAT_TEMPLATE, make_tokenizer
+from simulators.message import TOOL_NAME, Action, Message
+from simulators.rule_user import RuleUser
+from tests.fakes import TextEngine, make_key
+
+OPENING = (Message(role="system", content="Rules."), Message(role="user", content="Which one?"))
+# Its line ends differ from the tiny policy's, whose tokenizer joins a stop and what follows it into one
+# token.
+PLAIN = CHAT_TEMPLATE.replace("<|im_end|>\\n'", "<|im_end|>|\\n'")
+REORDERING = PLAIN.replace(
+    "+ call.function.arguments | tojson",
+    "+ ('{\"content\":' + call.function.arguments.content | tojson + ',  \"choice\":\"' + call.function.arguments.choice + '\"}')",
+)
+THINKING = PLAIN.replace(
+    "assistant\\n' + message.content", "assistant\\n<think>\\n</think>\\n' + message.content"
+)
+STRIPPING = PLAIN.replace(
+    "{{- '<|im_start|>assistant\\n' + message.content }}",
+    "{{- '<|im_start|>assistant\\n' + (message.content.split('</think>')[-1] | trim) }}",
+)
+STRIPPING_LATER = PLAIN.replace(
+    "{{- '<|im_start|>assistant\\n' + message.content }}",
+    "{{- '<|im_start|>assistant\\n' + (message.content if loop.index0 >= (messages | length) - 2"
+    " else (message.content.split('</think>')[-1] | trim)) }}",
+)
+REWRITING = {"plain": PLAIN, "reordering": REORDERING, "thinking": THINKING, "stripping": STRIPPING}
+REWRITING["stripping later"] = STRIPPING_LATER
+
+
+def call(choice: str, content: str) -> str:
+    arguments = {"choice": choice, "content": content}
+    return f"<tool_call>\n{json.dumps({'name': TOOL_NAME, 'arguments': arguments})}\n</tool_call>"
+
+
+SPOKEN = (
+    call("action", "1 2 3 4"),
+    '<tool_call>{"arguments":   {"content" : "0 0 0 1", "choice":"action"},\n "name":"'
+    + TOOL_NAME
+    + '"}</tool_call>',
+    "Let me see.  " + call("action", "4 3 2 1") + " And now?\n",
+    "<think>\n\nHm. </think>" + call("action", "0 0 0 0"),
+    call("search", "test"),
+    call("finish", "caf\u00e9 \U0001f600"),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer(vocab_size=1024)
+
+
+def renderer_of(tokenizer: PreTrainedTokenizerFast, template: str) -> Renderer:
+    variant = copy.copy(tokenizer)
+    variant.chat_template = template
+    return Renderer(variant)
+
+
+async def talk(
+    renderer: Renderer, texts: Sequence[str], *, stops: bool = True
+) -> tuple[Trajectory, TextEngine]:
+    engine = TextEngine(renderer, texts, stops=stops)
+    setting = Setting(
+        engine_for=lambda task, seed: engine,
+        user=RuleUser(),
+        renderer=renderer,
+        sampling=Sampling(max_completion_tokens=8),
+        max_turns=16,
+        max_tokens=10_000,
+    )
+    return await rollout(make_key("function"), setting, seed=0), engine
+
+
+@pytest.mark.parametrize("stops", [True, False])
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, *REWRITING.values()], ids=["tiny", *REWRITING])
+async def test_what_trains_is_what_the_engine_was_given_and_what_it_sampled(
+    tokenizer: PreTrainedTokenizerFast, template: str, stops: bool
+):
+    renderer = renderer_of(tokenizer, template)
+    trajectory, engine = await talk(renderer, SPOKEN, stops=stops)
+    assert trajectory.stop_reason == "terminated" and len(trajectory.turns) == len(SPOKEN)
+    sequence: list[int] = []
+    for text, turn, request in zip(SPOKEN, trajectory.turns, engine.requests, strict=True):
+        sequence = [*([] if turn.forked else sequence), *turn.context_ids]
+        assert sequence == list(request.token_ids)
+        sampled = [*renderer.encode(text), *([renderer.stop_id] if stops else [])]
+        assert list(turn.completion.token_ids) == sampled
+        sequence += sampled
+        assert turn.text == text
+
+
+@pytest.mark.parametrize("name", ["plain", "reordering", "thinking"])
+async def test_a_template_that_would_only_rewrite_completions_never_forks(
+    tokenizer: PreTrainedTokenizerFast, name: str
+):
+    renderer = renderer_of(tokenizer, REWRITING[name])
+    trajectory, _ = await talk(renderer, SPOKEN)
+    assert [turn.forked for turn in trajectory.turns] == [True] + [False] * 5
+    for before, turn in pairwise(trajectory.turns):
+        reply = f"<|im_start|>user\n<tool_response>\n{before.feedback}\n</tool_response><|im_end|>|\n"
+        between = f"|\n{reply}<|im_start|>assistant\n"
+        assert renderer.tokenizer.decode(turn.context_ids) == between
+
+
+def test_a_completion_cut_by_length_gets_the_stop_as_context(tokenizer: PreTrainedTokenizerFast):
+    renderer = renderer_of(tokenizer, PLAIN)
+    begun = renderer.begin(OPENING)
+    said = Message(role="assistant", content="", action=Action(choice="action", content="1"))
+    reply = Message(role="tool", content="ok")
+    ids = renderer.encode(call("action", "1"))
+    cut = renderer.extend(begun, completion_ids=ids, said=said, reply=reply)
+    whole = renderer.extend(begun, completion_ids=[*ids, renderer.stop_id], said=said, reply=reply)
+    assert cut.token_ids == whole.token_ids
+    assert cut.context_ids == (renderer.stop_id, *whole.context_ids)
+
+
+def test_a_canonical_dialogue_grows_into_what_the_template_renders_from_scratch(
+    tokenizer: PreTrainedTokenizerFast,
+):
+    renderer = renderer_of(tokenizer, PLAIN)
+    dialogue = renderer.begin(OPENING)
+    for content in ("Is it red?", 'a "quoted" \\ word', "1 2 3"):
+        action = Action(choice="action", content=content)
+        dialogue = renderer.extend(
+            dialogue,
+            completion_ids=renderer.completion_of(action),
+            said=Message(role="assistant", content="", action=action),
+            reply=Message(role="tool", content="No."),
+        )
+        assert not dialogue.forked
+        assert dialogue.token_ids == renderer.begin(dialogue.messages).token_ids
+
+
+def test_the_tiny_policys_dialogue_reads_as_its_template_renders_it(tokenizer: PreTrainedTokenizerFast):
+    renderer = renderer_of(tokenizer, CHAT_TEMPLATE)
+    action = Action(choice="action", content="Is it red?")
+    dialogue = renderer.extend(
+        renderer.begin(OPENING),
+        completion_ids=renderer.completion_of(action),
+        said=Message(role="assistant", content="", action=action),
+        reply=Message(role="tool", content="No."),
+    )
+    scratch = renderer.begin(dialogue.messages)
+    assert renderer.tokenizer.decode(dialogue.token_ids) == renderer.tokenizer.decode(scratch.token_ids)
+
+
+@pytest.mark.parametrize(("template", "forks"), [(STRIPPING, [4]), (STRIPPING_LATER, [5])])
+async def test_a_template_that_strips_thoughts_forks_into_a_rendering_from_scratch(
+    tokenizer: PreTrainedTokenizerFast, template: str, forks: list[int]
+):
+    renderer = renderer_of(tokenizer, template)
+    trajectory, engine = await talk(renderer, SPOKEN)
+    forked = [index for index, turn in enumerate(trajectory.turns) if turn.forked]
+    assert forked == [0, *forks]
+    for index in forked:
+        request = engine.requests[index]
+        assert tuple(request.token_ids) == renderer.begin(request.messages).token_ids
+        assert "Hm." not in renderer.tokenizer.decode(request.token_ids)
+
+
+def test_a_tokenizer_without_a_template_is_refused(tokenizer: PreTrainedTokenizerFast):
+    variant = copy.copy(tokenizer)
+    variant.chat_template = None
+    with pytest.raises(ValueError, match="chat template"):
+        Renderer(variant)
+
+
+@pytest.mark.parametrize("thought", ["", "a+5"])
+@pytest.mark.parametrize("content", ["", "F30", 'a "quoted" \\ one', "two\nlines", "caf\u00e9 \U0001f600"])
+def test_a_tool_call_is_read_back_from_its_tokens(
+    tokenizer: PreTrainedTokenizerFast, content: str, thought: str
+):
+    renderer = renderer_of(tokenizer, CHAT_TEMPLATE)
+    ids = renderer.completion_of(Action(choice="answer", content=content, thought=thought))
+    assert ids[-1] == renderer.stop_id and ids.count(renderer.stop_id) == 1
+    assert parse_tool_call(renderer.decode(ids)) == Action(choice="answer", content=content)
+
+
+def raw(text: str) -> str:
+    return f"<tool_call>{text}</tool_call>"
+
+
+NAMED = f'"name": "{TOOL_NAME}"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[answer] F3",
+        '{"choice": "answer", "content": "F3"}',
+        raw(""),
+        raw("[]"),
+        raw("null"),
+        raw("{}"),
+        raw(f'{{{NAMED}, "arguments": {{"choice": "answer", "content": "F3"}}'),  # a brace is missing
+        raw(f"{{{NAMED}, 'arguments': {{}}}}"),
+        raw('{"name": "other", "arguments": {"choice": "answer", "content": "F3"}}'),
+        raw('{"arguments": {"choice": "answer", "content": "F3"}}'),
+        raw(f'{{{NAMED}, "arguments": "answer F3"}}'),
+        raw(f'{{{NAMED}, "arguments": ["answer", "F3"]}}'),
+        raw(f"{{{NAMED}}}"),
+        raw(f'{{{NAMED}, "arguments": {{"choice": "answer", "content": 3}}}}'),
+        raw(f'{{{NAMED}, "arguments": {{"choice": "answer"}}}}'),
+        raw(f'{{{NAMED}, "arguments": {{"choice": "buy", "content": "F3"}}}}'),
+        raw(f'{{{NAMED}, "arguments": {{"choice": ["answer"], "content": "F3"}}}}'),
+        raw(f'{{{NAMED}, "arguments": {{"choice": null, "content": "F3"}}}}'),
+        raw(f'{{{NAMED}, "arguments": {{"choice": "answer", "content": "\\ud800"}}}}'),
+        raw('{"a":' * 100_000 + "}"),
+        raw(f'{{{NAMED}, "arguments": {{"choice": "answer", "content": "3"}}, "n": {"9" * 5000}}}'),
+        call("answer", "F3").removesuffix("</tool_call>"),
+        "<tool_call>\n```json\n" + call("answer", "F3")[12:-13] + "\n```\n</tool_call>",
+        f"<think>{call('answer', 'F3')}</think>",
+        raw("{oops}") + call("answer", "F3"),
+    ],
+)
+def test_what_does_not_fit_the_tools_schema_is_no_call(text: str):
+    assert parse_tool_call(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        call("answer", "F3"),
+        "Well: " + call("answer", "F3") + call("answer", "H7"),
+        f"<think>\nI could {call('finish', '')}.\n</think>\n\n{call('answer', 'F3')}",
+        "```\n" + call("answer", "F3") + "\n```",
+        raw(f'\n\n{{"arguments":{{"content":"F3","choice":"answer"}},{NAMED},"id":1}} '),
+    ],
+)
+def test_the_first_call_after_the_thought_counts(text: str):
+    assert parse_tool_call(text) == Action(choice="answer", content="F3")

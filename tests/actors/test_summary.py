@@ -1,0 +1,82 @@
+"""A summary's numbers, by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from actors.summary import summarize
+from actors.table import to_table
+from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from rewards.reward import with_rewards
+from tests.fakes import make_key
+
+KEY = make_key("travel")
+
+
+def turn(*, reward: float, versions: list[int]) -> Turn:
+    size = len(versions)
+    return Turn(
+        context_ids=[1],
+        forked=False,
+        completion=Completion(token_ids=[2] * size, logprobs=[-1.0] * size, policy_versions=versions),
+        text="",
+        action=None,
+        feedback="",
+        reward=reward,
+        user_retries=1,
+        policy_s=0.5,
+        env_s=0.25,
+    )
+
+
+def trajectory(turns: list[Turn], stop_reason: StopReason) -> Trajectory:
+    return Trajectory(task_key=KEY, system="", opening="", turns=turns, stop_reason=stop_reason)
+
+
+def test_numbers_of_a_group_by_hand():
+    order = GroupOrder(group_id=9, task_key=KEY, group_size=4, seed=1)
+    trajectories = [
+        trajectory(
+            [turn(reward=0.25, versions=[5, 5]), turn(reward=0.5, versions=[5, 6, 6])], StopReason.TERMINATED
+        ),
+        trajectory([turn(reward=0.5, versions=[4])], StopReason.SIMULATOR_ERROR),
+        trajectory([], StopReason.ENGINE_ERROR),
+        trajectory([turn(reward=0.0, versions=[6, 7])], StopReason.MAX_TURNS),
+    ]
+    table = with_rewards(to_table(order, trajectories), {"environment": 2.0, "turn": -0.1})
+    summary = summarize(order, table, duration_s=3.5)
+    assert (summary.group_id, summary.task_key, summary.duration_s) == (9, KEY, 3.5)
+    np.testing.assert_allclose(summary.scores, [0.75, math.nan, math.nan, 0.0])
+    np.testing.assert_allclose(summary.rewards, [1.3, math.nan, math.nan, -0.1])
+    assert list(summary.num_turns) == [2, 1, 0, 1]
+    assert list(summary.stop_reasons) == [t.stop_reason for t in trajectories]
+    assert summary.num_policy_tokens == 8
+    assert (summary.oldest_version, summary.newest_version) == (4, 7)
+    assert (summary.policy_s, summary.env_s, summary.user_retries) == (2.0, 1.0, 4)
+
+
+def test_a_group_without_a_token_has_a_summary():
+    order = GroupOrder(group_id=0, task_key=KEY, group_size=2, seed=1)
+    trajectories = [trajectory([], StopReason.ERROR), trajectory([], StopReason.MAX_TOKENS)]
+    table = with_rewards(to_table(order, trajectories), {"environment": 1.0})
+    summary = summarize(order, table, duration_s=1.0)
+    np.testing.assert_allclose(summary.scores, [math.nan, 0.0])
+    assert (list(summary.num_turns), summary.num_policy_tokens) == ([0, 0], 0)
+    assert summary.oldest_version > 10**9, "nothing sampled is never stale"
+
+
+def test_python_numbers_only_travel():
+    order = GroupOrder(group_id=0, task_key=KEY, group_size=1, seed=1)
+    table = with_rewards(
+        to_table(order, [trajectory([turn(reward=1.0, versions=[0])], StopReason.TERMINATED)]),
+        {"environment": 1.0},
+    )
+    summary = summarize(order, table, duration_s=1.0)
+    assert [type(x) for x in (*summary.rewards, *summary.scores)] == [float, float]
+    assert [type(x) for x in (*summary.num_turns, summary.oldest_version, summary.user_retries)] == [
+        int,
+        int,
+        int,
+    ]
+    assert summary.scores == pytest.approx([1.0])
