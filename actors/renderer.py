@@ -1,9 +1,8 @@
 """Messages to token ids and back, so that what was sampled stays as sampled.
 
 A dialogue's ids only ever grow: the completion's own ids, then the template's text between them and the next
-completion.
-Where the chat template would change earlier text (a stripped thought, say), the dialogue forks into a new
-sample instead.
+completion. Where the chat template would change earlier text (a stripped thought, say), the dialogue forks
+into a new sample instead.
 """
 
 import json
@@ -111,7 +110,7 @@ class Renderer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a completion, its stop token left out."""
         kept = list(token_ids[:-1] if len(token_ids) and token_ids[-1] == self.stop_id else token_ids)
-        return self.tokenizer.decode(kept, skip_special_tokens=False)
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
     def completion_of(self, action: Action) -> list[int]:
         """The ids of an assistant turn that thinks and makes this tool call, its stop token included."""
@@ -134,8 +133,7 @@ class Renderer:
 
 
 def parse_tool_call(text: str) -> Action | None:
-    """The first tool call after the thought (Qwen3's form); None unless it is valid JSON that fits the tool's
-    schema."""
+    """The first tool call after the thought (Qwen3's form); None unless it is JSON of the tool's schema."""
     _, thought_ended, rest = text.partition(THOUGHT_END)
     match = TOOL_CALL.search(rest if thought_ended else text)
     if match is None:
@@ -154,8 +152,7 @@ def parse_tool_call(text: str) -> Action | None:
 
 
 def _marked(said: Message, mark: str) -> dict[str, Any]:
-    """The assistant message with a mark for its content, thinking where it thought, so that a template shows
-    its ways."""
+    """The message with marks for its call's content and, where it has one, for its thought."""
     thought = f"<think>\n{mark}\n{THOUGHT_END}\n\n" if THOUGHT_END in said.content else ""
     action = Action(choice="action", content=mark)
     return Message(role="assistant", content=thought, action=action).to_chat()

@@ -9,10 +9,10 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
@@ -33,6 +33,7 @@ from simulators.user import User
 
 FEED_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
+Orders = Sequence[GroupOrder] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +115,8 @@ class RolloutActor(EnvRunner, Checkpointable):
             while True:
                 taken = await _acquire_some(room)
                 async with asyncio.timeout(FEED_TIMEOUT_S):
-                    orders = await feed.next_orders.remote(self.holder, taken)
+                    asked = cast(Awaitable[Orders], feed.next_orders.remote(self.holder, taken))
+                    orders = await asked
                 for _ in range(taken - len(orders or [])):
                     room.release()
                 if orders is None:
@@ -128,7 +130,7 @@ class RolloutActor(EnvRunner, Checkpointable):
         summary, table = await self._roll(order, setting)
         room.release()
         async with asyncio.timeout(FEED_TIMEOUT_S):
-            await feed.put.remote(order, summary, table)
+            await cast(Awaitable[object], feed.put.remote(order, summary, table))
 
     async def _roll(self, order: GroupOrder, setting: Setting) -> tuple[GroupSummary, pa.Table]:
         started = time.perf_counter()

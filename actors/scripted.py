@@ -20,7 +20,7 @@ class ScriptedEngine:
     """Plays one dialogue of one task by a script, in tokens. Implements `PolicyEngine`; logprobs are zero."""
 
     def __init__(self, script: Script, *, task: Task, renderer: Renderer, seed: int):
-        self._script = script
+        self._script: Script = script
         self._task = task
         self._renderer = renderer
         self._rng = random.Random(seed)

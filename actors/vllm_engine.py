@@ -120,6 +120,11 @@ class EngineActor:
         await self._running().update_weight_version(str(policy_version))
         self._current.set()
 
+    async def check(self) -> None:
+        """Raises `EngineError` where vLLM has died: its actor lives on, but every completion fails."""
+        if self._running().errored:
+            raise EngineError(f"vLLM has died: {self._running().dead_error}; its log is under the Ray session's logs")
+
     async def stats(self) -> dict[str, float]:
         """Totals since the start."""
         return {

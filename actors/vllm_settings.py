@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
 
 
+CPU_BATCHED_TOKENS = 8192
+"""Prompt tokens that one forward pass takes on CPU."""
+
+
 def set_environment(config: EngineConfig) -> None:
     """Sets what vLLM reads from the environment; must run before this process imports vllm."""
     os.environ |= {
@@ -45,6 +49,9 @@ def engine_args(model_folder: str, config: EngineConfig, *, seed: int) -> "Async
         distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
         gpu_memory_utilization=config.gpu_memory_utilization,
         kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30) if on_cpu else None,
+        # On CPU a seeded request ends vLLM when its prompt is cut in chunks (its generator cannot be set back).
+        enable_chunked_prefill=not on_cpu,
+        max_num_batched_tokens=max(CPU_BATCHED_TOKENS, config.max_model_len) if on_cpu else None,
         enforce_eager=on_cpu,  # compiling for CPU doubles the start and samples no faster
         enable_prefix_caching=True,
         logprobs_mode="processed_logprobs",

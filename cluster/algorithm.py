@@ -7,13 +7,14 @@ never tokens.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import pyarrow as pa
 import ray
+from ray.actor import ActorHandle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
@@ -61,8 +62,8 @@ class GRPOConfig(AlgorithmConfig):
         self.num_env_runners = self.run.rollout.num_actors
         self.seed = self.run.run.seed
         self.env_runner_cls = RolloutActor
-        self.rollout_setup = None
-        self.learner_settings = None
+        self.rollout_setup: RolloutSetup | None = None
+        self.learner_settings: LearnerSettings | None = None
         super().environment(env=None, observation_space=TEXT, action_space=TEXT)
         super().env_runners(create_local_env_runner=False)
         super().fault_tolerance(restart_failed_env_runners=True)
@@ -100,7 +101,9 @@ class GRPOConfig(AlgorithmConfig):
         """Asked for by RLlib and never built: the learner loads a Hugging Face model instead."""
         return RLModuleSpec(module_class=RLModule)
 
-    def _set(self, to_rllib: Callable[..., Any], args: tuple[Any, ...], sections: dict[str, Any]) -> "GRPOConfig":
+    def _set(
+        self, to_rllib: Callable[..., Any], args: tuple[Any, ...], sections: dict[str, Any]
+    ) -> "GRPOConfig":
         ours = {name: sections.pop(name) for name in list(sections) if name in RunConfig.model_fields}
         if ours:
             data = self.run.model_dump()
@@ -112,12 +115,12 @@ class GRPOConfig(AlgorithmConfig):
         return self
 
 
-def create_rollouts(config: RunConfig, setup: RolloutSetup) -> Rollouts:
+def create_rollouts(config: RunConfig, setup: RolloutSetup, *, engines: Sequence[ActorHandle]) -> Rollouts:
     """Rollout actors without a learner, for evaluation."""
     grpo = GRPOConfig(run=config)
     grpo.rollout_setup = setup
     env_runners = EnvRunnerGroup(config=grpo, local_env_runner=False)
-    return Rollouts(env_runners, restore=env_runners.probe_unhealthy_env_runners)
+    return Rollouts(env_runners, engines=engines, restore=env_runners.probe_unhealthy_env_runners)
 
 
 class GRPO(Algorithm):
@@ -129,7 +132,7 @@ class GRPO(Algorithm):
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Starts everything, and gives the engines the learners' weights before anything is sampled."""
-        self.run: RunConfig = self.config.resolved()
+        self.run: RunConfig = cast(GRPOConfig, self.config).resolved()
         self.folder = RunFolder.of(self.run)
         self.folder.create(self.run)
         self.num_sft_steps = 0
@@ -144,12 +147,19 @@ class GRPO(Algorithm):
         started_ray = start_ray(self.run.ray.address)
         policy_folder = provide_policy(self.run, self.folder)
         self.services = start_services(
-            self.run, policy_folder=policy_folder, run_folder=self.folder.path.resolve(), started_ray=started_ray
+            self.run,
+            policy_folder=policy_folder,
+            run_folder=self.folder.path.resolve(),
+            started_ray=started_ray,
         )
         self.config = self._config_for_actors(policy_folder)
         super().setup(self.config)
         self.learners = Learners(self.learner_group)
-        self.rollouts = Rollouts(self.env_runner_group, restore=lambda: self.restore_env_runners(self.env_runner_group))
+        self.rollouts = Rollouts(
+            self.env_runner_group,
+            engines=self.services.engines,
+            restore=lambda: self.restore_env_runners(self.env_runner_group),
+        )
         self._send_weights()
 
     def training_step(self) -> None:
@@ -172,7 +182,7 @@ class GRPO(Algorithm):
             policy_version=self.policy_version - 1,
             duration_s=times["time/step_s"],
         )
-        buffer = ray.get(self.services.buffer.metrics.remote(), timeout=CALL_TIMEOUT_S)
+        buffer: Any = ray.get(self.services.buffer.metrics.remote(), timeout=CALL_TIMEOUT_S)
         self._report({**times, **rollout, **update, **sync, **buffer})
 
     def cold_start(self, log: SftLog = lambda step, metrics: None) -> None:
@@ -190,7 +200,9 @@ class GRPO(Algorithm):
 
     def evaluate_stage(self, stage: str, *, split: Split = "test") -> list[EvaluationRow]:
         """Scores the policy on held-out tasks; `stage` names the rows and the file of their dialogues."""
-        return evaluate(self.run, rollouts=self.rollouts, split=split, stage=stage, archive=self.folder.trajectories)
+        return evaluate(
+            self.run, rollouts=self.rollouts, split=split, stage=stage, archive=self.folder.trajectories
+        )
 
     def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:
         """Writes a checkpoint: the learners' shards and the driver's few numbers. Any number of learners can
@@ -216,7 +228,7 @@ class GRPO(Algorithm):
         ray.get(self.services.buffer.restore.remote(state["buffer"]), timeout=CALL_TIMEOUT_S)
         self._send_weights()
 
-    def export_model(self) -> Path:
+    def write_model(self) -> Path:
         """Writes the policy as a folder that transformers and vLLM load."""
         self.learners.export(self.folder.model)
         return self.folder.model
@@ -263,14 +275,16 @@ class GRPO(Algorithm):
 
     def _release(self, groups: list[FinishedGroup]) -> None:
         ids = [group.order.group_id for group in groups]
-        release = self.services.buffer.release.remote(ids, policy_version=self.policy_version, step=self.policy_version)
+        release = self.services.buffer.release.remote(
+            ids, policy_version=self.policy_version, step=self.policy_version
+        )
         ray.get(release, timeout=CALL_TIMEOUT_S)
 
     def _send_weights(self) -> dict[str, float]:
         """Learners to engines, in flight: the policy version is live in every engine when this returns."""
         payload, metrics = self.learners.weights(dtype=self.run.engine.dtype)
         receiving = [engine.receive.remote(payload, self.policy_version) for engine in self.services.engines]
-        received = ray.get(receiving, timeout=self.run.engine.start_timeout_s)
+        received: list[dict[str, float]] = ray.get(receiving, timeout=self.run.engine.start_timeout_s)
         return {**metrics, **{key: max(one[key] for one in received) for key in received[0]}}
 
     def _dialogues(self, groups: list[FinishedGroup]) -> ray.ObjectRef:
@@ -291,9 +305,10 @@ class GRPO(Algorithm):
 
     def _config_for_actors(self, policy_folder: str) -> AlgorithmConfig:
         """The config that rollout actors and learners read, with what only a running cluster can say."""
-        config = self.config.copy(copy_frozen=False)
+        config = cast(GRPOConfig, self.config).copy(copy_frozen=False)
         process = resources(self.run)
-        config.env_runners(num_cpus_per_env_runner=process["rollout actor"].num_cpus)
+        # RLlib hands the number on to Ray, which takes fractions.
+        config.env_runners(num_cpus_per_env_runner=process["rollout actor"].num_cpus)  # type: ignore[arg-type]
         config.learners(
             num_cpus_per_learner=process["learner"].num_cpus, num_gpus_per_learner=process["learner"].num_gpus
         )

@@ -9,7 +9,6 @@ from cluster.orders import orders_for
 from cluster.rollouts import Rollouts
 from learners.sft import num_sft_steps
 
-
 STEPS_PER_CALL = 10
 SftLog = Callable[[int, Mapping[str, float]], None]
 """(SFT steps done, the last one's metrics)."""

@@ -22,7 +22,9 @@ def evaluate_command(
     """Prints the table, and writes it to `output` in the form of evaluation.json."""
     is_script = policy in SCRIPTS
     with tempfile.TemporaryDirectory() as folder:
-        if is_script:  # a script needs no model, but its dialogues are rendered with a tokenizer like any other
+        if (
+            is_script
+        ):  # a script needs no model, but its dialogues are rendered with a tokenizer like any other
             build(Path(folder), config.policy.tiny, max_tokens=config.engine.max_model_len, seed=0)
         rows = _evaluate(config, policy=policy, policy_folder=folder if is_script else policy, split=split)
     if output is not None:
@@ -38,11 +40,13 @@ def _evaluate(config: RunConfig, *, policy: str, policy_folder: str, split: Spli
         engines, starting = ([], []) if is_script else start_engines(config, policy_folder=policy_folder)
         start_simulators(config.simulator, http=False)
         ray.get(starting, timeout=config.engine.start_timeout_s)
-        ray.get([engine.keep_own_weights.remote(0) for engine in engines], timeout=config.engine.start_timeout_s)
+        ray.get(
+            [engine.keep_own_weights.remote(0) for engine in engines], timeout=config.engine.start_timeout_s
+        )
         setup = make_rollout_setup(config, engines=engines, policy_folder=policy_folder)
         return evaluate(
             config,
-            rollouts=create_rollouts(config, setup),
+            rollouts=create_rollouts(config, setup, engines=engines),
             stage=policy,
             archive=None,
             split=split,

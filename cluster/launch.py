@@ -55,7 +55,7 @@ class Services:
     def stop(self) -> None:
         """Ends all of them; what does not end in time is killed. Leaves a cluster that was joined as it
         was."""
-        stopping = [self.buffer.close.remote(), *(engine.stop.remote() for engine in self.engines)]
+        stopping: list[Any] = [self.buffer.close.remote(), *(engine.stop.remote() for engine in self.engines)]
         ray.wait(stopping, num_returns=len(stopping), timeout=STOP_TIMEOUT_S)
         for actor in (self.buffer, *self.engines):
             ray.kill(actor)
@@ -100,10 +100,11 @@ def start_engines(config: RunConfig, *, policy_folder: str) -> tuple[list[ActorH
     process = resources(config)["engine"]
     # A Ray actor's calls run at the same time up to this number; vLLM does the queueing.
     most_calls = 2 * config.rollout.num_actors * config.rollout.dialogues_per_actor + 16
-    create = ray.remote(EngineActor).options(
+    create: Any = ray.remote(EngineActor)
+    create = create.options(
         num_cpus=process.num_cpus, num_gpus=process.num_gpus, max_concurrency=most_calls
     )
-    engines = [
+    engines: list[ActorHandle] = [
         create.remote(policy_folder, config.engine, config.run.seed + index)
         for index in range(config.engine.num_engines)
     ]
@@ -135,7 +136,9 @@ def create_order_list(orders: Sequence[GroupOrder]) -> ActorHandle:
     return _beside_driver(OrderList).remote(orders)
 
 
-def make_rollout_setup(config: RunConfig, *, engines: Sequence[ActorHandle], policy_folder: str) -> RolloutSetup:
+def make_rollout_setup(
+    config: RunConfig, *, engines: Sequence[ActorHandle], policy_folder: str
+) -> RolloutSetup:
     """What rollout actors need to find the engines and the users."""
     return RolloutSetup(
         config=config.rollout,

@@ -64,5 +64,7 @@ class Learners:
             if not result.ok:
                 raise LearnerError(f"learner {rank} failed: {result.get()}") from result.get()
         if not results:
-            raise LearnerError("no learner is alive: go on from the last checkpoint with `userrl train RUN_FOLDER`")
+            raise LearnerError(
+                "no learner is alive: go on from the last checkpoint with `userrl train RUN_FOLDER`"
+            )
         return [result.get() for result in results]

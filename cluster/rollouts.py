@@ -25,8 +25,11 @@ CHUNK = 256
 class Rollouts:
     """All rollout actors of a run, as one."""
 
-    def __init__(self, env_runners: Any, *, restore: Callable[[], object]):
+    def __init__(
+        self, env_runners: Any, *, engines: Sequence[ActorHandle], restore: Callable[[], object]
+    ):
         self._env_runners = env_runners
+        self._engines = engines
         self._restore = restore
         """Brings restarted actors back into `env_runners`."""
         self._holders: dict[ActorHandle, dict[int, str]] = {}
@@ -35,9 +38,10 @@ class Rollouts:
     def supervise(self, feed: ActorHandle, *, policy: str = "engine", group_size: int) -> None:
         """Every living actor works for `feed` from here on, and orders of lives that ended are issued again.
 
-        Cheap where nothing changed; raises where all actors are gone or one's work ended in an error.
+        Cheap where nothing changed; raises where all actors are gone, one's work ended in an error, or an engine died.
         """
         self._restore()
+        ray.get([engine.check.remote() for engine in self._engines], timeout=CALL_TIMEOUT_S)
         states = self._env_runners.foreach_env_runner(
             lambda actor: actor.work(feed, policy=policy, group_size=group_size),
             local_env_runner=False,
@@ -66,7 +70,9 @@ class Rollouts:
             self._restore()
             workers = self._env_runners.healthy_env_runner_ids()
             if not workers:
-                raise RuntimeError("no rollout actor is alive: see the logs under /tmp/ray/session_latest/logs")
+                raise RuntimeError(
+                    "no rollout actor is alive: see the logs under /tmp/ray/session_latest/logs"
+                )
             round_, chunks = chunks[: len(workers)], chunks[len(workers) :]
             done = self._env_runners.foreach_env_runner(
                 [partial(_sample, index=i, orders=chunk, policy=policy) for i, chunk in enumerate(round_)],
@@ -101,5 +107,7 @@ class Rollouts:
         return feed, groups
 
 
-def _sample(actor: Any, *, index: int, orders: Sequence[GroupOrder], policy: str) -> tuple[int, ray.ObjectRef]:
+def _sample(
+    actor: Any, *, index: int, orders: Sequence[GroupOrder], policy: str
+) -> tuple[int, ray.ObjectRef]:
     return index, actor.sample(orders=orders, policy=policy)

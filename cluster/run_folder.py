@@ -91,7 +91,7 @@ class RunFolder:
         steps = self._steps()
         return steps[-1] if steps else None
 
-    def save_checkpoint(self, step: int, *, write: Callable[[Path], None], keep: int) -> Path:
+    def save_checkpoint(self, step: int, *, write: Callable[[Path], object], keep: int) -> Path:
         """Has `write` fill a folder, names it when it is complete, then deletes all but the newest `keep`."""
         final, partial = self.checkpoint(step), self.checkpoints / f"partial-{step:05d}"
         for leftover in self.checkpoints.glob("partial-*"):

@@ -51,7 +51,7 @@ def _stages(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder) -> None:
     if stop.asked:
         raise KeyboardInterrupt
     _evaluate_once(algorithm, "grpo", tracker=tracker, folder=folder)
-    algorithm.export_model()
+    algorithm.write_model()
 
 
 def _evaluate_once(algorithm: GRPO, stage: str, *, tracker: Tracker, folder: RunFolder) -> None:

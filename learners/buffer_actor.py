@@ -53,7 +53,9 @@ class BufferActor(Feed):
                 return groups
         except TimeoutError:
             ready = f"{self._buffer.num_ready} of {num_groups} groups are ready after {timeout_s:.0f} s"
-            dropped = ", ".join(f"{reason} {count}" for reason, count in self._buffer.ledger().dropped.items())
+            dropped = ", ".join(
+                f"{reason} {count}" for reason, count in self._buffer.ledger().dropped.items()
+            )
             raise TimeoutError(f"{ready}; dropped so far: {dropped}; {self._stuck()}") from None
 
     async def dialogues(self, group_ids: Sequence[int], num_dialogues: int) -> list[dict[str, Any]]:

@@ -32,7 +32,10 @@ CONSTANTS = (
     "\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
     "<|im_end|>\n<|im_start|>user\n",
     "<|im_end|>\n<|im_start|>assistant\n",
-    *(f"<|im_start|>system\n{gym.system}\n<tools>\n{json.dumps(TOOL_SCHEMA)}\n</tools>" for gym in GYMS.values()),
+    *(
+        f"<|im_start|>system\n{gym.system}\n<tools>\n{json.dumps(TOOL_SCHEMA)}\n</tools>"
+        for gym in GYMS.values()
+    ),
 )
 """Text that never varies: one token each, so that a small policy spends its few parameters on what does."""
 WORDS = r"\d| ?[A-Z][a-z]| ?[A-Za-z_]+| ?[^\sA-Za-z_\d]+|\s"
@@ -42,7 +45,8 @@ INITIALIZER_RANGE = 0.1
 """Standard deviation of the random weights: for so narrow a model the usual 0.02 learns to copy three times
 later."""
 ROPE_THETA = 200.0
-"""Dialogues are some hundred tokens long: a base of 10 000 would leave most frequencies too slow to tell places apart."""
+"""Dialogues are some hundred tokens long: with a base of 10 000 most frequencies are too slow to tell places
+apart."""
 CORPUS_DIALOGUES_PER_GYM = 300
 CORPUS_SEED = 0
 CHAT_TEMPLATE = """\
@@ -64,7 +68,7 @@ CHAT_TEMPLATE = """\
     {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
   {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""  # noqa: E501
 """The ChatML form with Qwen3's <tools>, <tool_call> and <tool_response> blocks."""
 
 
@@ -83,9 +87,9 @@ def build(folder: Path, config: TinyPolicyConfig, *, max_tokens: int, seed: int)
             head_dim=config.head_dim,
             max_position_embeddings=max_tokens,
             tie_word_embeddings=True,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            rope_theta=ROPE_THETA,
+            eos_token_id=tokenizer.eos_token_id,  # type: ignore[arg-type]
+            pad_token_id=tokenizer.pad_token_id,  # type: ignore[arg-type]
+            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
             initializer_range=INITIALIZER_RANGE,
         )
     )

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actors.table import REWARD
@@ -28,7 +27,7 @@ def turn(table: pa.Table) -> Rewards:
 
 def no_tool_call(table: pa.Table) -> Rewards:
     """1 where the completion held no valid tool call."""
-    return pc.is_null(table["choice"]).to_numpy().astype(np.float64)
+    return np.asarray(table["choice"].is_null(), np.float64)
 
 
 def with_rewards(table: pa.Table, weights: Mapping[str, float]) -> pa.Table:

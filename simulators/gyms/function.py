@@ -54,7 +54,7 @@ class State:
 def make_task(key: TaskKey) -> Task:
     rng = key.rng()
     terms = _draw_terms(rng, key.difficulty)
-    while split_of("function:" + describe(terms)) != key.split:
+    while split_of("function " + describe(terms)) != key.split:
         terms = _draw_terms(rng, key.difficulty)
     exam = [[rng.randint(0, 9) for _ in VARIABLES] for _ in range(EXAM_SIZE)]
     opening = OPENING.format(family=FAMILIES[min(key.difficulty, len(FAMILIES) - 1)])
@@ -160,7 +160,8 @@ def _grade(task: Task, state: State, content: str) -> Outcome:
         return Outcome(state=state, feedback=f"Give exactly {EXAM_SIZE} integers.", score=state.score)
     gold = [evaluate(task.scenario["terms"], inputs) for inputs in task.scenario["exam"]]
     num_right = sum(value == right for value, right in zip(values, gold, strict=True))
-    worth = ATTEMPT_WORTH[state.num_attempts] * num_right / EXAM_SIZE
+    # One right value is luck as often as not: it earns nothing.
+    worth = ATTEMPT_WORTH[state.num_attempts] * max(0, num_right - 1) / (EXAM_SIZE - 1)
     state = replace(state, num_attempts=state.num_attempts + 1, score=max(state.score, worth))
     done = num_right == EXAM_SIZE or state.num_attempts == len(ATTEMPT_WORTH)
     return Outcome(

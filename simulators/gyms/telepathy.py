@@ -1,19 +1,20 @@
 """Telepathy: the user thinks of one of the numbered cards; find it with yes-or-no questions, then guess once.
 
 A card shows one of a family's kinds and, above level 0, more attributes; no two cards look alike. Levels set
-how many attributes and cards there are. Splits are disjoint by the number of the card thought of. One guess
-only: with all candidates on the table, a second guess would pay for enumeration.
+how many attributes and cards there are. Splits are disjoint by the card thought of, its look and number; no
+look or number alone tells a split. One guess only: with all candidates on the table, a second guess would pay
+for enumeration.
 """
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from simulators.env import Expert, Gym, Outcome
 from simulators.message import Action
-from simulators.task import Task, TaskKey, split_of
+from simulators.task import Split, Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
 
 SYSTEM = (
@@ -50,14 +51,9 @@ def make_task(key: TaskKey) -> Task:
     num_attributes, num_cards = LEVELS[min(key.difficulty, len(LEVELS) - 1)]
     kinds = [(family, kind) for family, kinds_of in KINDS.items() for kind in kinds_of]
     looks = [(*kind, *values) for kind in kinds for values in product(*ATTRIBUTES[:num_attributes])]
-    numbers = rng.sample(NUMBERS, num_cards)
-    while not (owned := [number for number in numbers if split_of("telepathy:" + number) == key.split]):
-        numbers = rng.sample(NUMBERS, num_cards)
-    # In the order of looks: the list is easy to read, and its order tells nothing about the target.
-    on_table = sorted(
-        rng.sample(looks, num_cards), key=lambda look: [PROPERTIES.index(word) for word in look]
-    )
-    cards = dict(zip(numbers, on_table, strict=True))
+    cards = _deal(rng, looks, num_cards=num_cards)
+    while not (owned := [number for number, look in cards.items() if _split(number, look) == key.split]):
+        cards = _deal(rng, looks, num_cards=num_cards)
     table = "; ".join(f"{' '.join(look)} {number}" for number, look in cards.items())
     return Task(
         key=key,
@@ -116,6 +112,21 @@ def random_action(task: Task, rng: random.Random) -> Action:
     if rng.random() < 0.5:
         return Action(choice="answer", content=rng.choice(list(task.scenario["cards"])))
     return Action(choice="action", content=f"Is it {rng.choice(PROPERTIES)}?")
+
+
+def _deal(
+    rng: random.Random, looks: Sequence[tuple[str, ...]], *, num_cards: int
+) -> dict[str, tuple[str, ...]]:
+    """Number to look, in the order of looks: the list is easy to read, and its order tells nothing."""
+    numbers = rng.sample(NUMBERS, num_cards)
+    on_table = sorted(
+        rng.sample(looks, num_cards), key=lambda look: [PROPERTIES.index(word) for word in look]
+    )
+    return dict(zip(numbers, on_table, strict=True))
+
+
+def _split(number: str, look: Sequence[str]) -> Split:
+    return split_of(f"telepathy:{' '.join(look)} {number}")
 
 
 def _mentions(text: str, word: str) -> bool:

@@ -1,13 +1,10 @@
-"""Travel: learn what a traveller wants by asking, search with it, and recommend the cheapest option that
-fits.
+"""Travel: learn what a traveller wants by asking, search with it, and book the cheapest option that fits.
 
 Each part of a trip (flight, hotel, ...) has options with three slots and a price; the traveller cares about
-some slots.
-For every wish there is a cheaper option that breaks only this wish, and others that are dearer, so neither
-the cheapest option nor the next one can be trusted by whoever has not asked for all wishes.
-Levels: 0 one part with two wishes; 1 two parts with two; 2 three parts with three. Splits are disjoint by
-trip part (the part with its wishes). One recommendation a part; an option that was never shown cannot be
-recommended.
+some slots. For every wish there is a cheaper option that breaks only this wish, and others that are dearer,
+so no price tells the best option to whoever has not asked for all wishes. Levels: 0 one part with two wishes;
+1 two parts with two; 2 three parts with three. Splits are disjoint by trip part (the part with its wishes).
+One recommendation a part; an option that was never shown cannot be recommended.
 """
 
 import random

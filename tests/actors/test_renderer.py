@@ -23,7 +23,8 @@ OPENING = (Message(role="system", content="Rules."), Message(role="user", conten
 PLAIN = CHAT_TEMPLATE.replace("<|im_end|>\\n'", "<|im_end|>|\\n'")
 REORDERING = PLAIN.replace(
     "+ call.function.arguments | tojson",
-    "+ ('{\"content\":' + call.function.arguments.content | tojson + ',  \"choice\":\"' + call.function.arguments.choice + '\"}')",
+    "+ ('{\"content\":' + call.function.arguments.content | tojson"
+    " + ',  \"choice\":\"' + call.function.arguments.choice + '\"}')",
 )
 THINKING = PLAIN.replace(
     "assistant\\n' + message.content", "assistant\\n<think>\\n</think>\\n' + message.content"
@@ -112,7 +113,7 @@ async def test_a_template_that_would_only_rewrite_completions_never_forks(
     for before, turn in pairwise(trajectory.turns):
         reply = f"<|im_start|>user\n<tool_response>\n{before.feedback}\n</tool_response><|im_end|>|\n"
         between = f"|\n{reply}<|im_start|>assistant\n"
-        assert renderer.tokenizer.decode(turn.context_ids) == between
+        assert renderer.tokenizer.decode(list(turn.context_ids)) == between
 
 
 def test_a_completion_cut_by_length_gets_the_stop_as_context(tokenizer: PreTrainedTokenizerFast):
@@ -154,7 +155,9 @@ def test_the_tiny_policys_dialogue_reads_as_its_template_renders_it(tokenizer: P
         reply=Message(role="tool", content="No."),
     )
     scratch = renderer.begin(dialogue.messages)
-    assert renderer.tokenizer.decode(dialogue.token_ids) == renderer.tokenizer.decode(scratch.token_ids)
+    assert renderer.tokenizer.decode(list(dialogue.token_ids)) == renderer.tokenizer.decode(
+        list(scratch.token_ids)
+    )
 
 
 @pytest.mark.parametrize(("template", "forks"), [(STRIPPING, [4]), (STRIPPING_LATER, [5])])
@@ -168,7 +171,7 @@ async def test_a_template_that_strips_thoughts_forks_into_a_rendering_from_scrat
     for index in forked:
         request = engine.requests[index]
         assert tuple(request.token_ids) == renderer.begin(request.messages).token_ids
-        assert "Hm." not in renderer.tokenizer.decode(request.token_ids)
+        assert "Hm." not in renderer.tokenizer.decode(list(request.token_ids))
 
 
 def test_a_tokenizer_without_a_template_is_refused(tokenizer: PreTrainedTokenizerFast):

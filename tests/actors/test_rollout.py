@@ -8,7 +8,7 @@ import pytest
 from actors.engine import PolicyEngine, Sampling
 from actors.renderer import Renderer
 from actors.rollout import Setting, rollout, rollout_group
-from actors.scripted import ScriptedEngine
+from actors.scripted import Script, ScriptedEngine
 from actors.summary import summarize
 from actors.table import to_table
 from actors.trajectory import GroupOrder, StopReason, Trajectory
@@ -169,7 +169,8 @@ async def test_every_trajectory_and_turn_of_a_group_has_its_own_seed_and_the_ord
 
 @pytest.mark.parametrize("gym", GYMS)
 async def test_the_experts_rollout_scores_one_and_the_silent_ones_zero(renderer: Renderer, gym: str):
-    for script, score in (("expert", 1.0), ("silent", 0.0)):
+    scripts: dict[Script, float] = {"expert": 1.0, "silent": 0.0}
+    for script, score in scripts.items():
         setting = make_setting(
             renderer, lambda task, seed, s=script: ScriptedEngine(s, task=task, renderer=renderer, seed=seed)
         )

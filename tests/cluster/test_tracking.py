@@ -96,7 +96,7 @@ def test_resume_cuts_the_steps_that_are_trained_again_and_a_half_line(tmp_path: 
 
 
 def test_dialogue_rows_are_in_reading_order() -> None:
-    rows = dialogue_rows(a_group(), step=7, trajectory=1)
+    rows = dialogue_rows(a_group().slice(1), step=7)
     assert [(row.turn, row.who, row.text, row.reward) for row in rows] == [
         (0, "system", "Rules.", 0.0),
         (0, "user", "Hello.", 0.0),
@@ -169,7 +169,7 @@ def test_wandb_offline_keeps_scalars_and_dialogues_and_a_resumed_run_its_id(tmp_
         time.sleep(1.1 * resume_step)  # W&B names an offline run's folder by the second.
         with Tracker(folder, config=config, resume_step=resume_step) as tracker:
             tracker.log_sft(1, metrics={"sft/loss": 2.0})
-            rows = dialogue_rows(a_group(), step=resume_step + 1, trajectory=1)
+            rows = dialogue_rows(a_group().slice(1), step=resume_step + 1)
             tracker.log_step(resume_step + 1, metrics=METRICS, dialogues=rows)
             outcome = Outcome(gym="function", simulator="rules", score=1.0, num_turns=1)
             tracker.log_evaluation(evaluation_rows([outcome], stage="grpo", seed=0), step=resume_step + 1)

@@ -39,7 +39,6 @@ def summary_of(
         task_key=order.task_key,
         rewards=rewards,
         scores=rewards,
-        scores=rewards,
         num_turns=[1] * len(rewards),
         stop_reasons=reasons or [OK] * len(rewards),
         num_policy_tokens=10,

@@ -69,7 +69,10 @@ def train(group: LearnerGroup, path: Path) -> tuple[list[dict[str, float]], dict
     demonstrations = [ray.put(random_table(group_id=9, seed=1))]
     groups = [ray.put(random_table(group_id=i, version=0)) for i in range(3)]
     assert set(on_each(group, lambda learner: learner.set_demonstrations(demonstrations))) == {4}
-    metrics = [on_each(group, lambda learner, s=step: learner.sft_updates(first_step=s, num_steps=1)) for step in range(2)]
+    metrics = [
+        on_each(group, lambda learner, s=step: learner.sft_updates(first_step=s, num_steps=1))
+        for step in range(2)
+    ]
     on_each(group, lambda learner: learner.save(str(path)))
     metrics += [
         on_each(group, lambda learner, s=step: learner.update_groups(groups, step=s)) for step in range(2)

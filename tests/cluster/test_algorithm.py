@@ -1,0 +1,160 @@
+"""GRPO on its real parts: Ray, Serve, vLLM, RLlib's groups, Arrow. A small policy, a few steps."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from ray import tune
+from ray.rllib.algorithms.algorithm import Algorithm
+from transformers import AutoModelForCausalLM
+
+from cluster.algorithm import GRPO, GRPOConfig
+
+pytestmark = pytest.mark.slow
+
+GAP = 0.02
+
+
+def tiny_config(folder: Path, *, name: str, max_off_policy_steps: int = 0) -> GRPOConfig:
+    """A run of seconds. Turns are rewarded and missing tool calls punished, so that even a bad policy has groups to train."""
+    return (
+        GRPOConfig()
+        .environment(
+            run={"name": name, "folder": str(folder)},
+            gyms={"weights": {"telepathy": 1.0, "travel": 1.0}},
+            reward={"weights": {"environment": 1.0, "turn": 0.05, "no_tool_call": -0.5}},
+        )
+        .env_runners(
+            num_env_runners=1,
+            rollout={"group_size": 4, "dialogues_per_actor": 32, "max_completion_tokens": 24},
+            engine={"max_model_len": 768, "max_num_seqs": 32},
+        )
+        .learners(
+            num_learners=1,
+            policy={"tiny": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 128}},
+        )
+        .training(
+            lr=1e-3,
+            sft={"num_demonstrations": 320, "num_epochs": 2.0, "lr": 4e-3},
+            grpo={"num_steps": 3},
+            buffer={"groups_per_step": 4, "max_off_policy_steps": max_off_policy_steps},
+            evaluation={"tasks_per_gym": 4},
+        )
+    )
+
+
+def assert_promises_hold(metrics: dict[str, float], *, most_age: int) -> None:
+    dropped = sum(value for key, value in metrics.items() if key.startswith("ledger/dropped/"))
+    assert metrics["ledger/issued"] == metrics["ledger/trained"] + dropped + metrics["ledger/in_flight"]
+    assert metrics["buffer/age/max"] <= most_age
+    if most_age == 0:
+        assert metrics["learner/logprob_gap/num_tokens"] > 0
+        assert metrics["learner/logprob_gap/mean"] < GAP
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A synchronous run after two steps, its checkpoint, and its weights at that moment."""
+    folder = tmp_path_factory.mktemp("runs")
+    algorithm = tiny_config(folder, name="sync").build_algo()
+    assert isinstance(algorithm, GRPO)
+    try:
+        results = [algorithm.train() for _ in range(2)]
+        rows = algorithm.evaluate_stage("test")
+        checkpoint = algorithm.save_to_path(str(folder / "checkpoint"))
+        model = algorithm.write_model()
+        yield algorithm, results, rows, Path(checkpoint), model
+    finally:
+        algorithm.stop()
+
+
+def test_a_step_trains_whole_groups_and_every_promise_holds(trained: Any) -> None:
+    algorithm, results, _, _, _ = trained
+    assert algorithm.policy_version == 2
+    assert results[1]["training_iteration"] == 2
+    assert_promises_hold(algorithm.step_metrics, most_age=0)
+    assert algorithm.step_metrics["ledger/trained"] == 2 * 4 * 4
+    assert results[1]["rollout/reward/mean"] == algorithm.step_metrics["rollout/reward/mean"]
+
+
+def test_every_number_of_a_step_is_in_its_rows(trained: Any) -> None:
+    algorithm, _, _, _, _ = trained
+    rows = pq.read_table(algorithm.folder.trajectories / "step-00002.parquet")
+    mine = rows.filter(rows["outcome"].to_numpy(zero_copy_only=False) == "trained").to_pandas()
+    scores = mine.groupby(["group_id", "trajectory"]).env_reward.sum()
+    assert len(scores) == 16
+    assert scores.mean() == pytest.approx(algorithm.step_metrics["rollout/reward/mean"])
+    assert sum(map(len, mine.completion_ids)) == algorithm.step_metrics["rollout/policy_tokens"]
+    assert {version for versions in mine.policy_versions for version in versions} == {1}
+
+
+def test_evaluation_is_a_rollout_without_a_learner(trained: Any) -> None:
+    algorithm, _, rows, _, _ = trained
+    assert [(row.gym, row.n) for row in rows] == [("telepathy", 4), ("travel", 4), ("average", 8)]
+    assert pq.read_table(algorithm.folder.trajectories / "evaluation-test.parquet").num_rows >= 8
+    assert algorithm.policy_version == 2
+
+
+def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(trained: Any) -> None:
+    algorithm, _, _, _, _ = trained
+    before = algorithm.step_metrics["ledger/issued"]
+    (pid,) = algorithm.env_runner_group.foreach_env_runner(lambda _: os.getpid(), local_env_runner=False)
+    os.kill(pid, signal.SIGKILL)
+    algorithm.train()
+    assert algorithm.step_metrics["ledger/issued"] > before
+    assert_promises_hold(algorithm.step_metrics, most_age=0)
+
+
+def test_a_checkpoint_goes_on_with_the_same_weights_ledger_and_tasks(trained: Any) -> None:
+    algorithm, _, _, checkpoint, model = trained
+    algorithm.stop()
+    restored = Algorithm.from_checkpoint(checkpoint)
+    assert isinstance(restored, GRPO)
+    try:
+        assert (restored.policy_version, restored.num_sft_steps) == (2, algorithm.num_sft_steps)
+        again = restored.learners.weights(dtype="float32")[0]
+        theirs = AutoModelForCausalLM.from_pretrained(model).state_dict()
+        from safetensors.torch import load
+
+        ours = load(bytes(ray.get(again)))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        restored.train()
+        assert restored.step_metrics["ledger/trained"] == 3 * 4 * 4
+        assert_promises_hold(restored.step_metrics, most_age=0)
+    finally:
+        restored.stop()
+
+
+def test_asynchronous_training_is_the_same_loop_with_a_larger_bound(tmp_path: Path) -> None:
+    algorithm = tiny_config(tmp_path, name="async", max_off_policy_steps=1).build_algo()
+    assert isinstance(algorithm, GRPO)
+    try:
+        for _ in range(4):
+            algorithm.train()
+            assert_promises_hold(algorithm.step_metrics, most_age=1)
+        assert algorithm.step_metrics["buffer/age/max"] == 1
+    finally:
+        algorithm.stop()
+
+
+def test_it_runs_as_a_tune_trainable(tmp_path: Path) -> None:
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    try:
+        tuner = tune.Tuner(
+            GRPO,
+            param_space=tiny_config(tmp_path, name="tune"),
+            run_config=tune.RunConfig(
+                stop={"training_iteration": 1}, storage_path=str(tmp_path / "tune"), verbose=0
+            ),
+        )
+        (result,) = tuner.fit()
+        assert result.error is None
+        assert result.metrics is not None
+        assert result.metrics["ledger/trained"] == 16
+    finally:
+        ray.shutdown()
