@@ -32,8 +32,8 @@ LOCALHOST = "127.0.0.1"
 SERVE_PORT = 8000
 STOP_TIMEOUT_S = 20.0
 ENVIRONMENT = {
-    # Idle threads sleep instead of spinning: engine, learner and actors share the cores of a small machine.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # An idle OpenMP thread spins a moment, then sleeps: engine, learner and actors share the cores of a small machine.
+    "GOMP_SPINCOUNT": "1000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "TOKENIZERS_PARALLELISM": "false",

@@ -58,18 +58,17 @@ class BufferActor(Feed):
             )
             raise TimeoutError(f"{ready}; dropped so far: {dropped}; {self._stuck()}") from None
 
-    async def dialogues(self, group_ids: Sequence[int], num_dialogues: int) -> list[dict[str, Any]]:
-        """The text of the first dialogues of taken groups, a row a turn; no token leaves this actor."""
-        rows: list[dict[str, Any]] = []
+    async def dialogues(self, group_ids: Sequence[int], num_dialogues: int) -> list[pa.Table]:
+        """The first dialogues of taken groups, one table of text each; no token leaves this actor."""
+        dialogues: list[pa.Table] = []
         # All looked up before the first wait: a release may come meanwhile.
         for payload in [self._buffer.taken(group_id).payload for group_id in group_ids]:
             table = (await payload).select(TEXT_COLUMNS)
             for trajectory in dict.fromkeys(table["trajectory"].to_pylist()):
-                if num_dialogues == 0:
-                    return rows
-                num_dialogues -= 1
-                rows += table.filter(pc.field("trajectory") == trajectory).to_pylist()
-        return rows
+                if len(dialogues) == num_dialogues:
+                    return dialogues
+                dialogues.append(table.filter(pc.field("trajectory") == trajectory))
+        return dialogues
 
     async def release(self, group_ids: Sequence[int], policy_version: int, step: int) -> None:
         """Frees the slots of `step`'s groups and archives them: its weights are live as `policy_version`."""

@@ -25,17 +25,17 @@ SYSTEM = (
 )
 OPENING = "I hold a function: {family}. Ask me for its values."
 FAMILIES = (
-    "one of the four plus a constant below 10",
+    "one of the four plus a constant from 10 to 39",
     "two of the four with weights, plus a constant",
     "all four with weights, plus a constant",
     "all four with weights, plus a constant and one product of two of them",
 )
-QUERY_LIMIT = 99
+QUERY_LIMIT = 999
 """Queries are integers in [-QUERY_LIMIT, QUERY_LIMIT]."""
 EXAM_SIZE = 3
 ATTEMPT_WORTH = (1.0, 0.5, 0.25)
 VARIABLES = "abcd"
-TENS = (10, 20, 30, 40)
+HUNDREDS = (100, 200, 300, 400)
 STAIRS = (1, 2, 3, 4)
 STEEP = (70, 67, 56, 43)
 """The expert's probes beside zero and the units."""
@@ -109,9 +109,9 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
 def expert(opening: str, rng: random.Random) -> Expert:
     """One probe names a single variable and its constant; any other family has every coefficient probed."""
     if FAMILIES[0] in opening:
-        tens, constant = divmod((yield from _probe(TENS)), 10)
-        terms: list[Term] = [(constant, ()), (1, (tens - 1,))]
-        found = f"{VARIABLES[tens - 1]}+{constant}"
+        hundreds, constant = divmod((yield from _probe(HUNDREDS)), 100)
+        terms: list[Term] = [(constant, ()), (1, (hundreds - 1,))]
+        found = f"{VARIABLES[hundreds - 1]}+{constant}"
     else:
         terms, found = (yield from _probe_terms()), ""
     exam_text = yield Action(choice="search", content="test", thought=found)
@@ -131,10 +131,10 @@ def random_action(task: Task, rng: random.Random) -> Action:
 
 
 def _draw_terms(rng: random.Random, difficulty: int) -> list[Term]:
+    if difficulty == 0:
+        return [(rng.randint(10, 39), ()), (1, (rng.randrange(4),))]
     constant: Term = (rng.randint(0, 9), ())
     weights = [-3, -2, -1, 1, 2, 3]
-    if difficulty == 0:
-        return [constant, (1, (rng.randrange(4),))]
     variables = range(4) if difficulty >= 2 else sorted(rng.sample(range(4), 2))
     terms: list[Term] = [constant, *((rng.choice(weights), (i,)) for i in variables)]
     if difficulty >= 3:

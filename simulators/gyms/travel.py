@@ -27,29 +27,29 @@ SYSTEM = (
 )
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "flight": {
-        "cabin": ("economy", "business", "first"),
-        "stops": ("nonstop", "onestop", "twostop"),
-        "departure": ("morning", "noon", "evening"),
+        "cabin": ("economy", "premium", "business", "first", "sleeper"),
+        "seat": ("window", "aisle", "middle", "front", "rear"),
+        "departure": ("dawn", "morning", "noon", "evening", "midnight"),
     },
     "hotel": {
-        "room": ("single", "double", "suite"),
-        "view": ("sea", "garden", "street"),
-        "meals": ("breakfast", "halfboard", "none"),
+        "room": ("single", "double", "twin", "suite", "studio"),
+        "view": ("sea", "garden", "street", "pool", "mountain"),
+        "meals": ("breakfast", "brunch", "dinner", "halfboard", "fullboard"),
     },
     "restaurant": {
-        "cuisine": ("thai", "french", "mexican"),
-        "seating": ("terrace", "booth", "bar"),
-        "mood": ("quiet", "lively", "romantic"),
+        "cuisine": ("thai", "french", "mexican", "indian", "greek"),
+        "seating": ("terrace", "booth", "bar", "rooftop", "counter"),
+        "mood": ("quiet", "lively", "romantic", "family", "formal"),
     },
     "apartment": {
-        "floor": ("ground", "middle", "top"),
-        "kitchen": ("full", "shared", "mini"),
-        "heating": ("gas", "electric", "wood"),
+        "floor": ("ground", "lower", "middle", "upper", "top"),
+        "kitchen": ("full", "shared", "mini", "open", "outdoor"),
+        "heating": ("gas", "electric", "wood", "solar", "oil"),
     },
     "car": {
-        "gearbox": ("manual", "automatic", "hybrid"),
-        "body": ("sedan", "wagon", "van"),
-        "insurance": ("basic", "extended", "complete"),
+        "fuel": ("petrol", "diesel", "electric", "hybrid", "gas"),
+        "body": ("sedan", "wagon", "van", "coupe", "pickup"),
+        "insurance": ("basic", "standard", "extended", "complete", "premium"),
     },
 }
 LEVELS: tuple[tuple[int, int], ...] = ((1, 2), (2, 2), (3, 3))

@@ -75,7 +75,7 @@ async def test_the_exam_cannot_be_answered_before_it_is_shown():
         "1_0 2 3 4",
         "++1 2 3 4",
         f"{QUERY_LIMIT + 1} 2 3 4",
-        "1 2 3 -100",
+        "1 2 3 -1000",
     ],
 )
 async def test_only_four_small_integers_are_a_question(question: str):
