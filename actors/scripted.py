@@ -12,8 +12,11 @@ from simulators.gyms import GYMS
 from simulators.message import Action
 from simulators.task import Task
 
-Script = Literal["expert", "random", "silent"]
-SCRIPTS: tuple[Script, ...] = ("expert", "random", "silent")
+Script = Literal["expert", "hasty", "random", "silent"]
+SCRIPTS: tuple[Script, ...] = ("expert", "hasty", "random", "silent")
+"""`hasty` is the expert in a hurry, as people are who write demonstrations: it acts before it has asked enough."""
+HASTE = {"expert": 0.0, "hasty": 0.2}
+"""Chance, at each question, to act without asking it."""
 
 
 class ScriptedEngine:
@@ -39,8 +42,11 @@ class ScriptedEngine:
                 return gym.random_action(self._task, self._rng)
             case "silent":
                 return Action(choice="finish", content="")
-            case "expert":
+            case "expert" | "hasty":
                 if self._expert is None:
-                    self._expert = gym.expert(last, self._rng)
+                    self._expert = gym.expert(last, self._rng, HASTE[self._script])
                     return next(self._expert)
-                return self._expert.send(last)
+                try:
+                    return self._expert.send(last)
+                except StopIteration:  # it has given its answer, and the answer did not end the dialogue
+                    return Action(choice="finish", content="")

@@ -123,7 +123,9 @@ class EngineActor:
     async def check(self) -> None:
         """Raises `EngineError` where vLLM has died: its actor lives on, but every completion fails."""
         if self._running().errored:
-            raise EngineError(f"vLLM has died: {self._running().dead_error}; its log is under the Ray session's logs")
+            raise EngineError(
+                f"vLLM has died: {self._running().dead_error}; its log is under the Ray session's logs"
+            )
 
     async def stats(self) -> dict[str, float]:
         """Totals since the start."""

@@ -49,7 +49,7 @@ def engine_args(model_folder: str, config: EngineConfig, *, seed: int) -> "Async
         distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
         gpu_memory_utilization=config.gpu_memory_utilization,
         kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30) if on_cpu else None,
-        # On CPU a seeded request ends vLLM when its prompt is cut in chunks (its generator cannot be set back).
+        # On CPU a seeded request whose prompt is cut in chunks ends vLLM: its generator cannot be set back.
         enable_chunked_prefill=not on_cpu,
         max_num_batched_tokens=max(CPU_BATCHED_TOKENS, config.max_model_len) if on_cpu else None,
         enforce_eager=on_cpu,  # compiling for CPU doubles the start and samples no faster

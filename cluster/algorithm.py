@@ -292,12 +292,13 @@ class GRPO(Algorithm):
         return self.services.buffer.dialogues.remote(ids, self.run.tracking.dialogues_per_step)
 
     def _report(self, metrics: dict[str, float]) -> None:
-        """Keeps and logs the step's numbers. Raises where the step broke a promise."""
+        """Keeps and logs the step's numbers. Raises where engine and learner disagree."""
         self.step_metrics = metrics
         for key, value in metrics.items():
             self.metrics.log_value(key, value, reduce="item")
-        gap, limit = metrics["learner/logprob_gap/mean"], self.run.learner.max_logprob_gap
-        if gap > limit:
+        # Not there where no token of the step is of the current version: nothing to compare.
+        gap, limit = metrics.get("learner/logprob_gap/mean", 0.0), self.run.learner.max_logprob_gap
+        if not gap <= limit:
             raise LogprobGapError(
                 f"learner/logprob_gap/mean={gap:.4f}: engine and learner must agree on sampled tokens within "
                 f"learner.max_logprob_gap={limit}: give both the same dtype, or look for a failed weight sync"

@@ -14,9 +14,7 @@ SftLog = Callable[[int, Mapping[str, float]], None]
 """(SFT steps done, the last one's metrics)."""
 
 
-def cold_start(
-    config: RunConfig, *, learners: Learners, rollouts: Rollouts, done: int, log: SftLog
-) -> int:
+def cold_start(config: RunConfig, *, learners: Learners, rollouts: Rollouts, done: int, log: SftLog) -> int:
     """Runs the SFT stage from step `done` to its end; returns the steps that are then behind the policy.
 
     Demonstrations are rolled out like any dialogue, with the expert in the engine's place.
@@ -29,7 +27,7 @@ def cold_start(
         gyms, split="train", num_tasks=num_tasks, seed=config.run.seed, difficulty=config.gyms.difficulty
     )
     with stage_progress("demonstrations", total=len(orders)) as advance:
-        tables = rollouts.sample(orders, policy="expert", advance=advance)
+        tables = rollouts.sample(orders, policy=config.sft.demonstrator, advance=advance)
     num_samples = learners.set_demonstrations(tables)
     del tables  # the learners have their own copy
     num_steps = num_sft_steps(config.sft, num_samples=num_samples)

@@ -1,5 +1,6 @@
 """What a person sees of a run: a line a step, bars for stages; on stderr, since stdout is for results."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,12 @@ SPARSE_LINES = 10
 """Lines that a stage prints where the output is no terminal."""
 Advance = Callable[[int, str], None]
 """(how much more is done, a note such as `loss 1.23`)."""
+
+
+def quiet_libraries() -> None:
+    """Keeps what Ray logs for its own developers off a person's screen; errors still show."""
+    for noisy in ("ray", "ray.rllib", "ray.serve", "ray.tune", "ray._private"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def say(line: str) -> None:

@@ -9,6 +9,7 @@ import ray
 from actors.scripted import SCRIPTS
 from cluster.algorithm import create_rollouts
 from cluster.config import RunConfig
+from cluster.console import quiet_libraries
 from cluster.evaluate import evaluate
 from cluster.launch import make_rollout_setup, start_engines, start_ray, start_simulators, stop_simulators
 from cluster.results import EvaluationRow, print_rows, write_rows
@@ -20,6 +21,7 @@ def evaluate_command(
     config: RunConfig, *, policy: str, split: Split, output: Path | None, as_json: bool
 ) -> None:
     """Prints the table, and writes it to `output` in the form of evaluation.json."""
+    quiet_libraries()
     is_script = policy in SCRIPTS
     with tempfile.TemporaryDirectory() as folder:
         if (

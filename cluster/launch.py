@@ -1,5 +1,6 @@
 """What runs beside the driver: Ray itself, the simulated users on Serve, the policy engines, the feeds."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from actors.rollout_actor import RolloutSetup
 from actors.trajectory import GroupOrder
 from actors.vllm_engine import EngineActor, EngineClient
 from cluster.config import RunConfig
-from cluster.console import say
+from cluster.console import quiet_libraries, say
 from cluster.machine import PlannedProcess, gpu_share, planned_processes
 from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
@@ -32,7 +33,7 @@ LOCALHOST = "127.0.0.1"
 SERVE_PORT = 8000
 STOP_TIMEOUT_S = 20.0
 ENVIRONMENT = {
-    # An idle OpenMP thread spins a moment, then sleeps: engine, learner and actors share the cores of a small machine.
+    # An idle OpenMP thread spins a moment, then sleeps: on a small machine all processes share the cores.
     "GOMP_SPINCOUNT": "1000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -63,14 +64,17 @@ class Services:
 
 
 def start_ray(address: str | None) -> bool:
-    """Joins the cluster at `address`, or starts Ray on this machine. True where it was started."""
+    """Joins the cluster at `address` or, inside a Ray job, the job's; else starts Ray here. True where it was
+    started."""
     os.environ |= ENVIRONMENT
     if ray.is_initialized():
         return False
+    address = address or os.environ.get("RAY_ADDRESS")
     ray.init(
         address=address or "local",
         include_dashboard=None if address else False,
         log_to_driver=False,
+        logging_level=logging.ERROR,
         runtime_env={"env_vars": ENVIRONMENT},
     )
     return address is None
@@ -101,9 +105,7 @@ def start_engines(config: RunConfig, *, policy_folder: str) -> tuple[list[ActorH
     # A Ray actor's calls run at the same time up to this number; vLLM does the queueing.
     most_calls = 2 * config.rollout.num_actors * config.rollout.dialogues_per_actor + 16
     create: Any = ray.remote(EngineActor)
-    create = create.options(
-        num_cpus=process.num_cpus, num_gpus=process.num_gpus, max_concurrency=most_calls
-    )
+    create = create.options(num_cpus=process.num_cpus, num_gpus=process.num_gpus, max_concurrency=most_calls)
     engines: list[ActorHandle] = [
         create.remote(policy_folder, config.engine, config.run.seed + index)
         for index in range(config.engine.num_engines)
@@ -114,16 +116,19 @@ def start_engines(config: RunConfig, *, policy_folder: str) -> tuple[list[ActorH
 def start_simulators(config: SimulatorConfig, *, http: bool) -> None:
     """Deploys the simulated users. With `http` they also answer on the loopback address."""
     location = "HeadOnly" if http else "NoServer"
-    serve.start(http_options={"host": LOCALHOST, "port": SERVE_PORT, "location": location})
+    serve.start(
+        http_options={"host": LOCALHOST, "port": SERVE_PORT, "location": location},
+        logging_config={"log_level": "ERROR", "enable_access_log": False},
+    )
     serve.run(build_app(config, http=http), name=APP, route_prefix="/" if http else None)
 
 
 def stop_simulators(*, and_ray: bool) -> None:
     """Takes the simulated users down, and Ray with them where it was started here."""
-    serve.delete(APP)
     if and_ray:
-        serve.shutdown()
         ray.shutdown()
+    else:
+        serve.delete(APP)
 
 
 def connect_user(config: SimulatorConfig) -> ServeUser:
@@ -158,6 +163,7 @@ def resources(config: RunConfig) -> Mapping[str, PlannedProcess]:
 
 def serve_forever(config: RunConfig) -> None:
     """`userrl serve`: hosts the simulated users over HTTP until Ctrl-C."""
+    quiet_libraries()
     started_ray = start_ray(config.ray.address)
     try:
         start_simulators(config.simulator, http=True)

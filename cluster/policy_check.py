@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster.recipe import BadInput, nearest
 
-SCRIPTED_POLICIES = ("expert", "random", "silent")
+SCRIPTED_POLICIES = ("expert", "hasty", "random", "silent")
 HUB_TIMEOUT_S = 1.5
 
 

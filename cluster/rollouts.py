@@ -25,9 +25,7 @@ CHUNK = 256
 class Rollouts:
     """All rollout actors of a run, as one."""
 
-    def __init__(
-        self, env_runners: Any, *, engines: Sequence[ActorHandle], restore: Callable[[], object]
-    ):
+    def __init__(self, env_runners: Any, *, engines: Sequence[ActorHandle], restore: Callable[[], object]):
         self._env_runners = env_runners
         self._engines = engines
         self._restore = restore
@@ -38,7 +36,8 @@ class Rollouts:
     def supervise(self, feed: ActorHandle, *, policy: str = "engine", group_size: int) -> None:
         """Every living actor works for `feed` from here on, and orders of lives that ended are issued again.
 
-        Cheap where nothing changed; raises where all actors are gone, one's work ended in an error, or an engine died.
+        Cheap where nothing changed. Raises where all actors are gone, one failed at its work or an engine
+        died.
         """
         self._restore()
         ray.get([engine.check.remote() for engine in self._engines], timeout=CALL_TIMEOUT_S)

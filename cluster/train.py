@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from cluster.algorithm import GRPO, GRPOConfig
 from cluster.config import RunConfig
-from cluster.console import say
+from cluster.console import quiet_libraries, say
 from cluster.curve import draw_reward_curve
 from cluster.results import EvaluationRow, print_rows, read_rows, write_rows
 from cluster.run_folder import RunFolder
@@ -16,6 +16,7 @@ from cluster.tracking import Tracker, dialogue_rows
 def train(config: RunConfig, *, as_json: bool) -> None:
     """Runs the whole job in its run folder. Ctrl-C saves a checkpoint, leaves no process behind, raises
     KeyboardInterrupt."""
+    quiet_libraries()
     folder = RunFolder.of(config)
     resume_step = folder.latest_step or 0
     with Tracker(folder, config=config, resume_step=resume_step) as tracker:

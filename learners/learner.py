@@ -35,11 +35,11 @@ from learners.step import (
     LossFn,
     accumulate_gradients,
     apply_gradients,
+    decayed,
     grpo_sums,
     make_optimizer,
     sft_sums,
     step_metrics,
-    decayed,
     warmed_up,
 )
 from learners.weight_sender import pack_weights
@@ -104,7 +104,7 @@ class GRPOLearner(TorchLearner):
         return len(self._demonstrations)
 
     def sft_updates(self, *, first_step: int, num_steps: int) -> dict[str, float]:
-        """SFT steps from `first_step` on, each on the demonstrations' batch of its number; the last one's metrics."""
+        """SFT steps from `first_step` on, each on its own batch of demonstrations; the last one's metrics."""
         self._enter_stage("sft")
         metrics: dict[str, float] = {}
         for step in range(first_step, first_step + num_steps):

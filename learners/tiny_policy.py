@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from learners.config import TinyPolicyConfig
 from simulators.gyms import GYMS
@@ -74,6 +75,7 @@ CHAT_TEMPLATE = """\
 
 def build(folder: Path, config: TinyPolicyConfig, *, max_tokens: int, seed: int) -> None:
     """Writes model and tokenizer into `folder`; the same seed gives the same bytes."""
+    disable_progress_bar()
     tokenizer = make_tokenizer(vocab_size=config.vocab_size)
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(
@@ -135,7 +137,7 @@ def _expert_dialogue(key: TaskKey) -> Iterator[str]:
     task = gym.make_task(key)
     state = gym.start(task)
     yield task.opening
-    expert = gym.expert(task.opening, random.Random(key.index))
+    expert = gym.expert(task.opening, random.Random(key.index), 0.0)
     action = next(expert)
     while True:
         call = UserCall(gym=key.gym, scenario=task.scenario, question=action.content)

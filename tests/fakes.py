@@ -54,7 +54,7 @@ async def play_expert(task: Task) -> list[Step]:
     """The gym's expert from the opening to the end."""
     gym: Gym = GYMS[task.key.gym]
     env = GymEnv(gym, task=task, user=RuleUser())
-    expert = gym.expert(task.opening, random.Random(0))
+    expert = gym.expert(task.opening, random.Random(0), 0.0)
     steps = [await env.step(str(next(expert)))]
     while not (steps[-1].terminated or steps[-1].truncated):
         steps.append(await env.step(str(expert.send(steps[-1].feedback))))

@@ -106,11 +106,14 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return UserReply(text=f"The value is {value}.", facts={"value": value})
 
 
-def expert(opening: str, rng: random.Random) -> Expert:
-    """One probe names a single variable and its constant; any other family has every coefficient probed."""
-    if FAMILIES[0] in opening:
+def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+    """One probe names a single variable and its constant; any other family has every coefficient probed. In
+    haste: guesses the function."""
+    if rng.random() < haste:
+        terms, found = _draw_terms(rng, 0), ""
+    elif FAMILIES[0] in opening:
         hundreds, constant = divmod((yield from _probe(HUNDREDS)), 100)
-        terms: list[Term] = [(constant, ()), (1, (hundreds - 1,))]
+        terms = [(constant, ()), (1, (hundreds - 1,))]
         found = f"{VARIABLES[hundreds - 1]}+{constant}"
     else:
         terms, found = (yield from _probe_terms()), ""

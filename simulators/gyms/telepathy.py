@@ -92,13 +92,17 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return UserReply(text="Yes." if holds else "No.", facts={"property": asked[0], "holds": holds})
 
 
-def expert(opening: str, rng: random.Random) -> Expert:
-    """Settles family, kind and attributes in turn, asking only about what some remaining card has."""
+def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+    """Settles family, kind and attributes in turn, asking only about what some remaining card has. In haste:
+    takes one of them for granted."""
     entries = [entry.split() for entry in opening.partition(": ")[2].partition(".")[0].split("; ")]
     remaining = {entry[-1]: entry[:-1] for entry in entries}
     for position in range(len(entries[0]) - 1):
         values = sorted({look[position] for look in remaining.values()}, key=PROPERTIES.index)
         while len(values) > 1:
+            if rng.random() < haste:
+                values = [rng.choice(values)]
+                break
             value = values.pop(0)
             feedback = yield Action(choice="action", content=f"Is it {value}?")
             if feedback == "Yes.":

@@ -123,12 +123,14 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     )
 
 
-def expert(opening: str, rng: random.Random) -> Expert:
+def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     """Asks for every slot of every part, searches with all wishes, books the first (cheapest) option
-    shown."""
+    shown. In haste: leaves a question out."""
     for part in (part for part in PARTS if _mentions(opening, part)):
         wished: list[str] = []
         for slot in PARTS[part]:
+            if rng.random() < haste:
+                continue
             feedback = yield Action(choice="action", content=f"Which {slot}?")
             if feedback.startswith("I want "):
                 wished.append(feedback.removeprefix("I want ").rstrip("."))

@@ -21,7 +21,8 @@ GAP = 0.02
 
 
 def tiny_config(folder: Path, *, name: str, max_off_policy_steps: int = 0) -> GRPOConfig:
-    """A run of seconds. Turns are rewarded and missing tool calls punished, so that even a bad policy has groups to train."""
+    """A run of seconds. Turns are rewarded and missing tool calls punished: even a bad policy has groups to
+    train."""
     return (
         GRPOConfig()
         .environment(
@@ -147,7 +148,7 @@ def test_it_runs_as_a_tune_trainable(tmp_path: Path) -> None:
     try:
         tuner = tune.Tuner(
             GRPO,
-            param_space=tiny_config(tmp_path, name="tune"),
+            param_space=tiny_config(tmp_path, name="tune"),  # pyright: ignore[reportArgumentType]
             run_config=tune.RunConfig(
                 stop={"training_iteration": 1}, storage_path=str(tmp_path / "tune"), verbose=0
             ),

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expert_dialogue(task: Task) -> list[tuple[Action, str]]:
     """(action, feedback) pairs of the expert's dialogue."""
     gym, user = GYMS[task.key.gym], RuleUser()
-    state, expert = gym.start(task), gym.expert(task.opening, random.Random(0))
+    state, expert = gym.start(task), gym.expert(task.opening, random.Random(0), 0.0)
     action, dialogue = next(expert), []
     while True:
         call = UserCall(gym=gym.name, scenario=task.scenario, question=action.content)
