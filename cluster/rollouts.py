@@ -14,6 +14,8 @@ from learners.buffer import FinishedGroup
 
 LOOK_EVERY_S = 0.5
 CALL_TIMEOUT_S = 60.0
+RESTART_TIMEOUT_S = 120.0
+"""Longest time without a living rollout actor; Ray restarts a dead one in some seconds."""
 WITHOUT_PROGRESS_S = 300.0
 """A list of orders that gains no finished group for so long is stuck."""
 
@@ -30,13 +32,14 @@ class Rollouts:
         self._engines = engines
         self._restore = restore
         """Brings restarted actors back into `env_runners`."""
+        self._absent_since: float | None = None
         self._holders: dict[ActorHandle, dict[int, str]] = {}
         """By feed: which life of each rollout actor works for it."""
 
     def supervise(self, feed: ActorHandle, *, policy: str = "engine", group_size: int) -> None:
         """Every living actor works for `feed` from here on, and orders of lives that ended are issued again.
 
-        Cheap where nothing changed. Raises where all actors are gone, one failed at its work or an engine
+        Cheap where nothing changed. Raises where all actors stay away, one failed at its work or an engine
         died.
         """
         self._restore()
@@ -49,14 +52,24 @@ class Rollouts:
         for state in states:
             if state.error:
                 raise RuntimeError(f"rollout actor {state.worker_index} stopped working: {state.error}")
-        if not states:
-            raise RuntimeError("no rollout actor is alive: see the logs under /tmp/ray/session_latest/logs")
+        self._expect_alive(len(states))
         holders = {state.worker_index: state.holder for state in states}
         before = self._holders.get(feed, {})
         for index, holder in before.items():
             if holders.get(index) != holder:
                 ray.get(feed.forget.remote(holder), timeout=CALL_TIMEOUT_S)
         self._holders[feed] = holders
+
+    def _expect_alive(self, num_alive: int) -> None:
+        """Raises where no rollout actor has lived for too long."""
+        if num_alive:
+            self._absent_since = None
+        elif self._absent_since is None:
+            self._absent_since = time.monotonic()
+        elif time.monotonic() - self._absent_since > RESTART_TIMEOUT_S:
+            raise RuntimeError(
+                f"no rollout actor has lived for {RESTART_TIMEOUT_S:.0f} s: see /tmp/ray/session_latest/logs"
+            )
 
     def sample(
         self, orders: Sequence[GroupOrder], *, policy: str, advance: Callable[[int, str], None]
@@ -68,10 +81,10 @@ class Rollouts:
         while chunks:
             self._restore()
             workers = self._env_runners.healthy_env_runner_ids()
+            self._expect_alive(len(workers))
             if not workers:
-                raise RuntimeError(
-                    "no rollout actor is alive: see the logs under /tmp/ray/session_latest/logs"
-                )
+                time.sleep(LOOK_EVERY_S)
+                continue
             round_, chunks = chunks[: len(workers)], chunks[len(workers) :]
             done = self._env_runners.foreach_env_runner(
                 [partial(_sample, index=i, orders=chunk, policy=policy) for i, chunk in enumerate(round_)],
