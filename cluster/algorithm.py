@@ -207,7 +207,8 @@ class GRPO(Algorithm):
     def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:
         """Writes a checkpoint: the learners' shards and the driver's few numbers. Any number of learners can
         go on from it."""
-        folder = Path(super().save_to_path(path, **kwargs))
+        # Absolute, since RLlib hands the path to pyarrow, which takes a relative one for a URI.
+        folder = Path(super().save_to_path(Path(path).resolve() if path else None, **kwargs))
         self.learners.save(folder / LEARNER_FOLDER)
         state = {
             "policy_version": self.policy_version,
@@ -220,8 +221,9 @@ class GRPO(Algorithm):
 
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         """Goes on from a checkpoint: weights, optimizer, task order, ledger."""
-        state = json.loads((Path(path) / STATE_FILE).read_text())
-        self.learners.load(Path(path) / LEARNER_FOLDER)
+        path = Path(path).resolve()
+        state = json.loads((path / STATE_FILE).read_text())
+        self.learners.load(path / LEARNER_FOLDER)
         self.policy_version = state["policy_version"]
         self.num_sft_steps = state["num_sft_steps"]
         self._iteration = state["iteration"]

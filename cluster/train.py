@@ -38,9 +38,9 @@ def _stages(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder) -> None:
     config = algorithm.run
     _evaluate_once(algorithm, "untrained", tracker=tracker, folder=folder)
     algorithm.cold_start(lambda step, metrics: tracker.log_sft(step, metrics=metrics))
-    _evaluate_once(algorithm, "sft", tracker=tracker, folder=folder)
     if folder.latest_step is None:
         _save(algorithm, folder)
+    _evaluate_once(algorithm, "sft", tracker=tracker, folder=folder)
     with stop_between_steps() as stop:
         while algorithm.policy_version < config.grpo.num_steps and not stop.asked:
             algorithm.train()
