@@ -133,7 +133,8 @@ class GRPO(Algorithm):
     def setup(self, config: AlgorithmConfig) -> None:
         """Starts everything, and gives the engines the learners' weights before anything is sampled."""
         self.run: RunConfig = cast(GRPOConfig, self.config).resolved()
-        self.folder = RunFolder.of(self.run)
+        self.folder = RunFolder(RunFolder.of(self.run).path.resolve())
+        """Absolute: actors write into it from wherever they run."""
         self.folder.create(self.run)
         self.num_sft_steps = 0
         """Optimizer steps of the cold start behind the policy."""
@@ -149,7 +150,7 @@ class GRPO(Algorithm):
         self.services = start_services(
             self.run,
             policy_folder=policy_folder,
-            run_folder=self.folder.path.resolve(),
+            run_folder=self.folder.path,
             started_ray=started_ray,
         )
         self.config = self._config_for_actors(policy_folder)
