@@ -114,6 +114,10 @@ async def _talk(
             said=Message(role="assistant", content=_spoken(turn.text), action=turn.action),
             reply=Message(role="tool", content=step.feedback),
         )
+    if not turns:
+        raise ValueError(
+            f"the opening leaves no room for a turn: max_model_len={setting.max_tokens} is too small"
+        )
     return StopReason.MAX_TOKENS
 
 

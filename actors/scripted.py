@@ -14,7 +14,8 @@ from simulators.task import Task
 
 Script = Literal["expert", "hasty", "random", "silent"]
 SCRIPTS: tuple[Script, ...] = ("expert", "hasty", "random", "silent")
-"""`hasty` is the expert in a hurry, as people are who write demonstrations: it acts before it has asked enough."""
+"""`hasty` is the expert in a hurry, as people are who write demonstrations: it acts before it has asked
+enough."""
 HASTE = {"expert": 0.0, "hasty": 0.2}
 """Chance, at each question, to act without asking it."""
 

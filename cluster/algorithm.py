@@ -6,8 +6,10 @@ never tokens.
 """
 
 import json
+import math
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +23,14 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from actors.rollout_actor import RolloutActor, RolloutSetup
+from cluster.checks import check_same_run
 from cluster.cold_start import SftLog, cold_start
 from cluster.config import RunConfig
 from cluster.console import say
 from cluster.evaluate import evaluate
 from cluster.launch import resources, start_ray, start_services
 from cluster.learners import Learners, LogprobGapError
+from cluster.machine import ray_address
 from cluster.policy_folder import provide_policy
 from cluster.results import EvaluationRow, rows_as_json
 from cluster.rollouts import Rollouts
@@ -47,6 +51,23 @@ SUPERVISE_EVERY_S = 10.0
 TEXT = gymnasium.spaces.Text(max_length=2**20)
 
 
+RLLIB_NAMES = {
+    ("learner", "lr"): "lr",
+    ("learner", "num_learners"): "num_learners",
+    ("rollout", "num_actors"): "num_env_runners",
+    ("run", "seed"): "seed",
+}
+"""Settings that RLlib has a name for: either name sets them, the later call wins."""
+
+
+def _merged(table: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested table with what differs."""
+    return table | {
+        key: _merged(table[key], value) if isinstance(value, Mapping) and key != "weights" else value
+        for key, value in changes.items()
+    }
+
+
 class GRPOConfig(AlgorithmConfig):
     """A `RunConfig` behind RLlib's own methods. Its sections are set by name, with a mapping of what differs.
 
@@ -57,10 +78,8 @@ class GRPOConfig(AlgorithmConfig):
     def __init__(self, algo_class: type | None = None, *, run: RunConfig | None = None):
         super().__init__(algo_class=algo_class or GRPO)
         self.run = run or RunConfig()
-        self.lr = self.run.learner.lr
-        self.num_learners = self.run.learner.num_learners
-        self.num_env_runners = self.run.rollout.num_actors
-        self.seed = self.run.run.seed
+        for (section, key), attribute in RLLIB_NAMES.items():
+            setattr(self, attribute, getattr(getattr(self.run, section), key))
         self.env_runner_cls = RolloutActor
         self.rollout_setup: RolloutSetup | None = None
         self.learner_settings: LearnerSettings | None = None
@@ -89,9 +108,8 @@ class GRPOConfig(AlgorithmConfig):
     def resolved(self) -> RunConfig:
         """The run's config, with what RLlib's own settings say. Raises pydantic's ValidationError."""
         data = self.run.model_dump()
-        data["learner"] |= {"lr": self.lr, "num_learners": self.num_learners}
-        data["rollout"] |= {"num_actors": self.num_env_runners}
-        data["run"] |= {"seed": self.seed}
+        for (section, key), attribute in RLLIB_NAMES.items():
+            data[section][key] = getattr(self, attribute)
         return RunConfig.model_validate(data)
 
     def get_default_learner_class(self) -> type:
@@ -106,10 +124,10 @@ class GRPOConfig(AlgorithmConfig):
     ) -> "GRPOConfig":
         ours = {name: sections.pop(name) for name in list(sections) if name in RunConfig.model_fields}
         if ours:
-            data = self.run.model_dump()
-            for name, changes in ours.items():
-                data[name] |= changes
-            self.run = RunConfig.model_validate(data)
+            self.run = RunConfig.model_validate(_merged(self.run.model_dump(), ours))
+            for (section, key), attribute in RLLIB_NAMES.items():
+                if key in ours.get(section, {}):
+                    setattr(self, attribute, ours[section][key])
         if args or sections:
             to_rllib(*args, **sections)
         return self
@@ -132,12 +150,15 @@ class GRPO(Algorithm):
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Starts everything, and gives the engines the learners' weights before anything is sampled."""
-        self.run: RunConfig = cast(GRPOConfig, self.config).resolved()
+        self.run: RunConfig = self._run_of_trial(cast(GRPOConfig, self.config).resolved())
+        check_same_run(self.run)
         self.folder = RunFolder(RunFolder.of(self.run).path.resolve())
         """Absolute: actors write into it from wherever they run."""
         self.folder.create(self.run)
         self.num_sft_steps = 0
         """Optimizer steps of the cold start behind the policy."""
+        self.cold_started = False
+        """Whether the cold start is done."""
         self.policy_version = 0
         """Optimizer steps of GRPO behind the policy."""
         self.step_metrics: dict[str, float] = {}
@@ -145,7 +166,7 @@ class GRPO(Algorithm):
         self.step_dialogues: list[pa.Table] = []
         """Some dialogues of the last step, text without tokens."""
         self._original_config = self.config
-        started_ray = start_ray(self.run.ray.address)
+        started_ray = start_ray(ray_address(self.run))
         policy_folder = provide_policy(self.run, self.folder)
         self.services = start_services(
             self.run,
@@ -155,13 +176,21 @@ class GRPO(Algorithm):
         )
         self.config = self._config_for_actors(policy_folder)
         super().setup(self.config)
-        self.learners = Learners(self.learner_group)
+        self.learners = Learners(self.learner_group, num_learners=self.run.learner.num_learners)
         self.rollouts = Rollouts(
             self.env_runner_group,
             engines=self.services.engines,
             restore=lambda: self.restore_env_runners(self.env_runner_group),
         )
         self._send_weights()
+
+    def _run_of_trial(self, run: RunConfig) -> RunConfig:
+        """Trials of Ray Tune run beside each other: each has a run folder and users of its own."""
+        if self._trial_info is None:
+            return run
+        return RunConfig.model_validate(
+            _merged(run.model_dump(), {"run": {"name": f"{run.run.name}-{self.trial_id}"}})
+        )
 
     def training_step(self) -> None:
         """One GRPO step: consumes whole scored groups, produces the next policy version in the engines."""
@@ -187,13 +216,19 @@ class GRPO(Algorithm):
         self._report({**times, **rollout, **update, **sync, **buffer})
 
     def cold_start(self, log: SftLog = lambda step, metrics: None) -> None:
-        """The SFT stage; nothing where it is done already."""
-        num_steps = cold_start(
-            self.run, learners=self.learners, rollouts=self.rollouts, done=self.num_sft_steps, log=log
+        """The SFT stage; nothing where it is done. `log` may raise to stop it: a checkpoint goes on."""
+        if self.cold_started:
+            return
+
+        def note(step: int, metrics: Mapping[str, float]) -> None:
+            self.num_sft_steps = step
+            log(step, metrics)
+
+        cold_start(
+            self.run, learners=self.learners, rollouts=self.rollouts, done=self.num_sft_steps, log=note
         )
-        if num_steps > self.num_sft_steps:
-            self.num_sft_steps = num_steps
-            self._send_weights()
+        self.cold_started = True
+        self._send_weights()
 
     def evaluate(self, parallel_train_future: object = None) -> dict[str, Any]:
         """Scores the policy on test tasks, as RLlib asks for it: `{"rows": [...]}` as in evaluation.json."""
@@ -214,6 +249,7 @@ class GRPO(Algorithm):
         state = {
             "policy_version": self.policy_version,
             "num_sft_steps": self.num_sft_steps,
+            "cold_started": self.cold_started,
             "iteration": self.iteration,
             "buffer": ray.get(self.services.buffer.state.remote(), timeout=CALL_TIMEOUT_S),
         }
@@ -227,14 +263,17 @@ class GRPO(Algorithm):
         self.learners.load(path / LEARNER_FOLDER)
         self.policy_version = state["policy_version"]
         self.num_sft_steps = state["num_sft_steps"]
+        self.cold_started = state["cold_started"]
         self._iteration = state["iteration"]
         ray.get(self.services.buffer.restore.remote(state["buffer"]), timeout=CALL_TIMEOUT_S)
         self._send_weights()
 
     def write_model(self) -> Path:
         """Writes the policy as a folder that transformers and vLLM load."""
-        self.learners.export(self.folder.model)
-        return self.folder.model
+        partial = self.folder.model.with_suffix(".partial")
+        self.learners.export(partial)
+        shutil.rmtree(self.folder.model, ignore_errors=True)
+        return partial.rename(self.folder.model)
 
     def cleanup(self) -> None:
         """Ends every process of the run."""
@@ -296,12 +335,12 @@ class GRPO(Algorithm):
 
     def _report(self, metrics: dict[str, float]) -> None:
         """Keeps and logs the step's numbers. Raises where engine and learner disagree."""
+        metrics.setdefault("learner/logprob_gap/mean", math.nan)
         self.step_metrics = metrics
         for key, value in metrics.items():
             self.metrics.log_value(key, value, reduce="item")
-        # Not there where no token of the step is of the current version: nothing to compare.
-        gap, limit = metrics.get("learner/logprob_gap/mean", 0.0), self.run.learner.max_logprob_gap
-        if not gap <= limit:
+        gap, limit = metrics["learner/logprob_gap/mean"], self.run.learner.max_logprob_gap
+        if gap > limit:  # NaN where no token of the step is of the current version: nothing to compare
             raise LogprobGapError(
                 f"learner/logprob_gap/mean={gap:.4f}: engine and learner must agree on sampled tokens within "
                 f"learner.max_logprob_gap={limit}: give both the same dtype, or look for a failed weight sync"

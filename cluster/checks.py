@@ -8,13 +8,16 @@ import socket
 from pathlib import Path
 
 from cluster.config import RunConfig, load
-from cluster.machine import has_cuda, num_gpu_users, planned_processes, this_machine
+from cluster.machine import has_cuda, num_gpu_users, planned_processes, ray_address, this_machine
 from cluster.policy_check import check_model
 from cluster.recipe import BadInput
 from cluster.run_folder import RunFolder
 
 CONNECT_TIMEOUT_S = 1.0
-CHANGEABLE = ("grpo.num_steps", "ray.", "checkpoint.", "tracking.", "run.folder")
+CHANGEABLE = (
+    *("grpo.num_steps", "ray.", "checkpoint.", "tracking.", "run.folder", "simulator."),
+    *("learner.num_learners", "learner.num_threads", "rollout.num_actors", "engine.num_"),
+)
 """Keys that a stopped run may go on with changed; every other key would make it another run."""
 
 
@@ -22,10 +25,11 @@ def check(config: RunConfig) -> None:
     """Refuses what cannot run here. Raises `BadInput`."""
     if config.policy.path is not None:
         check_model(config.policy.path, key="policy.path")
-    if config.ray.address is None:
+    address = ray_address(config)
+    if address is None:
         check_resources(config)
     else:
-        check_address(config.ray.address)
+        check_address(address)
     check_writable(RunFolder.of(config).path)
 
 

@@ -14,15 +14,15 @@ SftLog = Callable[[int, Mapping[str, float]], None]
 """(SFT steps done, the last one's metrics)."""
 
 
-def cold_start(config: RunConfig, *, learners: Learners, rollouts: Rollouts, done: int, log: SftLog) -> int:
-    """Runs the SFT stage from step `done` to its end; returns the steps that are then behind the policy.
+def cold_start(config: RunConfig, *, learners: Learners, rollouts: Rollouts, done: int, log: SftLog) -> None:
+    """Runs the SFT stage from step `done` to its end. Raises RuntimeError where no demonstration succeeded.
 
     Demonstrations are rolled out like any dialogue, with the expert in the engine's place.
     """
     gyms = list(config.gyms.weights)
     num_tasks = -(-config.sft.num_demonstrations // len(gyms))
-    if not num_tasks or done >= num_sft_steps(config.sft, num_samples=num_tasks * len(gyms)):
-        return done
+    if not num_tasks:
+        return
     orders = orders_for(
         gyms, split="train", num_tasks=num_tasks, seed=config.run.seed, difficulty=config.gyms.difficulty
     )
@@ -30,6 +30,8 @@ def cold_start(config: RunConfig, *, learners: Learners, rollouts: Rollouts, don
         tables = rollouts.sample(orders, policy=config.sft.demonstrator, advance=advance)
     num_samples = learners.set_demonstrations(tables)
     del tables  # the learners have their own copy
+    if not num_samples:
+        raise RuntimeError("no demonstration ended without a failure: their table's `error` column says why")
     num_steps = num_sft_steps(config.sft, num_samples=num_samples)
     with stage_progress("SFT", total=num_steps) as advance:
         for step in range(done, num_steps, STEPS_PER_CALL):
@@ -37,4 +39,3 @@ def cold_start(config: RunConfig, *, learners: Learners, rollouts: Rollouts, don
             metrics = learners.sft_updates(first_step=step, num_steps=count)
             log(step + count, metrics)
             advance(count, f"loss {metrics['learner/loss']:.3f}")
-    return num_steps

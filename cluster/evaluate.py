@@ -38,6 +38,7 @@ def evaluate(
         feed, groups = rollouts.run(orders, policy=policy, advance=advance)
     if archive is not None:
         ray.get(feed.write.remote(archive / f"evaluation-{stage}.parquet"), timeout=WRITE_TIMEOUT_S)
+    ray.kill(feed)  # the summaries are here, the tables on disk
     outcomes = [outcome for group in groups for outcome in _outcomes(group.summary)]
     return evaluation_rows(outcomes, stage=stage, seed=config.run.seed)
 

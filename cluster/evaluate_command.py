@@ -12,6 +12,8 @@ from cluster.config import RunConfig
 from cluster.console import quiet_libraries
 from cluster.evaluate import evaluate
 from cluster.launch import make_rollout_setup, start_engines, start_ray, start_simulators, stop_simulators
+from cluster.machine import ray_address
+from cluster.policy_folder import local_folder
 from cluster.results import EvaluationRow, print_rows, write_rows
 from learners.tiny_policy import build
 from simulators.task import Split
@@ -28,7 +30,9 @@ def evaluate_command(
             is_script
         ):  # a script needs no model, but its dialogues are rendered with a tokenizer like any other
             build(Path(folder), config.policy.tiny, max_tokens=config.engine.max_model_len, seed=0)
-        rows = _evaluate(config, policy=policy, policy_folder=folder if is_script else policy, split=split)
+        rows = _evaluate(
+            config, policy=policy, policy_folder=folder if is_script else local_folder(policy), split=split
+        )
     if output is not None:
         write_rows(output, rows)
     print_rows(rows, as_json=as_json)
@@ -36,11 +40,11 @@ def evaluate_command(
 
 def _evaluate(config: RunConfig, *, policy: str, policy_folder: str, split: Split) -> list[EvaluationRow]:
     is_script = policy in SCRIPTS
-    started_ray = start_ray(config.ray.address)
+    started_ray = start_ray(ray_address(config))
     engines = []
     try:
         engines, starting = ([], []) if is_script else start_engines(config, policy_folder=policy_folder)
-        start_simulators(config.simulator, http=False)
+        start_simulators(config, http=False)
         ray.get(starting, timeout=config.engine.start_timeout_s)
         ray.get(
             [engine.keep_own_weights.remote(0) for engine in engines], timeout=config.engine.start_timeout_s
@@ -57,4 +61,4 @@ def _evaluate(config: RunConfig, *, policy: str, policy_folder: str, split: Spli
     finally:
         for engine in engines:
             ray.kill(engine)
-        stop_simulators(and_ray=started_ray)
+        stop_simulators(config, and_ray=started_ray)

@@ -18,7 +18,7 @@ from actors.trajectory import GroupOrder
 from actors.vllm_engine import EngineActor, EngineClient
 from cluster.config import RunConfig
 from cluster.console import quiet_libraries, say
-from cluster.machine import PlannedProcess, gpu_share, planned_processes
+from cluster.machine import PlannedProcess, gpu_share, planned_processes, ray_address
 from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
 from learners.order_list import OrderList
@@ -28,7 +28,6 @@ from simulators.serve import build_app
 from simulators.serve_user import ServeUser
 from simulators.task import TaskSource
 
-APP = "simulators"
 LOCALHOST = "127.0.0.1"
 SERVE_PORT = 8000
 STOP_TIMEOUT_S = 20.0
@@ -47,6 +46,7 @@ ENVIRONMENT = {
 class Services:
     """The processes that rollouts lean on. Made by `start_services`, ended by `stop`."""
 
+    config: RunConfig
     engines: Sequence[ActorHandle]
     buffer: ActorHandle
     rollout_setup: RolloutSetup
@@ -60,7 +60,7 @@ class Services:
         ray.wait(stopping, num_returns=len(stopping), timeout=STOP_TIMEOUT_S)
         for actor in (self.buffer, *self.engines):
             ray.kill(actor)
-        stop_simulators(and_ray=self.started_ray)
+        stop_simulators(self.config, and_ray=self.started_ray)
 
 
 def start_ray(address: str | None) -> bool:
@@ -69,7 +69,6 @@ def start_ray(address: str | None) -> bool:
     os.environ |= ENVIRONMENT
     if ray.is_initialized():
         return False
-    address = address or os.environ.get("RAY_ADDRESS")
     ray.init(
         address=address or "local",
         include_dashboard=None if address else False,
@@ -87,11 +86,12 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
     """
     started = time.perf_counter()
     engines, starting = start_engines(config, policy_folder=policy_folder)
-    start_simulators(config.simulator, http=False)
+    start_simulators(config, http=False)
     buffer = _create_buffer(config, run_folder=run_folder)
     ray.get(starting, timeout=config.engine.start_timeout_s)
     say(f"simulators, {len(engines)} engine(s) and the buffer are up | {time.perf_counter() - started:.1f}s")
     return Services(
+        config=config,
         engines=engines,
         buffer=buffer,
         rollout_setup=make_rollout_setup(config, engines=engines, policy_folder=policy_folder),
@@ -113,27 +113,33 @@ def start_engines(config: RunConfig, *, policy_folder: str) -> tuple[list[ActorH
     return engines, [engine.start.remote() for engine in engines]
 
 
-def start_simulators(config: SimulatorConfig, *, http: bool) -> None:
+def app_name(config: RunConfig) -> str:
+    """The Serve application of this run's simulated users."""
+    return f"simulators-{config.run.name}"
+
+
+def start_simulators(config: RunConfig, *, http: bool) -> None:
     """Deploys the simulated users. With `http` they also answer on the loopback address."""
     location = "HeadOnly" if http else "NoServer"
     serve.start(
         http_options={"host": LOCALHOST, "port": SERVE_PORT, "location": location},
         logging_config={"log_level": "ERROR", "enable_access_log": False},
     )
-    serve.run(build_app(config, http=http), name=APP, route_prefix="/" if http else None)
+    application = build_app(config.simulator, http=http)
+    serve.run(application, name=app_name(config), route_prefix="/" if http else None)
 
 
-def stop_simulators(*, and_ray: bool) -> None:
+def stop_simulators(config: RunConfig, *, and_ray: bool) -> None:
     """Takes the simulated users down, and Ray with them where it was started here."""
     if and_ray:
         ray.shutdown()
     else:
-        serve.delete(APP)
+        serve.delete(app_name(config))
 
 
-def connect_user(config: SimulatorConfig) -> ServeUser:
+def connect_user(config: SimulatorConfig, *, app: str) -> ServeUser:
     """The simulated users as a rollout actor calls them."""
-    return ServeUser(serve.get_deployment_handle("Simulator", app_name=APP), config)
+    return ServeUser(serve.get_deployment_handle("Simulator", app_name=app), config)
 
 
 def create_order_list(orders: Sequence[GroupOrder]) -> ActorHandle:
@@ -150,7 +156,7 @@ def make_rollout_setup(
         policy_folder=policy_folder,
         max_tokens=config.engine.max_model_len,
         connect_engine=partial(EngineClient, engines, timeout_s=config.engine.complete_timeout_s),
-        connect_user=partial(connect_user, config.simulator),
+        connect_user=partial(connect_user, config.simulator, app=app_name(config)),
         score=partial(with_rewards, weights=config.reward.weights),
     )
 
@@ -164,14 +170,14 @@ def resources(config: RunConfig) -> Mapping[str, PlannedProcess]:
 def serve_forever(config: RunConfig) -> None:
     """`userrl serve`: hosts the simulated users over HTTP until Ctrl-C."""
     quiet_libraries()
-    started_ray = start_ray(config.ray.address)
+    started_ray = start_ray(ray_address(config))
     try:
-        start_simulators(config.simulator, http=True)
+        start_simulators(config, http=True)
         say(f"simulated users answer at http://{LOCALHOST}:{SERVE_PORT}/reply (Ctrl-C ends it)")
         while True:
             time.sleep(1)
     finally:
-        stop_simulators(and_ray=started_ray)
+        stop_simulators(config, and_ray=started_ray)
 
 
 def _create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:

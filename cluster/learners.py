@@ -22,8 +22,9 @@ class LogprobGapError(RuntimeError):
 class Learners:
     """All learners of a run, as one."""
 
-    def __init__(self, group: Any):
+    def __init__(self, group: Any, *, num_learners: int):
         self._group = group
+        self._num_learners = num_learners
 
     def update(self, tables: Sequence[ray.ObjectRef], *, step: int) -> dict[str, float]:
         """One GRPO step on these groups. Raises `LearnerError`."""
@@ -63,8 +64,9 @@ class Learners:
         for rank, result in enumerate(results):
             if not result.ok:
                 raise LearnerError(f"learner {rank} failed: {result.get()}") from result.get()
-        if not results:
+        if len(results) < self._num_learners:
             raise LearnerError(
-                "no learner is alive: go on from the last checkpoint with `userrl train RUN_FOLDER`"
+                f"{len(results)} of {self._num_learners} learners answered within {UPDATE_TIMEOUT_S:.0f} s: "
+                "go on from the last checkpoint with `userrl train RUN_FOLDER`"
             )
         return [result.get() for result in results]

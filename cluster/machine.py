@@ -29,6 +29,11 @@ class PlannedProcess:
     job: str
 
 
+def ray_address(config: RunConfig) -> str | None:
+    """The cluster to join: the config's, or the one that a Ray job runs in; None to start Ray here."""
+    return config.ray.address or os.environ.get("RAY_ADDRESS")
+
+
 def this_machine() -> Machine:
     """Counts without starting anything: CPUs by affinity and cgroup, GPUs by environment and device files."""
     num_cpus = len(os.sched_getaffinity(0))

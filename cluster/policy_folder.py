@@ -1,14 +1,24 @@
 """Where the policy comes from: a folder or hub name that was given, or a small one made on the spot."""
 
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
 from cluster.config import RunConfig
+from cluster.policy_check import is_hub_name
 from cluster.run_folder import RunFolder
 from learners.tiny_policy import build
+
+
+def local_folder(path: str) -> str:
+    """The absolute folder of a model: given as one, or downloaded by its hub name into the local cache."""
+    return snapshot_download(path) if is_hub_name(path) else str(Path(path).expanduser().resolve())
 
 
 def provide_policy(config: RunConfig, folder: RunFolder) -> str:
     """A folder or name that transformers and vLLM load; a tiny policy is made once a run."""
     if config.policy.path is not None:
-        return config.policy.path
+        return local_folder(config.policy.path)
     if not (folder.policy / "config.json").exists():
         build(folder.policy, config.policy.tiny, max_tokens=config.engine.max_model_len, seed=config.run.seed)
     return str(folder.policy.resolve())

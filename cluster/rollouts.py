@@ -20,6 +20,7 @@ WITHOUT_PROGRESS_S = 300.0
 """A list of orders that gains no finished group for so long is stuck."""
 
 
+MOST_TRIES = 3
 CHUNK = 256
 """Orders that one actor rolls out in one call of `sample`."""
 
@@ -78,6 +79,7 @@ class Rollouts:
         died is done again by another."""
         chunks = [orders[start : start + CHUNK] for start in range(0, len(orders), CHUNK)]
         tables: list[ray.ObjectRef] = []
+        num_tries = 0
         while chunks:
             self._restore()
             workers = self._env_runners.healthy_env_runner_ids()
@@ -95,6 +97,11 @@ class Rollouts:
             tables += [table for _, table in done]
             advance(sum(len(round_[i]) for i, _ in done), "")
             finished = {i for i, _ in done}
+            num_tries = 0 if finished else num_tries + 1
+            if num_tries == MOST_TRIES:
+                raise RuntimeError(
+                    f"rollout actors failed {MOST_TRIES} times in a row: see /tmp/ray/session_latest/logs"
+                )
             chunks = [chunk for i, chunk in enumerate(round_) if i not in finished] + chunks
         return tables
 

@@ -93,7 +93,8 @@ class Tracker:
 
     def log_sft(self, sft_step: int, *, metrics: Mapping[str, float]) -> None:
         """One optimizer step of SFT, on its own axis in W&B."""
-        self._wandb.log({"sft/step": sft_step, **metrics})
+        renamed = {key.replace("learner/", "sft/", 1): value for key, value in metrics.items()}
+        self._wandb.log({"sft/step": sft_step, **renamed})
 
     def log_evaluation(self, rows: Sequence[EvaluationRow], *, step: int) -> None:
         """Scores of one evaluation; `step` is the number of GRPO steps behind the policy."""

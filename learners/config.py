@@ -76,7 +76,7 @@ class SftConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     demonstrator: Literal["expert", "hasty"] = "expert"
-    """Who is imitated: the gyms' expert at its best, or in a hurry, acting at times before it has asked enough."""
+    """Who is imitated: the expert at its best, or in a hurry, acting at times before it has asked enough."""
     num_demonstrations: int = Field(default=600, ge=0)
     """Dialogues of the scripted experts, over all gyms; 0 leaves the stage out."""
     num_epochs: float = Field(default=2.0, gt=0)

@@ -89,8 +89,8 @@ class Gym:
     answer: Callable[[UserCall, random.Random], UserReply]
     """The rule-based user."""
     expert: Callable[[str, random.Random, float], Expert]
-    """(opening, randomness, haste) to a scripted expert. Haste is its chance, at each question, to act without
-    asking it; 0 is the expert at its best."""
+    """(opening, randomness, haste) to a scripted expert. Haste is its chance, at each question, to act
+    without asking it; 0 is the expert at its best."""
     random_action: Callable[[Task, random.Random], Action]
     """A well-formed action that ignores the dialogue."""
 

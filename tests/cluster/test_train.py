@@ -70,7 +70,10 @@ def test_the_job_stops_on_ctrl_c_and_goes_on_where_it_was(tmp_path: Path) -> Non
 
     num_steps = str(stopped_at[-1] + 2)
     again = subprocess.run(
-        command(tmp_path, str(run), "--grpo.num_steps", num_steps), capture_output=True, text=True, timeout=WAIT_S
+        command(tmp_path, str(run), "--grpo.num_steps", num_steps),
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
     )
     assert again.returncode == 0, again.stderr
     assert "goes on from checkpoint" in again.stderr
