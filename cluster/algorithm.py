@@ -23,6 +23,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from actors.rollout_actor import RolloutActor, RolloutSetup
+from actors.trajectory import GroupSummary
 from cluster.checks import check_same_run
 from cluster.cold_start import SftLog, cold_start
 from cluster.config import RunConfig
@@ -35,7 +36,7 @@ from cluster.policy_folder import provide_policy
 from cluster.results import EvaluationRow, rows_as_json
 from cluster.rollouts import Rollouts
 from cluster.run_folder import RunFolder
-from cluster.step_metrics import rollout_metrics
+from cluster.step_metrics import age_metrics, rollout_metrics
 from learners.buffer import FinishedGroup
 from learners.config import LearnerSettings
 from learners.learner import GRPOLearner
@@ -204,16 +205,13 @@ class GRPO(Algorithm):
         self.policy_version += 1
         sync = self._send_weights()
         laps.end("sync")
-        self._release(groups)
+        settled = self._release(groups)
         self.step_dialogues = ray.get(dialogues, timeout=CALL_TIMEOUT_S)
         times = laps.metrics()
-        rollout = rollout_metrics(
-            [group.summary for group in groups],
-            policy_version=self.policy_version - 1,
-            duration_s=times["time/step_s"],
-        )
+        rollout = rollout_metrics(settled, duration_s=times["time/step_s"])
+        ages = age_metrics([group.summary for group in groups], policy_version=self.policy_version - 1)
         buffer: Any = ray.get(self.services.buffer.metrics.remote(), timeout=CALL_TIMEOUT_S)
-        self._report({**times, **rollout, **update, **sync, **buffer})
+        self._report({**times, **rollout, **ages, **update, **sync, **buffer})
 
     def cold_start(self, log: SftLog = lambda step, metrics: None) -> None:
         """The SFT stage; nothing where it is done. `log` may raise to stop it: a checkpoint goes on."""
@@ -315,12 +313,13 @@ class GRPO(Algorithm):
                     raise
                 say(f"step {self.policy_version + 1} waits for groups: {_first_line(error)}")
 
-    def _release(self, groups: list[FinishedGroup]) -> None:
+    def _release(self, groups: list[FinishedGroup]) -> list[GroupSummary]:
+        """Frees the groups' slots; the summaries of all that was settled since the step before."""
         ids = [group.order.group_id for group in groups]
         release = self.services.buffer.release.remote(
             ids, policy_version=self.policy_version, step=self.policy_version
         )
-        ray.get(release, timeout=CALL_TIMEOUT_S)
+        return ray.get(release, timeout=CALL_TIMEOUT_S)
 
     def _send_weights(self) -> dict[str, float]:
         """Learners to engines, in flight: the policy version is live in every engine when this returns."""

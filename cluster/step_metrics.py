@@ -7,17 +7,12 @@ import numpy as np
 from actors.trajectory import GroupSummary
 
 
-def rollout_metrics(
-    summaries: Sequence[GroupSummary], *, policy_version: int, duration_s: float
-) -> dict[str, float]:
-    """Of the groups that one step trains. Failed trajectories are left out of every mean, never counted as a
-    score.
+def rollout_metrics(summaries: Sequence[GroupSummary], *, duration_s: float) -> dict[str, float]:
+    """Of all groups settled since the step before, dropped ones among them: what the policy can do, and not
+    what was worth training. Failed trajectories are left out of every mean, never counted as a score.
 
-    `policy_version` is the learners' before the step, `duration_s` the seconds from the step before to this
-    one.
+    `duration_s` is the seconds from the step before to this one.
     """
-    ages = [policy_version - summary.oldest_version for summary in summaries]
-    spans = [summary.newest_version - summary.oldest_version for summary in summaries]
     num_turns = [
         turns
         for summary in summaries
@@ -38,6 +33,14 @@ def rollout_metrics(
         "rollout/group_duration_s/max": max(summary.duration_s for summary in summaries),
         "rollout/user_retries": float(sum(summary.user_retries for summary in summaries)),
         "rollout/wait_for_engine/share": policy_s / max(policy_s + env_s, 1e-9),
+    }
+
+
+def age_metrics(summaries: Sequence[GroupSummary], *, policy_version: int) -> dict[str, float]:
+    """Of the groups that one step trains; `policy_version` is the learners' before the step."""
+    ages = [policy_version - summary.oldest_version for summary in summaries]
+    spans = [summary.newest_version - summary.oldest_version for summary in summaries]
+    return {
         "buffer/age/mean": float(np.mean(ages)),
         "buffer/age/max": float(max(ages)),
         "buffer/span/max": float(max(spans)),

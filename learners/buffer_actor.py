@@ -15,7 +15,7 @@ from ray import ObjectRef
 
 from actors.trajectory import GroupOrder, GroupSummary
 from learners.archive import Archive, ArchiveEntry
-from learners.buffer import Buffer, BufferSizes, FinishedGroup
+from learners.buffer import Buffer, BufferSizes, FinishedGroup, SettledGroup
 from learners.feed import Feed
 from learners.ledger import Ledger
 from simulators.task import TaskSource
@@ -70,13 +70,17 @@ class BufferActor(Feed):
                 dialogues.append(table.filter(pc.field("trajectory") == trajectory))
         return dialogues
 
-    async def release(self, group_ids: Sequence[int], policy_version: int, step: int) -> None:
-        """Frees the slots of `step`'s groups and archives them: its weights are live as `policy_version`."""
+    async def release(self, group_ids: Sequence[int], policy_version: int, step: int) -> list[GroupSummary]:
+        """Frees the slots of `step`'s groups and archives them: its weights are live as `policy_version`.
+
+        Returns the summaries of all groups that were settled since the last release, dropped ones among them.
+        """
         self._buffer.release(group_ids)
         self._buffer.drop_stale(policy_version=policy_version)
         self._last_step = step
-        self._write_settled(f"step-{step:05d}", step=step)
+        settled = self._write_settled(f"step-{step:05d}", step=step)
         await self._notify()
+        return [one.group.summary for one in settled]
 
     async def ledger(self) -> Ledger:
         """Where every trajectory went."""
@@ -112,10 +116,11 @@ class BufferActor(Feed):
         self._write_settled(f"step-{self._last_step:05d}-rest", step=self._last_step)
         await self._archive.flush(timeout_s=FLUSH_TIMEOUT_S)
 
-    def _write_settled(self, name: str, *, step: int) -> None:
+    def _write_settled(self, name: str, *, step: int) -> list[SettledGroup]:
         settled = self._buffer.pop_settled()
         entries = [ArchiveEntry(ref=one.group.payload, outcomes=one.outcomes) for one in settled]
         self._archive.submit(name, entries, step=step)
+        return settled
 
     def _stuck(self) -> str:
         now = time.monotonic()

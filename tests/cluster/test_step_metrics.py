@@ -5,7 +5,7 @@ import math
 import pytest
 
 from actors.trajectory import StopReason
-from cluster.step_metrics import rollout_metrics
+from cluster.step_metrics import age_metrics, rollout_metrics
 from tests.fakes import make_summary
 
 
@@ -35,7 +35,8 @@ def test_numbers_of_a_step_by_hand():
             user_retries=2,
         ),
     ]
-    assert rollout_metrics(summaries, policy_version=5, duration_s=4.0) == {
+    metrics = rollout_metrics(summaries, duration_s=4.0) | age_metrics(summaries, policy_version=5)
+    assert metrics == {
         "rollout/reward/mean": pytest.approx(0.5),
         "rollout/reward/function": pytest.approx(0.5),
         "rollout/reward/travel": pytest.approx(0.5),
@@ -53,10 +54,10 @@ def test_numbers_of_a_step_by_hand():
 
 def test_the_mean_is_over_trajectories_and_not_over_groups():
     summaries = [make_summary([1.0, 1.0, 1.0, 0.0]), make_summary([0.0, math.nan, math.nan, math.nan])]
-    metrics = rollout_metrics(summaries, policy_version=0, duration_s=1.0)
+    metrics = rollout_metrics(summaries, duration_s=1.0)
     assert metrics["rollout/reward/mean"] == metrics["rollout/reward/function"] == pytest.approx(0.6)
 
 
 def test_a_step_without_any_wait_has_a_share_of_zero():
-    metrics = rollout_metrics([make_summary([1.0, 0.0])], policy_version=0, duration_s=1.0)
+    metrics = rollout_metrics([make_summary([1.0, 0.0])], duration_s=1.0)
     assert metrics["rollout/wait_for_engine/share"] == 0.0
