@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.rollout_actor import RolloutSetup
 from actors.trajectory import GroupOrder
@@ -31,6 +32,7 @@ from simulators.task import TaskSource
 LOCALHOST = "127.0.0.1"
 SERVE_PORT = 8000
 STOP_TIMEOUT_S = 20.0
+DEPLOY_TIMEOUT_S = 120.0
 ENVIRONMENT = {
     # An idle OpenMP thread spins a moment, then sleeps: on a small machine all processes share the cores.
     "GOMP_SPINCOUNT": "1000",
@@ -105,7 +107,12 @@ def start_engines(config: RunConfig, *, policy_folder: str) -> tuple[list[ActorH
     # A Ray actor's calls run at the same time up to this number; vLLM does the queueing.
     most_calls = 2 * config.rollout.num_actors * config.rollout.dialogues_per_actor + 16
     create: Any = ray.remote(EngineActor)
-    create = create.options(num_cpus=process.num_cpus, num_gpus=process.num_gpus, max_concurrency=most_calls)
+    create = create.options(
+        num_cpus=process.num_cpus,
+        num_gpus=process.num_gpus,
+        max_concurrency=most_calls,
+        scheduling_strategy="SPREAD",  # outside the placement group of a Tune trial
+    )
     engines: list[ActorHandle] = [
         create.remote(policy_folder, config.engine, config.run.seed + index)
         for index in range(config.engine.num_engines)
@@ -119,7 +126,17 @@ def app_name(config: RunConfig) -> str:
 
 
 def start_simulators(config: RunConfig, *, http: bool) -> None:
-    """Deploys the simulated users. With `http` they also answer on the loopback address."""
+    """Deploys the simulated users. With `http` they also answer on the loopback address.
+
+    In a Tune trial a task outside the trial's placement group does it: Serve's actors have no place there.
+    """
+    if ray.util.get_current_placement_group() is None:
+        return _deploy(config, http)
+    task = ray.remote(_deploy).options(num_cpus=0, scheduling_strategy=_here())
+    ray.get(task.remote(config, http), timeout=DEPLOY_TIMEOUT_S)
+
+
+def _deploy(config: RunConfig, http: bool) -> None:
     location = "HeadOnly" if http else "NoServer"
     serve.start(
         http_options={"host": LOCALHOST, "port": SERVE_PORT, "location": location},
@@ -195,5 +212,8 @@ def _create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
 
 def _beside_driver(actor: type) -> Any:
     """An actor on the driver's node, where the run folder is."""
-    here = f"node:{ray.util.get_node_ip_address()}"
-    return ray.remote(actor).options(num_cpus=0, resources={here: 0.001}, max_concurrency=4096)
+    return ray.remote(actor).options(num_cpus=0, scheduling_strategy=_here(), max_concurrency=4096)
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
