@@ -138,7 +138,7 @@ def test_take_that_waits_in_vain_names_group_and_holder(tmp_path: Path):
     feed = make_buffer(tmp_path)
     holder = start(Holder, "rollout-3")
     get(holder.ask.remote(feed, 1))
-    with pytest.raises(TimeoutError, match=r"num_groups=1: only 0 ready .*group 0 with rollout-3 for \d+ s"):
+    with pytest.raises(TimeoutError, match=r"0 of 1 groups are ready .*group 0 with rollout-3 for \d+ s"):
         get(feed.take.remote(1, 0, 0.3))
     for actor in (holder, feed):
         ray.kill(actor)
