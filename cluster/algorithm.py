@@ -86,9 +86,10 @@ class GRPOConfig(AlgorithmConfig):
         self.learner_settings: LearnerSettings | None = None
         super().environment(env=None, observation_space=TEXT, action_space=TEXT)
         # Small shares, as `_config_for_actors` gives them: Tune reserves these before a trial starts.
-        super().env_runners(create_local_env_runner=False, num_cpus_per_env_runner=0.1)
+        shares: dict[str, Any] = {"num_cpus_per_env_runner": 0.1}  # RLlib's annotations know whole CPUs only
+        super().env_runners(create_local_env_runner=False, **shares)
         super().learners(num_cpus_per_learner=0.25)
-        super().resources(num_cpus_for_main_process=0.25)
+        self.num_cpus_for_main_process = 0.25
         super().fault_tolerance(restart_failed_env_runners=True)
         self._dont_auto_sync_env_runner_states = True
 
