@@ -5,11 +5,14 @@ difference.
 """
 
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from simulators.llm_role import LlmRole
 from simulators.message import CHOICES, Action, parse_action
+from simulators.persona import PLAIN, Persona
 from simulators.task import Task, TaskKey
 from simulators.user import User, UserCall, UserReply
 
@@ -34,7 +37,7 @@ class Step:
     feedback: str
     """The only thing that the policy sees of it."""
     reward: float
-    """This turn's environment reward; a dialogue's sum is its score, in [0, 1]."""
+    """This turn's environment reward. A dialogue's sum is its score: in [0, 1], but for the `published` rules."""
     terminated: bool
     """The episode reached its end: solved, out of attempts, or finished by the policy."""
     truncated: bool
@@ -50,7 +53,8 @@ class Outcome:
     state: Any
     feedback: str
     score: float
-    """The worth of what has been reached, in [0, 1]; only what exceeds the best so far is paid."""
+    """The worth of what has been reached, in [0, 1]; only what exceeds the best so far is paid. Under `published`
+    rules: this turn's reward."""
     done: bool = False
 
 
@@ -59,9 +63,9 @@ class Env(Protocol):
 
     async def reset(self) -> Observation: ...
 
-    async def step(self, text: str) -> Step:
+    async def step(self, text: str, *, request_id: str = "") -> Step:
         """Takes `[choice] content`. Raises `SimulatorError` where the user fails; the state is then
-        unchanged."""
+        unchanged. A step whose `request_id` was taken before gives the same answer and steps nothing."""
         ...
 
     async def close(self) -> None: ...
@@ -70,6 +74,26 @@ class Env(Protocol):
 Expert = Generator[Action, str, None]
 """A scripted expert in dialogue: yields actions and is sent their feedback. Knows only what the policy may
 know."""
+
+
+def best_so_far(best: float, score: float) -> float:
+    """Pays only what exceeds the best score so far: nothing can be collected twice."""
+    return max(0.0, score - best)
+
+
+def end_without_score(task: Task, state: Any) -> Outcome:
+    """What `finish` does in most gyms."""
+    return Outcome(state=state, feedback="The conversation is over.", score=0.0, done=True)
+
+
+def nothing_to_see(state: Any) -> Mapping[str, Any]:
+    """The view of a user who knows nothing of the dialogue but what was said."""
+    return {}
+
+
+def no_published_data(path: Path) -> list[Task]:
+    """Refuses: this gym's published data were never released."""
+    raise ValueError(f"data={path}: this gym has no published data: leave the path out to generate tasks")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,35 +117,91 @@ class Gym:
     without asking it; 0 is the expert at its best."""
     random_action: Callable[[Task, random.Random], Action]
     """A well-formed action that ignores the dialogue."""
+    role: LlmRole | None = None
+    """The LLM form of the user; None where the user only computes, and no model may stand in for arithmetic."""
+    load: Callable[[Path], list[Task]] = no_published_data
+    """A file of published data to tasks. Refuses a file that is missing or of another form, with file, row and
+    field."""
+    view: Callable[[Any], Mapping[str, Any]] = nothing_to_see
+    """What of the state the user may know, as JSON."""
+    finish: Callable[[Task, Any], Outcome] = end_without_score
+    """(task, state): what the policy's `finish` brings; always the end."""
+    parse: Callable[[str], Action | None] = parse_action
+    """Text to action; None is refused without a cost."""
+    pay: Callable[[float, float], float] = best_so_far
+    """(best score so far, this turn's score) to the turn's reward."""
+    max_turns: int = MAX_TURNS
+    """The turn budget, in training and evaluation alike."""
 
 
 class GymEnv:
     """Plays one task of one gym with one user. Implements `Env`."""
 
-    def __init__(self, gym: Gym, *, task: Task, user: User, max_turns: int = MAX_TURNS):
+    def __init__(
+        self,
+        gym: Gym,
+        *,
+        task: Task,
+        user: User,
+        max_turns: int | None = None,
+        persona: Persona = PLAIN,
+        seed: int | None = None,
+    ):
+        """`max_turns` None: the gym's own budget. `seed` fixes the user's random choices; None: the task's."""
         self._gym = gym
         self._task = task
         self._user = user
-        self._max_turns = max_turns
+        self._persona = persona
+        self._seed = task.key.rng().getrandbits(31) if seed is None else seed
+        self._max_turns = gym.max_turns if max_turns is None else max_turns
         self._state: Any = gym.start(task)
         self._history: tuple[tuple[str, str], ...] = ()
         self._best = 0.0
         self._num_turns = 0
         self._over = False
+        self._answered: dict[str, Step] = {}
 
     async def reset(self) -> Observation:
         return Observation(system=self._gym.system, opening=self._task.opening)
 
-    async def step(self, text: str) -> Step:
+    async def step(self, text: str, *, request_id: str = "") -> Step:
         """Executes one action. Raises ValueError after the end and `SimulatorError` where the user fails."""
+        if request_id in self._answered:
+            return self._answered[request_id]
         if self._over:
             raise ValueError("step after the end of the episode: make a new environment for a new task")
-        action = parse_action(text)
+        action = self._gym.parse(text)
         reply = await self._ask(action) if action and self._gym.asks_user(self._state, action) else None
+        step = self._take(action, reply)
+        if request_id:
+            self._answered[request_id] = step
+        return step
+
+    async def close(self) -> None:
+        self._over = True
+
+    async def _ask(self, action: Action) -> UserReply:
+        return await self._user.reply(
+            UserCall(
+                gym=self._gym.name,
+                scenario=self._task.scenario,
+                question=action.content,
+                choice=action.choice,
+                view=self._gym.view(self._state),
+                persona=self._persona,
+                history=self._history,
+                seed=self._seed,
+            )
+        )
+
+    def _take(self, action: Action | None, reply: UserReply | None) -> Step:
+        """The state's one way forward: all at once, after everything that can fail."""
         outcome = self._outcome(action, reply)
-        reward = max(0.0, outcome.score - self._best)
+        reward = self._gym.pay(self._best, outcome.score)
         self._best = max(self._best, outcome.score)
         self._state = outcome.state
+        if action is not None and reply is not None:
+            self._history = (*self._history, (action.content, reply.text))
         self._num_turns += 1
         truncated = not outcome.done and self._num_turns >= self._max_turns
         self._over = outcome.done or truncated
@@ -133,25 +213,10 @@ class GymEnv:
             user_reply=reply,
         )
 
-    async def close(self) -> None:
-        self._over = True
-
-    async def _ask(self, action: Action) -> UserReply:
-        call = UserCall(
-            gym=self._gym.name,
-            scenario=self._task.scenario,
-            question=action.content,
-            history=self._history,
-            seed=self._task.key.seed,
-        )
-        reply = await self._user.reply(call)
-        self._history = (*self._history, (action.content, reply.text))
-        return reply
-
     def _outcome(self, action: Action | None, reply: UserReply | None) -> Outcome:
         if action is None:
             known = ", ".join(CHOICES)
             return Outcome(state=self._state, feedback=f"Unknown choice. Use one of: {known}.", score=0.0)
         if action.choice == "finish":
-            return Outcome(state=self._state, feedback="The conversation is over.", score=0.0, done=True)
+            return self._gym.finish(self._task, self._state)
         return self._gym.apply(self._task, self._state, action, reply)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from simulators.env import Gym
+from simulators.manner import speak
 from simulators.user import SimulatorError, UserCall, UserReply
 
 
@@ -29,7 +30,7 @@ class RuleUser:
         # Every turn has its own random stream, and a retried call draws the same numbers again.
         rng = random.Random(f"user-{call.gym}-{call.seed}-{len(call.history)}")
         try:
-            return self._gyms[call.gym].answer(call, rng)
+            return speak(self._gyms[call.gym].answer(call, rng), call, rng)
         except Exception as error:
             raise SimulatorError(f"{call.gym}: {type(error).__name__}: {error}") from error
 

@@ -14,6 +14,8 @@ from ray.serve.handle import DeploymentHandle
 
 from simulators.config import SimulatorConfig
 from simulators.env import Gym
+from simulators.message import Choice
+from simulators.persona import Persona
 from simulators.rule_user import RuleUser
 from simulators.serve_user import ServeUser
 from simulators.user import SimulatorError, UserCall, UserReply
@@ -30,15 +32,15 @@ class Simulator:
     def __init__(self, gyms: Mapping[str, Gym] | None):
         self._user = RuleUser(gyms)
 
-    async def reply(self, calls: Sequence[UserCall]) -> list[UserReply | str]:
-        """One reply a call, in order; a text where that call ended in a `SimulatorError`."""
+    async def reply(self, calls: Sequence[UserCall]) -> list[UserReply | SimulatorError]:
+        """One reply a call, in order; the error where that call ended in one."""
         return [self._reply(call) for call in calls]
 
-    def _reply(self, call: UserCall) -> UserReply | str:
+    def _reply(self, call: UserCall) -> UserReply | SimulatorError:
         try:
             return self._user.answer(call)
         except SimulatorError as error:
-            return str(error)
+            return error
 
 
 class ReplyRequest(BaseModel):
@@ -49,6 +51,9 @@ class ReplyRequest(BaseModel):
     gym: str
     scenario: dict[str, Any]
     question: str
+    choice: Choice = "action"
+    view: dict[str, Any] = {}
+    persona: dict[str, float] = {}
     history: list[tuple[str, str]] = []
     seed: int = 0
 
@@ -58,7 +63,12 @@ class ReplyResponse(BaseModel):
 
     text: str
     facts: dict[str, Any]
+    decoy: str
     simulator: str
+    model: str
+    prompt_hash: str
+    seed: int
+    num_tokens: int
     latency_s: float
     num_retries: int
 
@@ -77,6 +87,9 @@ class Ingress:
             gym=request.gym,
             scenario=request.scenario,
             question=request.question,
+            choice=request.choice,
+            view=request.view,
+            persona=Persona(**request.persona),
             history=tuple(request.history),
             seed=request.seed,
         )

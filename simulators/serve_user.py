@@ -15,7 +15,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from simulators.config import SimulatorConfig
-from simulators.user import SimulatorError, UserCall, UserReply
+from simulators.user import Failure, SimulatorError, UserCall, UserReply
 
 MAX_CALLS_PER_REQUEST = 64
 COALESCE_S = 0.005
@@ -29,7 +29,7 @@ class ServeUser:
     def __init__(self, handle: DeploymentHandle, config: SimulatorConfig):
         self._handle = handle
         self._config = config
-        self._queue: list[tuple[UserCall, asyncio.Future[UserReply | str]]] = []
+        self._queue: list[tuple[UserCall, asyncio.Future[UserReply | SimulatorError]]] = []
         self._requests: set[asyncio.Task[None]] = set()
 
     async def reply(self, call: UserCall) -> UserReply:
@@ -45,16 +45,19 @@ class ServeUser:
             except (RayError, RayServeException, TimeoutError) as error:
                 problem = error
                 continue
-            if isinstance(reply, str):
-                raise SimulatorError(reply)
+            if isinstance(reply, SimulatorError):
+                raise reply
             return dataclasses.replace(reply, latency_s=time.monotonic() - began, num_retries=num_retries)
         first_line = str(problem).partition("\n")[0] or f"no reply within {self._config.timeout_s} s"
         tries = self._config.max_retries + 1
-        raise SimulatorError(f"{call.gym}: no reply in {tries} tries: {type(problem).__name__}: {first_line}")
+        raise SimulatorError(
+            f"{call.gym}: no reply in {tries} tries: {type(problem).__name__}: {first_line}",
+            Failure.TIMEOUT if isinstance(problem, TimeoutError) else Failure.ERROR,
+        )
 
-    def _enqueue(self, call: UserCall) -> asyncio.Future[UserReply | str]:
+    def _enqueue(self, call: UserCall) -> asyncio.Future[UserReply | SimulatorError]:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[UserReply | str] = loop.create_future()
+        future: asyncio.Future[UserReply | SimulatorError] = loop.create_future()
         self._queue.append((call, future))
         if len(self._queue) >= MAX_CALLS_PER_REQUEST:
             self._flush()
@@ -70,9 +73,11 @@ class ServeUser:
         self._requests.add(task)  # the event loop itself holds its tasks only weakly
         task.add_done_callback(self._requests.discard)
 
-    async def _request(self, batch: list[tuple[UserCall, asyncio.Future[UserReply | str]]]) -> None:
+    async def _request(
+        self, batch: list[tuple[UserCall, asyncio.Future[UserReply | SimulatorError]]]
+    ) -> None:
         """Sends one request within the time limit; whatever comes of it comes to every call of the batch."""
-        replies: Sequence[UserReply | str]
+        replies: Sequence[UserReply | SimulatorError]
         try:
             response = self._handle.reply.remote([call for call, _ in batch])
             async with asyncio.timeout(self._config.timeout_s):

@@ -6,12 +6,40 @@ twice.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
+
+from simulators.message import Choice
+from simulators.persona import PLAIN, Persona
+
+
+class Failure(StrEnum):
+    """How a simulated user failed. Each is a stop reason of its own, and none is ever a score."""
+
+    ERROR = "simulator_error"
+    """It could not be reached, or raised."""
+    TIMEOUT = "simulator_timeout"
+    EMPTY_REPLY = "empty_reply"
+    ROLE_FLIP = "role_flip"
+    """It spoke as the agent."""
+    INVALID_VERDICT = "invalid_verdict"
+    """Its reply does not fit the schema of its role, after all retries."""
+    USER_LEFT = "user_left"
+    """It ended the conversation before it had reason to."""
+    OUT_OF_BUDGET = "out_of_budget"
+    """The run's budget of calls or tokens is spent."""
 
 
 class SimulatorError(Exception):
     """The simulated user gave no usable reply. It ends a trajectory as a failure and never becomes a
     reward."""
+
+    def __init__(self, text: str, failure: Failure = Failure.ERROR):
+        super().__init__(text, failure)  # both arguments, so that it survives pickling
+        self.failure = failure
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +51,11 @@ class UserCall:
     """What this user knows and wants, as JSON. The policy never sees it."""
     question: str
     """The policy's text, passed as data."""
+    choice: Choice = "action"
+    """What the policy did: speaks to the user, or gives an answer that the user must judge."""
+    view: Mapping[str, Any] = field(default_factory=dict)
+    """What the gym lets the user know of the dialogue's state, as JSON."""
+    persona: Persona = PLAIN
     history: tuple[tuple[str, str], ...] = ()
     """Earlier (question, reply) pairs of this dialogue, oldest first."""
     seed: int = 0
@@ -35,9 +68,20 @@ class UserReply:
 
     text: str
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """The reply's meaning for the environment, e.g. `{"preference": "cabin"}`. The policy never sees it."""
+    """The reply's meaning for the environment, e.g. `{"preference": "cabin"}`. The policy never sees it. Empty
+    where the reply tells nothing: such a reply is never put off by a persona."""
+    decoy: str = ""
+    """Another thing that this person might have said; a persona that changes its mind says it first."""
     simulator: str = "rules"
-    """Who answered."""
+    """Who answered: the name of a simulator in the recipe."""
+    model: str = ""
+    """The model behind it; empty for rules and people."""
+    prompt_hash: str = ""
+    """First 16 hex digits of the SHA-256 of the prompt; empty where there was none."""
+    seed: int = 0
+    """The sampling seed of the reply."""
+    num_tokens: int = 0
+    """Tokens that the model read and wrote for it, all tries together."""
     latency_s: float = 0.0
     """Seconds from question to reply, as the asker measured them."""
     num_retries: int = 0

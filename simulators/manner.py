@@ -1,0 +1,92 @@
+"""How a persona says what a rule-based user means; and the ear of a scripted expert, which undoes it.
+
+The meaning is never changed: a reply is put off (its facts with it) at most once a question, corrected in the
+same breath, slowed by a slip of the keyboard, or wrapped in small talk.
+"""
+
+import random
+import re
+from dataclasses import replace
+
+from simulators.env import Expert
+from simulators.persona import PLAIN
+from simulators.user import UserCall, UserReply
+
+PUT_OFF = "Why do you want to know? Ask again if it matters."
+LOOK_UP = "I would have to look that up. Ask me again."
+PUT_OFFS = (PUT_OFF, LOOK_UP)
+CORRECTION = " No, wait: "
+ASIDE = " — "
+"""Small talk stands behind it."""
+SMALL_TALK = (
+    "By the way, the weather here is awful.",
+    "Sorry, I am doing three things at once today.",
+    "My sister recommended you, I hope she was right.",
+    "Thanks for taking the time, really.",
+)
+CURT = "Could we get to the point, please?"
+QUESTIONS_OF_PATIENCE = 8
+SLIP_MIN_LETTERS = 6
+"""Shorter words are never mistyped, nor are words that carry a fact."""
+
+
+def speak(reply: UserReply, call: UserCall, rng: random.Random) -> UserReply:
+    """The reply as this call's persona gives it."""
+    persona = call.persona
+    if persona == PLAIN:
+        return reply
+    is_new = all(text not in PUT_OFFS for question, text in call.history if question == call.question)
+    if reply.facts and is_new:
+        if rng.random() >= persona.cooperativeness:
+            return replace(reply, text=PUT_OFF, facts={}, decoy="")
+        if rng.random() >= persona.knowledge:
+            return replace(reply, text=LOOK_UP, facts={}, decoy="")
+    text = _with_slips(reply, rng, chance=persona.typos)
+    if reply.decoy and rng.random() < persona.changes_of_mind:
+        text = f"{reply.decoy}{CORRECTION}{text}"
+    if persona.patience < 1 and len(call.history) >= QUESTIONS_OF_PATIENCE * persona.patience:
+        text = f"{text}{ASIDE}{CURT}"
+    elif rng.random() < persona.verbosity:
+        text = f"{text}{ASIDE}{rng.choice(SMALL_TALK)}"
+    return replace(reply, text=text)
+
+
+def attentive(expert: Expert) -> Expert:
+    """The expert with an ear for people: asks again when put off, and hears the last word without the small
+    talk."""
+    action = next(expert)
+    while True:
+        feedback = yield action
+        if feedback in PUT_OFFS:
+            continue
+        try:
+            action = expert.send(feedback.partition(ASIDE)[0].rpartition(CORRECTION)[2])
+        except StopIteration:
+            return
+
+
+def _with_slips(reply: UserReply, rng: random.Random, *, chance: float) -> str:
+    """Two neighbouring letters change places in words that carry no fact."""
+    if not chance:
+        return reply.text
+    kept = {word.lower() for value in _values(reply.facts) for word in re.findall(r"[A-Za-z]+", value)}
+
+    def slip(match: re.Match[str]) -> str:
+        word = match.group()
+        if len(word) < SLIP_MIN_LETTERS or word.lower() in kept or rng.random() >= chance:
+            return word
+        at = rng.randrange(1, len(word) - 2)
+        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+
+    return re.sub(r"[A-Za-z]+", slip, reply.text)
+
+
+def _values(facts: object) -> list[str]:
+    """All texts in facts, however deep."""
+    if isinstance(facts, str):
+        return [facts]
+    if isinstance(facts, dict):
+        return [text for value in facts.values() for text in _values(value)]
+    if isinstance(facts, list | tuple):
+        return [text for value in facts for text in _values(value)]
+    return []

@@ -1,0 +1,61 @@
+"""Personas: how a person talks, apart from what the person knows. Sampled once a task, the same for its group.
+
+A persona changes words and order, never facts: what a rule-based user means stays what its gym said, so an agent
+that asks again, reads past a slip of the tongue or waits out small talk can always get there.
+"""
+
+import random
+from dataclasses import dataclass, fields
+from typing import Literal
+
+PersonaMix = Literal["plain", "varied"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Persona:
+    """Traits in [0, 1]. The defaults are a plain person, who says what is asked and nothing else."""
+
+    cooperativeness: float = 1.0
+    """Chance to answer a question at once; else it is put off until it is asked again."""
+    patience: float = 1.0
+    """At 1 without end; below, the tone turns curt after `8 * patience` questions."""
+    verbosity: float = 0.0
+    """Chance of small talk around a reply."""
+    knowledge: float = 1.0
+    """Chance to know the answer at once; else the person looks it up and has it when asked again."""
+    typos: float = 0.0
+    """Chance of a slip of the keyboard in each long word that carries no fact."""
+    changes_of_mind: float = 0.0
+    """Chance to say another thing first and correct it in the same breath."""
+
+    @property
+    def name(self) -> str:
+        """`plain`, or the traits that differ from it: `cooperativeness=0.6 typos=0.05`."""
+        traits = [
+            f"{trait.name}={getattr(self, trait.name):g}"
+            for trait in fields(self)
+            if getattr(self, trait.name) != trait.default
+        ]
+        return " ".join(traits) or "plain"
+
+
+PLAIN = Persona()
+
+
+def draw_persona(mix: PersonaMix, *, seed: str) -> Persona:
+    """The persona of the task that `seed` names. `varied` draws about half of the traits away from plain."""
+    if mix == "plain":
+        return PLAIN
+    rng = random.Random(f"persona-{seed}")
+
+    def trait(plain: float, other: float) -> float:
+        return plain if rng.random() < 0.5 else round(rng.uniform(*sorted((plain, other))), 2)
+
+    return Persona(
+        cooperativeness=trait(1.0, 0.5),
+        patience=trait(1.0, 0.25),
+        verbosity=trait(0.0, 0.8),
+        knowledge=trait(1.0, 0.6),
+        typos=trait(0.0, 0.2),
+        changes_of_mind=trait(0.0, 0.3),
+    )
