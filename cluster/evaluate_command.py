@@ -7,7 +7,7 @@ from pathlib import Path
 import ray
 
 from actors.scripted import SCRIPTS
-from cluster.algorithm import create_rollouts
+from cluster.algorithm_config import create_rollouts
 from cluster.config import RunConfig
 from cluster.console import quiet_libraries
 from cluster.evaluate import evaluate

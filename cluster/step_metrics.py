@@ -1,5 +1,6 @@
 """A step's rollout numbers, from the summaries of its groups. Keys are `room/thing/stat`."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,3 +51,20 @@ def age_metrics(summaries: Sequence[GroupSummary], *, policy_version: int) -> di
 def _mean(summaries: Sequence[GroupSummary]) -> float:
     """Mean score of the trajectories that did not fail."""
     return float(np.nanmean([score for summary in summaries for score in summary.scores]))
+
+
+class Laps:
+    """Seconds of each stage of a step."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._metrics: dict[str, float] = {}
+
+    def end(self, stage: str) -> None:
+        """The stage that began with the last `end` is over."""
+        now = time.perf_counter()
+        self._metrics[f"time/{stage}_s"] = now - self._last
+        self._last = now
+
+    def metrics(self) -> dict[str, float]:
+        return {**self._metrics, "time/step_s": self._last - self._start}

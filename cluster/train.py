@@ -3,7 +3,8 @@ it was."""
 
 from collections.abc import Mapping
 
-from cluster.algorithm import GRPO, GRPOConfig
+from cluster.algorithm import GRPO
+from cluster.algorithm_config import GRPOConfig
 from cluster.config import RunConfig
 from cluster.console import quiet_libraries, say
 from cluster.curve import draw_reward_curve

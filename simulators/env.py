@@ -37,7 +37,7 @@ class Step:
     feedback: str
     """The only thing that the policy sees of it."""
     reward: float
-    """This turn's environment reward. A dialogue's sum is its score: in [0, 1], but for the `published` rules."""
+    """This turn's environment reward. A dialogue's sum is its score: in [0, 1] but for `published` rules."""
     terminated: bool
     """The episode reached its end: solved, out of attempts, or finished by the policy."""
     truncated: bool
@@ -53,8 +53,8 @@ class Outcome:
     state: Any
     feedback: str
     score: float
-    """The worth of what has been reached, in [0, 1]; only what exceeds the best so far is paid. Under `published`
-    rules: this turn's reward."""
+    """The worth of what has been reached, in [0, 1]; only what exceeds the best so far is paid. Under
+    `published` rules: this turn's reward."""
     done: bool = False
 
 
@@ -118,10 +118,10 @@ class Gym:
     random_action: Callable[[Task, random.Random], Action]
     """A well-formed action that ignores the dialogue."""
     role: LlmRole | None = None
-    """The LLM form of the user; None where the user only computes, and no model may stand in for arithmetic."""
+    """The LLM form of the user; None where the user only computes: no model may stand in for that."""
     load: Callable[[Path], list[Task]] = no_published_data
-    """A file of published data to tasks. Refuses a file that is missing or of another form, with file, row and
-    field."""
+    """A file of published data to tasks. Refuses a file that is missing or of another form, with file, row
+    and field."""
     view: Callable[[Any], Mapping[str, Any]] = nothing_to_see
     """What of the state the user may know, as JSON."""
     finish: Callable[[Task, Any], Outcome] = end_without_score
@@ -147,7 +147,7 @@ class GymEnv:
         persona: Persona = PLAIN,
         seed: int | None = None,
     ):
-        """`max_turns` None: the gym's own budget. `seed` fixes the user's random choices; None: the task's."""
+        """`max_turns` None: the gym's own. `seed` fixes the user's random choices; None: the task's."""
         self._gym = gym
         self._task = task
         self._user = user

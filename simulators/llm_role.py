@@ -1,7 +1,7 @@
-"""What a gym tells a language model that plays its user: the role, a schema of verdicts, and how to read one.
+"""What a gym tells a language model that plays its user: role, schema of verdicts, and how to read one.
 
-The model never writes a score. It says which of the gym's own facts the agent's text touches, as validated JSON;
-the gym's rules make the reply and the reward of that.
+The model never writes a score. It says which of the gym's own facts the agent's text touches, as validated
+JSON; the gym's rules make the reply and the reward of that.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,8 +16,8 @@ class LlmRole:
     """The LLM form of one gym's user. All functions are pure."""
 
     instructions: Callable[[UserCall], str]
-    """Who the model is and how to decide, the scenario included. Never a word of the agent's: that travels apart,
-    as JSON."""
+    """Who the model is and how to decide, the scenario included. Never a word of the agent's: that travels
+    apart, as JSON."""
     schema: Callable[[UserCall], dict[str, Any]]
     """JSON schema of the verdict: a flat object of enums, booleans and capped strings."""
     read: Callable[[UserCall, Mapping[str, Any]], UserReply]

@@ -1,7 +1,7 @@
-"""Personas: how a person talks, apart from what the person knows. Sampled once a task, the same for its group.
+"""Personas: how a person talks, apart from what it knows. Sampled once a task, the same for its group.
 
-A persona changes words and order, never facts: what a rule-based user means stays what its gym said, so an agent
-that asks again, reads past a slip of the tongue or waits out small talk can always get there.
+A persona changes words and order, never facts: what a rule-based user means stays what its gym said, so an
+agent that asks again, reads past a slip of the tongue or waits out small talk can always get there.
 """
 
 import random

@@ -17,6 +17,8 @@ from ray.serve.handle import DeploymentHandle
 from simulators.config import SimulatorConfig
 from simulators.user import Failure, SimulatorError, UserCall, UserReply
 
+Answer = asyncio.Future[UserReply | SimulatorError]
+
 MAX_CALLS_PER_REQUEST = 64
 COALESCE_S = 0.005
 """Calls of one event loop within this time travel as one request. A request costs client and replica 1 to
@@ -29,7 +31,7 @@ class ServeUser:
     def __init__(self, handle: DeploymentHandle, config: SimulatorConfig):
         self._handle = handle
         self._config = config
-        self._queue: list[tuple[UserCall, asyncio.Future[UserReply | SimulatorError]]] = []
+        self._queue: list[tuple[UserCall, Answer]] = []
         self._requests: set[asyncio.Task[None]] = set()
 
     async def reply(self, call: UserCall) -> UserReply:
@@ -55,9 +57,9 @@ class ServeUser:
             Failure.TIMEOUT if isinstance(problem, TimeoutError) else Failure.ERROR,
         )
 
-    def _enqueue(self, call: UserCall) -> asyncio.Future[UserReply | SimulatorError]:
+    def _enqueue(self, call: UserCall) -> Answer:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[UserReply | SimulatorError] = loop.create_future()
+        future: Answer = loop.create_future()
         self._queue.append((call, future))
         if len(self._queue) >= MAX_CALLS_PER_REQUEST:
             self._flush()
@@ -73,9 +75,7 @@ class ServeUser:
         self._requests.add(task)  # the event loop itself holds its tasks only weakly
         task.add_done_callback(self._requests.discard)
 
-    async def _request(
-        self, batch: list[tuple[UserCall, asyncio.Future[UserReply | SimulatorError]]]
-    ) -> None:
+    async def _request(self, batch: list[tuple[UserCall, Answer]]) -> None:
         """Sends one request within the time limit; whatever comes of it comes to every call of the batch."""
         replies: Sequence[UserReply | SimulatorError]
         try:

@@ -68,8 +68,8 @@ class UserReply:
 
     text: str
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """The reply's meaning for the environment, e.g. `{"preference": "cabin"}`. The policy never sees it. Empty
-    where the reply tells nothing: such a reply is never put off by a persona."""
+    """The reply's meaning for the environment, e.g. `{"preference": "cabin"}`. The policy never sees it.
+    Empty where the reply tells nothing: such a reply is never put off by a persona."""
     decoy: str = ""
     """Another thing that this person might have said; a persona that changes its mind says it first."""
     simulator: str = "rules"

@@ -1,5 +1,8 @@
 """The order of the tests, and what a machine without a GPU leaves out."""
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 
 
@@ -13,3 +16,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not torch.cuda.is_available():
             for item in on_gpu:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_cluster_left() -> Iterator[None]:
+    """A file whose tests broke leaves no Ray behind for the next one to trip over."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()

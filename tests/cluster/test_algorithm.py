@@ -13,7 +13,8 @@ from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from transformers import AutoModelForCausalLM
 
-from cluster.algorithm import GRPO, GRPOConfig
+from cluster.algorithm import GRPO
+from cluster.algorithm_config import GRPOConfig
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,112 @@
+"""A run's config as RLlib knows configs: `GRPOConfig().environment(...).training(...).build_algo()`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+from ray.actor import ActorHandle
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+from actors.rollout_actor import RolloutActor, RolloutSetup
+from cluster.config import RunConfig
+from cluster.rollouts import Rollouts
+from learners.config import LearnerSettings
+from learners.learner import GRPOLearner
+
+TEXT = gymnasium.spaces.Text(max_length=2**20)
+RLLIB_NAMES = {
+    ("learner", "lr"): "lr",
+    ("learner", "num_learners"): "num_learners",
+    ("rollout", "num_actors"): "num_env_runners",
+    ("run", "seed"): "seed",
+}
+"""Settings that RLlib has a name for: either name sets them, the later call wins."""
+
+
+def merged(table: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested table with what differs."""
+    return table | {
+        key: merged(table[key], value) if isinstance(value, Mapping) and key != "weights" else value
+        for key, value in changes.items()
+    }
+
+
+class GRPOConfig(AlgorithmConfig):
+    """A `RunConfig` behind RLlib's own methods. Its sections are set by name, with a mapping of what differs.
+
+    Example: `GRPOConfig().environment(gyms={"weights": {"travel": 1.0}}).training(lr=1e-3, grpo={"num_steps":
+    10})`.
+    """
+
+    def __init__(self, algo_class: type | None = None, *, run: RunConfig | None = None):
+        from cluster.algorithm import GRPO  # each of RLlib's pair names the other
+
+        super().__init__(algo_class=algo_class or GRPO)
+        self.run = run or RunConfig()
+        for (section, key), attribute in RLLIB_NAMES.items():
+            setattr(self, attribute, getattr(getattr(self.run, section), key))
+        self.env_runner_cls = RolloutActor
+        self.rollout_setup: RolloutSetup | None = None
+        self.learner_settings: LearnerSettings | None = None
+        super().environment(env=None, observation_space=TEXT, action_space=TEXT)
+        # Small shares, as `_config_for_actors` gives them: Tune reserves these before a trial starts.
+        shares: dict[str, Any] = {"num_cpus_per_env_runner": 0.1}  # RLlib's annotations know whole CPUs only
+        super().env_runners(create_local_env_runner=False, **shares)
+        super().learners(num_cpus_per_learner=0.25)
+        self.num_cpus_for_main_process = 0.25
+        super().fault_tolerance(restart_failed_env_runners=True)
+        self._dont_auto_sync_env_runner_states = True
+
+    def environment(self, *args: Any, **sections: Any) -> "GRPOConfig":
+        """Sections `run`, `gyms`, `simulator`, `reward`; anything else goes to RLlib."""
+        return self._set(super().environment, args, sections)
+
+    def env_runners(self, *args: Any, **sections: Any) -> "GRPOConfig":
+        """Sections `rollout`, `engine`, `buffer`; anything else goes to RLlib (`num_env_runners`)."""
+        return self._set(super().env_runners, args, sections)
+
+    def learners(self, *args: Any, **sections: Any) -> "GRPOConfig":
+        """Sections `learner`, `policy`, `ray`; anything else goes to RLlib (`num_learners`)."""
+        return self._set(super().learners, args, sections)
+
+    def training(self, *args: Any, **sections: Any) -> "GRPOConfig":
+        """Sections `sft`, `grpo`, `buffer`, `learner`, `evaluation`, `checkpoint`; anything else goes to
+        RLlib (`lr`)."""
+        return self._set(super().training, args, sections)
+
+    def resolved(self) -> RunConfig:
+        """The run's config, with what RLlib's own settings say. Raises pydantic's ValidationError."""
+        data = self.run.model_dump()
+        for (section, key), attribute in RLLIB_NAMES.items():
+            data[section][key] = getattr(self, attribute)
+        return RunConfig.model_validate(data)
+
+    def get_default_learner_class(self) -> type:
+        return GRPOLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """Asked for by RLlib and never built: the learner loads a Hugging Face model instead."""
+        return RLModuleSpec(module_class=RLModule)
+
+    def _set(
+        self, to_rllib: Callable[..., Any], args: tuple[Any, ...], sections: dict[str, Any]
+    ) -> "GRPOConfig":
+        ours = {name: sections.pop(name) for name in list(sections) if name in RunConfig.model_fields}
+        if ours:
+            self.run = RunConfig.model_validate(merged(self.run.model_dump(), ours))
+            for (section, key), attribute in RLLIB_NAMES.items():
+                if key in ours.get(section, {}):
+                    setattr(self, attribute, ours[section][key])
+        if args or sections:
+            to_rllib(*args, **sections)
+        return self
+
+
+def create_rollouts(config: RunConfig, setup: RolloutSetup, *, engines: Sequence[ActorHandle]) -> Rollouts:
+    """Rollout actors without a learner, for evaluation."""
+    grpo = GRPOConfig(run=config)
+    grpo.rollout_setup = setup
+    env_runners = EnvRunnerGroup(config=grpo, local_env_runner=False)
+    return Rollouts(env_runners, engines=engines, restore=env_runners.probe_unhealthy_env_runners)
