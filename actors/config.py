@@ -4,8 +4,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from simulators.env import MAX_TURNS
-
 
 class EngineConfig(BaseModel):
     """The policy engines that sample for the rollout actors."""
@@ -45,8 +43,8 @@ class RolloutConfig(BaseModel):
     """Dialogues that one actor runs at the same time."""
     group_size: int = 8
     """Trajectories of each task, compared with each other."""
-    max_turns: int = Field(default=MAX_TURNS, ge=1)
-    """Turns after which a dialogue ends; all of them are executed."""
+    max_turns: int | None = Field(default=None, ge=1)
+    """Turns after which a dialogue ends; all of them are executed. Not given: the gym's own: 16, tau 30."""
     max_completion_tokens: int = Field(default=96, ge=1)
     """Most tokens that the policy may sample in one turn."""
     temperature: float = Field(default=1.0, gt=0)

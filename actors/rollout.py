@@ -3,17 +3,19 @@ not a crash."""
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from actors.engine import CompletionRequest, EngineError, PolicyEngine, Sampling
 from actors.renderer import Dialogue, Renderer, parse_tool_call
 from actors.trajectory import GroupOrder, StopReason, Trajectory, Turn
-from simulators.env import Env, GymEnv, Observation
-from simulators.gyms import GYMS
+from simulators.env import Env, Gym, GymEnv, Observation
+from simulators.gauges import UserTurn, count
 from simulators.message import Message
+from simulators.persona import PersonaMix, draw_persona
 from simulators.task import Task, TaskKey
 from simulators.user import SimulatorError, User
 
@@ -28,7 +30,10 @@ class Setting:
     user: User
     renderer: Renderer
     sampling: Sampling
-    max_turns: int
+    gyms: Mapping[str, Gym]
+    personas: PersonaMix
+    max_turns: int | None
+    """None: each gym's own budget."""
     max_tokens: int
     """Longest token sequence of a dialogue: the engine's context."""
 
@@ -45,21 +50,30 @@ async def rollout(key: TaskKey, setting: Setting, *, seed: int) -> Trajectory:
     score."""
     turns: list[Turn] = []
     observation = Observation(system="", opening="")
-    error = ""
+    error = simulator = ""
+    scenario: Mapping[str, Any] = {}
+    # The same person for the whole group: its trajectories are compared with each other.
+    persona = draw_persona(setting.personas, seed=key.task_id)
     try:
-        gym = GYMS[key.gym]
+        gym = setting.gyms[key.gym]
         task = gym.make_task(key)
+        scenario = task.scenario
         engine = setting.engine_for(task, seed)
-        env = GymEnv(gym, task=task, user=setting.user, max_turns=setting.max_turns)
+        env = GymEnv(gym, task=task, user=setting.user, persona=persona, max_turns=setting.max_turns)
         observation = await env.reset()
         stop_reason = await _talk(env, observation, setting, engine=engine, turns=turns, seed=seed)
         await env.close()
     except SimulatorError as failure:
-        stop_reason, error = StopReason.SIMULATOR_ERROR, str(failure)
+        stop_reason, error, simulator = StopReason(failure.failure), str(failure), failure.simulator
     except EngineError as failure:
         stop_reason, error = StopReason.ENGINE_ERROR, str(failure)
     except Exception as failure:  # a gym's own bug must not end the run: it is counted, and its text kept
         stop_reason, error = StopReason.ERROR, f"{type(failure).__name__}: {failure}"
+    asked = [
+        UserTurn(question=turn.action.content, reply=turn.user_reply)
+        for turn in turns
+        if turn.action and turn.user_reply
+    ]
     return Trajectory(
         task_key=key,
         system=observation.system,
@@ -67,6 +81,9 @@ async def rollout(key: TaskKey, setting: Setting, *, seed: int) -> Trajectory:
         turns=turns,
         stop_reason=stop_reason,
         error=error,
+        persona=persona.name,
+        simulator=simulator or next((turn.reply.simulator for turn in asked), ""),
+        gauges=count(scenario, asked, user_left=stop_reason is StopReason.USER_LEFT),
     )
 
 
@@ -92,16 +109,13 @@ async def _talk(
             return StopReason.NO_TOOL_CALL
         started = time.perf_counter()
         step = await env.step(str(turn.action))
-        reply = step.user_reply
         turns.append(
             replace(
                 turn,
                 feedback=step.feedback,
                 reward=step.reward,
                 env_s=time.perf_counter() - started,
-                simulator=reply.simulator if reply else "",
-                user_latency_s=reply.latency_s if reply else 0.0,
-                user_retries=reply.num_retries if reply else 0,
+                user_reply=step.user_reply,
             )
         )
         if step.terminated:

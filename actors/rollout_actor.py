@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, cast
@@ -28,6 +28,9 @@ from actors.scripted import SCRIPTS, ScriptedEngine
 from actors.summary import summarize
 from actors.table import to_table
 from actors.trajectory import GroupOrder, GroupSummary
+from simulators.env import Gym
+from simulators.gauges import NO_COUNTS
+from simulators.persona import PersonaMix
 from simulators.task import Task
 from simulators.user import User
 
@@ -47,7 +50,11 @@ class RolloutSetup:
     max_tokens: int
     """The engine's context."""
     connect_engine: Callable[[], PolicyEngine]
-    connect_user: Callable[[], User]
+    open_gyms: Callable[[], Mapping[str, Gym]]
+    """The gyms' rules and tasks; called once, in the actor."""
+    personas: PersonaMix
+    connect_user: Callable[[str], User]
+    """The simulator of this name; of an empty name: the recipe's mix."""
     score: Callable[[pa.Table], pa.Table]
     """Adds the `reward` column to a group's table."""
 
@@ -77,13 +84,19 @@ class RolloutActor(EnvRunner, Checkpointable):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
-        self._shared: tuple[PolicyEngine, User] | None = None
+        self._gyms = self._setup.open_gyms()
+        self._engine: PolicyEngine | None = None
+        self._users: dict[str, User] = {}
+        """By simulator."""
 
-    def work(self, feed: ActorHandle, *, policy: str = "engine", group_size: int) -> WorkState:
+    def work(
+        self, feed: ActorHandle, *, policy: str = "engine", simulator: str = "", group_size: int
+    ) -> WorkState:
         """Begins to work for `feed` in the background, if it does not yet. `policy` is `engine` or a script's
-        name."""
+        name; `simulator` names who plays the user, empty: the recipe's mix."""
         if feed not in self._work:
-            pull = self._pull(feed, setting=self._setting(policy), group_size=group_size)
+            setting = self._setting(policy, simulator=simulator)
+            pull = self._pull(feed, setting=setting, group_size=group_size)
             self._work[feed] = asyncio.run_coroutine_threadsafe(pull, self._loop)
         work = self._work[feed]
         # RLlib ends an actor on any exception that leaves it, so an error travels as text.
@@ -136,23 +149,28 @@ class RolloutActor(EnvRunner, Checkpointable):
         started = time.perf_counter()
         trajectories = await rollout_group(order, setting)
         table = self._setup.score(to_table(order, trajectories))
-        return summarize(order, table, duration_s=time.perf_counter() - started), table
+        gauges = sum((trajectory.gauges for trajectory in trajectories), NO_COUNTS)
+        return summarize(order, table, gauges=gauges, duration_s=time.perf_counter() - started), table
 
-    def _setting(self, policy: str) -> Setting:
-        if self._shared is None:
-            self._shared = (self._setup.connect_engine(), self._setup.connect_user())
-        engine, user = self._shared
-        config = self._setup.config
+    def _setting(self, policy: str, *, simulator: str = "") -> Setting:
+        if self._engine is None:
+            self._engine = self._setup.connect_engine()
+        if simulator not in self._users:
+            self._users[simulator] = self._setup.connect_user(simulator)
+        engine, config = self._engine, self._setup.config
 
         def engine_for(task: Task, seed: int) -> PolicyEngine:
             for script in SCRIPTS:
                 if policy == script:
-                    return ScriptedEngine(script, task=task, renderer=self._renderer, seed=seed)
+                    gym = self._gyms[task.key.gym]
+                    return ScriptedEngine(script, gym=gym, task=task, renderer=self._renderer, seed=seed)
             return engine
 
         return Setting(
             engine_for=engine_for,
-            user=user,
+            user=self._users[simulator],
+            gyms=self._gyms,
+            personas=self._setup.personas,
             renderer=self._renderer,
             sampling=Sampling(
                 temperature=config.temperature, max_completion_tokens=config.max_completion_tokens

@@ -7,8 +7,8 @@ from typing import Literal
 from actors.engine import CompletionRequest
 from actors.renderer import Renderer
 from actors.trajectory import Completion
-from simulators.env import Expert
-from simulators.gyms import GYMS
+from simulators.env import Expert, Gym
+from simulators.manner import attentive
 from simulators.message import Action
 from simulators.task import Task
 
@@ -23,8 +23,9 @@ HASTE = {"expert": 0.0, "hasty": 0.2}
 class ScriptedEngine:
     """Plays one dialogue of one task by a script, in tokens. Implements `PolicyEngine`; logprobs are zero."""
 
-    def __init__(self, script: Script, *, task: Task, renderer: Renderer, seed: int):
+    def __init__(self, script: Script, *, gym: Gym, task: Task, renderer: Renderer, seed: int):
         self._script: Script = script
+        self._gym = gym
         self._task = task
         self._renderer = renderer
         self._rng = random.Random(seed)
@@ -36,16 +37,15 @@ class ScriptedEngine:
         return Completion(token_ids=ids, logprobs=zeros, policy_versions=zeros)
 
     def _act(self, request: CompletionRequest) -> Action:
-        gym = GYMS[self._task.key.gym]
         last = request.messages[-1].content
         match self._script:
             case "random":
-                return gym.random_action(self._task, self._rng)
+                return self._gym.random_action(self._task, self._rng)
             case "silent":
                 return Action(choice="finish", content="")
             case "expert" | "hasty":
                 if self._expert is None:
-                    self._expert = gym.expert(last, self._rng, HASTE[self._script])
+                    self._expert = attentive(self._gym.expert(last, self._rng, HASTE[self._script]))
                     return next(self._expert)
                 try:
                     return self._expert.send(last)

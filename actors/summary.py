@@ -4,14 +4,18 @@ import numpy as np
 import pyarrow as pa
 
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
+from simulators.gauges import NO_COUNTS, GaugeCounts
 
 
-def summarize(order: GroupOrder, table: pa.Table, *, duration_s: float) -> GroupSummary:
+def summarize(
+    order: GroupOrder, table: pa.Table, *, duration_s: float, gauges: GaugeCounts = NO_COUNTS
+) -> GroupSummary:
     """A summary of a table that has its `reward` column."""
     of = table["trajectory"].to_numpy()
     size = order.group_size
     first_rows = np.searchsorted(of, np.arange(size))
     failed = table["failed"].to_numpy()[first_rows]
+    simulator = next((name for name in table["simulator"].to_pylist() if name), "")
     scores = np.bincount(of, weights=table["env_reward"].to_numpy(), minlength=size)
     versions = table["policy_versions"].combine_chunks().flatten().to_numpy()
     # The one row of a trajectory without turns holds no completion.
@@ -23,6 +27,8 @@ def summarize(order: GroupOrder, table: pa.Table, *, duration_s: float) -> Group
         scores=np.where(failed, np.nan, scores).tolist(),
         num_turns=np.bincount(of, weights=num_tokens > 0, minlength=size).astype(int).tolist(),
         stop_reasons=[StopReason(str(table["stop_reason"][int(row)])) for row in first_rows],
+        simulator=simulator,
+        persona=str(table["persona"][0]),
         num_policy_tokens=int(num_tokens.sum()),
         oldest_version=int(versions.min(initial=np.iinfo(np.int32).max)),
         newest_version=int(versions.max(initial=0)),
@@ -30,6 +36,7 @@ def summarize(order: GroupOrder, table: pa.Table, *, duration_s: float) -> Group
         policy_s=float(table["policy_s"].to_numpy().sum()),
         env_s=float(table["env_s"].to_numpy().sum()),
         user_retries=int(table["user_retries"].to_numpy().sum()),
+        gauges=gauges,
     )
 
 

@@ -1,6 +1,7 @@
 """A group as one Arrow table, a row a turn: transport, replay buffer and Parquet on disk share this
 schema."""
 
+import json
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.trajectory import NO_COMPLETION, GroupOrder, Trajectory, Turn
+from simulators.user import UserReply
 
 SCHEMA = pa.schema(
     [
@@ -31,9 +33,15 @@ SCHEMA = pa.schema(
         ("content", pa.string()),
         ("feedback", pa.string()),
         ("env_reward", pa.float64()),
+        ("persona", pa.string()),
         ("simulator", pa.string()),
+        ("user_model", pa.string()),
+        ("user_prompt_hash", pa.string()),
+        ("user_seed", pa.int64()),
+        ("user_tokens", pa.int32()),
         ("user_latency_s", pa.float64()),
         ("user_retries", pa.int32()),
+        ("user_facts", pa.string()),
         ("policy_s", pa.float64()),
         ("env_s", pa.float64()),
     ]
@@ -41,6 +49,7 @@ SCHEMA = pa.schema(
 REWARD = pa.field("reward", pa.float64())
 """The column that the rewards room adds: what the turn is worth to the learner."""
 
+NO_REPLY = UserReply(text="", simulator="")
 NO_TURN = Turn(
     context_ids=(), forked=True, completion=NO_COMPLETION, text="", action=None, feedback="", reward=0.0
 )
@@ -57,6 +66,7 @@ def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
     ]
     turns = [turn for _, _, _, turn in rows]
     of = [trajectory for _, _, trajectory, _ in rows]
+    replies = [turn.user_reply or NO_REPLY for turn in turns]
     columns: list[pa.Array] = [
         pa.array([order.group_id] * len(rows), pa.int64()),
         pa.array([i for i, _, _, _ in rows], pa.int32()),
@@ -78,9 +88,15 @@ def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
         pa.array([turn.action.content if turn.action else None for turn in turns], pa.string()),
         pa.array([turn.feedback for turn in turns]),
         pa.array([turn.reward for turn in turns], pa.float64()),
-        pa.array([turn.simulator for turn in turns]),
-        pa.array([turn.user_latency_s for turn in turns], pa.float64()),
-        pa.array([turn.user_retries for turn in turns], pa.int32()),
+        pa.array([trajectory.persona for trajectory in of]),
+        pa.array([reply.simulator for reply in replies]),
+        pa.array([reply.model for reply in replies]),
+        pa.array([reply.prompt_hash for reply in replies]),
+        pa.array([reply.seed for reply in replies], pa.int64()),
+        pa.array([reply.num_tokens for reply in replies], pa.int32()),
+        pa.array([reply.latency_s for reply in replies], pa.float64()),
+        pa.array([reply.num_retries for reply in replies], pa.int32()),
+        pa.array([json.dumps(dict(reply.facts)) if reply.facts else "" for reply in replies]),
         pa.array([turn.policy_s for turn in turns], pa.float64()),
         pa.array([turn.env_s for turn in turns], pa.float64()),
     ]

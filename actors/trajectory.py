@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from simulators.gauges import NO_COUNTS, GaugeCounts
 from simulators.message import Action
 from simulators.task import TaskKey
+from simulators.user import UserReply
 
 
 class StopReason(StrEnum):
@@ -19,6 +21,13 @@ class StopReason(StrEnum):
     MAX_TOKENS = "max_tokens"
     """The next turn would not fit the context."""
     SIMULATOR_ERROR = "simulator_error"
+    SIMULATOR_TIMEOUT = "simulator_timeout"
+    EMPTY_REPLY = "empty_reply"
+    ROLE_FLIP = "role_flip"
+    INVALID_VERDICT = "invalid_verdict"
+    USER_LEFT = "user_left"
+    OUT_OF_BUDGET = "out_of_budget"
+    """These seven: the simulated user failed, as `simulators.user.Failure` says."""
     ENGINE_ERROR = "engine_error"
     ERROR = "error"
     """The environment raised."""
@@ -26,7 +35,12 @@ class StopReason(StrEnum):
     @property
     def failed(self) -> bool:
         """Not the policy's doing: such a trajectory is never scored and never trained."""
-        return self in (StopReason.SIMULATOR_ERROR, StopReason.ENGINE_ERROR, StopReason.ERROR)
+        return self not in (
+            StopReason.TERMINATED,
+            StopReason.MAX_TURNS,
+            StopReason.NO_TOOL_CALL,
+            StopReason.MAX_TOKENS,
+        )
 
     @property
     def truncated(self) -> bool:
@@ -62,10 +76,8 @@ class Turn:
     """The env's reply; empty where the dialogue ended before one."""
     reward: float
     """Environment reward of this turn."""
-    simulator: str = ""
-    """Who answered for the user; empty where nobody was asked."""
-    user_latency_s: float = 0.0
-    user_retries: int = 0
+    user_reply: UserReply | None = None
+    """What the user said, meant, and who answered for it; None where nobody was asked."""
     policy_s: float = 0.0
     """Seconds this turn waited for the engine."""
     env_s: float = 0.0
@@ -83,6 +95,12 @@ class Trajectory:
     stop_reason: StopReason
     error: str = ""
     """The failure's text where `stop_reason.failed`."""
+    persona: str = "plain"
+    """How the user talked: the name of its `Persona`."""
+    simulator: str = ""
+    """Who played the user; empty where nobody was asked."""
+    gauges: GaugeCounts = NO_COUNTS
+    """What the simulator gauges count in this dialogue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +127,9 @@ class GroupSummary:
     reports."""
     num_turns: Sequence[int]  # [group_size]
     stop_reasons: Sequence[StopReason]  # [group_size]
+    simulator: str
+    """Who played the user of this group; empty where nobody was asked."""
+    persona: str
     num_policy_tokens: int
     oldest_version: int
     newest_version: int
@@ -117,6 +138,8 @@ class GroupSummary:
     """Summed over turns: seconds waited for the engine."""
     env_s: float
     user_retries: int
+    gauges: GaugeCounts = NO_COUNTS
+    """What the simulator gauges count in the group's dialogues."""
 
 
 NO_COMPLETION = Completion(token_ids=(), logprobs=(), policy_versions=())

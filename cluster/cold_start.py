@@ -19,7 +19,7 @@ def cold_start(config: RunConfig, *, learners: Learners, rollouts: Rollouts, don
 
     Demonstrations are rolled out like any dialogue, with the expert in the engine's place.
     """
-    gyms = list(config.gyms.weights)
+    gyms = list(config.gyms.trained)
     num_tasks = -(-config.sft.num_demonstrations // len(gyms))
     if not num_tasks:
         return

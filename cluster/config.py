@@ -7,7 +7,7 @@ field is its help.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -65,20 +65,54 @@ class GymsConfig(BaseModel):
 
     model_config = FROZEN
 
-    weights: dict[str, float] = {"function": 1.0, "telepathy": 1.0, "travel": 1.0}
-    """Share of each gym among the tasks, by name; a weight of 0 leaves the gym out."""
+    weights: dict[str, float] = dict.fromkeys(GYMS, 1.0)
+    """Share of each gym among the training tasks, by name; a weight of 0 leaves the gym out."""
+    held_out: tuple[str, ...] = ()
+    """Gyms that are never trained on, whatever their weight; evaluation has them and reports them apart."""
     difficulty: int = Field(default=0, ge=0)
     """0 is the easiest; each gym says what its levels mean."""
+    preset: Literal["default", "published"] = "default"
+    """Whose rules: ours, or those of the released UserRL gyms, for comparison."""
+    constants: Literal["training", "evaluation"] = "training"
+    """Which of the released constants, where `preset` is published."""
+    data: dict[str, Path] = {}
+    """Files of published tasks, by gym; gyms without one generate theirs."""
+
+    @property
+    def trained(self) -> dict[str, float]:
+        """The weights of the gyms that are trained on."""
+        return {gym: weight for gym, weight in self.weights.items() if gym not in self.held_out}
+
+    @property
+    def evaluated(self) -> list[str]:
+        """Every gym of the run: those trained on, then those held out."""
+        return [*self.trained, *self.held_out]
+
+    @field_validator("held_out", "data")
+    @classmethod
+    def _names_are_gyms(cls, names: Any) -> Any:
+        for gym in names:
+            _check_gym(gym)
+        return names
+
+    @model_validator(mode="after")
+    def _fits_the_preset(self) -> "GymsConfig":
+        if not self.trained:
+            raise ValueError("held_out: every gym is held out: leave at least one to train on")
+        if self.preset == "published":
+            for gym in self.evaluated:
+                if gym not in self.data:
+                    raise ValueError(
+                        f"preset=published: {gym} has no tasks of its own: give --gyms.data.{gym} FILE, or "
+                        f"leave it out with --gyms.weights.{gym} 0"
+                    )
+        return self
 
     @field_validator("weights")
     @classmethod
     def _gyms_are_known(cls, weights: dict[str, float]) -> dict[str, float]:
         for gym, weight in weights.items():
-            if gym not in GYMS:
-                known = ", ".join(GYMS)
-                raise ValueError(
-                    f"{gym!r}: unknown gym: did you mean {nearest(gym, list(GYMS))}? Known: {known}"
-                )
+            _check_gym(gym)
             if not 0 <= weight < float("inf"):
                 raise ValueError(
                     f"{gym}={weight}: a weight cannot be negative or infinite: give a share such as 1.0"
@@ -88,6 +122,12 @@ class GymsConfig(BaseModel):
                 "no gym has a weight above 0: give at least one, as in --gyms.weights.function 1"
             )
         return {gym: weight for gym, weight in weights.items() if weight}
+
+
+def _check_gym(gym: str) -> None:
+    if gym not in GYMS:
+        known = ", ".join(GYMS)
+        raise ValueError(f"{gym!r}: unknown gym: did you mean {nearest(gym, list(GYMS))}? Known: {known}")
 
 
 class BufferConfig(BaseModel):

@@ -24,7 +24,7 @@ from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
 from learners.order_list import OrderList
 from rewards.reward import with_rewards
-from simulators.config import SimulatorConfig
+from simulators.make import open_gyms
 from simulators.serve import build_app
 from simulators.serve_user import ServeUser
 from simulators.task import TaskSource
@@ -142,7 +142,9 @@ def _deploy(config: RunConfig, http: bool) -> None:
         http_options={"host": LOCALHOST, "port": SERVE_PORT, "location": location},
         logging_config={"log_level": "ERROR", "enable_access_log": False},
     )
-    application = build_app(config.simulator, http=http)
+    # The rules without the tasks: a call brings its scenario with it.
+    gyms = open_gyms(config.gyms.preset, config.gyms.constants, {})
+    application = build_app(config.simulator, http=http, gyms=gyms)
     serve.run(application, name=app_name(config), route_prefix="/" if http else None)
 
 
@@ -154,9 +156,9 @@ def stop_simulators(config: RunConfig, *, and_ray: bool) -> None:
         serve.delete(app_name(config))
 
 
-def connect_user(config: SimulatorConfig, *, app: str) -> ServeUser:
-    """The simulated users as a rollout actor calls them."""
-    return ServeUser(serve.get_deployment_handle("Simulator", app_name=app), config)
+def connect_user(config: RunConfig, name: str) -> ServeUser:
+    """The simulator of this name as a rollout actor calls it; of an empty name: the recipe's mix."""
+    return ServeUser(serve.get_deployment_handle("Simulator", app_name=app_name(config)), config.simulator)
 
 
 def create_order_list(orders: Sequence[GroupOrder]) -> ActorHandle:
@@ -173,7 +175,9 @@ def make_rollout_setup(
         policy_folder=policy_folder,
         max_tokens=config.engine.max_model_len,
         connect_engine=partial(EngineClient, engines, timeout_s=config.engine.complete_timeout_s),
-        connect_user=partial(connect_user, config.simulator, app=app_name(config)),
+        open_gyms=partial(open_gyms, config.gyms.preset, config.gyms.constants, config.gyms.data),
+        personas=config.simulator.personas,
+        connect_user=partial(connect_user, config),
         score=partial(with_rewards, weights=config.reward.weights),
     )
 
@@ -205,7 +209,7 @@ def _create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
         seed=config.run.seed,
     )
     source = TaskSource(
-        config.gyms.weights, split="train", seed=config.run.seed, difficulty=config.gyms.difficulty
+        config.gyms.trained, split="train", seed=config.run.seed, difficulty=config.gyms.difficulty
     )
     return _beside_driver(BufferActor).remote(sizes, source=source, run_folder=run_folder)
 

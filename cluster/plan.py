@@ -39,7 +39,7 @@ def make_plan(config: RunConfig) -> Plan:
         processes=planned_processes(config, gpu_share=gpu_share(config, num_gpus=machine.num_gpus)),
         num_slots=config.buffer.groups_per_step * (config.buffer.max_off_policy_steps + 1),
         num_train_trajectories=config.grpo.num_steps * group_trajectories,
-        num_evaluation_trajectories=3 * len(config.gyms.weights) * config.evaluation.tasks_per_gym,
+        num_evaluation_trajectories=3 * len(config.gyms.evaluated) * config.evaluation.tasks_per_gym,
         files=[str(path) for path in (*paths, folder.model, folder.reward_curve, folder.wandb)],
         notes=_notes(config),
     )
@@ -47,7 +47,7 @@ def make_plan(config: RunConfig) -> Plan:
 
 def _notes(config: RunConfig) -> list[str]:
     machine, path = this_machine(), config.policy.path
-    gyms = ", ".join(f"{gym} {weight:g}" for gym, weight in config.gyms.weights.items())
+    gyms = ", ".join(f"{gym} {weight:g}" for gym, weight in config.gyms.trained.items())
     max_turns, difficulty = config.rollout.max_turns, config.gyms.difficulty
     notes = [f"gyms by weight: {gyms}; difficulty {difficulty}; at most {max_turns} turns"]
     if path is None:

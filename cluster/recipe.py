@@ -164,6 +164,9 @@ def _value(value: object) -> str:
             return str(value)
         case int() | float():
             return repr(value)
+        case Mapping():
+            inner = (f"{_key(str(k))} = {_value(v)}" for k, v in value.items() if v is not None)
+            return f"{{ {', '.join(inner)} }}"
         case list() | tuple():
             return f"[{', '.join(_value(item) for item in value)}]"
         case _:

@@ -37,7 +37,9 @@ class Rollouts:
         self._holders: dict[ActorHandle, dict[int, str]] = {}
         """By feed: which life of each rollout actor works for it."""
 
-    def supervise(self, feed: ActorHandle, *, policy: str = "engine", group_size: int) -> None:
+    def supervise(
+        self, feed: ActorHandle, *, policy: str = "engine", simulator: str = "", group_size: int
+    ) -> None:
         """Every living actor works for `feed` from here on, and orders of lives that ended are issued again.
 
         Cheap where nothing changed. Raises where all actors stay away, one failed at its work or an engine
@@ -46,7 +48,7 @@ class Rollouts:
         self._restore()
         ray.get([engine.check.remote() for engine in self._engines], timeout=CALL_TIMEOUT_S)
         states = self._env_runners.foreach_env_runner(
-            lambda actor: actor.work(feed, policy=policy, group_size=group_size),
+            lambda actor: actor.work(feed, policy=policy, simulator=simulator, group_size=group_size),
             local_env_runner=False,
             timeout_seconds=CALL_TIMEOUT_S,
         )

@@ -1,11 +1,18 @@
 """A step's rollout numbers, from the summaries of its groups. Keys are `room/thing/stat`."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from actors.trajectory import GroupSummary
+from simulators.config import RULES
+from simulators.gauges import gauges
+from simulators.user import Failure
+
+
+FAILURES = frozenset(failure.value for failure in Failure)
 
 
 def rollout_metrics(summaries: Sequence[GroupSummary], *, duration_s: float) -> dict[str, float]:
@@ -34,7 +41,20 @@ def rollout_metrics(summaries: Sequence[GroupSummary], *, duration_s: float) -> 
         "rollout/group_duration_s/max": max(summary.duration_s for summary in summaries),
         "rollout/user_retries": float(sum(summary.user_retries for summary in summaries)),
         "rollout/wait_for_engine/share": policy_s / max(policy_s + env_s, 1e-9),
+        **gauges((summary.simulator or RULES, summary.gauges) for summary in summaries),
+        **_failures(summaries),
     }
+
+
+def _failures(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """Trajectories that a user failed, by simulator and reason, e.g. `users/qwen/failed/role_flip`."""
+    counts = Counter(
+        f"users/{summary.simulator or RULES}/failed/{reason}"
+        for summary in summaries
+        for reason in summary.stop_reasons
+        if reason.value in FAILURES
+    )
+    return {key: float(number) for key, number in sorted(counts.items())}
 
 
 def age_metrics(summaries: Sequence[GroupSummary], *, policy_version: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ knows no difference. Numbers are tokenised digit by digit; text that never varie
 call's syntax) is one token.
 """
 
+import asyncio
 import json
 import random
 from collections.abc import Iterator
@@ -17,11 +18,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from learners.config import TinyPolicyConfig
+from simulators.env import GymEnv
 from simulators.gyms import GYMS
 from simulators.message import TOOL_NAME, TOOL_SCHEMA
 from simulators.rule_user import RuleUser
 from simulators.task import TaskKey
-from simulators.user import UserCall
 
 STOP = "<|im_end|>"
 PAD = "<|endoftext|>"
@@ -129,21 +130,19 @@ def _corpus() -> Iterator[str]:
         for index in range(CORPUS_DIALOGUES_PER_GYM):
             difficulty = index % 3
             key = TaskKey(gym=gym.name, split="train", index=index, seed=CORPUS_SEED, difficulty=difficulty)
-            yield from _expert_dialogue(key)
+            yield from asyncio.run(_expert_dialogue(key))
 
 
-def _expert_dialogue(key: TaskKey) -> Iterator[str]:
-    gym, user = GYMS[key.gym], RuleUser()
+async def _expert_dialogue(key: TaskKey) -> list[str]:
+    gym = GYMS[key.gym]
     task = gym.make_task(key)
-    state = gym.start(task)
-    yield task.opening
+    env = GymEnv(gym, task=task, user=RuleUser())
+    texts = [task.opening]
     expert = gym.expert(task.opening, random.Random(key.index), 0.0)
     action = next(expert)
     while True:
-        call = UserCall(gym=key.gym, scenario=task.scenario, question=action.content)
-        reply = user.answer(call) if gym.asks_user(state, action) else None
-        outcome = gym.apply(task, state, action, reply)
-        yield from (action.thought, action.choice, action.content, outcome.feedback)
-        if outcome.done:
-            return
-        state, action = outcome.state, expert.send(outcome.feedback)
+        step = await env.step(str(action))
+        texts += (action.thought, action.choice, action.content, step.feedback)
+        if step.terminated or step.truncated:
+            return texts
+        action = expert.send(step.feedback)

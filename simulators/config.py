@@ -1,15 +1,127 @@
 """Settings of the simulated users. Light: imports no Ray, so that a recipe is checked in an instant."""
 
-from pydantic import BaseModel, ConfigDict, Field
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from simulators.chat import ChatConfig
+
+FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+RULES = "rules"
+"""The name of the rule-based user, in recipes and in rows."""
+
+
+class NamedUserConfig(BaseModel):
+    """What all kinds of simulated users have."""
+
+    model_config = FROZEN
+
+    name: str
+    """The simulator's name: in rows, reports, and where one is named for an evaluation."""
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Share of the dialogues it plays. 0: kept out of training, to be named for an evaluation."""
+    record: str | None = None
+    """Folder to which its replies are recorded, to be replayed later."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_one_word(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError("a simulator's name stands in URLs: use letters, digits, '.', '_' and '-' only")
+        return name
+
+
+class RulesUserConfig(NamedUserConfig):
+    """The gyms' own rules, without a model."""
+
+    type: Literal["rules"] = "rules"
+    name: str = RULES
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_fixed(cls, name: str) -> str:
+        if name != RULES:
+            raise ValueError(f"the rule-based user is always named {RULES!r}: leave the name out")
+        return name
+
+
+class LlmServeConfig(NamedUserConfig):
+    """A model from Hugging Face, hosted by the run itself on Ray Serve and vLLM."""
+
+    type: Literal["llm"] = "llm"
+    model: str
+    """A folder, or a hub name."""
+    num_replicas: int = Field(default=1, ge=1)
+    """Replicas that are always up."""
+    max_replicas: int | None = Field(default=None, ge=1)
+    """Under load their number grows up to this one. Not given: it stays as it is."""
+    num_cpus: int = Field(default=1, ge=1)
+    """CPUs of one replica."""
+    num_gpus: int = Field(default=0, ge=0)
+    """GPUs of one replica; the model is cut over them (tensor parallel). 0: it runs on CPUs."""
+    max_model_len: int = Field(default=8192, ge=256)
+    """Longest prompt and reply together, in tokens."""
+    kv_cache_gib: int = Field(default=2, ge=1)
+    """Memory for the attention cache of a replica on CPUs; on a GPU vLLM takes what is free."""
+    temperature: float = Field(default=0.7, ge=0)
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest reply, reasoning included."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Longest wait for one try of one call."""
+    max_retries: int = Field(default=8, ge=0)
+    """Tries after the first. With the backoff they outlast the restart of a replica beside one that runs."""
+    max_concurrency: int = Field(default=256, ge=1)
+    """Calls in flight at a time, over all processes of the run."""
+    start_timeout_s: float = Field(default=900.0, gt=0)
+    """Longest wait for the first replicas, download included."""
+
+    @model_validator(mode="after")
+    def _replicas_grow(self) -> "LlmServeConfig":
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError(
+                f"max_replicas={self.max_replicas} is less than num_replicas={self.num_replicas}: raise it, "
+                "or leave it out for a fixed number"
+            )
+        return self
+
+
+class EndpointConfig(NamedUserConfig, ChatConfig):
+    """Any endpoint that speaks OpenAI's chat protocol. The key stays in the environment."""
+
+    type: Literal["endpoint"] = "endpoint"
+
+
+class ReplayConfig(NamedUserConfig):
+    """Replies of an earlier run, recorded with `record`: the same run again without the model."""
+
+    type: Literal["replay"] = "replay"
+    path: str
+    """The folder, or one file of it."""
+
+    @model_validator(mode="after")
+    def _is_not_recorded_again(self) -> "ReplayConfig":
+        if self.record is not None:
+            raise ValueError("a replayed user is recorded already: leave `record` out")
+        return self
+
+
+UserConfig = Annotated[
+    RulesUserConfig | LlmServeConfig | EndpointConfig | ReplayConfig, Field(discriminator="type")
+]
 
 
 class SimulatorConfig(BaseModel):
-    """How the simulated users are hosted and called."""
+    """The simulated users of a run: who they are, and how the rule-based ones are hosted and called."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = FROZEN
 
+    users: tuple[UserConfig, ...] = (RulesUserConfig(),)
+    """The kinds of users, mixed by weight; each dialogue has one from beginning to end."""
+    personas: Literal["plain", "varied"] = "plain"
+    """How these people talk: `varied` draws a manner of talking for each task."""
     num_replicas: int = Field(default=1, ge=1)
-    """Serve replicas that answer for the users."""
+    """Serve replicas that answer for the rule-based users."""
     num_cpus_per_replica: float = Field(default=0.1, ge=0)
     """CPUs that Ray reserves for each replica; rules need little."""
     timeout_s: float = Field(default=30.0, gt=0)
@@ -18,3 +130,20 @@ class SimulatorConfig(BaseModel):
     """Tries after the first, where a replica died or was too slow."""
     backoff_s: float = Field(default=0.25, gt=0)
     """Mean wait before the first retry; it doubles with every further one."""
+
+    @field_validator("users")
+    @classmethod
+    def _users_can_be_told_apart(cls, users: tuple[UserConfig, ...]) -> tuple[UserConfig, ...]:
+        names = [user.name for user in users]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two users are named {twice[0]!r}: give each its own `name`")
+        if any(user.name == RULES and user.type != "rules" for user in users):
+            raise ValueError(f"only the rule-based user is named {RULES!r}: give the other another `name`")
+        if not any(user.weight > 0 for user in users):
+            raise ValueError("no user has a weight above 0, so none could play: give at least one a weight")
+        return users
+
+    def llms(self) -> list[LlmServeConfig]:
+        """The users whose models the run hosts itself."""
+        return [user for user in self.users if isinstance(user, LlmServeConfig)]

@@ -34,9 +34,11 @@ class SimulatorError(Exception):
     """The simulated user gave no usable reply. It ends a trajectory as a failure and never becomes a
     reward."""
 
-    def __init__(self, text: str, failure: Failure = Failure.ERROR):
-        super().__init__(text, failure)  # both arguments, so that it survives pickling
+    def __init__(self, text: str, failure: Failure = Failure.ERROR, simulator: str = ""):
+        super().__init__(text, failure, simulator)  # all of them, so that it survives pickling
         self.failure = failure
+        self.simulator = simulator
+        """Who failed; empty where that is not known."""
 
     def __str__(self) -> str:
         return str(self.args[0])

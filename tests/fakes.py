@@ -139,4 +139,6 @@ def make_summary(
         policy_s=policy_s,
         env_s=env_s,
         user_retries=user_retries,
+        simulator="rules",
+        persona="plain",
     )

@@ -8,11 +8,13 @@ for enumeration.
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from simulators.env import Expert, Gym, Outcome
+from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.task import Split, Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
@@ -35,6 +37,7 @@ ATTRIBUTES: tuple[tuple[str, ...], ...] = (
 )
 PROPERTIES = tuple(word for words in (KINDS, *KINDS.values(), *ATTRIBUTES) for word in words)
 """All that one can ask about."""
+REFUSAL = "Ask me about one property at a time."
 LEVELS: tuple[tuple[int, int], ...] = ((0, 12), (1, 20), (2, 32))
 """Level to (attributes beside family and kind, cards on the table)."""
 NUMBERS = tuple(str(number) for number in range(10, 100))
@@ -87,9 +90,8 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     """Yes or No to a question about exactly one property; never a word about numbers."""
     asked = [word for word in PROPERTIES if _mentions(call.question, word)]
     if len(asked) != 1 or _named(call.question, call.scenario["cards"]):
-        return UserReply(text="Ask me about one property at a time.")
-    holds = asked[0] in call.scenario["cards"][call.scenario["target"]]
-    return UserReply(text="Yes." if holds else "No.", facts={"property": asked[0], "holds": holds})
+        return UserReply(text=REFUSAL)
+    return _tell(call, asked[0])
 
 
 def expert(opening: str, rng: random.Random, haste: float) -> Expert:
@@ -133,8 +135,32 @@ def _split(number: str, look: Sequence[str]) -> Split:
     return split_of(f"telepathy:{' '.join(look)} {number}")
 
 
+def _tell(call: UserCall, asked: str) -> UserReply:
+    """Whether the card thought of has the property."""
+    holds = asked in call.scenario["cards"][call.scenario["target"]]
+    yes, no = ("Yes.", "No.") if holds else ("No.", "Yes.")
+    return UserReply(text=yes, facts={"property": asked, "holds": holds}, decoy=no)
+
+
+def _instructions(call: UserCall) -> str:
+    return (
+        "Someone guesses a card by yes-or-no questions. Decide which one property of the card the last "
+        f"message asks about. The properties are: {', '.join(PROPERTIES)}. Take `none` where it asks about "
+        "none of them, about several, denies one, asks for anything but yes or no, or for the card's number."
+    )
+
+
+def _properties(call: UserCall) -> dict[str, Any]:
+    return flat_schema({"property": {"enum": [*PROPERTIES, "none"]}})
+
+
+def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
+    asked = verdict["property"]
+    return UserReply(text=REFUSAL) if asked == "none" else _tell(call, asked)
+
+
 def _mentions(text: str, word: str) -> bool:
-    return re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) is not None
+    return re.search(rf"\b{re.escape(word)}s?\b", text, re.IGNORECASE) is not None
 
 
 def _named(text: str, cards: Iterable[str]) -> list[str]:
@@ -152,4 +178,5 @@ GYM = Gym(
     answer=answer,
     expert=expert,
     random_action=random_action,
+    role=LlmRole(instructions=_instructions, schema=_properties, read=_read),
 )

@@ -15,6 +15,7 @@ from itertools import product
 from typing import Any
 
 from simulators.env import Expert, Gym, Outcome
+from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
@@ -52,8 +53,27 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "insurance": ("basic", "standard", "extended", "complete", "premium"),
     },
 }
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "cabin": ("class",),
+    "seat": ("sit",),
+    "departure": ("depart", "leave", "time"),
+    "room": ("bed",),
+    "view": ("overlook", "outlook"),
+    "meals": ("meal", "eat", "board"),
+    "cuisine": ("food", "dishes"),
+    "seating": ("table",),
+    "mood": ("atmosphere", "ambience", "vibe"),
+    "floor": ("storey",),
+    "kitchen": ("cook",),
+    "heating": ("heated", "warm"),
+    "fuel": ("engine", "tank"),
+    "body": ("shape",),
+    "insurance": ("insured", "cover"),
+}
+"""Other words that ask about a slot; none belongs to two slots."""
 LEVELS: tuple[tuple[int, int], ...] = ((1, 2), (2, 2), (3, 3))
 """Level to (parts of the trip, wishes a part)."""
+REFUSAL = "Please ask about one slot."
 NUM_OPTIONS = 16
 NUM_SHOWN = 4
 SECOND_BEST = 0.8
@@ -110,17 +130,13 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
 def answer(call: UserCall, rng: random.Random) -> UserReply:
     """Tells the wish behind the one slot that is asked about; a vague or double question gets a polite
     refusal."""
-    wishes = call.scenario["wishes"]
     asked = [
-        (part, slot) for part, slots in PARTS.items() for slot in slots if _mentions(call.question, slot)
+        (part, slot)
+        for part, slots in PARTS.items()
+        for slot in slots
+        if any(_mentions(call.question, word) for word in (slot, *SYNONYMS[slot]))
     ]
-    if len(asked) != 1 or asked[0][0] not in wishes:
-        return UserReply(text="Please ask about one slot.")
-    part, slot = asked[0]
-    wish = wishes[part].get(slot)
-    return UserReply(
-        text=f"I want {wish}." if wish else "Any is fine.", facts={"part": part, "slot": slot, "wish": wish}
-    )
+    return _tell(call, *asked[0]) if len(asked) == 1 else UserReply(text=REFUSAL)
 
 
 def expert(opening: str, rng: random.Random, haste: float) -> Expert:
@@ -218,6 +234,37 @@ def _book(task: Task, state: State, content: str) -> Outcome:
     return Outcome(state=state, feedback=f"That is {verdict}.", score=state.score, done=done)
 
 
+def _tell(call: UserCall, part: str, slot: str) -> UserReply:
+    """The wish behind one slot; of a part that is not in the trip, nothing."""
+    wishes = call.scenario["wishes"]
+    if part not in wishes:
+        return UserReply(text=REFUSAL)
+    facts = {"part": part, "slot": slot, "wish": wishes[part].get(slot)}
+    if facts["wish"] is None:
+        return UserReply(text="Any is fine.", facts=facts)
+    other = next(value for value in PARTS[part][slot] if value != facts["wish"])
+    return UserReply(text=f"I want {facts['wish']}.", facts=facts, decoy=f"I want {other}.")
+
+
+def _instructions(call: UserCall) -> str:
+    slots = ", ".join(f"{part}.{slot}" for part in call.scenario["wishes"] for slot in PARTS[part])
+    return (
+        "You are the ear of a traveller. Someone who books a trip for the traveller speaks. Decide which one "
+        f"slot of the trip the last message asks about. The slots are: {slots}. Take `none` where it asks "
+        "about none of them, about more than one, or about everything at once."
+    )
+
+
+def _slots(call: UserCall) -> dict[str, Any]:
+    slots = [f"{part}.{slot}" for part in call.scenario["wishes"] for slot in PARTS[part]]
+    return flat_schema({"slot": {"enum": [*slots, "none"]}})
+
+
+def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
+    part, _, slot = verdict["slot"].partition(".")
+    return _tell(call, part, slot) if slot else UserReply(text=REFUSAL)
+
+
 def _fits(values: Mapping[str, str], wished: Iterable[str]) -> bool:
     return set(wished) <= set(values.values())
 
@@ -236,4 +283,5 @@ GYM = Gym(
     answer=answer,
     expert=expert,
     random_action=random_action,
+    role=LlmRole(instructions=_instructions, schema=_slots, read=_read),
 )

@@ -13,6 +13,7 @@ from actors.renderer import Renderer, parse_tool_call
 from actors.rollout import Setting, rollout
 from actors.trajectory import Trajectory
 from learners.tiny_policy import CHAT_TEMPLATE, make_tokenizer
+from simulators.gyms import GYMS
 from simulators.message import TOOL_NAME, Action, Message
 from simulators.rule_user import RuleUser
 from tests.fakes import TextEngine, make_key
@@ -79,7 +80,9 @@ async def talk(
         user=RuleUser(),
         renderer=renderer,
         sampling=Sampling(max_completion_tokens=8),
-        max_turns=16,
+        gyms=GYMS,
+        personas="plain",
+        max_turns=None,
         max_tokens=10_000,
     )
     return await rollout(make_key("function"), setting, seed=0), engine

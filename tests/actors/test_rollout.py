@@ -42,6 +42,8 @@ def make_setting(
         user=user or RuleUser(),
         renderer=renderer,
         sampling=Sampling(max_completion_tokens=32),
+        gyms=GYMS,
+        personas="plain",
         max_turns=max_turns,
         max_tokens=max_tokens,
     )
@@ -66,7 +68,7 @@ async def test_turns_keep_what_was_sampled(renderer: Renderer):
         assert turn.completion.logprobs == [-1.0 - i for i in range(len(ids))]
         assert turn.completion.policy_versions == [7] * len(ids)
     assert trajectory.turns[0].action == Action(choice="action", content="1 2 3 4")
-    assert trajectory.turns[0].simulator == "rules"
+    assert trajectory.simulator == "rules"
     assert (trajectory.system, trajectory.task_key) == (GYMS["function"].system, KEY)
 
 
@@ -172,7 +174,10 @@ async def test_the_experts_rollout_scores_one_and_the_silent_ones_zero(renderer:
     scripts: dict[Script, float] = {"expert": 1.0, "silent": 0.0}
     for script, score in scripts.items():
         setting = make_setting(
-            renderer, lambda task, seed, s=script: ScriptedEngine(s, task=task, renderer=renderer, seed=seed)
+            renderer,
+            lambda task, seed, s=script: ScriptedEngine(
+                s, gym=GYMS[task.key.gym], task=task, renderer=renderer, seed=seed
+            ),
         )
         trajectory = await rollout(make_key(gym, index=2), setting, seed=0)
         assert trajectory.stop_reason is StopReason.TERMINATED, trajectory.error

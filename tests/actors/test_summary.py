@@ -9,6 +9,7 @@ from actors.summary import summarize
 from actors.table import to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from rewards.reward import with_rewards
+from simulators.user import UserReply
 from tests.fakes import make_key
 
 KEY = make_key("travel")
@@ -24,7 +25,7 @@ def turn(*, reward: float, versions: list[int]) -> Turn:
         action=None,
         feedback="",
         reward=reward,
-        user_retries=1,
+        user_reply=UserReply(text="Yes.", num_retries=1),
         policy_s=0.5,
         env_s=0.25,
     )

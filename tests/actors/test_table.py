@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from actors.table import SCHEMA, to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from simulators.message import Action
+from simulators.user import UserReply
 from tests.fakes import make_key
 
 KEY = make_key("travel", index=3)
@@ -20,9 +21,16 @@ FULL = Turn(
     action=Action(choice="search", content="flight sea"),
     feedback="F30 costs 7",
     reward=0.1,
-    simulator="rules",
-    user_latency_s=0.5,
-    user_retries=2,
+    user_reply=UserReply(
+        text="F30",
+        facts={"part": "flight"},
+        model="m",
+        prompt_hash="ab",
+        seed=3,
+        num_tokens=12,
+        latency_s=0.5,
+        num_retries=2,
+    ),
     policy_s=1.5,
     env_s=0.75,
 )
@@ -73,9 +81,15 @@ def test_every_column_of_a_turn_comes_back():
         "content": "flight sea",
         "feedback": "F30 costs 7",
         "env_reward": 0.1,
+        "persona": "plain",
         "simulator": "rules",
+        "user_model": "m",
+        "user_prompt_hash": "ab",
+        "user_seed": 3,
+        "user_tokens": 12,
         "user_latency_s": 0.5,
         "user_retries": 2,
+        "user_facts": '{"part": "flight"}',
         "policy_s": 1.5,
         "env_s": 0.75,
     }

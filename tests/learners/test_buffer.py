@@ -48,6 +48,8 @@ def summary_of(
         policy_s=0.5,
         env_s=0.5,
         user_retries=0,
+        simulator="rules",
+        persona="plain",
     )
 
 

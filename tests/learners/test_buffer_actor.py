@@ -68,6 +68,8 @@ def summary_of(order: GroupOrder, rewards: tuple[float, float]) -> GroupSummary:
         policy_s=0.5,
         env_s=0.5,
         user_retries=0,
+        simulator="rules",
+        persona="plain",
     )
 
 

@@ -1,0 +1,282 @@
+"""The one client of OpenAI-compatible endpoints, for simulated users and judges: limits, retries, a budget,
+and a key that no text of ours ever shows. Knows no gym and no role.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from simulators.user import Failure, SimulatorError
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
+
+MAX_WAIT_S = 60.0
+"""No wait before a retry is longer, whatever an endpoint asks for."""
+MAX_ERROR_CHARS = 300
+"""An endpoint's own error text is cut here."""
+MIN_SECRET_CHARS = 4
+"""Shorter keys (such as a local server's "x") are no secrets, and taking them out would garble every text."""
+CHARS_PER_TOKEN = 4
+"""For endpoints that do not report usage: a budget must hold there too."""
+RETRIED = (408, 409, 425, 429)
+"""Statuses below 500 that another try may mend."""
+
+
+class ChatConfig(BaseModel):
+    """One endpoint, and how it is called."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    base_url: str
+    """Where the endpoint is, up to and with its version: http://127.0.0.1:8000/v1."""
+    model: str
+    """The model's name as the endpoint knows it."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; empty for an endpoint that wants none."""
+    max_concurrency: int = Field(default=64, ge=1)
+    """Calls in flight at a time, over all processes of the run."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Longest wait for one try of one call."""
+    max_retries: int = Field(default=5, ge=0)
+    """Tries after the first: on lost connections, time-outs, and statuses 429 and 5xx."""
+    backoff_s: float = Field(default=0.5, gt=0)
+    """Mean wait before the first retry; it doubles with every further one."""
+    max_calls: int | None = Field(default=None, ge=1)
+    """Calls that a run may make, retries included. Not given: no limit."""
+    max_total_tokens: int | None = Field(default=None, ge=1)
+    """Tokens, read and written, that a run may use. Not given: no limit."""
+    temperature: float | None = Field(default=0.7, ge=0)
+    """Sampling temperature. Not given: the endpoint's own."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest reply, reasoning included."""
+    structured: bool = True
+    """Whether the endpoint can hold a reply to a JSON schema (`response_format`). Replies are validated
+    anyway."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _url_is_plain(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("base_url must be a URL such as https://host/v1")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "base_url must hold neither a password nor a query: put the key into an environment variable "
+                "and name it in api_key_env"
+            )
+        return url.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _key_is_named_not_given(cls, name: str) -> str:
+        if name and not name.isidentifier():
+            # The value may be a key put here by mistake, so it is not repeated.
+            raise ValueError("api_key_env is the NAME of an environment variable, never the key itself")
+        return name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatReply:
+    """What came back from one call, all its tries counted."""
+
+    text: str
+    """May be empty."""
+    model: str
+    """As the endpoint names it."""
+    is_cut: bool
+    """It reached `max_tokens` before its end."""
+    num_tokens: int
+    """Tokens read and written."""
+    latency_s: float
+    num_retries: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Problem:
+    """A try that failed, its text free of the key."""
+
+    text: str
+    failure: Failure = Failure.ERROR
+    is_final: bool = False
+    wait_s: float = 0.0
+    """The least wait that the endpoint asks for."""
+
+
+class Chat:
+    """Calls one endpoint. It works in one event loop at a time, and can be pickled: the key stays behind."""
+
+    def __init__(self, config: ChatConfig):
+        """Reads the key. Raises ValueError where its variable is not set."""
+        self.config = config
+        self.num_calls = 0
+        """Tries made so far."""
+        self.num_tokens = 0
+        """Tokens used so far."""
+        self._key = _read_key(config.api_key_env)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __repr__(self) -> str:
+        return f"Chat({self.config.model!r} at {self.config.base_url})"
+
+    def __reduce__(self) -> tuple[type["Chat"], tuple[ChatConfig]]:
+        return Chat, (self.config,)
+
+    async def complete(
+        self, messages: Sequence[Mapping[str, str]], *, seed: int, schema: Mapping[str, Any] | None = None
+    ) -> ChatReply:
+        """The model's reply; with `schema`, one that the endpoint was asked to hold to it.
+
+        Raises `SimulatorError`: TIMEOUT or ERROR after the last try, at once for what no retry mends,
+        OUT_OF_BUDGET where the budget is spent before a try.
+        """
+        began = time.monotonic()
+        self._open()
+        problem: _Problem | None = None
+        for num_retries in range(self.config.max_retries + 1):
+            if problem:
+                # Full jitter, so that the callers of a struggling endpoint do not all come back at once.
+                wait_s = random.uniform(0, 2 * self.config.backoff_s) * 2 ** (num_retries - 1)
+                await asyncio.sleep(min(MAX_WAIT_S, max(wait_s, problem.wait_s)))
+            async with self._permits:
+                self._check_budget()
+                result = await self._try(messages, seed=seed, schema=schema)
+            if not isinstance(result, _Problem):
+                text, model, is_cut, num_tokens = result
+                return ChatReply(
+                    text=text,
+                    model=model,
+                    is_cut=is_cut,
+                    num_tokens=num_tokens,
+                    latency_s=time.monotonic() - began,
+                    num_retries=num_retries,
+                )
+            problem = result
+            if problem.is_final:
+                break
+        assert problem is not None
+        tries = "" if problem.is_final else f" in {self.config.max_retries + 1} tries"
+        # Outside any `except`: the endpoint's own error may hold the key, and must not hang on to this one.
+        raise SimulatorError(f"{self!r}: no reply{tries}: {problem.text}", problem.failure)
+
+    async def close(self) -> None:
+        """Ends the connections. A later call opens new ones."""
+        if self._loop is not None:
+            self._loop = None
+            await self._client.close()
+
+    def _open(self) -> None:
+        """A connection pool and a semaphore belong to one event loop: a new loop gets new ones."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        from openai import AsyncOpenAI
+
+        self._client: AsyncOpenAI = AsyncOpenAI(
+            base_url=self.config.base_url, api_key=self._key or "none", max_retries=0, timeout=None
+        )
+        self._permits = asyncio.Semaphore(self.config.max_concurrency)
+        self._loop = loop
+
+    def _check_budget(self) -> None:
+        """Calls in flight are let finish, so tokens may end above their limit by what those use."""
+        for name, used, limit in (
+            ("max_calls", self.num_calls, self.config.max_calls),
+            ("max_total_tokens", self.num_tokens, self.config.max_total_tokens),
+        ):
+            if limit is not None and used >= limit:
+                text = (
+                    f"{self!r}: the budget is spent ({name}={limit}): raise it, or leave it out for no limit"
+                )
+                raise SimulatorError(text, Failure.OUT_OF_BUDGET)
+
+    async def _try(
+        self, messages: Sequence[Mapping[str, str]], *, seed: int, schema: Mapping[str, Any] | None
+    ) -> tuple[str, str, bool, int] | _Problem:
+        """(text, model, cut, tokens) of one try, or what went wrong with it."""
+        from openai import APIError, APIStatusError
+        from openai.types.chat import ChatCompletion
+
+        self.num_calls += 1
+        try:
+            async with asyncio.timeout(self.config.timeout_s):
+                completion: Any = await self._client.chat.completions.create(
+                    **self._request(messages, seed=seed, schema=schema)
+                )
+        except TimeoutError:
+            return _Problem(text=f"no reply within {self.config.timeout_s:g} s", failure=Failure.TIMEOUT)
+        except APIStatusError as error:
+            return self._status_problem(error, with_schema=schema is not None)
+        except (APIError, ValueError) as error:  # ValueError: a body that is no JSON
+            cause = error.__cause__ or error
+            return _Problem(text=self._clean(f"{type(cause).__name__}: {cause}"))
+        # Not every endpoint keeps to the form, and the client does not insist.
+        if not isinstance(completion, ChatCompletion) or not completion.choices:
+            return _Problem(text="the endpoint's reply is no chat completion")
+        choice = completion.choices[0]
+        text = (choice.message.content if choice.message else None) or ""
+        read_chars = sum(len(message["content"]) for message in messages)
+        guess = (read_chars + len(text)) // CHARS_PER_TOKEN
+        num_tokens = (completion.usage.total_tokens if completion.usage else None) or guess
+        self.num_tokens += num_tokens
+        model = self._without_key(completion.model or self.config.model)
+        return self._without_key(text), model, choice.finish_reason == "length", num_tokens
+
+    def _request(
+        self, messages: Sequence[Mapping[str, str]], *, seed: int, schema: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "model": self.config.model,
+            "messages": list(messages),
+            "seed": seed,
+            "max_tokens": self.config.max_tokens,
+        }
+        if self.config.temperature is not None:
+            request["temperature"] = self.config.temperature
+        if schema is not None and self.config.structured:
+            json_schema = {"name": "verdict", "schema": dict(schema), "strict": True}
+            request["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+        return request
+
+    def _status_problem(self, error: "APIStatusError", *, with_schema: bool) -> _Problem:
+        status = error.status_code
+        text = self._clean(f"status {status}: {error.message}")
+        if with_schema and self.config.structured and status in (400, 422):
+            text += " (an endpoint without response_format json_schema needs structured = false)"
+        is_retried = (status in RETRIED or status >= 500) and error.code != "insufficient_quota"
+        return _Problem(text=text, is_final=not is_retried, wait_s=_seconds(error.response.headers))
+
+    def _clean(self, text: str) -> str:
+        """One line, capped, without the key."""
+        return " ".join(self._without_key(text).split())[:MAX_ERROR_CHARS]
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if len(self._key) >= MIN_SECRET_CHARS else text
+
+
+def _read_key(variable: str) -> str:
+    """The key, or nothing where none is named. No error text of this function shows it."""
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ValueError(
+            f"api_key_env={variable!r}: this environment variable is not set: export it where the run "
+            'starts, or set api_key_env = "" for an endpoint without a key'
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(f"the key in {variable} cannot stand in an HTTP header: it must be plain ASCII")
+    return key
+
+
+def _seconds(headers: Mapping[str, str]) -> float:
+    """The Retry-After header in seconds; 0 where there is none, or where it is a date."""
+    value = headers.get("retry-after", "")
+    return float(value) if value.isdigit() else 0.0

@@ -1,0 +1,139 @@
+"""One environment in Python, by name: which rules, which task, which user, which persona.
+
+import asyncio
+from simulators import make_env
+
+async def talk() -> float:
+    env = make_env("travel", index=3)
+    print((await env.reset()).opening)
+    step = await env.step("[action] Which cabin?")
+    print(step.feedback, step.reward)
+    await env.close()
+    return step.reward
+
+asyncio.run(talk())
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Literal, get_args
+
+from simulators.env import Gym, GymEnv
+from simulators.gyms import GYMS
+from simulators.persona import Persona, PersonaMix, draw_persona
+from simulators.rule_user import RuleUser, unknown_gym
+from simulators.task import SPLITS, Split, Task, TaskKey
+from simulators.user import User
+
+Preset = Literal["default", "published"]
+"""Our rules, or those of the released gyms turn by turn."""
+Constants = Literal["training", "evaluation"]
+"""Which of the released settings the published rules take; the default rules have one setting for both."""
+MAX_FILES_KEPT = 32
+
+
+def make_env(
+    gym: str,
+    *,
+    preset: Preset = "default",
+    constants: Constants = "training",
+    task: Task | None = None,
+    index: int = 0,
+    seed: int = 0,
+    split: Split = "test",
+    difficulty: int = 0,
+    data: Path | str | None = None,
+    user: User | None = None,
+    persona: Persona | PersonaMix = "plain",
+    max_turns: int | None = None,
+) -> GymEnv:
+    """One environment: `await reset()`, `await step("[choice] content")`, `await close()`.
+
+    The task is `task`, or else the one that split, difficulty, seed and index name: drawn by the gym's
+    generator, or with `data` the row `index` of that file. The user is the rule-based one unless another is
+    given; `max_turns` None is the gym's own budget. Raises ValueError of one line for what it does not know.
+    """
+    if isinstance(persona, str):
+        _check_choice("persona", persona, get_args(PersonaMix))
+    files = {} if data is None else {gym: Path(data)}
+    rules = find_gym(gym, open_gyms(preset, constants, files))
+    if task is None:
+        _check(split=split, index=index, difficulty=difficulty)
+        if preset == "published" and data is None:
+            raise ValueError(
+                f"preset='published': {rules.name} plays the published tasks and has no file of them: "
+                "give data=PATH, or task=..."
+            )
+        key = TaskKey(gym=rules.name, split=split, index=index, seed=seed, difficulty=difficulty)
+        task = rules.make_task(key)
+    elif task.key.gym != rules.name:
+        raise ValueError(f"task={task.key.task_id}: belongs to {task.key.gym}, not to {rules.name}")
+    return GymEnv(
+        rules,
+        task=task,
+        user=RuleUser({rules.name: rules}) if user is None else user,
+        max_turns=max_turns,
+        persona=draw_persona(persona, seed=task.key.task_id) if isinstance(persona, str) else persona,
+    )
+
+
+def open_gyms(preset: Preset, constants: Constants, data: Mapping[str, Path]) -> dict[str, Gym]:
+    """The gyms of a preset by name; one with a file in `data` (gym to path) takes its tasks from there.
+
+    A file's row is `key.index` modulo their number; the key stays what it was. Each file is read once a
+    process. Raises ValueError for a file that is missing or malformed, with file, row and field.
+    """
+    _check_choice("preset", preset, get_args(Preset))
+    _check_choice("constants", constants, get_args(Constants))
+    gyms = GYMS
+    if preset == "published":
+        from simulators.published import published_gyms  # only this preset needs the released rules
+
+        gyms = published_gyms(constants)
+    opened = dict(gyms)
+    for name, path in data.items():
+        gym = find_gym(name, gyms)
+        opened[gym.name] = replace(gym, make_task=partial(_row, load_tasks(gym, path)))
+    return opened
+
+
+def find_gym(name: str, gyms: Mapping[str, Gym]) -> Gym:
+    """The gym of this name in any case. Raises ValueError with the nearest name and all of them."""
+    if name.lower() not in gyms:
+        raise ValueError(unknown_gym(name.lower(), known=list(gyms)))
+    return gyms[name.lower()]
+
+
+def load_tasks(gym: Gym, path: Path) -> list[Task]:
+    """The published tasks in a file, read anew only where the file has changed."""
+    if not path.exists():
+        raise ValueError(f"data={path}: no such file: give {gym.name}'s published tasks, or leave it out")
+    status = os.stat(path)
+    tasks = _load(gym.load, path.resolve(), (status.st_mtime_ns, status.st_size))
+    if not tasks:
+        raise ValueError(f"data={path}: holds no task for {gym.name}: give another file, or leave it out")
+    return tasks
+
+
+@lru_cache(maxsize=MAX_FILES_KEPT)
+def _load(load: Callable[[Path], list[Task]], path: Path, version: tuple[int, int]) -> list[Task]:
+    return load(path)
+
+
+def _row(tasks: list[Task], key: TaskKey) -> Task:
+    return replace(tasks[key.index % len(tasks)], key=key)
+
+
+def _check(*, split: str, index: int, difficulty: int) -> None:
+    _check_choice("split", split, SPLITS)
+    for name, value in (("index", index), ("difficulty", difficulty)):
+        if value < 0:
+            raise ValueError(f"{name}={value}: counts from 0: give 0 or more")
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r} is not known: it is one of {', '.join(known)}")
