@@ -34,6 +34,7 @@ from cluster.run_folder import RunFolder
 from cluster.step_metrics import Laps, age_metrics, rollout_metrics
 from learners.buffer import FinishedGroup
 from learners.config import LearnerSettings
+from simulators.gauges import alarms
 from simulators.task import Split
 
 STATE_FILE = "driver.json"
@@ -243,6 +244,8 @@ class GRPO(Algorithm):
         self.step_metrics = metrics
         for key, value in metrics.items():
             self.metrics.log_value(key, value, reduce="item")
+        for line in alarms(metrics, self.run.simulator.alarms):
+            say(f"simulated users: {line}")
         gap, limit = metrics["learner/logprob_gap/mean"], self.run.learner.max_logprob_gap
         if gap > limit:  # NaN where no token of the step is of the current version: nothing to compare
             raise LogprobGapError(

@@ -1,36 +1,36 @@
-"""Evaluation rows: scores with 95 % intervals, `evaluation.json`, and the table at the end.
+"""Evaluation rows: one a gym and simulator with its 95 % interval, their averages, `evaluation.json`, and the
+table at the end.
 
 A failed dialogue is no score: it is left out and counted. Knows no engine and no Ray.
 """
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from cluster.run_folder import write_whole
+from cluster.scores import (
+    SUCCESS_SCORE,
+    Outcome,
+    effective_turns,
+    interval,
+    joined_interval,
+    mean,
+    pass_curves,
+    published_score,
+    task_means,
+    time_weighted,
+)
 
-AVERAGE = "average"
-NUM_RESAMPLES = 10_000
-NORMAL_95 = 1.959964
-"""The two-sided 95 % point of the normal distribution."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How one evaluation dialogue ended."""
-
-    gym: str
-    simulator: str
-    score: float
-    """Sum of the turn rewards; NaN where the dialogue failed."""
-    num_turns: int
+AVERAGE, MACRO, MICRO, HELD_OUT = "average", "macro", "micro", "held_out"
+JOINED = (AVERAGE, MACRO, MICRO, HELD_OUT)
+"""What stands in a row's `gym` where it joins several gyms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,87 +39,139 @@ class EvaluationRow:
 
     stage: str
     """untrained, sft or grpo; elsewhere the policy's name."""
+    policy: str
+    """Who played: a script, a model folder or hub name, an endpoint's model; in a run, the stage."""
     gym: str
-    """A gym, or `average`: the mean over gyms, each counted alike."""
+    """A gym, or what joins several: `average` and `macro` count gyms alike, `micro` counts tasks alike,
+    `held_out` is the macro average of the gyms that were not trained on."""
     simulator: str
+    num_tasks: int
+    """Tasks that were played."""
     n: int
     """Dialogues that were scored."""
     num_failed: int
     score: float
+    """Mean over tasks of the mean over trials."""
     low: float
     high: float
     """Ends of the 95 % interval of `score`."""
     turns: float
     """Mean number of turns."""
+    published_score: float = math.nan
+    """The released evaluation's number, as `scores.published_score` says."""
+    effective_turns: float = math.nan
+    time_weighted: float = math.nan
+    pass_hat_k: tuple[float, ...] = ()  # [num_trials]
+    """pass^k for k = 1, 2, ...; the first is the success rate."""
+    pass_at_k: tuple[float, ...] = ()  # [num_trials]
+    """Unbiased pass@k for k = 1, 2, ..."""
 
 
-def evaluation_rows(outcomes: Sequence[Outcome], *, stage: str, seed: int) -> list[EvaluationRow]:
-    """One row a gym in order of appearance, then their average. Raises `ValueError` without outcomes."""
+def evaluation_rows(
+    outcomes: Sequence[Outcome],
+    *,
+    stage: str,
+    seed: int,
+    held_out: Collection[str] = (),
+    success_score: float = SUCCESS_SCORE,
+) -> list[EvaluationRow]:
+    """For each simulator, in order of appearance: one row a gym, their average and, where some of the gyms are
+    held out, these gyms' own. Raises `ValueError` without outcomes."""
     if not outcomes:
         raise ValueError("outcomes=[]: an evaluation needs at least one dialogue: give it tasks")
-    gyms = list(dict.fromkeys(outcome.gym for outcome in outcomes))
-    rows = [_gym_row([o for o in outcomes if o.gym == gym], stage=stage, seed=seed) for gym in gyms]
-    return [*rows, average_row(rows)]
+    rows: list[EvaluationRow] = []
+    for simulator in dict.fromkeys(outcome.simulator for outcome in outcomes):
+        mine = [outcome for outcome in outcomes if outcome.simulator == simulator]
+        gym_rows = [
+            _gym_row([o for o in mine if o.gym == gym], stage=stage, seed=seed, success_score=success_score)
+            for gym in dict.fromkeys(outcome.gym for outcome in mine)
+        ]
+        rows += [*gym_rows, joined_row(gym_rows, gym=AVERAGE)]
+        apart = [row for row in gym_rows if row.gym in held_out]
+        rows += [joined_row(apart, gym=HELD_OUT)] if apart else []
+    return rows
 
 
-def _gym_row(outcomes: Sequence[Outcome], *, stage: str, seed: int) -> EvaluationRow:
-    scored = [o for o in outcomes if not math.isnan(o.score)]
-    scores = np.array([o.score for o in scored], dtype=np.float64)
+def with_summary(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
+    """The rows, and after each average its `macro` (the same under its other name) and `micro` rows."""
+    result: list[EvaluationRow] = []
+    for row in rows:
+        result.append(row)
+        if row.gym == AVERAGE:
+            of = [r for r in rows if (r.stage, r.simulator) == (row.stage, row.simulator)]
+            gym_rows = [r for r in of if r.gym not in JOINED]
+            result += [replace(row, gym=MACRO), joined_row(gym_rows, gym=MICRO)]
+    return result
+
+
+def _gym_row(
+    outcomes: Sequence[Outcome], *, stage: str, seed: int, success_score: float
+) -> EvaluationRow:
+    scores = task_means(outcomes, lambda outcome: outcome.score)
     low, high = interval(scores, seed=seed)
+    num_trials = 1 + max(outcome.trial for outcome in outcomes)
+    hats, ats = pass_curves(outcomes, num_trials=num_trials, success_score=success_score)
+    num_failed = sum(outcome.failed for outcome in outcomes)
     return EvaluationRow(
         stage=stage,
+        policy=outcomes[0].policy or stage,
         gym=outcomes[0].gym,
-        simulator="+".join(sorted({o.simulator for o in outcomes})),
-        n=len(scored),
-        num_failed=len(outcomes) - len(scored),
-        score=float(scores.mean()) if scored else math.nan,
+        simulator=outcomes[0].simulator,
+        num_tasks=len({outcome.task_id for outcome in outcomes}),
+        n=len(outcomes) - num_failed,
+        num_failed=num_failed,
+        score=mean(scores),
         low=low,
         high=high,
-        turns=sum(o.num_turns for o in scored) / len(scored) if scored else math.nan,
+        turns=mean(task_means(outcomes, lambda outcome: outcome.num_turns)),
+        published_score=mean(task_means(outcomes, published_score)),
+        effective_turns=mean(task_means(outcomes, effective_turns)),
+        time_weighted=mean(task_means(outcomes, time_weighted)),
+        pass_hat_k=tuple(hats),
+        pass_at_k=tuple(ats),
     )
 
 
-def interval(scores: np.ndarray, *, seed: int) -> tuple[float, float]:
-    """95 % interval of the mean: Wilson's (1927) where scores are only 0 or 1, else a seeded bootstrap.
+def joined_row(rows: Sequence[EvaluationRow], *, gym: str) -> EvaluationRow:
+    """The weighted mean of gyms' rows: by number of tasks for `micro`, else each gym counted alike. Its interval
+    joins theirs as independent strata."""
+    parts = [row.num_tasks if gym == MICRO else 1 for row in rows]
+    weights = [part / sum(parts) for part in parts]
 
-    Wilson's keeps its width where all scores are equal, as an untrained policy's zeros are.
-    """
-    n = len(scores)
-    if n == 0:
-        return math.nan, math.nan
-    if np.isin(scores, (0.0, 1.0)).all():
-        p, z2 = float(scores.mean()), NORMAL_95**2
-        middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-        half = NORMAL_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-        return max(0.0, middle - half), min(1.0, middle + half)
-    resamples = np.random.default_rng(seed).choice(scores, size=(NUM_RESAMPLES, n)).mean(axis=1)
-    low, high = np.quantile(resamples, (0.025, 0.975))
-    return float(low), float(high)
+    def joined(values: Sequence[float]) -> float:
+        return math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
 
-
-def average_row(rows: Sequence[EvaluationRow]) -> EvaluationRow:
-    """The mean over gyms; its interval joins theirs as independent strata (MOVER, Zou and Donner 2008)."""
-    k = len(rows)
-    score = sum(row.score for row in rows) / k
-    below = math.sqrt(sum((row.score - row.low) ** 2 for row in rows)) / k
-    above = math.sqrt(sum((row.high - row.score) ** 2 for row in rows)) / k
+    scores, intervals = [row.score for row in rows], [(row.low, row.high) for row in rows]
+    low, high = joined_interval(scores, intervals, weights)
     return EvaluationRow(
         stage=rows[0].stage,
-        gym=AVERAGE,
-        simulator="+".join(sorted({name for row in rows for name in row.simulator.split("+")})),
+        policy=rows[0].policy,
+        gym=gym,
+        simulator="+".join(sorted({row.simulator for row in rows})),
+        num_tasks=sum(row.num_tasks for row in rows),
         n=sum(row.n for row in rows),
         num_failed=sum(row.num_failed for row in rows),
-        score=score,
-        low=score - below,
-        high=score + above,
-        turns=sum(row.turns for row in rows) / k,
+        score=joined(scores),
+        low=low,
+        high=high,
+        turns=joined([row.turns for row in rows]),
+        published_score=joined([row.published_score for row in rows]),
+        effective_turns=joined([row.effective_turns for row in rows]),
+        time_weighted=joined([row.time_weighted for row in rows]),
+        pass_hat_k=tuple(joined(values) for values in zip(*(row.pass_hat_k for row in rows), strict=True)),
+        pass_at_k=tuple(joined(values) for values in zip(*(row.pass_at_k for row in rows), strict=True)),
     )
 
 
 def rows_as_json(rows: Sequence[EvaluationRow]) -> dict[str, list[dict[str, object]]]:
     """The form of `evaluation.json`: NaN is null."""
-    plain = (asdict(row) for row in rows)
-    return {"rows": [{k: None if v != v else v for k, v in row.items()} for row in plain]}
+    return {"rows": [{key: _plain(value) for key, value in asdict(row).items()} for row in rows]}
+
+
+def _plain(value: Any) -> object:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if value != value else value
 
 
 def write_rows(path: Path, rows: Sequence[EvaluationRow]) -> None:
@@ -130,13 +182,21 @@ def write_rows(path: Path, rows: Sequence[EvaluationRow]) -> None:
 
 
 def read_rows(path: Path) -> list[EvaluationRow]:
-    """The file's rows; none where there is no file."""
+    """The file's rows; none where there is no file. Rows of before there were policies and trials are read too."""
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    for row in rows:
-        row.update({key: math.nan for key, value in row.items() if value is None})
-    return [EvaluationRow(**row) for row in rows]
+    return [_read_row(row) for row in rows]
+
+
+def _read_row(row: dict[str, Any]) -> EvaluationRow:
+    values = {"policy": row["stage"], "num_tasks": row["n"] + row["num_failed"]}
+    for key, value in row.items():
+        if isinstance(value, list):
+            values[key] = tuple(math.nan if item is None else item for item in value)
+        else:
+            values[key] = math.nan if value is None else value
+    return EvaluationRow(**values)
 
 
 def print_rows(rows: Sequence[EvaluationRow], *, as_json: bool = False) -> None:
@@ -144,21 +204,25 @@ def print_rows(rows: Sequence[EvaluationRow], *, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(rows_as_json(rows), indent=2))
         return
+    if any(row.gym == MACRO for row in rows):  # one name for the same numbers is enough for the eye
+        rows = [row for row in rows if row.gym != AVERAGE]
     stages = list(dict.fromkeys(row.stage for row in rows))
     table = Table(title="score, turns and 95 % interval on held-out tasks", title_style="bold")
     table.add_column("gym")
     table.add_column("user")
-    table.add_column("tasks", justify="right")
+    table.add_column("dialogues", justify="right")
     for stage in stages:
         table.add_column(stage, justify="right")
-    for gym in dict.fromkeys(row.gym for row in rows):
-        by_stage = {row.stage: row for row in rows if row.gym == gym}
+    before = ""
+    for gym, simulator in dict.fromkeys((row.gym, row.simulator) for row in rows):
+        by_stage = {row.stage: row for row in rows if (row.gym, row.simulator) == (gym, simulator)}
         some = next(iter(by_stage.values()))
-        if gym == AVERAGE:
+        if (gym in JOINED) != (before in JOINED):
             table.add_section()
+        before = gym
         cells = [_cell(by_stage[stage]) if stage in by_stage else "" for stage in stages]
-        style = "bold" if gym == AVERAGE else None
-        table.add_row(gym, some.simulator, str(some.n + some.num_failed), *cells, style=style)
+        style = "bold" if gym in JOINED else None
+        table.add_row(gym, simulator, str(some.n + some.num_failed), *cells, style=style)
     Console().print(table)
 
 

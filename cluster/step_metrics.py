@@ -11,7 +11,6 @@ from simulators.config import RULES
 from simulators.gauges import gauges
 from simulators.user import Failure
 
-
 FAILURES = frozenset(failure.value for failure in Failure)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from simulators.chat import ChatConfig
+from simulators.gauges import GaugeLimits
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 RULES = "rules"
@@ -120,6 +121,8 @@ class SimulatorConfig(BaseModel):
     """The kinds of users, mixed by weight; each dialogue has one from beginning to end."""
     personas: Literal["plain", "varied"] = "plain"
     """How these people talk: `varied` draws a manner of talking for each task."""
+    alarms: GaugeLimits = GaugeLimits()
+    """Gauges of the users above these limits are reported at every step."""
     num_replicas: int = Field(default=1, ge=1)
     """Serve replicas that answer for the rule-based users."""
     num_cpus_per_replica: float = Field(default=0.1, ge=0)

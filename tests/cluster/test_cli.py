@@ -11,8 +11,9 @@ import pytest
 from cluster import cli
 from cluster.cli import main, split_overrides
 from cluster.config import RunConfig
-from cluster.results import Outcome, evaluation_rows, write_rows
+from cluster.results import evaluation_rows, write_rows
 from cluster.run_folder import RunFolder
+from cluster.scores import Outcome
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "recipes" / "cpu-quickstart.toml")
@@ -102,7 +103,7 @@ def a_finished_run() -> RunFolder:
     folder.save_checkpoint(config.grpo.num_steps, write=lambda path: None, keep=1)
     folder.model.mkdir()
     (folder.model / "config.json").touch()
-    outcome = Outcome(gym="function", simulator="rules", score=1.0, num_turns=2)
+    outcome = Outcome(gym="function", task_id="task", score=1.0, num_turns=2)
     write_rows(folder.evaluation, evaluation_rows([outcome], stage="grpo", seed=0))
     return folder
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from cluster.config import RunConfig
 from cluster.curve import draw_reward_curve, moving_average
-from cluster.results import Outcome, evaluation_rows, write_rows
+from cluster.results import evaluation_rows, write_rows
 from cluster.run_folder import RunFolder
+from cluster.scores import Outcome
 
 
 def test_moving_average_narrows_at_the_ends() -> None:
@@ -22,7 +23,7 @@ def test_a_picture_is_drawn_before_during_and_after_the_run(tmp_path: Path) -> N
     lines = [{"step": step, "rollout/reward/mean": step / 4} for step in (1, 2, 3)]
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"step": 4}]))
     during = draw_reward_curve(folder, title="run").read_bytes()
-    outcome = Outcome(gym="function", simulator="rules", score=1.0, num_turns=2)
+    outcome = Outcome(gym="function", task_id="task", score=1.0, num_turns=2)
     for stage in ("untrained", "sft", "grpo"):
         write_rows(folder.evaluation, evaluation_rows([outcome], stage=stage, seed=0))
     after = draw_reward_curve(folder, title="run").read_bytes()

@@ -6,8 +6,9 @@ import pytest
 
 from cluster.config import RunConfig, load
 from cluster.recipe import BadInput
-from cluster.results import Outcome, evaluation_rows, write_rows
+from cluster.results import evaluation_rows, write_rows
 from cluster.run_folder import RunFolder, write_whole
+from cluster.scores import Outcome
 
 
 def folder_at(path: Path) -> RunFolder:
@@ -25,7 +26,7 @@ def test_a_run_is_fresh_then_stopped_then_finished(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
     assert folder.state(num_steps=2) == "stopped"
     folder.save_checkpoint(2, write=write_model, keep=2)
-    outcome = Outcome(gym="function", simulator="rules", score=1.0, num_turns=3)
+    outcome = Outcome(gym="function", task_id="task", score=1.0, num_turns=3)
     write_rows(folder.evaluation, evaluation_rows([outcome], stage="grpo", seed=0))
     assert folder.state(num_steps=2) == "stopped"
     folder.model.mkdir()

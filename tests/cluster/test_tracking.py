@@ -14,8 +14,9 @@ from actors.table import to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from cluster.config import RunConfig, load
 from cluster.console import stage_progress, step_line
-from cluster.results import Outcome, evaluation_rows
+from cluster.results import evaluation_rows
 from cluster.run_folder import RunFolder
+from cluster.scores import Outcome
 from cluster.tracking import Tracker, dialogue_rows
 from cluster.wandb_run import WandbRun, resolve_mode
 from simulators.message import Action
@@ -171,7 +172,7 @@ def test_wandb_offline_keeps_scalars_and_dialogues_and_a_resumed_run_its_id(tmp_
             tracker.log_sft(1, metrics={"sft/loss": 2.0})
             rows = dialogue_rows(a_group().slice(1), step=resume_step + 1)
             tracker.log_step(resume_step + 1, metrics=METRICS, dialogues=rows)
-            outcome = Outcome(gym="function", simulator="rules", score=1.0, num_turns=1)
+            outcome = Outcome(gym="function", task_id="task", score=1.0, num_turns=1)
             tracker.log_evaluation(evaluation_rows([outcome], stage="grpo", seed=0), step=resume_step + 1)
     run_id = (folder.wandb / "run_id").read_text()
     runs = list(folder.wandb.glob(f"offline-run-*-{run_id}"))
