@@ -12,6 +12,7 @@ from cluster.machine import has_cuda, num_gpu_users, planned_processes, ray_addr
 from cluster.policy_check import check_model
 from cluster.recipe import BadInput
 from cluster.run_folder import RunFolder
+from simulators.make import open_gyms
 
 CONNECT_TIMEOUT_S = 1.0
 CHANGEABLE = (
@@ -25,12 +26,38 @@ def check(config: RunConfig) -> None:
     """Refuses what cannot run here. Raises `BadInput`."""
     if config.policy.path is not None:
         check_model(config.policy.path, key="policy.path")
+    check_gyms(config)
+    check_users(config)
     address = ray_address(config)
     if address is None:
         check_resources(config)
     else:
         check_address(address)
     check_writable(RunFolder.of(config).path)
+
+
+def check_gyms(config: RunConfig) -> None:
+    """Files of published tasks are there and have the released form."""
+    try:
+        open_gyms(config.gyms.preset, config.gyms.constants, config.gyms.data)
+    except ValueError as error:
+        raise BadInput(f"gyms: {error}") from None
+
+
+def check_users(config: RunConfig) -> None:
+    """Keys of endpoints are in the environment, recordings on disk."""
+    search = config.simulator.web_search
+    keys = [("web_search", search.api_key_env)] if search else []
+    keys += [(user.name, user.api_key_env) for user in config.simulator.users if user.type == "endpoint"]
+    for name, variable in keys:
+        if variable and variable not in os.environ:
+            raise BadInput(
+                f"simulator {name!r}: api_key_env={variable!r} is not set: export the key under this name, or "
+                "give an empty api_key_env where none is needed"
+            )
+    for user in config.simulator.users:
+        if user.type == "replay" and not Path(user.path).exists():
+            raise BadInput(f"simulator {user.name!r}: path={user.path}: no such recording: give its folder")
 
 
 def check_address(address: str) -> None:

@@ -24,10 +24,14 @@ from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
 from learners.order_list import OrderList
 from rewards.reward import with_rewards
+from simulators.config import LlmServeConfig
+from simulators.connect import connect_users
 from simulators.make import open_gyms
 from simulators.serve import build_app
+from simulators.serve_llm import deploy_llm, llm_url, remove_llm
 from simulators.serve_user import ServeUser
 from simulators.task import TaskSource
+from simulators.user import User
 
 LOCALHOST = "127.0.0.1"
 SERVE_PORT = 8000
@@ -125,19 +129,23 @@ def app_name(config: RunConfig) -> str:
     return f"simulators-{config.run.name}"
 
 
-def start_simulators(config: RunConfig, *, http: bool) -> None:
-    """Deploys the simulated users. With `http` they also answer on the loopback address.
+def start_simulators(config: RunConfig, *, http: bool, names: Sequence[str] = ()) -> None:
+    """Deploys the simulated users: those named, or without names those that have a weight. With `http` the
+    rule-based ones also answer on the loopback address.
 
     In a Tune trial a task outside the trial's placement group does it: Serve's actors have no place there.
     """
     if ray.util.get_current_placement_group() is None:
-        return _deploy(config, http)
+        return _deploy(config, http, names)
     task = ray.remote(_deploy).options(num_cpus=0, scheduling_strategy=_here())
-    ray.get(task.remote(config, http), timeout=DEPLOY_TIMEOUT_S)
+    patience = sum(llm.start_timeout_s for llm in config.simulator.llms(names))
+    ray.get(task.remote(config, http, names), timeout=DEPLOY_TIMEOUT_S + patience)
 
 
-def _deploy(config: RunConfig, http: bool) -> None:
-    location = "HeadOnly" if http else "NoServer"
+def _deploy(config: RunConfig, http: bool, names: Sequence[str]) -> None:
+    llms = config.simulator.llms(names)
+    # A proxy on every node: rollout actors find the models behind their own loopback address.
+    location = "EveryNode" if llms else "HeadOnly" if http else "NoServer"
     serve.start(
         http_options={"host": LOCALHOST, "port": SERVE_PORT, "location": location},
         logging_config={"log_level": "ERROR", "enable_access_log": False},
@@ -146,6 +154,9 @@ def _deploy(config: RunConfig, http: bool) -> None:
     gyms = open_gyms(config.gyms.preset, config.gyms.constants, {})
     application = build_app(config.simulator, http=http, gyms=gyms)
     serve.run(application, name=app_name(config), route_prefix="/" if http else None)
+    for llm in llms:
+        say(f"simulator {llm.name}: {llm.model} is being loaded")
+        deploy_llm(llm, run=config.run.name)
 
 
 def stop_simulators(config: RunConfig, *, and_ray: bool) -> None:
@@ -154,11 +165,25 @@ def stop_simulators(config: RunConfig, *, and_ray: bool) -> None:
         ray.shutdown()
     else:
         serve.delete(app_name(config))
+        for llm in config.simulator.llms([user.name for user in config.simulator.users]):
+            remove_llm(llm, run=config.run.name)
 
 
-def connect_user(config: RunConfig, name: str) -> ServeUser:
+def connect_user(config: RunConfig, name: str) -> User:
     """The simulator of this name as a rollout actor calls it; of an empty name: the recipe's mix."""
-    return ServeUser(serve.get_deployment_handle("Simulator", app_name=app_name(config)), config.simulator)
+    handle = serve.get_deployment_handle("Simulator", app_name=app_name(config))
+    return connect_users(
+        config.simulator,
+        rules=ServeUser(handle, config.simulator),
+        gyms=open_gyms(config.gyms.preset, config.gyms.constants, {}),
+        names=[name] if name else None,
+        llm_urls={
+            user.name: llm_url(user, run=config.run.name)
+            for user in config.simulator.users
+            if isinstance(user, LlmServeConfig)
+        },
+        num_processes=config.rollout.num_actors,
+    )
 
 
 def create_order_list(orders: Sequence[GroupOrder]) -> ActorHandle:

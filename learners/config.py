@@ -21,7 +21,7 @@ class TinyPolicyConfig(BaseModel):
     """Width of one head."""
     intermediate_size: int = Field(default=384, ge=16)
     """Width of the MLP."""
-    vocab_size: int = Field(default=1024, ge=512)
+    vocab_size: int = Field(default=1536, ge=512)
     """Tokens of the tokenizer that is trained on the gyms' language, special tokens included."""
 
 

@@ -50,6 +50,8 @@ ROPE_THETA = 200.0
 """Dialogues are some hundred tokens long: with a base of 10 000 most frequencies are too slow to tell places
 apart."""
 CORPUS_DIALOGUES_PER_GYM = 300
+CORPUS_LEVELS = (0, 0, 0, 0, 1, 2)
+"""The levels of the dialogues in turn: mostly the easiest, which is what a policy of this size learns."""
 CORPUS_SEED = 0
 CHAT_TEMPLATE = """\
 {%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% else %}{% set system = '' %}{% endif %}
@@ -128,7 +130,7 @@ def _corpus() -> Iterator[str]:
     yield from ["system", "user", "assistant"] * CORPUS_DIALOGUES_PER_GYM
     for gym in GYMS.values():
         for index in range(CORPUS_DIALOGUES_PER_GYM):
-            difficulty = index % 3
+            difficulty = CORPUS_LEVELS[index % len(CORPUS_LEVELS)]
             key = TaskKey(gym=gym.name, split="train", index=index, seed=CORPUS_SEED, difficulty=difficulty)
             yield from asyncio.run(_expert_dialogue(key))
 

@@ -9,10 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
+from simulators.chat_config import ChatConfig
 from simulators.user import Failure, SimulatorError
 
 if TYPE_CHECKING:
@@ -30,59 +28,6 @@ RETRIED = (408, 409, 425, 429)
 """Statuses below 500 that another try may mend."""
 
 
-class ChatConfig(BaseModel):
-    """One endpoint, and how it is called."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    base_url: str
-    """Where the endpoint is, up to and with its version: http://127.0.0.1:8000/v1."""
-    model: str
-    """The model's name as the endpoint knows it."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; empty for an endpoint that wants none."""
-    max_concurrency: int = Field(default=64, ge=1)
-    """Calls in flight at a time, over all processes of the run."""
-    timeout_s: float = Field(default=60.0, gt=0)
-    """Longest wait for one try of one call."""
-    max_retries: int = Field(default=5, ge=0)
-    """Tries after the first: on lost connections, time-outs, and statuses 429 and 5xx."""
-    backoff_s: float = Field(default=0.5, gt=0)
-    """Mean wait before the first retry; it doubles with every further one."""
-    max_calls: int | None = Field(default=None, ge=1)
-    """Calls that a run may make, retries included. Not given: no limit."""
-    max_total_tokens: int | None = Field(default=None, ge=1)
-    """Tokens, read and written, that a run may use. Not given: no limit."""
-    temperature: float | None = Field(default=0.7, ge=0)
-    """Sampling temperature. Not given: the endpoint's own."""
-    max_tokens: int = Field(default=512, ge=1)
-    """Longest reply, reasoning included."""
-    structured: bool = True
-    """Whether the endpoint can hold a reply to a JSON schema (`response_format`). Replies are validated
-    anyway."""
-
-    @field_validator("base_url")
-    @classmethod
-    def _url_is_plain(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("base_url must be a URL such as https://host/v1")
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError(
-                "base_url must hold neither a password nor a query: put the key into an environment variable "
-                "and name it in api_key_env"
-            )
-        return url.rstrip("/")
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _key_is_named_not_given(cls, name: str) -> str:
-        if name and not name.isidentifier():
-            # The value may be a key put here by mistake, so it is not repeated.
-            raise ValueError("api_key_env is the NAME of an environment variable, never the key itself")
-        return name
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatReply:
     """What came back from one call, all its tries counted."""
@@ -97,6 +42,8 @@ class ChatReply:
     """Tokens read and written."""
     latency_s: float
     num_retries: int
+    tool_calls: tuple[tuple[str, str], ...] = ()
+    """(tool's name, arguments as the model wrote them) of each call, where tools were offered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,9 +77,15 @@ class Chat:
         return Chat, (self.config,)
 
     async def complete(
-        self, messages: Sequence[Mapping[str, str]], *, seed: int, schema: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        seed: int,
+        schema: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> ChatReply:
-        """The model's reply; with `schema`, one that the endpoint was asked to hold to it.
+        """The model's reply; with `schema`, one that the endpoint was asked to hold to it; with `tools`, one
+        that may call them.
 
         Raises `SimulatorError`: TIMEOUT or ERROR after the last try, at once for what no retry mends,
         OUT_OF_BUDGET where the budget is spent before a try.
@@ -147,9 +100,9 @@ class Chat:
                 await asyncio.sleep(min(MAX_WAIT_S, max(wait_s, problem.wait_s)))
             async with self._permits:
                 self._check_budget()
-                result = await self._try(messages, seed=seed, schema=schema)
+                result = await self._try(messages, seed=seed, schema=schema, tools=tools)
             if not isinstance(result, _Problem):
-                text, model, is_cut, num_tokens = result
+                text, model, is_cut, num_tokens, tool_calls = result
                 return ChatReply(
                     text=text,
                     model=model,
@@ -157,6 +110,7 @@ class Chat:
                     num_tokens=num_tokens,
                     latency_s=time.monotonic() - began,
                     num_retries=num_retries,
+                    tool_calls=tool_calls,
                 )
             problem = result
             if problem.is_final:
@@ -198,9 +152,14 @@ class Chat:
                 raise SimulatorError(text, Failure.OUT_OF_BUDGET)
 
     async def _try(
-        self, messages: Sequence[Mapping[str, str]], *, seed: int, schema: Mapping[str, Any] | None
-    ) -> tuple[str, str, bool, int] | _Problem:
-        """(text, model, cut, tokens) of one try, or what went wrong with it."""
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        seed: int,
+        schema: Mapping[str, Any] | None,
+        tools: Sequence[Mapping[str, Any]],
+    ) -> tuple[str, str, bool, int, tuple[tuple[str, str], ...]] | _Problem:
+        """(text, model, cut, tokens, tool calls) of one try, or what went wrong with it."""
         from openai import APIError, APIStatusError
         from openai.types.chat import ChatCompletion
 
@@ -208,7 +167,7 @@ class Chat:
         try:
             async with asyncio.timeout(self.config.timeout_s):
                 completion: Any = await self._client.chat.completions.create(
-                    **self._request(messages, seed=seed, schema=schema)
+                    **self._request(messages, seed=seed, schema=schema, tools=tools)
                 )
         except TimeoutError:
             return _Problem(text=f"no reply within {self.config.timeout_s:g} s", failure=Failure.TIMEOUT)
@@ -221,16 +180,30 @@ class Chat:
         if not isinstance(completion, ChatCompletion) or not completion.choices:
             return _Problem(text="the endpoint's reply is no chat completion")
         choice = completion.choices[0]
-        text = (choice.message.content if choice.message else None) or ""
-        read_chars = sum(len(message["content"]) for message in messages)
+        if not choice or not choice.message or not isinstance(choice.message.content or "", str):
+            return _Problem(text="the endpoint's reply holds no message of text")
+        text = choice.message.content or ""
+        read_chars = sum(len(str(message.get("content", ""))) for message in messages)
         guess = (read_chars + len(text)) // CHARS_PER_TOKEN
-        num_tokens = (completion.usage.total_tokens if completion.usage else None) or guess
+        used = completion.usage.total_tokens if completion.usage else None
+        num_tokens = used if isinstance(used, int) and used > 0 else guess
         self.num_tokens += num_tokens
         model = self._without_key(completion.model or self.config.model)
-        return self._without_key(text), model, choice.finish_reason == "length", num_tokens
+        called = choice.message.tool_calls or []
+        calls = tuple(
+            (call.function.name, self._without_key(call.function.arguments or ""))
+            for call in called
+            if call.type == "function"
+        )
+        return self._without_key(text), model, choice.finish_reason == "length", num_tokens, calls
 
     def _request(
-        self, messages: Sequence[Mapping[str, str]], *, seed: int, schema: Mapping[str, Any] | None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        seed: int,
+        schema: Mapping[str, Any] | None,
+        tools: Sequence[Mapping[str, Any]],
     ) -> dict[str, Any]:
         request: dict[str, Any] = {
             "model": self.config.model,
@@ -243,6 +216,8 @@ class Chat:
         if schema is not None and self.config.structured:
             json_schema = {"name": "verdict", "schema": dict(schema), "strict": True}
             request["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+        if tools:
+            request["tools"] = [dict(tool) for tool in tools]
         return request
 
     def _status_problem(self, error: "APIStatusError", *, with_schema: bool) -> _Problem:

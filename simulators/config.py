@@ -1,14 +1,15 @@
 """Settings of the simulated users. Light: imports no Ray, so that a recipe is checked in an instant."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from simulators.chat import ChatConfig
+from simulators.chat_config import ChatConfig
 from simulators.gauges import GaugeLimits
 
-FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 RULES = "rules"
 """The name of the rule-based user, in recipes and in rows."""
 
@@ -112,6 +113,22 @@ UserConfig = Annotated[
 ]
 
 
+class WebSearchConfig(BaseModel):
+    """An HTTP endpoint that answers the search gym's published questions. The key stays in the
+    environment."""
+
+    model_config = FROZEN
+
+    url: str
+    """Takes POST with the query in `query_field`."""
+    api_key_env: str = ""
+    """The environment variable with the key; empty where the endpoint wants none."""
+    api_key_header: str = "X-API-KEY"
+    query_field: str = "q"
+    results_field: str = "organic"
+    """Where the answer's list of objects with `title` and `snippet` is; dots lead inside."""
+
+
 class SimulatorConfig(BaseModel):
     """The simulated users of a run: who they are, and how the rule-based ones are hosted and called."""
 
@@ -121,6 +138,8 @@ class SimulatorConfig(BaseModel):
     """The kinds of users, mixed by weight; each dialogue has one from beginning to end."""
     personas: Literal["plain", "varied"] = "plain"
     """How these people talk: `varied` draws a manner of talking for each task."""
+    web_search: WebSearchConfig | None = None
+    """What searches the web for the search gym's published questions. Not given: they cannot be searched."""
     alarms: GaugeLimits = GaugeLimits()
     """Gauges of the users above these limits are reported at every step."""
     num_replicas: int = Field(default=1, ge=1)
@@ -147,6 +166,11 @@ class SimulatorConfig(BaseModel):
             raise ValueError("no user has a weight above 0, so none could play: give at least one a weight")
         return users
 
-    def llms(self) -> list[LlmServeConfig]:
-        """The users whose models the run hosts itself."""
-        return [user for user in self.users if isinstance(user, LlmServeConfig)]
+    def llms(self, names: Sequence[str] = ()) -> list[LlmServeConfig]:
+        """The users whose models the run hosts itself: those named, or without names those that have a
+        weight."""
+        return [
+            user
+            for user in self.users
+            if isinstance(user, LlmServeConfig) and (user.name in names if names else user.weight > 0)
+        ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from simulators.manner import ASIDE, CORRECTION, PUT_OFFS
+from simulators.manner import ASIDE, CORRECTION, CURT, PUT_OFFS, SMALL_TALK
 from simulators.user import UserReply
 
 MAX_HIDDEN_LENGTH = 60
@@ -22,8 +22,11 @@ PLAIN_WORDS = frozenset(
     {"yes", "no", "maybe", "any", "none", "true", "false", "it", "is", "a", "an", "the", "i"}
 )
 """No value, though a scenario may hold them."""
+VERDICT_WORDS = frozenset({"True", "False"})
+"""Judgements of the agent's text, not names of properties."""
 SHORT_REPLY = 3
 """Replies of up to this many words ("Yes.", "Any is fine.") may come again in any honest dialogue."""
+ASIDES = frozenset({*SMALL_TALK, CURT})
 _TOKEN = re.compile(r"\w+")
 _PROPOSAL = re.compile(
     r"(is|are|am|was|were|do|does|did|can|could|will|would|should|shall|may|might|has|have|had"
@@ -54,20 +57,20 @@ class GaugeCounts:
     leaks: int = 0
     """Replies that name a hidden value which nobody had asked for."""
     facts: int = 0
-    """Values in the facts of all replies, in dialogues with two or more questions."""
+    """Values in the facts of all replies, in dialogues in which two or more replies have any."""
     first_facts: int = 0
     """Those of them in the first reply."""
     proposals: int = 0
     """Yes-or-no questions and proposals that were answered."""
     assents: int = 0
     sentences: int = 0
-    """Replies of more than `SHORT_REPLY` words."""
+    """Replies of more than `SHORT_REPLY` words that tell something: a refusal may well come again."""
     repeats: int = 0
     """Those of them that an earlier, different question got, too."""
-    asked_again: int = 0
-    """Questions that were answered before, word for word."""
+    told_again: int = 0
+    """Properties that were told before."""
     contradictions: int = 0
-    """Those of them that were answered with other facts."""
+    """Those of them that were told otherwise."""
 
     def __add__(self, other: "GaugeCounts") -> "GaugeCounts":
         return GaugeCounts(**{name: getattr(self, name) + getattr(other, name) for name in _COUNTS})
@@ -80,7 +83,7 @@ SHARES = {
     "front_loading": ("first_facts", "facts"),
     "agreeableness": ("assents", "proposals"),
     "repetition": ("repeats", "sentences"),
-    "contradictions": ("contradictions", "asked_again"),
+    "contradictions": ("contradictions", "told_again"),
     "early_stop": ("left", "dialogues"),
 }
 """Gauge to the two counts whose quotient it is."""
@@ -100,7 +103,7 @@ class GaugeLimits(BaseModel):
     repetition: float = Field(default=0.5, ge=0, le=1)
     """Share of whole-sentence replies that an earlier, different question got, too."""
     contradictions: float = Field(default=0.02, ge=0, le=1)
-    """Share of repeated questions that are answered with other facts."""
+    """Share of the properties told again that are told otherwise."""
     early_stop: float = Field(default=0.1, ge=0, le=1)
     """Share of dialogues that the user ended before it had reason to."""
     min_cases: int = Field(default=20, ge=1)
@@ -111,8 +114,10 @@ def count(scenario: Mapping[str, Any], turns: Sequence[UserTurn], *, user_left: 
     """What one dialogue adds to the gauges. Costs microseconds a turn."""
     sentences, repeats = _count_repeats(turns)
     proposals, assents = _count_assents(turns)
-    asked_again, contradictions = _count_contradictions(turns)
-    num_facts = [_num_values(turn.reply.facts) for turn in turns] if len(turns) > 1 else [0]
+    told_again, contradictions = _count_contradictions(turns)
+    num_facts = [_num_values(turn.reply.facts) for turn in turns]
+    if sum(num > 0 for num in num_facts) < 2:  # whoever is asked one good question can only tell all at once
+        num_facts = [0]
     return GaugeCounts(
         dialogues=1,
         left=int(user_left),
@@ -124,7 +129,7 @@ def count(scenario: Mapping[str, Any], turns: Sequence[UserTurn], *, user_left: 
         assents=assents,
         sentences=sentences,
         repeats=repeats,
-        asked_again=asked_again,
+        told_again=told_again,
         contradictions=contradictions,
     )
 
@@ -166,7 +171,8 @@ def _count_leaks(scenario: Mapping[str, Any], turns: Sequence[UserTurn]) -> int:
         known.update(_tokens(turn.question), _tokens(turn.reply.decoy))
         for value in _texts(turn.reply.facts):
             known.update(_tokens(value))
-        said = _tokens(turn.reply.text)
+        head, _, aside = turn.reply.text.partition(ASIDE)
+        said = _tokens(head if aside in ASIDES else turn.reply.text)
         new = [word for word in said if word in hidden and word not in known]
         num_leaks += any(_stands_in(value, said) for word in new for value in hidden[word])
         known.update(said)
@@ -177,7 +183,9 @@ def _hidden_values(scenario: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     """Longest word to all values of the scenario that have it, as words: most replies hold no such word."""
     by_word: dict[str, list[list[str]]] = defaultdict(list)
     for value in set(_texts(scenario)):
-        if 2 <= len(value) <= MAX_HIDDEN_LENGTH and (words := _tokens(value)):
+        # A full stop makes it a sentence that the user speaks, and no value.
+        is_value = 2 <= len(value) <= MAX_HIDDEN_LENGTH and value[-1] not in ".!?"
+        if is_value and (words := _tokens(value)):
             longest = max(words, key=len)
             if longest not in PLAIN_WORDS:
                 by_word[longest].append(words)
@@ -207,7 +215,7 @@ def _count_repeats(turns: Sequence[UserTurn]) -> tuple[int, int]:
     num_sentences = num_repeats = 0
     for turn in turns:
         reply = _heard(turn.reply.text)
-        if reply in PUT_OFFS or len(reply.split()) <= SHORT_REPLY:
+        if not turn.reply.facts or len(reply.split()) <= SHORT_REPLY:
             continue
         num_sentences += 1
         num_repeats += heard.setdefault(reply, turn.question) != turn.question
@@ -215,17 +223,24 @@ def _count_repeats(turns: Sequence[UserTurn]) -> tuple[int, int]:
 
 
 def _count_contradictions(turns: Sequence[UserTurn]) -> tuple[int, int]:
-    """(questions asked again, those answered otherwise)."""
-    told: dict[str, Mapping[str, Any]] = {}
+    """(properties told again, those told otherwise).
+
+    The last entry of facts is what is told; those before it name the property: in
+    `{"slot": "seat", "wish": "window"}` the seat. Where none of them is a word, as in
+    `{"reason": 1, "verdict": "rebutted"}`, the question is part of the name: it is what is judged.
+    """
+    told: dict[tuple[object, ...], object] = {}
     num_again = num_other = 0
     for turn in turns:
-        if not turn.reply.facts:
+        if len(turn.reply.facts) < 2:
             continue
-        question = " ".join(_tokens(turn.question))
-        if question in told:
+        *subject, (name, value) = turn.reply.facts.items()
+        is_named = any(isinstance(word, str) and word not in VERDICT_WORDS for _, word in subject)
+        key = (str(subject), name, "" if is_named else turn.question)
+        if key in told:
             num_again += 1
-            num_other += told[question] != turn.reply.facts
-        told[question] = turn.reply.facts
+            num_other += told[key] != value
+        told[key] = value
     return num_again, num_other
 
 

@@ -1,10 +1,15 @@
 """The gyms: one file each, one line here."""
 
 from simulators.env import Gym
-from simulators.gyms import function, telepathy, travel
+from simulators.gyms import function, intention, persuade, search, tau, telepathy, travel, turtle
 
 GYMS: dict[str, Gym] = {
     "function": function.GYM,
+    "intention": intention.GYM,
+    "persuade": persuade.GYM,
+    "search": search.GYM,
+    "tau": tau.GYM,
     "telepathy": telepathy.GYM,
     "travel": travel.GYM,
+    "turtle": turtle.GYM,
 }

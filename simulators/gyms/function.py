@@ -9,10 +9,12 @@ the one before it.
 
 import random
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from simulators.env import Expert, Gym, Outcome
+from simulators.gyms.function_data import load, value_of
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
@@ -102,13 +104,18 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
         return UserReply(text="Give me exactly four integers.")
     if any(abs(value) > QUERY_LIMIT for value in inputs):
         return UserReply(text=f"Only integers from -{QUERY_LIMIT} to {QUERY_LIMIT}, please.")
-    value = evaluate(call.scenario["terms"], inputs)
+    value = _value(call.scenario, inputs)
+    if value is None:
+        return UserReply(text="There is no value for these.")
     return UserReply(text=f"The value is {value}.", facts={"value": value})
 
 
 def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     """One probe names a single variable and its constant; any other family has every coefficient probed. In
     haste: guesses the function."""
+    if not any(family in opening for family in FAMILIES):
+        yield Action(choice="finish", content="")  # a published rule has no family to probe for
+        return
     if rng.random() < haste:
         terms, found = _draw_terms(rng, 0), ""
     elif FAMILIES[0] in opening:
@@ -161,7 +168,7 @@ def _grade(task: Task, state: State, content: str) -> Outcome:
     values = _integers(content)
     if values is None or len(values) != EXAM_SIZE:
         return Outcome(state=state, feedback=f"Give exactly {EXAM_SIZE} integers.", score=state.score)
-    gold = [evaluate(task.scenario["terms"], inputs) for inputs in task.scenario["exam"]]
+    gold = [_value(task.scenario, inputs) for inputs in task.scenario["exam"]]
     num_right = sum(value == right for value, right in zip(values, gold, strict=True))
     # One right value is luck as often as not: it earns nothing.
     worth = ATTEMPT_WORTH[state.num_attempts] * max(0, num_right - 1) / (EXAM_SIZE - 1)
@@ -170,6 +177,11 @@ def _grade(task: Task, state: State, content: str) -> Outcome:
     return Outcome(
         state=state, feedback=f"{num_right} of {EXAM_SIZE} are right.", score=state.score, done=done
     )
+
+
+def _value(scenario: Mapping[str, Any], inputs: Sequence[int]) -> float | None:
+    """The hidden function's value: of generated terms, or of a published rule."""
+    return value_of(scenario["rule"], inputs) if "rule" in scenario else evaluate(scenario["terms"], inputs)
 
 
 def _integers(text: str) -> list[int] | None:
@@ -233,4 +245,5 @@ GYM = Gym(
     answer=answer,
     expert=expert,
     random_action=random_action,
+    load=load,
 )

@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 from simulators.env import Expert, Gym, Outcome
+from simulators.gyms.telepathy_data import answer_about, is_right, load
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.task import Split, Task, TaskKey, split_of
@@ -78,16 +79,24 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
         return Outcome(state=state, feedback=reply.text, score=0.0)
     if action.choice == "search":
         return Outcome(state=state, feedback="There is nothing to search here.", score=0.0)
+    if "target_entity" in task.scenario:
+        return _judged(state, right=is_right(task.scenario, action.content))
     guesses = _named(action.content, task.scenario["cards"])
     if len(guesses) != 1:
         return Outcome(state=state, feedback="Give the number of exactly one card.", score=0.0)
-    if guesses[0] == task.scenario["target"]:
+    return _judged(state, right=guesses[0] == task.scenario["target"])
+
+
+def _judged(state: State, *, right: bool) -> Outcome:
+    if right:
         return Outcome(state=state, feedback="Yes, that is it!", score=1.0, done=True)
     return Outcome(state=state, feedback="No, that is not it.", score=0.0, done=True)
 
 
 def answer(call: UserCall, rng: random.Random) -> UserReply:
     """Yes or No to a question about exactly one property; never a word about numbers."""
+    if "target_entity" in call.scenario:
+        return answer_about(call.scenario, call.question)
     asked = [word for word in PROPERTIES if _mentions(call.question, word)]
     if len(asked) != 1 or _named(call.question, call.scenario["cards"]):
         return UserReply(text=REFUSAL)
@@ -97,6 +106,9 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
 def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     """Settles family, kind and attributes in turn, asking only about what some remaining card has. In haste:
     takes one of them for granted."""
+    if "cards: " not in opening:
+        yield Action(choice="finish", content="")  # a published entity stands on no table
+        return
     entries = [entry.split() for entry in opening.partition(": ")[2].partition(".")[0].split("; ")]
     remaining = {entry[-1]: entry[:-1] for entry in entries}
     for position in range(len(entries[0]) - 1):
@@ -116,7 +128,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
 
 def random_action(task: Task, rng: random.Random) -> Action:
     if rng.random() < 0.5:
-        return Action(choice="answer", content=rng.choice(list(task.scenario["cards"])))
+        return Action(choice="answer", content=rng.choice(NUMBERS))
     return Action(choice="action", content=f"Is it {rng.choice(PROPERTIES)}?")
 
 
@@ -178,5 +190,6 @@ GYM = Gym(
     answer=answer,
     expert=expert,
     random_action=random_action,
+    load=load,
     role=LlmRole(instructions=_instructions, schema=_properties, read=_read),
 )

@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -270,7 +271,13 @@ def _fits(values: Mapping[str, str], wished: Iterable[str]) -> bool:
 
 
 def _mentions(text: str, word: str) -> bool:
-    return re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) is not None
+    return word in _words(text)
+
+
+@lru_cache(maxsize=64)
+def _words(text: str) -> frozenset[str]:
+    """In lower case. Kept a while: one text is asked for many words in a row."""
+    return frozenset(re.findall(r"\w+", text.lower()))
 
 
 GYM = Gym(

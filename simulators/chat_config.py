@@ -1,0 +1,55 @@
+"""How an OpenAI-compatible endpoint is called. Holds the name of a key, never a key."""
+
+from typing import Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ChatConfig(BaseModel):
+    """One endpoint, and how it is called."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    base_url: str
+    """Where the endpoint is, up to and with its version: http://127.0.0.1:8000/v1."""
+    model: str
+    """The model's name as the endpoint knows it."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; empty for an endpoint that wants none."""
+    max_concurrency: int = Field(default=64, ge=1)
+    """Calls in flight at a time, over all processes of the run."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Longest wait for one try of one call."""
+    max_retries: int = Field(default=5, ge=0)
+    """Tries after the first: on lost connections, time-outs, and statuses 429 and 5xx."""
+    backoff_s: float = Field(default=0.5, gt=0)
+    """Mean wait before the first retry; it doubles with every further one."""
+    max_calls: int | None = Field(default=None, ge=1)
+    """Calls that a run may make, retries included. Not given: no limit."""
+    max_total_tokens: int | None = Field(default=None, ge=1)
+    """Tokens, read and written, that a run may use. Not given: no limit."""
+    temperature: float | None = Field(default=0.7, ge=0)
+    """Sampling temperature. Not given: the endpoint's own."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest reply, reasoning included."""
+    structured: bool = True
+    """Whether the endpoint can hold a reply to a JSON schema (`response_format`). Replies are validated
+    anyway."""
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Self:
+        """A check of the whole: errors about one field repeat its value, which may be a secret here."""
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("base_url must be a URL such as https://host/v1")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "base_url must hold neither a password nor a query: put the key into an environment "
+                "variable and name it in api_key_env"
+            )
+        if self.api_key_env and not self.api_key_env.isidentifier():
+            raise ValueError("api_key_env is the NAME of an environment variable, never the key itself")
+        return self

@@ -1,0 +1,220 @@
+"""Tau: customer service with real tools over a database, graded by the state in which the database is left.
+
+The customer knows what it wants and some facts; the records hold the rest; the shop's policy is shown.
+Levels: 0 a stall with a handful of tools, 1 a retail shop and one wish, 2 two wishes. Splits are disjoint by
+customer. All or nothing, graded once, at the end: no credit can be collected on the way.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from simulators.env import Expert, Gym, Outcome
+from simulators.message import Action
+from simulators.task import Task, TaskKey, split_of
+from simulators.tau import customer, shop, stall
+from simulators.tau.database import Database
+from simulators.tau.expert import retail_expert, stall_expert
+from simulators.tau.grading import holds_gold, told_all, writes
+from simulators.tau.load import load
+from simulators.tau.role import ROLE
+from simulators.tau.shops import TOOLS, open_database
+from simulators.tau.tools import TRANSFER, ToolError, list_tools, parse_call, run_call
+from simulators.tau.wording import wish_of
+from simulators.user import UserReply
+
+SYSTEM = (
+    "You serve a customer of a shop, by the shop's policy. "
+    "action: speak to the customer. "
+    'answer: one tool call, as {"name": ..., "arguments": {...}} or as name key=value. '
+    "search: lists the tools with their schemas. "
+    "finish: ends; better ask whether there is anything else, and let the customer say goodbye. "
+    "You are graded at the end by what the tools have changed and what you have told. "
+    f"Where no policy is shown: {stall.RULES}"
+)
+STALL_OPENING = "Hello, I need help with an order."
+OPENINGS = (
+    "Hi, I need some help with my orders, please.",
+    "Hello! I have a question about something that I bought.",
+    "Good day. Could you help me with an order?",
+)
+MAX_TURNS = 30
+"""tau-bench's own budget."""
+WISHES: tuple[int, ...] = (1, 1, 2)
+"""Level to the number of wishes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    database: Database
+    said: tuple[str, ...] = ()
+    """What the agent told the customer, oldest first."""
+    told: tuple[int, ...] = ()
+    """Indices of the wishes that the customer has told, in order."""
+    num_replies: int = 0
+    """Replies of the customer that told something."""
+    is_identified: bool = False
+    """A tool has shown who the customer is."""
+
+
+def make_task(key: TaskKey) -> Task:
+    rng = key.rng()
+    level = min(key.difficulty, len(WISHES) - 1)
+    return _stall_task(key, rng) if level == 0 else _shop_task(key, rng, num_wishes=WISHES[level])
+
+
+def start(task: Task) -> State:
+    return State(database=open_database(task.scenario))
+
+
+def asks_user(state: State, action: Action) -> bool:
+    return action.choice == "action"
+
+
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+    if action.choice == "search":
+        tools = TOOLS[task.scenario["domain"]]
+        return Outcome(state=state, feedback=list_tools(tools), score=0.0)
+    if reply is None:
+        return _use_tool(task, state, action.content)
+    wish = reply.facts.get("wish")
+    is_new = isinstance(wish, int) and wish not in state.told
+    state = replace(
+        state,
+        said=(*state.said, action.content),
+        told=(*state.told, wish) if is_new else state.told,
+        num_replies=state.num_replies + bool(reply.facts),
+    )
+    is_over = reply.facts.get("stop") is True
+    score = _grade(task, state, is_served=is_over and state.is_identified) if is_over else 0.0
+    return Outcome(state=state, feedback=reply.text, score=score, done=is_over)
+
+
+def view(state: State) -> Mapping[str, Any]:
+    return {"told": list(state.told)}
+
+
+def finish(task: Task, state: State) -> Outcome:
+    score = _grade(task, state, is_served=False)
+    return Outcome(state=state, feedback="The conversation is over.", score=score, done=True)
+
+
+def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+    return stall_expert(rng, haste) if opening == STALL_OPENING else retail_expert(rng, haste)
+
+
+def random_action(task: Task, rng: random.Random) -> Action:
+    """Speaks, or uses a tool of the shop with words that fit it."""
+    scenario = task.scenario
+    if rng.random() < 0.4:
+        texts = ("What shall I do?", "Which order?", "What is your name?", "Done. Anything else?")
+        return Action(choice="action", content=rng.choice(texts))
+    tools = [name for name in TOOLS[scenario["domain"]] if name != TRANSFER]
+    name = rng.choice(tools)
+    words: Sequence[str] = stall.NUMBERS + stall.COLORS + stall.METHODS
+    properties = TOOLS[scenario["domain"]][name].properties
+    pairs = " ".join(f"{key}={rng.choice(stall.NUMBERS if key == 'order' else words)}" for key in properties)
+    return Action(choice="answer", content=f"{name} {pairs}")
+
+
+def _stall_task(key: TaskKey, rng: random.Random) -> Task:
+    while True:
+        source, number = str(rng.randrange(stall.NUM_STALLS)), rng.choice(stall.NUMBERS)
+        if split_of(f"tau:{source}:{number}") == key.split:
+            break
+    wish = stall.draw_wish(rng, number=number, record=stall.tables(source)["orders"][number])
+    gold = [{"name": wish["name"], "arguments": wish["arguments"]}]
+    scenario = _scenario("stall", source=source, user_id=number, known={}, wishes=[wish], gold=gold)
+    return Task(key=key, opening=STALL_OPENING, scenario=scenario)
+
+
+def _shop_task(key: TaskKey, rng: random.Random, *, num_wishes: int) -> Task:
+    users = shop.tables()["users"]
+    ids = list(users)
+    while True:
+        user_id = rng.choice(ids)
+        if split_of(f"tau:{user_id}") == key.split:
+            break
+    gold = shop.draw_calls(rng, user_id, num_wishes=num_wishes)
+    database = Database(tables=shop.tables())
+    name = users[user_id]["name"]
+    known = {"name": f"{name['first_name']} {name['last_name']}"}
+    if rng.random() < 0.5:
+        known["zip"] = users[user_id]["address"]["zip"]
+    else:
+        known["email"] = users[user_id]["email"]
+    wishes = [wish_of(database, call["name"], call["arguments"]) for call in gold]
+    scenario = _scenario("retail", source="", user_id=user_id, known=known, wishes=wishes, gold=gold)
+    return Task(key=key, opening=f"Policy: {shop.POLICY}\n\n{rng.choice(OPENINGS)}", scenario=scenario)
+
+
+def _scenario(
+    domain: str,
+    *,
+    source: str,
+    user_id: str,
+    known: Mapping[str, str],
+    wishes: list[dict[str, Any]],
+    gold: list[dict[str, Any]],
+) -> dict[str, Any]:
+    return {
+        "domain": domain,
+        "source": source,
+        "user_id": user_id,
+        "known": dict(known),
+        "request": "",
+        "wishes": wishes,
+        "gold": gold,
+        "outputs": [],
+    }
+
+
+def _use_tool(task: Task, state: State, content: str) -> Outcome:
+    scenario = task.scenario
+    tools = TOOLS[scenario["domain"]]
+    try:
+        call = parse_call(content, tools)
+    except ToolError as error:
+        return Outcome(state=state, feedback=f"Error: {error}", score=0.0)
+    database, text = run_call(state.database, call, tools)
+    is_known = scenario["user_id"] in (text, call.arguments.get("user_id"))
+    is_identified = state.is_identified or (is_known and not text.startswith("Error"))
+    state = replace(state, database=database, is_identified=is_identified)
+    if call.name != TRANSFER or text.startswith("Error"):
+        return Outcome(state=state, feedback=text, score=0.0)
+    is_right = any(action["name"] == TRANSFER for action in scenario["gold"]) and state.num_replies > 0
+    score = _grade(task, state, is_served=True) if is_right else 0.0
+    return Outcome(state=state, feedback=text, score=score, done=True)
+
+
+def _grade(task: Task, state: State, *, is_served: bool) -> float:
+    """1 where all is as the gold actions leave it and all was said. Where there was nothing to change and
+    nothing to say, only a customer who was really served pays: doing nothing at all looks the same in the
+    database."""
+    scenario = task.scenario
+    tools = TOOLS[scenario["domain"]]
+    is_right = holds_gold(state.database, scenario["gold"], tools) and told_all(
+        scenario["outputs"], state.said
+    )
+    if is_right and not is_served and not scenario["outputs"]:
+        is_right = writes(state.database, scenario["gold"], tools)
+    return float(is_right)
+
+
+GYM = Gym(
+    name="tau",
+    system=SYSTEM,
+    make_task=make_task,
+    start=start,
+    asks_user=asks_user,
+    apply=apply,
+    answer=customer.answer,
+    expert=expert,
+    random_action=random_action,
+    role=ROLE,
+    load=load,
+    view=view,
+    finish=finish,
+    max_turns=MAX_TURNS,
+)

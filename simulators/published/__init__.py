@@ -1,0 +1,80 @@
+"""The released rules of all gyms, turn by turn, so that numbers can be compared; never the default.
+
+Each gym's docstring says what was kept, hacks included, and which verdict facts its user gives. Where the
+released code turns a failing model into reward 0 and a friendly text, a failing user is a `SimulatorError`
+here, and the dialogue has no score.
+
+Example: with `gym = PUBLISHED["persuade"]`, `task = gym.load(path)[0]` and a user that replies
+`UserReply(text="Hm.", facts={"stance": "Neutral"})`, the first step of `GymEnv(gym, task=task, user=user)`
+pays 0.5.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from simulators.env import Expert, Gym, Outcome
+from simulators.published import function, intention, persuade, search, tau, telepathy, travel, turtle
+from simulators.published.constants import CONSTANTS, Setting
+
+MAKERS = {
+    "function": function.make_gym,
+    "intention": intention.make_gym,
+    "persuade": persuade.make_gym,
+    "search": search.make_gym,
+    "tau": tau.make_gym,
+    "telepathy": telepathy.make_gym,
+    "travel": travel.make_gym,
+    "turtle": turtle.make_gym,
+}
+REWARD_LINE = "\nReward: "
+
+
+def published_gyms(constants: Setting) -> dict[str, Gym]:
+    """Every gym under the released rules, with the constants of the released training or evaluation.
+
+    In training the agent reads each turn's reward under its feedback, and 15 turns are executed; in
+    evaluation 16, without it. Text that a gym's `parse` refuses outright gets no such line. Raises ValueError
+    for an unknown setting.
+    """
+    if constants not in CONSTANTS:
+        raise ValueError(f"constants={constants!r}: the released settings are {', '.join(CONSTANTS)}")
+    setting = CONSTANTS[constants]
+    gyms = {name: make_gym(setting) for name, make_gym in MAKERS.items()}
+    gyms = {name: replace(gym, max_turns=setting.max_turns) for name, gym in gyms.items()}
+    if not setting.shows_reward:
+        return gyms
+    return {name: _showing_reward(gym) for name, gym in gyms.items()}
+
+
+def _showing_reward(gym: Gym) -> Gym:
+    """The gym whose feedback ends with the turn's reward: under published rules, the outcome's score."""
+    return replace(
+        gym,
+        apply=partial(_shown, gym.apply),
+        finish=partial(_shown, gym.finish),
+        expert=partial(_blind, gym.expert),
+    )
+
+
+def _shown(rules: Callable[..., Outcome], *arguments: Any) -> Outcome:
+    outcome = rules(*arguments)
+    return replace(outcome, feedback=f"{outcome.feedback}{REWARD_LINE}{float(outcome.score)}")
+
+
+def _blind(expert: Callable[..., Expert], opening: str, rng: random.Random, haste: float) -> Expert:
+    """The expert without the reward line, which it was not written for."""
+    inner = expert(opening, rng, haste)
+    feedback: str | None = None
+    while True:
+        try:
+            action = next(inner) if feedback is None else inner.send(feedback)
+        except StopIteration:
+            return
+        feedback = (yield action).partition(REWARD_LINE)[0]
+
+
+PUBLISHED: dict[str, Gym] = published_gyms("evaluation")
+"""The rules as the released environments have them by themselves, without what training adds around them."""

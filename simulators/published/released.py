@@ -1,0 +1,83 @@
+"""What all published rules share: pay, tasks that only data can give, tags of eight letters, how texts
+are compared.
+
+Every published gym pays each turn as its own rules say: pay never looks at the best so far, so what the
+released rules let one collect twice is paid twice.
+"""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from simulators.message import Action, parse_action
+from simulators.task import SPLITS, Split, Task, TaskKey
+from simulators.user import UserCall, UserReply
+
+TAG_LENGTH = len("[action]")
+"""All four released tags are this long; some released gyms cut so much off any text, tag or not."""
+CANNOT_RESPOND = "I cannot respond to that."
+"""Shown for a verdict that the rules cannot use. The released code shows such a text, at reward 0, also when
+its model fails; here a failing user raises `SimulatorError` and the dialogue is no score at all."""
+
+
+def each_turn(best: float, score: float) -> float:
+    """Pays the turn's own reward, whatever was paid before."""
+    return score
+
+
+def data_only(key: TaskKey) -> Task:
+    """The `make_task` of published rules: their tasks come from released data alone."""
+    raise ValueError(f"{key.task_id}: published rules generate no tasks: load a file of the released data")
+
+
+def nobody(call: UserCall, rng: random.Random) -> UserReply:
+    """The user of a gym that computes everything itself."""
+    raise ValueError(f"{call.gym}: these published rules ask no user")
+
+
+def make_task(
+    gym: str, *, index: int, opening: str, scenario: Mapping[str, Any], split: object = "train"
+) -> Task:
+    """The task of one published record. `split` is what the record says of it, if anything."""
+    known: list[Split] = [name for name in SPLITS if name == split]
+    key = TaskKey(gym=gym, split=known[0] if known else "train", index=index, seed=0, difficulty=0)
+    return Task(key=key, opening=opening, scenario=scenario)
+
+
+def lacking(path: Path, *, gym: str, fields: str, cure: str) -> ValueError:
+    """The refusal of a file in which whole parts of the gym's tasks are missing."""
+    return ValueError(f"data={path}: Parquet rows of {gym} carry no {fields}: {cure}")
+
+
+def parse_leniently(text: str) -> Action:
+    """Reads `[answer]` and `[finish]`; everything else is `[action]`, untagged text whole."""
+    action = parse_action(text)
+    if action is not None and action.choice in ("action", "answer", "finish"):
+        return action
+    return Action(choice="action", content=text.strip())
+
+
+def parse_cutting(text: str) -> Action:
+    """Reads `[answer]` and `[finish]`; of everything else the first eight letters are lost, tag or not.
+
+    Example: `parse_cutting("Is it a person?").content` is `"person?"`.
+    """
+    action = parse_action(text)
+    if action is not None and action.choice in ("answer", "finish"):
+        return action
+    return Action(choice="action", content=text[TAG_LENGTH:].strip())
+
+
+def norm(text: str) -> str:
+    """Lower-case letters and digits alone: how released answers are compared."""
+    return "".join(letter for letter in text.lower() if letter.isalnum())
+
+
+def texts(value: Any) -> list[str]:
+    """All texts and numbers in a JSON value, however deep."""
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in texts(item)]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in texts(item)]
+    return [] if value is None else [str(value)]

@@ -1,0 +1,167 @@
+"""Published TauGym: tau-bench's tools and grade behind a wrapper, without tau-bench's policy.
+
+Verdict facts of the customer: {"stop": bool}, True where it says that it is satisfied (the released
+customer's stop word). The grade is all or nothing, given at that reply or at a transfer, and nowhere else:
+the database equals that of the gold actions, and every required output stands somewhere in what the agent
+said (lower case, commas left out, also inside other words).
+
+Kept as released: a transfer ends and is graded whoever asked for it, so that tasks without a change pay for
+it at once and finished changes need no goodbye; the policy is never shown; tools are listed once and without
+types, enums or required marks; arguments are not checked before a tool runs; `finish` pays nothing; the
+opening is the cached line, and whoever plays the customer has not said it. Chosen where the facts are silent:
+any search that names neither tools nor help is told to; text without a tag is refused and costs nothing but
+the turn; numbers too large for JSON, NaN and nesting beyond `MAX_BRACKETS` are refused.
+"""
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from simulators.env import Expert, Gym, Outcome
+from simulators.message import Action
+from simulators.published.constants import CONSTANTS, Constants
+from simulators.published.released import data_only, each_turn
+from simulators.task import Task
+from simulators.tau import customer
+from simulators.tau import load as tau_files
+from simulators.tau.database import Database
+from simulators.tau.expert import retail_expert
+from simulators.tau.grading import holds_gold
+from simulators.tau.role import ROLE
+from simulators.tau.shops import TOOLS, open_database
+from simulators.tau.tools import TRANSFER, ToolError, parse_call, run_call
+from simulators.user import UserReply
+
+SYSTEM = (
+    "You serve a customer with the shop's internal tools. Your rounds are limited.\n"
+    "search: the word tools lists the tools, help tells how to work here.\n"
+    "action: speak to the customer.\n"
+    'answer: one tool call, as {"name": ..., "arguments": {...}}.'
+)
+HELP = (
+    "Speak to the customer with action, call tools with answer, list the tools with search. Find out what "
+    "the customer wants, do it, and ask whether all is well."
+)
+STOP_WORD = "###STOP###"
+LOOK_BACK = "The tools were listed before: look back."
+SEARCH_FOR = "Search for tools, or for help."
+NOT_A_CALL = 'Error: a tool call is {"name": ..., "arguments": {...}} or name: {...}'
+CALL = re.compile(r"\s*(\{|\w+\s*:\s*\{)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    database: Database
+    said: tuple[str, ...] = ()
+    """What the agent told the customer, oldest first."""
+    told: tuple[int, ...] = ()
+    """Indices of the wishes that the rule-based customer has told."""
+    has_listed: bool = False
+    """The tools have been listed."""
+
+
+def load(path: Path) -> list[Task]:
+    """UserRL's task files, and what the default rules read besides; the cached line alone is the opening."""
+    return [replace(task, opening=task.scenario["line"]) for task in tau_files.load(path)]
+
+
+def start(task: Task) -> State:
+    return State(database=open_database(task.scenario))
+
+
+def asks_user(state: State, action: Action) -> bool:
+    return action.choice == "action"
+
+
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+    if action.choice == "search":
+        return _search(task, state, action.content.lower())
+    if reply is None:
+        return _use_tool(task, state, action.content)
+    wish = reply.facts.get("wish")
+    is_new = isinstance(wish, int) and wish not in state.told
+    state = replace(
+        state, said=(*state.said, action.content), told=(*state.told, wish) if is_new else state.told
+    )
+    is_over = reply.facts.get("stop") is True or STOP_WORD in reply.text
+    score = _grade(task, state) if is_over else 0.0
+    return Outcome(state=state, feedback=reply.text, score=score, done=is_over)
+
+
+def view(state: State) -> Mapping[str, Any]:
+    return {"told": list(state.told)}
+
+
+def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+    """The retail expert: the airline's tasks take judgement that no script has."""
+    return retail_expert(rng, haste)
+
+
+def random_action(task: Task, rng: random.Random) -> Action:
+    choice = rng.choice(("action", "search", "answer"))
+    content = {
+        "action": "What can I do for you?",
+        "search": "tools",
+        "answer": f'{{"name": "{rng.choice(list(TOOLS[task.scenario["domain"]]))}", "arguments": {{}}}}',
+    }[choice]
+    return Action(choice=choice, content=content)
+
+
+def make_gym(constants: Constants) -> Gym:
+    return _GYM
+
+
+def _search(task: Task, state: State, query: str) -> Outcome:
+    if "tool" not in query and "function" not in query:
+        return Outcome(state=state, feedback=HELP if "help" in query else SEARCH_FOR, score=0.0)
+    if state.has_listed:
+        return Outcome(state=state, feedback=LOOK_BACK, score=0.0)
+    listed = "\n".join(
+        f"{name}: {tool.description} Arguments: {', '.join(tool.properties) or 'none'}."
+        for name, tool in TOOLS[task.scenario["domain"]].items()
+    )
+    return Outcome(state=replace(state, has_listed=True), feedback=listed, score=0.0)
+
+
+def _use_tool(task: Task, state: State, content: str) -> Outcome:
+    tools = TOOLS[task.scenario["domain"]]
+    if not CALL.match(content):
+        return Outcome(state=state, feedback=NOT_A_CALL, score=0.0)
+    try:
+        call = parse_call(content, tools)
+    except ToolError as error:
+        return Outcome(state=state, feedback=f"Error: {error}", score=0.0)
+    database, text = run_call(state.database, call, tools, validated=False)
+    state = replace(state, database=database)
+    if call.name != TRANSFER:
+        return Outcome(state=state, feedback=text, score=0.0)
+    return Outcome(state=state, feedback=text, score=_grade(task, state), done=True)
+
+
+def _grade(task: Task, state: State) -> float:
+    outputs = [output.lower() for output in task.scenario["outputs"]]
+    said = [text.lower().replace(",", "") for text in state.said]
+    is_said = all(any(output in text for text in said) for output in outputs)
+    tools = TOOLS[task.scenario["domain"]]
+    return float(is_said and holds_gold(state.database, task.scenario["gold"], tools))
+
+
+_GYM = Gym(
+    name="tau",
+    system=SYSTEM,
+    make_task=data_only,
+    start=start,
+    asks_user=asks_user,
+    apply=apply,
+    answer=customer.answer,
+    expert=expert,
+    random_action=random_action,
+    role=ROLE,
+    load=load,
+    view=view,
+    pay=each_turn,
+)
+GYM = replace(make_gym(CONSTANTS["evaluation"]), max_turns=CONSTANTS["evaluation"].max_turns)

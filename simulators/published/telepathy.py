@@ -1,0 +1,163 @@
+"""Published TelepathyGym: twenty questions about an entity that the user thinks of.
+
+Every turn asks the user, who remembers nothing. It sees the entity (`target_entity`, `title`) in the
+scenario, `choice` action for a question or answer for a guess. Verdict facts: {"response": "Yes", "No" or
+"Maybe"} for a question, whose reply's text is shown as it is; {"judgment": "Yes" or "No"} for a guess.
+
+Kept as released: the response is never checked, so whatever the user can be made to say reaches the agent
+(the LLM form leaves it free as well); a guess is as right as the judge finds it, lists of guesses included;
+wrong guesses are free; untagged text, and any tag but the three, loses its first eight letters and is a
+question.
+Chosen where the facts are silent: the judge's text is shown after a guess, a fixed one where it says
+nothing.
+"""
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simulators.env import Expert, Gym, Outcome
+from simulators.gyms.telepathy_data import names_of, read_entities
+from simulators.llm_role import LlmRole, flat_schema
+from simulators.message import Action
+from simulators.published.constants import Constants
+from simulators.published.released import (
+    CANNOT_RESPOND,
+    data_only,
+    each_turn,
+    make_task,
+    norm,
+    parse_cutting,
+)
+from simulators.task import Task
+from simulators.user import UserCall, UserReply
+from simulators.words import stems_of, stems_of_fixed
+
+SYSTEM = (
+    "The user thinks of something. Find out what it is. Your rounds are limited.\n"
+    "action: a question that yes or no can answer.\n"
+    "answer: your guess; you may try again."
+)
+SAY_LENGTH = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """A right guess ends the dialogue, so nothing before it changes anything."""
+
+
+def load(path: Path) -> list[Task]:
+    """The released JSON list of entities, or the Parquet rows (target entity as `ground_truth`)."""
+    return [
+        make_task(
+            "telepathy",
+            index=row,
+            opening=record["description"],
+            scenario={name: record[name] for name in ("title", "target_entity", "category")},
+            split=record["split"],
+        )
+        for row, record in enumerate(read_entities(path))
+    ]
+
+
+def start(task: Task) -> State:
+    return State()
+
+
+def asks_user(state: State, action: Action) -> bool:
+    return action.choice != "finish"
+
+
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+    said = reply.text if reply else ""
+    facts = reply.facts if reply else {}
+    if action.choice != "answer":
+        feedback = said or str(facts.get("response", CANNOT_RESPOND))
+        return Outcome(state=state, feedback=feedback, score=0.0)
+    if facts.get("judgment") == "Yes":
+        return Outcome(state=state, feedback=said or "Yes, that is it.", score=1.0, done=True)
+    return Outcome(state=state, feedback=said or "No, that is not it.", score=0.0)
+
+
+def answer(call: UserCall, rng: random.Random) -> UserReply:
+    """Yes where the question shares a telling word with the entity's description, Maybe where it has none.
+    A guess is right where the entity's name or title stands in it."""
+    target, title = str(call.scenario["target_entity"]), str(call.scenario["title"])
+    if call.choice == "answer":
+        judgment = (
+            "Yes" if any(is_named(name, text=call.question) for name in names_of(call.scenario)) else "No"
+        )
+        return UserReply(text=f"{judgment}.", facts={"judgment": judgment})
+    asked = stems_of(call.question)
+    known = stems_of_fixed(f"{title} {target} {call.scenario['category'].replace('_', ' ')}")
+    response = "Maybe" if not asked else "Yes" if asked & known else "No"
+    return UserReply(text=response, facts={"response": response})
+
+
+def is_named(name: str, *, text: str) -> bool:
+    """Whether all words of a name stand in the text in a row, whatever their case and marks."""
+    spelled = [norm(word) for word in re.findall(r"\w+", name)]
+    given = [norm(word) for word in re.findall(r"\w+", text)]
+    return any(given[at : at + len(spelled)] == spelled for at in range(len(given))) if spelled else False
+
+
+def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+    """Asks what halves most worlds. It does not know what the user knows, so it only tries its luck."""
+    for question in ("Is it alive?", "Is it a person?", "Is it famous?", "Is it old?"):
+        if rng.random() >= haste:
+            yield Action(choice="action", content=question)
+    for guess in rng.sample(GUESSES, len(GUESSES)):
+        yield Action(choice="answer", content=guess)
+
+
+def random_action(task: Task, rng: random.Random) -> Action:
+    if rng.random() < 0.5:
+        return Action(choice="answer", content="something")
+    return Action(choice="action", content="Is it big?")
+
+
+def instructions(call: UserCall) -> str:
+    target = f"You think of: {call.scenario['target_entity']}\n"
+    if call.choice == "answer":
+        return f"{target}Judge whether the guess names it. Partly right or too general is not right."
+    return f"{target}Answer the question with Yes, No, or Maybe where neither is true."
+
+
+def schema(call: UserCall) -> dict[str, Any]:
+    if call.choice == "answer":
+        return flat_schema({"judgment": {"type": "string", "enum": ["Yes", "No"]}})
+    return flat_schema({"response": {"type": "string", "maxLength": SAY_LENGTH}})
+
+
+def read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
+    if call.choice == "answer":
+        return UserReply(text=f"{verdict['judgment']}.", facts={"judgment": verdict["judgment"]})
+    response = str(verdict["response"])[:SAY_LENGTH]
+    return UserReply(text=response, facts={"response": response})
+
+
+def make_gym(constants: Constants) -> Gym:
+    return _GYM
+
+
+GUESSES = ("Albert Einstein", "the Eiffel Tower", "a cat", "Mount Everest", "football", "the Mona Lisa")
+"""What the scripted expert hopes for."""
+
+_GYM = Gym(
+    name="telepathy",
+    system=SYSTEM,
+    make_task=data_only,
+    start=start,
+    asks_user=asks_user,
+    apply=apply,
+    answer=answer,
+    expert=expert,
+    random_action=random_action,
+    role=LlmRole(instructions=instructions, schema=schema, read=read),
+    load=load,
+    parse=parse_cutting,
+    pay=each_turn,
+)

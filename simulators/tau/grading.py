@@ -1,0 +1,46 @@
+"""When a customer was served: the database is as the gold actions would leave it, and all that had to be said
+was."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from simulators.tau.database import Database
+from simulators.tau.tools import TRANSFER, Call, Tool, run_call
+
+MAX_NUMBERS = 40
+"""A message with more numbers says nothing: who recites them all has not answered."""
+
+
+def replay(database: Database, gold: Iterable[Mapping[str, Any]], tools: Mapping[str, Tool]) -> Database:
+    """The database after the gold actions; those that fail or end the conversation change nothing."""
+    for action in gold:
+        if action["name"] != TRANSFER:
+            call = Call(name=action["name"], arguments=action["arguments"])
+            database, _ = run_call(database, call, tools, validated=False)
+    return database
+
+
+def holds_gold(database: Database, gold: Sequence[Mapping[str, Any]], tools: Mapping[str, Tool]) -> bool:
+    """Whether the database is in the state of the gold actions."""
+    return database.state_hash() == replay(Database(tables=database.tables), gold, tools).state_hash()
+
+
+def writes(database: Database, gold: Sequence[Mapping[str, Any]], tools: Mapping[str, Tool]) -> bool:
+    """Whether the gold actions change anything."""
+    fresh = Database(tables=database.tables)
+    return replay(fresh, gold, tools).state_hash() != fresh.state_hash()
+
+
+def told_all(outputs: Iterable[str], said: Sequence[str]) -> bool:
+    """Whether each output was said to the customer: as whole words, whatever the case, without commas."""
+    clear = [_plain(text) for text in said]
+    spoken = [text for text in clear if len(re.findall(r"\d+(?:\.\d+)?", text)) <= MAX_NUMBERS]
+    return all(
+        any(re.search(rf"(?<![\w.]){re.escape(_plain(output))}(?!\w|\.\d)", text) for text in spoken)
+        for output in outputs
+    )
+
+
+def _plain(text: str) -> str:
+    return text.lower().replace(",", "")

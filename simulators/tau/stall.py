@@ -1,0 +1,116 @@
+"""The smallest shop: numbered orders of one thing each. Level 0 of the gym, learnable by a tiny policy.
+
+The customer knows the order's number and what it wants; only the record says whether the order can still be
+cancelled, and how it was paid. Tools take any word, so a wrong guess is written and cannot be taken back.
+"""
+
+import random
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from simulators.tau.database import Database, Record, Tables
+from simulators.tau.tools import TEXT, TRANSFER, Tool, ToolError, transfer
+
+ITEMS = ("lamp", "chair", "book", "clock", "coat", "desk", "phone", "radio")
+COLORS = ("red", "blue", "green", "white", "black", "pink", "brown", "gold")
+REASONS = ("late", "broken", "wrong", "ugly", "small", "large", "loud", "heavy")
+METHODS = ("card", "bank", "cash", "coupon", "wallet", "check")
+STATUSES = ("pending", "delivered")
+NUMBERS = tuple(str(number) for number in range(10, 100))
+NUM_STALLS = 60
+
+ORDER = "order"
+CANCEL = "cancel"
+RETURN = "return"
+EXCHANGE = "exchange"
+
+
+@cache
+def tables(source: str) -> Tables:
+    """The orders of the stall that `source` numbers: one for each of `NUMBERS`."""
+    rng = random.Random(f"stall-{source}")
+    orders: dict[str, Record] = {
+        number: {
+            "item": rng.choice(ITEMS),
+            "status": rng.choice(STATUSES),
+            "paid": rng.choice(METHODS),
+        }
+        for number in NUMBERS
+    }
+    return {"orders": orders}
+
+
+def look(database: Database, order: str) -> tuple[Database, str]:
+    return database, _line(_find(database, order))
+
+
+def cancel(database: Database, order: str, reason: str) -> tuple[Database, str]:
+    record = _find(database, order, status="pending")
+    return _written(database, order, {**record, "status": "cancelled", "reason": reason})
+
+
+def send_back(database: Database, order: str, refund: str) -> tuple[Database, str]:
+    record = _find(database, order, status="delivered")
+    return _written(database, order, {**record, "status": "returned", "refund": refund})
+
+
+def exchange(database: Database, order: str, color: str, pay: str) -> tuple[Database, str]:
+    record = _find(database, order)
+    if record["status"] not in STATUSES:
+        raise ToolError(f"order is {record['status']}")
+    return _written(database, order, {**record, "status": "exchanged", "color": color, "pay": pay})
+
+
+def draw_wish(rng: random.Random, *, number: str, record: Record) -> Record:
+    """What the customer of this order wants, as the call that fulfils it and what it says of it."""
+    if rng.random() < 0.5:
+        color = rng.choice(COLORS)
+        arguments = {"order": number, "color": color, "pay": record["paid"]}
+        return {"name": EXCHANGE, "arguments": arguments, "text": f"I want {color}.", "values": [color]}
+    reason = rng.choice(REASONS)
+    if record["status"] == "pending":
+        name, arguments = CANCEL, {"order": number, "reason": reason}
+    else:
+        name, arguments = RETURN, {"order": number, "refund": record["paid"]}
+    text = f"Undo it because {reason}."
+    return {"name": name, "arguments": arguments, "text": text, "values": [reason]}
+
+
+def _find(database: Database, order: str, *, status: str = "") -> Record:
+    record = database.find("orders", order)
+    if record is None:
+        raise ToolError("no such order")
+    if status and record["status"] != status:
+        raise ToolError(f"order is {record['status']}")
+    return record
+
+
+def _line(record: Record) -> str:
+    return " ".join(f"{key}={value}" for key, value in record.items())
+
+
+def _written(database: Database, order: str, record: Record) -> tuple[Database, str]:
+    return database.put("orders", order, record), f"{record['status']}."
+
+
+def _tool(run: Callable[..., tuple[Database, str]], description: str, **properties: Any) -> Tool:
+    return Tool(description=description, properties=properties, run=run)
+
+
+TOOLS: dict[str, Tool] = {
+    ORDER: _tool(look, "An order's item, status and payment.", order=TEXT),
+    CANCEL: _tool(cancel, "Cancels a pending order.", order=TEXT, reason=TEXT),
+    RETURN: _tool(
+        send_back, "Takes a delivered order back; the refund goes to what paid.", order=TEXT, refund=TEXT
+    ),
+    EXCHANGE: _tool(
+        exchange, "Exchanges for another color, paid as the order was.", order=TEXT, color=TEXT, pay=TEXT
+    ),
+    TRANSFER: _tool(transfer, "Hands over to a human and ends.", summary=TEXT),
+}
+RULES = (
+    "Small shop: `order order=N` shows an order. Not wanted: `cancel order=N reason=R` if pending, "
+    "`return order=N refund=HOW_PAID` if delivered. Another color: `exchange order=N color=C pay=HOW_PAID`."
+)
+"""The shop's policy, part of the gym's system text."""

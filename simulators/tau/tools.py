@@ -1,0 +1,234 @@
+"""What a tool is, how a policy calls one, and the tools that every shop has.
+
+A call is text: `{"name": ..., "arguments": {...}}`, `name {...}`, `name: {...}` or `name key=value ...`.
+Errors are texts for the policy and change nothing.
+"""
+
+import ast
+import json
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from simulators.tau.database import Database
+
+MAX_CALL_CHARS = 10_000
+MAX_BRACKETS = 200
+"""Deeper or larger calls are refused unread: no parser is driven into its recursion limit."""
+MAX_DIGITS = 15
+MAX_EXPRESSION_CHARS = 200
+MAX_ERROR_CHARS = 200
+TRANSFER = "transfer_to_human_agents"
+TOOL_FAULTS = (TypeError, KeyError, ValueError, IndexError, AttributeError, ArithmeticError)
+"""What a tool may raise on arguments that no schema has checked."""
+
+
+TEXT = {"type": "string"}
+
+
+class ToolError(Exception):
+    """The tool refuses; its text is for the policy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tool:
+    """One tool of a shop."""
+
+    description: str
+    properties: Mapping[str, Any]
+    """JSON schema of each argument; all are required."""
+    run: Callable[..., tuple[Database, str]]
+    """(database, **arguments) to the database afterwards and the text of the result. Raises ToolError."""
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of all arguments."""
+        return {"type": "object", "properties": dict(self.properties), "required": list(self.properties)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One tool call."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+def parse_call(text: str, tools: Mapping[str, Tool]) -> Call:
+    """Reads a call in any of its forms. Raises ToolError with what is wrong and how calls are written."""
+    if len(text) > MAX_CALL_CHARS or text.count("[") + text.count("{") > MAX_BRACKETS:
+        raise ToolError(f"the call is too long: at most {MAX_CALL_CHARS} characters")
+    text = text.strip()
+    name, arguments = ("", _json(text)) if text.startswith("{") else _named(text, tools)
+    if not name and isinstance(arguments, dict):
+        name, arguments = arguments.get("name"), arguments.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = _json(arguments)
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise ToolError('a call is {"name": ..., "arguments": {...}} or: name key=value')
+    return Call(name=name, arguments=arguments)
+
+
+def run_call(
+    database: Database, call: Call, tools: Mapping[str, Tool], *, validated: bool = True
+) -> tuple[Database, str]:
+    """Runs a call; every error is a text that starts with `Error: ` and changes nothing. `validated` False
+    takes arguments without their schema, as the published rules do."""
+    tool = tools.get(call.name)
+    if tool is None:
+        return database, f"Unknown action {call.name[:MAX_ERROR_CHARS]}"
+    if validated and (fault := _fault(call, tool)):
+        return database, f"Error: {fault}"
+    try:
+        return tool.run(database, **call.arguments)
+    except ToolError as error:
+        return database, f"Error: {error}"
+    except TOOL_FAULTS as error:
+        return database, f"Error: {str(error)[:MAX_ERROR_CHARS]}"
+
+
+def list_tools(tools: Mapping[str, Tool]) -> str:
+    """All tools with their full JSON schemas, one a line."""
+    return "\n".join(
+        json.dumps({"name": name, "description": tool.description, "parameters": tool.schema()})
+        for name, tool in tools.items()
+    )
+
+
+def _fault(call: Call, tool: Tool) -> str:
+    unknown = [key for key in call.arguments if key not in tool.properties]
+    if unknown:
+        known = ", ".join(tool.properties)
+        return f"{call.name} has no argument {unknown[0][:40]!r}; its arguments are: {known or 'none'}"
+    error = next(_validator(json.dumps(tool.schema())).iter_errors(dict(call.arguments)), None)
+    if error is None:
+        return ""
+    where = ".".join(map(str, error.absolute_path))
+    return f"{where}: {error.message}"[:MAX_ERROR_CHARS] if where else error.message[:MAX_ERROR_CHARS]
+
+
+@cache
+def _validator(schema: str) -> Draft202012Validator:
+    return Draft202012Validator(json.loads(schema))
+
+
+def _named(text: str, tools: Mapping[str, Tool]) -> tuple[str, Any]:
+    """`name`, `name {...}`, `name: {...}` or `name key=value ...`."""
+    match = re.match(r"(\w+)\s*(?:[:(]\s*(?=\{))?", text)
+    if match is None:
+        raise ToolError('a call is {"name": ..., "arguments": {...}} or: name key=value')
+    name, rest = match.group(1), text[match.end() :].strip()
+    if rest.startswith("{"):
+        return name, _json(rest.rstrip(") "))
+    properties = tools[name].properties if name in tools else {}
+    return name, _pairs(rest, properties)
+
+
+def _pairs(text: str, properties: Mapping[str, Any]) -> dict[str, Any]:
+    """`key=value key="a b" key=[...]` to arguments, each value of the type that the tool wants."""
+    arguments: dict[str, Any] = {}
+    at = 0
+    while at < len(text):
+        key = re.compile(r"[\s,]*(\w+)=").match(text, at)
+        if key is None:
+            raise ToolError(f"cannot read {text[at : at + 40]!r}: write key=value")
+        at = key.end()
+        if text[at : at + 1] in ('"', "[", "{"):
+            value, at = _decode(text, at)
+        else:
+            end = re.compile(r"\S*").match(text, at)
+            raw = end.group() if end else ""
+            value, at = _typed(raw, properties.get(key.group(1), {}).get("type")), at + len(raw)
+        arguments[key.group(1)] = value
+    return arguments
+
+
+def _typed(raw: str, kind: str | None) -> object:
+    if kind == "array":
+        return [part for part in raw.split(",") if part]
+    if kind in ("integer", "number") and re.fullmatch(
+        rf"-?\d{{1,{MAX_DIGITS}}}(\.\d{{1,{MAX_DIGITS}}})?", raw
+    ):
+        return float(raw) if "." in raw else int(raw)
+    return raw
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError("a number is too long")
+    return int(digits)
+
+
+def _number(text: str) -> int | float:
+    value = float(text)
+    if not math.isfinite(value) or abs(value) >= 10**MAX_DIGITS:
+        raise ValueError("a number is too large")
+    return int(value) if value.is_integer() else value
+
+
+def _constant(text: str) -> object:
+    raise ValueError(f"{text} is no JSON number")
+
+
+DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_number, parse_constant=_constant)
+
+
+def _json(text: str) -> object:
+    value, end = _decode(text, 0)
+    if text[end:].strip():
+        raise ToolError("there is text behind the JSON: make one call at a time")
+    return value
+
+
+def _decode(text: str, at: int) -> tuple[Any, int]:
+    try:
+        return DECODER.raw_decode(text, at)
+    except ValueError as error:
+        raise ToolError(f"not valid JSON: {str(error)[:MAX_ERROR_CHARS]}") from error
+
+
+def transfer(database: Database, summary: str) -> tuple[Database, str]:
+    return database, "Transfer successful"
+
+
+def think(database: Database, thought: str) -> tuple[Database, str]:
+    return database, ""
+
+
+OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+def calculate(database: Database, expression: str) -> tuple[Database, str]:
+    """The value of numbers, + - * / and parentheses, rounded to cents. Nothing is executed."""
+    if len(expression) > MAX_EXPRESSION_CHARS or not re.fullmatch(r"[0-9+\-*/(). ]+", expression):
+        raise ToolError("invalid characters in expression")
+    try:
+        value = _value(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ZeroDivisionError, OverflowError, MemoryError, RecursionError) as error:
+        raise ToolError(str(error)[:MAX_ERROR_CHARS]) from error
+    if not math.isfinite(value):
+        raise ToolError("the result is too large")
+    return database, str(round(value, 2))
+
+
+def _value(node: ast.expr) -> float:
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return float(number)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand)
+        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+            return _value(operand)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+            return OPERATORS[type(op)](_value(left), _value(right))
+    raise ToolError("only numbers, + - * / and parentheses can be calculated")

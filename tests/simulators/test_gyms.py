@@ -1,0 +1,326 @@
+"""The laws of every gym. A gym that is registered in `GYMS` is tested here without a line of its own.
+
+`GYM_ACTIONS=100000 pytest tests/simulators/test_gyms.py -k no_text` plays that many generated actions of each
+gym; a normal run plays a few hundred.
+"""
+
+import asyncio
+import importlib
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from simulators.env import Expert, Gym, GymEnv, Step
+from simulators.gyms import GYMS
+from simulators.manner import attentive
+from simulators.message import CHOICES, Action, parse_action
+from simulators.persona import PersonaMix, draw_persona
+from simulators.rule_user import RuleUser
+from simulators.task import SPLITS, Split, Task, TaskKey
+from simulators.user import SimulatorError, User, UserCall, UserReply
+from tests.simulators import template_gym
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_ACTIONS = int(os.environ.get("GYM_ACTIONS", "400"))
+"""Generated actions of each gym."""
+TEXTS_PER_DIALOGUE = 20
+LEVELS = (0, 1, 2)
+"""Of every gym; one that has more plays the others in its own tests."""
+ALL: dict[str, Gym] = {**GYMS, template_gym.GYM.name: template_gym.GYM}
+every_gym = pytest.mark.parametrize("gym", ALL.values(), ids=ALL)
+every_level = pytest.mark.parametrize("difficulty", LEVELS)
+
+
+def make_task(gym: Gym, index: int = 0, *, split: Split = "test", difficulty: int = 0, seed: int = 0) -> Task:
+    return gym.make_task(TaskKey(gym=gym.name, split=split, index=index, seed=seed, difficulty=difficulty))
+
+
+def rules_of(gym: Gym) -> RuleUser:
+    return RuleUser({gym.name: gym})
+
+
+def expert_of(gym: Gym, task: Task) -> Expert:
+    return attentive(gym.expert(task.opening, random.Random(task.key.index), 0.0))
+
+
+async def play_expert(
+    gym: Gym, task: Task, *, user: User | None = None, mix: PersonaMix = "plain"
+) -> list[tuple[Action, Step]]:
+    """What the expert did and got, to the end of the dialogue or of its wits."""
+    persona = draw_persona(mix, seed=task.key.task_id)
+    env = GymEnv(gym, task=task, user=user or rules_of(gym), persona=persona)
+    expert = expert_of(gym, task)
+    action: Action | None = next(expert)
+    taken: list[tuple[Action, Step]] = []
+    while action is not None:
+        step = await env.step(str(action))
+        taken.append((action, step))
+        if step.terminated or step.truncated:
+            break
+        try:
+            action = expert.send(step.feedback)
+        except (StopIteration, ValueError, IndexError, KeyError, AttributeError):
+            action = None  # a spoilt user has told it nothing that it can use
+    return taken
+
+
+async def play(gym: Gym, task: Task, texts: list[str], *, user: User | None = None) -> list[Step]:
+    env = GymEnv(gym, task=task, user=user or rules_of(gym))
+    steps: list[Step] = []
+    for text in texts:
+        steps.append(await env.step(text))
+        if steps[-1].terminated or steps[-1].truncated:
+            break
+    return steps
+
+
+def score_of(steps: list[Step]) -> float:
+    return sum(step.reward for step in steps)
+
+
+class Spoilt:
+    """The rule-based user, but with these facts in every reply."""
+
+    def __init__(self, gym: Gym, facts: Any):
+        self._rules, self._facts = rules_of(gym), facts
+
+    async def reply(self, call: UserCall) -> UserReply:
+        reply = self._rules.answer(call)
+        return UserReply(text=reply.text, facts=self._facts(reply.facts))
+
+
+class Unsteady:
+    """The rule-based user, but the first try of every call fails."""
+
+    def __init__(self, gym: Gym) -> None:
+        self._rules, self.calls = rules_of(gym), list[UserCall]()
+
+    async def reply(self, call: UserCall) -> UserReply:
+        self.calls.append(call)
+        if len(self.calls) % 2:
+            raise SimulatorError("no reply")
+        return self._rules.answer(call)
+
+
+@pytest.mark.parametrize("name", GYMS)
+def test_a_gym_is_one_file_of_its_name_and_one_line(name: str):
+    assert GYMS[name].name == name
+    assert importlib.import_module(f"simulators.gyms.{name}").GYM is GYMS[name]
+    assert GYMS[name].system.strip() and GYMS[name].max_turns in (16, 30)
+
+
+@every_level
+@every_gym
+def test_a_key_names_one_task_whose_scenario_is_json(gym: Gym, difficulty: int):
+    for index in range(20):
+        task = make_task(gym, index, difficulty=difficulty)
+        assert task == make_task(gym, index, difficulty=difficulty) and task.opening.strip()
+        assert json.loads(json.dumps(task.scenario)) == as_lists(task.scenario)
+
+
+def as_lists(value: Any) -> Any:
+    """JSON knows no tuples, and no keys but texts."""
+    if isinstance(value, Mapping):
+        return {key: as_lists(item) for key, item in value.items()}
+    return [as_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def test_a_task_is_the_same_in_every_process():
+    code = (
+        "import hashlib, json\n"
+        "from simulators.gyms import GYMS\nfrom simulators.task import TaskKey\n"
+        "for name, gym in GYMS.items():\n"
+        "    key = TaskKey(gym=name, split='train', index=3, seed=1, difficulty=1)\n"
+        "    task = gym.make_task(key)\n"
+        "    print(hashlib.sha256((task.opening + json.dumps(task.scenario)).encode()).hexdigest())"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(printed) == 1 and len(printed.pop().split()) == len(GYMS)
+
+
+@every_level
+@every_gym
+def test_no_scenario_is_in_two_splits_whatever_the_seed(gym: Gym, difficulty: int):
+    of_split = {
+        split: {
+            json.dumps(make_task(gym, index, split=split, seed=seed, difficulty=difficulty).scenario)
+            for seed in range(4)
+            for index in range(25)
+        }
+        for split in SPLITS
+    }
+    assert not of_split["train"] & of_split["test"]
+    assert not of_split["train"] & of_split["validation"]
+    assert not of_split["validation"] & of_split["test"]
+    assert all(len(scenarios) > 10 for scenarios in of_split.values())
+
+
+@every_level
+@every_gym
+async def test_the_expert_succeeds_and_random_and_silence_do_not(gym: Gym, difficulty: int):
+    tasks = [make_task(gym, index, difficulty=difficulty) for index in range(200)]
+    expert = [score_of([step for _, step in await play_expert(gym, task)]) for task in tasks]
+    assert mean(expert) >= 0.95
+    silent = [score_of(await play(gym, task, ["[finish]"])) for task in tasks]
+    assert mean(silent) <= 0.1
+    rng = random.Random(0)
+    drawn = [[str(gym.random_action(task, rng)) for _ in range(gym.max_turns)] for task in tasks]
+    scores = [score_of(await play(gym, task, texts)) for task, texts in zip(tasks, drawn, strict=True)]
+    assert mean(scores) <= 0.1
+
+
+@pytest.mark.parametrize("difficulty", (0, 1))
+@every_gym
+async def test_the_expert_succeeds_with_all_sorts_of_people(gym: Gym, difficulty: int):
+    tasks = [make_task(gym, index, difficulty=difficulty) for index in range(100)]
+    scores = [score_of([step for _, step in await play_expert(gym, task, mix="varied")]) for task in tasks]
+    assert mean(scores) >= 0.9
+
+
+@every_gym
+async def test_saying_nothing_to_the_point_pays_nothing(gym: Gym):
+    for index in range(20):
+        task = make_task(gym, index)
+        for text in ("", "hello", "[action] ", "[answer] ", "[search] ", "[action] What do you want?"):
+            assert score_of(await play(gym, task, [text] * gym.max_turns)) == 0
+
+
+@every_gym
+def test_random_actions_are_well_formed(gym: Gym):
+    rng, task = random.Random(0), make_task(gym)
+    for _ in range(50):
+        action = gym.random_action(task, rng)
+        assert parse_action(str(action)) == Action(choice=action.choice, content=action.content.strip())
+
+
+@every_gym
+async def test_a_request_that_comes_twice_steps_once(gym: Gym):
+    task = make_task(gym, difficulty=1)
+    once = await play_expert(gym, task)
+    env = GymEnv(gym, task=task, user=rules_of(gym))
+    for number, (action, step) in enumerate(once):
+        assert await env.step(str(action), request_id=f"r{number}") == step
+        assert await env.step("[finish]", request_id=f"r{number}") == step
+        assert await env.step(str(once[0][0]), request_id="r0") == once[0][1]
+
+
+@every_gym
+async def test_a_user_that_fails_leaves_everything_as_it_was(gym: Gym):
+    task, user = make_task(gym, difficulty=1), Unsteady(gym)
+    env = GymEnv(gym, task=task, user=user)
+    for number, (action, step) in enumerate(await play_expert(gym, task)):
+        if step.user_reply is not None:
+            with pytest.raises(SimulatorError):
+                await env.step(str(action), request_id=f"r{number}")
+        assert await env.step(str(action), request_id=f"r{number}") == step
+    assert user.calls[::2] == user.calls[1::2]
+
+
+@every_gym
+async def test_no_global_generator_is_touched(gym: Gym):
+    def states() -> tuple[object, list[int]]:
+        return random.getstate(), list(np.random.get_state()[1])  # type: ignore[index]
+
+    before = states()
+    for index in range(5):
+        task = make_task(gym, index)
+        gym.random_action(task, random.Random(0))
+        await play_expert(gym, task, mix="varied")
+    assert before == states()
+
+
+SPOILT_FACTS: dict[str, Any] = {
+    "none": lambda facts: {},
+    "foreign": lambda facts: {"nonsense": 1},
+    "null": lambda facts: dict.fromkeys(facts),
+    "lists": lambda facts: {key: [[]] for key in facts},
+    "unknown": lambda facts: dict.fromkeys(facts, "no such thing"),
+    "huge": lambda facts: dict.fromkeys(facts, 10**9),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT_FACTS)
+@every_gym
+async def test_a_reply_that_means_nothing_is_shown_and_pays_nothing(gym: Gym, kind: str):
+    for index in range(10):
+        task = make_task(gym, index, difficulty=1)
+        for _, step in await play_expert(gym, task, user=Spoilt(gym, SPOILT_FACTS[kind])):
+            if step.user_reply is not None:
+                assert step.reward == 0
+                assert kind != "none" or step.user_reply.text in step.feedback
+
+
+def texts_for(gym: Gym, task: Task) -> st.SearchStrategy[str]:
+    """Any text, and texts made of what this gym's own people say: whole, cut, joined, under any tag."""
+    rng = random.Random(0)
+    dialogue = asyncio.run(play_expert(gym, task))
+    said = [action.content for action, _ in dialogue]
+    said += [gym.random_action(task, rng).content for _ in range(10)]
+    heard = [task.opening, gym.system, *(step.feedback for _, step in dialogue)]
+    words = sorted({word.strip(";:.,?\"'") for text in (*heard, *said) for word in text.split()})
+    token = st.one_of(
+        st.sampled_from(words), st.integers().map(str), st.sampled_from([*said, "test", "\ud800"])
+    )
+    content = st.one_of(
+        st.sampled_from(said),
+        st.sampled_from([text[:at] for text in said for at in (1, len(text) // 2, len(text) - 1)]),
+        st.lists(token, max_size=8).map(" ".join),
+        st.dictionaries(st.sampled_from(["name", "arguments"]), st.one_of(token, st.integers())).map(
+            json.dumps
+        ),
+        st.text(max_size=30),
+    )
+    tagged = st.builds(lambda choice, text: f"[{choice}] {text}", st.sampled_from(CHOICES[:3]), content)
+    return st.one_of(tagged, tagged, tagged, st.text(max_size=20), st.just("[finish]"))
+
+
+@pytest.mark.parametrize("difficulty", (0, 2))
+@every_gym
+def test_no_text_breaks_a_gym_and_its_pay_is_within_bounds(gym: Gym, difficulty: int):
+    task = make_task(gym, difficulty=difficulty)
+    text = texts_for(gym, task)
+    dialogues = st.lists(text, min_size=TEXTS_PER_DIALOGUE, max_size=TEXTS_PER_DIALOGUE)
+    if gym.max_turns > TEXTS_PER_DIALOGUE:
+        dialogues = st.tuples(dialogues, dialogues).map(lambda pair: [*pair[0], *pair[1]])
+
+    @settings(
+        max_examples=max(1, NUM_ACTIONS // (2 * TEXTS_PER_DIALOGUE)),
+        deadline=None,
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.large_base_example,
+        ],
+        database=None,
+    )
+    @given(texts=dialogues)
+    def holds(texts: list[str]) -> None:
+        steps = asyncio.run(play(gym, task, texts))
+        assert len(steps) <= gym.max_turns and (steps[-1].terminated or steps[-1].truncated)
+        assert all(math.isfinite(step.reward) and 0 <= step.reward <= 1 for step in steps)
+        assert score_of(steps) <= 1 + 1e-9
+
+    holds()
