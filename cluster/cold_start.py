@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
+from actors.trajectory import GroupOrder
 from cluster.config import RunConfig
 from cluster.console import stage_progress
 from cluster.learners import Learners
-from cluster.orders import orders_for
 from cluster.rollouts import Rollouts
 from learners.sft import num_sft_steps
+from simulators.task import TaskSource
 
 STEPS_PER_CALL = 10
 SftLog = Callable[[int, Mapping[str, float]], None]
@@ -19,13 +20,14 @@ def cold_start(config: RunConfig, *, learners: Learners, rollouts: Rollouts, don
 
     Demonstrations are rolled out like any dialogue, with the expert in the engine's place.
     """
-    gyms = list(config.gyms.trained)
-    num_tasks = -(-config.sft.num_demonstrations // len(gyms))
-    if not num_tasks:
+    if not config.sft.num_demonstrations:
         return
-    orders = orders_for(
-        gyms, split="train", num_tasks=num_tasks, seed=config.run.seed, difficulty=config.gyms.difficulty
-    )
+    seed = config.run.seed
+    source = TaskSource(config.gyms.trained, split="train", seed=seed, difficulty=config.gyms.difficulty)
+    orders = [
+        GroupOrder(group_id=i, task_key=source.draw(), group_size=1, seed=seed)
+        for i in range(config.sft.num_demonstrations)
+    ]
     with stage_progress("demonstrations", total=len(orders)) as advance:
         tables = rollouts.sample(orders, policy=config.sft.demonstrator, advance=advance)
     num_samples = learners.set_demonstrations(tables)

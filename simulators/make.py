@@ -39,7 +39,7 @@ def make_env(
     gym: str,
     *,
     preset: Preset = "default",
-    constants: Constants = "training",
+    constants: Constants = "evaluation",
     task: Task | None = None,
     index: int = 0,
     seed: int = 0,

@@ -200,13 +200,14 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     evidence = {piece[0]: piece[1] for piece in pieces if len(piece) == 2}
     while True:
         if evidence and rng.random() < haste:
-            yield Action(choice="answer", content=rng.choice(list(evidence.values())))
+            yield Action(choice="answer", content=" ".join(["the", *rng.choice(list(evidence.items()))]))
             continue
         feedback = yield Action(choice="action", content="Why?")
         if evidence:
             said = _letters(feedback)
             topic = next((t for t in evidence if _letters(t) <= said or _letters(TOPICS[t]) <= said), "")
-            yield Action(choice="answer", content=evidence.get(topic, topic))
+            # As it stands in the dossier: whoever learns from this has only to copy on.
+            yield Action(choice="answer", content=f"the {topic} {evidence.get(topic, '')}")
         else:
             words = " ".join(_content(feedback)[:12])
             yield Action(choice="answer", content=f"However, recent figures suggest otherwise: {words}?")
@@ -215,7 +216,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
 def random_action(task: Task, rng: random.Random) -> Action:
     if rng.random() < 0.4:
         return Action(choice="action", content=rng.choice(("Why?", "What else?", "Hello.")))
-    return Action(choice="answer", content=rng.choice(list(task.scenario["evidence"]) or ["That is not so."]))
+    return Action(choice="answer", content=rng.choice(EVIDENCE))
 
 
 def _task_of(index: int, *, claim: str, argument: str) -> Task:

@@ -178,7 +178,8 @@ def _use_tool(task: Task, state: State, content: str) -> Outcome:
     except ToolError as error:
         return Outcome(state=state, feedback=f"Error: {error}", score=0.0)
     database, text = run_call(state.database, call, tools)
-    is_known = scenario["user_id"] in (text, call.arguments.get("user_id"))
+    user_id = scenario["user_id"]
+    is_known = bool(user_id) and user_id in (text, call.arguments.get("user_id"))
     is_identified = state.is_identified or (is_known and not text.startswith("Error"))
     state = replace(state, database=database, is_identified=is_identified)
     if call.name != TRANSFER or text.startswith("Error"):

@@ -14,7 +14,7 @@ from itertools import product
 from typing import Any
 
 from simulators.env import Expert, Gym, Outcome
-from simulators.gyms.telepathy_data import answer_about, is_right, load
+from simulators.gyms.telepathy_data import ENTITY_ROLE, REFUSAL, answer_about, is_right, load
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.task import Split, Task, TaskKey, split_of
@@ -38,7 +38,6 @@ ATTRIBUTES: tuple[tuple[str, ...], ...] = (
 )
 PROPERTIES = tuple(word for words in (KINDS, *KINDS.values(), *ATTRIBUTES) for word in words)
 """All that one can ask about."""
-REFUSAL = "Ask me about one property at a time."
 LEVELS: tuple[tuple[int, int], ...] = ((0, 12), (1, 20), (2, 32))
 """Level to (attributes beside family and kind, cards on the table)."""
 NUMBERS = tuple(str(number) for number in range(10, 100))
@@ -155,6 +154,8 @@ def _tell(call: UserCall, asked: str) -> UserReply:
 
 
 def _instructions(call: UserCall) -> str:
+    if "target_entity" in call.scenario:
+        return ENTITY_ROLE.instructions(call)
     return (
         "Someone guesses a card by yes-or-no questions. Decide which one property of the card the last "
         f"message asks about. The properties are: {', '.join(PROPERTIES)}. Take `none` where it asks about "
@@ -163,10 +164,14 @@ def _instructions(call: UserCall) -> str:
 
 
 def _properties(call: UserCall) -> dict[str, Any]:
-    return flat_schema({"property": {"enum": [*PROPERTIES, "none"]}})
+    if "target_entity" in call.scenario:
+        return ENTITY_ROLE.schema(call)
+    return flat_schema({"property": {"type": "string", "enum": [*PROPERTIES, "none"]}})
 
 
 def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
+    if "target_entity" in call.scenario:
+        return ENTITY_ROLE.read(call, verdict)
     asked = verdict["property"]
     return UserReply(text=REFUSAL) if asked == "none" else _tell(call, asked)
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from simulators.llm_role import LlmRole, flat_schema
 from simulators.records import ENV_NAME, is_parquet, read_records
 from simulators.task import SPLITS, Split, Task, TaskKey
-from simulators.user import UserReply
+from simulators.user import UserCall, UserReply
 from simulators.words import stems_of, words_of
 
 IN_JSON = {name: name for name in ("title", "description", "target_entity", "category")}
@@ -21,6 +22,7 @@ IN_PARQUET = {
     "target_entity": "reward_model.ground_truth",
     "category": "reward_model.category",
 }
+REFUSAL = "Ask me about one property at a time."
 MAX_PROPERTIES = 4
 """Telling words of one question."""
 LEAD = re.compile(r"^(?:(?:is it|it is|it s|i guess|my guess is|i think it is|a|an|the) )+")
@@ -53,12 +55,38 @@ def answer_about(scenario: Mapping[str, Any], question: str) -> UserReply:
     """Yes where all telling words of the question describe the entity, No where none does, else Maybe."""
     asked = stems_of(question)
     if not asked or len(asked) > MAX_PROPERTIES:
-        return UserReply(text="Ask me about one property at a time.")
+        return UserReply(text=REFUSAL)
     known = stems_of(
         " ".join([*names_of(scenario), scenario["target_entity"], _spaced(scenario["category"])])
     )
     response = "Yes" if asked <= known else "Maybe" if asked & known else "No"
     return UserReply(text=f"{response}.", facts={"response": response})
+
+
+def _instructions(call: UserCall) -> str:
+    return (
+        "Someone guesses what you think of by yes-or-no questions. You think of: "
+        f"{call.scenario['target_entity']} (category: {_spaced(call.scenario['category'])}). Decide the true "
+        "answer to the last message: `yes`, `no`, or `maybe` where it depends or nobody knows. Take `refuse` "
+        "where it is no yes-or-no question about one property, or asks for the name, its letters or its sound."
+    )
+
+
+def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
+    if verdict["response"] == "refuse":
+        return UserReply(text=REFUSAL)
+    response = verdict["response"].capitalize()
+    return UserReply(text=f"{response}.", facts={"response": response})
+
+
+ENTITY_ROLE = LlmRole(
+    instructions=_instructions,
+    schema=lambda call: flat_schema(
+        {"response": {"type": "string", "enum": ["yes", "no", "maybe", "refuse"]}}
+    ),
+    read=_read,
+)
+"""A model that knows the entity; the gym writes what it says, so that it cannot name it."""
 
 
 def is_right(scenario: Mapping[str, Any], guess: str) -> bool:

@@ -258,7 +258,7 @@ def _instructions(call: UserCall) -> str:
 
 def _slots(call: UserCall) -> dict[str, Any]:
     slots = [f"{part}.{slot}" for part in call.scenario["wishes"] for slot in PARTS[part]]
-    return flat_schema({"slot": {"enum": [*slots, "none"]}})
+    return flat_schema({"slot": {"type": "string", "enum": [*slots, "none"]}})
 
 
 def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
