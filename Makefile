@@ -1,4 +1,4 @@
-# make train | make test | make test-fast | make lint | make setup | make clean
+# make train | make test | make test-fast | make bench-gyms | make lint | make setup | make clean
 EXTRA  ?= cpu
 RECIPE ?= recipes/cpu-quickstart.toml
 RUN    ?=
@@ -11,7 +11,7 @@ ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA=$(EXTRA): known are cpu and gpu)
 endif
 
-.PHONY: setup train test test-fast lint clean
+.PHONY: setup train test test-fast bench-gyms lint clean
 
 setup: $(READY)
 	@:
@@ -24,6 +24,9 @@ test: setup
 
 test-fast: setup
 	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+
+bench-gyms: setup
+	$(BIN)/python bench/gyms.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

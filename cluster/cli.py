@@ -1,9 +1,10 @@
-"""`userrl`: train, evaluate, serve, check. Reads the command line, checks it, calls one function.
+"""`userrl`: train, evaluate, serve, play, check. Reads the command line, checks it, calls one function.
 
 Heavy imports stand inside the commands, so that `--help` and a refusal take an instant.
 """
 
 import argparse
+import json
 import re
 import sys
 import traceback
@@ -13,8 +14,8 @@ from typing import NoReturn
 
 from cluster.checks import check, check_same_run
 from cluster.config import RunConfig, load
-from cluster.policy_check import SCRIPTED_POLICIES, check_hub, check_policy
-from cluster.recipe import BadInput, known_keys, nearest
+from cluster.policy_check import SCRIPTED_POLICIES, check_hub
+from cluster.recipe import BadInput, apply_overrides, known_keys, nearest, read_toml
 from cluster.run_folder import RunFolder
 from simulators.task import SPLITS
 
@@ -87,14 +88,13 @@ def _config(arguments: argparse.Namespace, overrides: dict[str, str]) -> RunConf
         "run.seed": "seed",
         "gyms.difficulty": "difficulty",
         "evaluation.tasks_per_gym": "tasks",
+        "gyms.preset": "preset",
+        f"gyms.data.{getattr(arguments, 'gyms', '')}": "data",
     }
     for key, option in short.items():
         value = getattr(arguments, option, None)
         if value is not None:
             overrides[key] = value
-    gyms = getattr(arguments, "gyms", "all")
-    if gyms != "all":
-        overrides["gyms.weights"] = "{" + ", ".join(f'"{gym.strip()}" = 1.0' for gym in gyms.split(",")) + "}"
     recipe = getattr(arguments, "recipe", None)
     if recipe is not None and recipe.is_dir():
         if not RunFolder(recipe).config.exists():
@@ -103,7 +103,28 @@ def _config(arguments: argparse.Namespace, overrides: dict[str, str]) -> RunConf
             )
         overrides = {"run.name": recipe.resolve().name, "run.folder": str(recipe.parent)} | overrides
         recipe = RunFolder(recipe).config
+    if getattr(arguments, "gyms", "all") != "all":
+        overrides = overrides | _only_gyms(arguments.gyms, recipe, overrides)
     return load(recipe, overrides)
+
+
+def _only_gyms(names: str, recipe: Path | None, overrides: dict[str, str]) -> dict[str, str]:
+    """The keys that leave these gyms; those of them that the recipe holds out stay held out, unless all
+    are."""
+    gyms = [name.strip() for name in names.split(",")]
+    data = read_toml(recipe) if recipe else {}
+    apply_overrides(data, overrides, model=RunConfig)
+    table = data.get("gyms", {})
+    held_out = [gym for gym in gyms if gym in table.get("held_out", ())]
+    kept = [] if len(held_out) == len(gyms) else held_out
+    files = {gym: path for gym, path in table.get("data", {}).items() if gym in gyms}
+    return {
+        "gyms.weights": "{" + ", ".join(f'"{gym}" = 1.0' for gym in gyms) + "}",
+        "gyms.held_out": json.dumps(kept),
+        "gyms.data": "{"
+        + ", ".join(f"{json.dumps(g)} = {json.dumps(str(p))}" for g, p in files.items())
+        + "}",
+    }
 
 
 def _train(arguments: argparse.Namespace, config: RunConfig) -> None:
@@ -125,18 +146,23 @@ def _train(arguments: argparse.Namespace, config: RunConfig) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, config: RunConfig) -> None:
-    check_policy(arguments.policy)
-    check(config)
-    check_hub(arguments.policy, key="--policy")
-    from cluster.evaluate_command import evaluate_command
+    from cluster.evaluation_request import make_request
 
-    evaluate_command(
+    request = make_request(
         config,
         policy=arguments.policy,
+        model=arguments.model,
+        api_key_env=arguments.api_key_env,
+        simulators=arguments.simulators,
         split=arguments.split,
+        num_trials=arguments.trials,
+        success_score=arguments.success,
         output=arguments.output,
         as_json=arguments.json,
     )
+    from cluster.evaluate_command import evaluate_command
+
+    evaluate_command(config, request)
 
 
 def _serve(arguments: argparse.Namespace, config: RunConfig) -> None:
@@ -144,6 +170,12 @@ def _serve(arguments: argparse.Namespace, config: RunConfig) -> None:
     from cluster.launch import serve_forever
 
     serve_forever(config)
+
+
+def _play(arguments: argparse.Namespace, config: RunConfig) -> None:
+    from cluster.play import play
+
+    play(config, gym=arguments.gyms, side=arguments.side, split=arguments.split, index=arguments.index)
 
 
 def _check(arguments: argparse.Namespace, config: RunConfig) -> None:
@@ -176,15 +208,60 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "recipe", type=Path, nargs="?", metavar="RECIPE|RUN_FOLDER", help="default: the defaults"
     )
-    evaluate.add_argument("--policy", required=True, help=f"{'|'.join(SCRIPTED_POLICIES)}, or a model folder")
+    evaluate.add_argument(
+        "--policy",
+        required=True,
+        help=f"{'|'.join(SCRIPTED_POLICIES)}, a model folder or hub name, or an OpenAI-compatible base URL",
+    )
+    evaluate.add_argument(
+        "--model", metavar="NAME", help="with a base URL: which of its models; default: the only one"
+    )
+    evaluate.add_argument(
+        "--api-key-env",
+        metavar="VARIABLE",
+        help="with a base URL: the environment variable that holds its key; default: OPENAI_API_KEY, if set",
+    )
     evaluate.add_argument("--gyms", default="all", help="all (default), or names with commas between")
+    evaluate.add_argument(
+        "--simulators",
+        default="all",
+        help="all of the recipe's users (default), or names with commas between",
+    )
     evaluate.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     evaluate.add_argument("--tasks", metavar="N", help="tasks of each gym: evaluation.tasks_per_gym")
     evaluate.add_argument("--seed", metavar="S", help="run.seed")
     evaluate.add_argument("--difficulty", metavar="D", help="gyms.difficulty")
-    evaluate.add_argument("--output", type=Path, metavar="FILE.json", help="also writes the rows there")
+    evaluate.add_argument(
+        "--trials", type=int, default=1, metavar="K", help="dialogues of each task, for pass^k; default: 1"
+    )
+    evaluate.add_argument(
+        "--success",
+        type=float,
+        default=0.99,
+        metavar="SCORE",
+        help="the score from which a dialogue succeeds, for pass^k; default: 0.99",
+    )
+    evaluate.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.json",
+        help="writes the report there, .md and .parquet beside it; the same command again goes on",
+    )
     serve = add("serve", _serve, text="Hosts the simulated users on Ray Serve until Ctrl-C.")
     serve.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE")
+    play = add(
+        "play", _play, text="One dialogue with a person in this terminal; rewards are told at the end."
+    )
+    play.add_argument("gyms", type=str.lower, metavar="GYM", help="its name")
+    play.add_argument(
+        "--as", dest="side", choices=("agent", "user"), default="agent", help="who you are; default: agent"
+    )
+    play.add_argument("--preset", metavar="NAME", help="gyms.preset")
+    play.add_argument("--data", metavar="FILE", help="published tasks: gyms.data.GYM")
+    play.add_argument("--difficulty", metavar="D", help="gyms.difficulty")
+    play.add_argument("--seed", metavar="S", help="run.seed")
+    play.add_argument("--split", choices=SPLITS, default="test", help="default: test")
+    play.add_argument("--index", type=int, default=0, metavar="I", help="which of the tasks; default: 0")
     check = add("check", _check, text="Checks a recipe and prints the plan; starts and writes nothing.")
     check.add_argument("recipe", type=Path, metavar="RECIPE|RUN_FOLDER")
     for command in (train, check):

@@ -1,64 +1,160 @@
-"""`userrl evaluate`: scores a scripted policy or a model folder on held-out tasks. A rollout without a
-learner."""
+"""`userrl evaluate`: plays a scripted policy, a model folder or an endpoint's model on tasks, and reports. A
+rollout without a learner; killed, it goes on where it was.
+"""
 
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import ray
 
-from actors.scripted import SCRIPTS
-from cluster.algorithm_config import create_rollouts
+from actors.chat_engine import ChatEngine
+from actors.rollout_actor import RolloutSetup
+from actors.trajectory import GroupOrder
+from cluster.algorithm_config import create_rollouts, merged
 from cluster.config import RunConfig
-from cluster.console import quiet_libraries
-from cluster.evaluate import evaluate
+from cluster.console import quiet_libraries, say
+from cluster.evaluate import evaluation_orders, num_aspects, play
+from cluster.evaluation_request import EvaluationRequest
+from cluster.evaluation_settings import settings_of
+from cluster.journal import Journal
 from cluster.launch import make_rollout_setup, start_engines, start_ray, start_simulators, stop_simulators
 from cluster.machine import ray_address
+from cluster.outcomes import outcomes_of, write_parquet
 from cluster.policy_folder import local_folder
-from cluster.results import EvaluationRow, print_rows, write_rows
+from cluster.report import rows_of, write_report
+from cluster.results import EvaluationRow, print_rows
+from cluster.rollouts import Rollouts
 from learners.tiny_policy import build
-from simulators.task import Split
+
+NO_CONTEXT_LIMIT = 2**24
+"""Tokens of a dialogue whose policy reads messages, and so has no context of ours to fill."""
 
 
-def evaluate_command(
-    config: RunConfig, *, policy: str, split: Split, output: Path | None, as_json: bool
-) -> None:
-    """Prints the table, and writes it to `output` in the form of evaluation.json."""
+def evaluate_command(config: RunConfig, request: EvaluationRequest) -> None:
+    """Prints the table; with an output, writes report and dialogues there as they are finished."""
     quiet_libraries()
-    is_script = policy in SCRIPTS
+    orders = evaluation_orders(config, split=request.split, num_trials=request.num_trials)
     with tempfile.TemporaryDirectory() as folder:
-        if (
-            is_script
-        ):  # a script needs no model, but its dialogues are rendered with a tokenizer like any other
+        if request.kind != "folder":
+            # It needs no model, but its dialogues are rendered with a tokenizer like any other.
             build(Path(folder), config.policy.tiny, max_tokens=config.engine.max_model_len, seed=0)
-        rows = _evaluate(
-            config, policy=policy, policy_folder=folder if is_script else local_folder(policy), split=split
+        policy_folder = local_folder(request.policy) if request.kind == "folder" else folder
+        settings = settings_of(config, request, policy_folder=policy_folder)
+        path = None if request.output is None else request.output.with_suffix(".dialogues.jsonl")
+        with Journal(path, policy=request.name, settings=settings) as journal:
+            _say_what_is_there(journal, orders, request)
+            _play_missing(config, request, orders, journal=journal, policy_folder=policy_folder)
+            rows = _report(config, request, journal)
+    print_rows(rows, as_json=request.as_json)
+
+
+def _say_what_is_there(journal: Journal, orders: Sequence[GroupOrder], request: EvaluationRequest) -> None:
+    if journal.changed:
+        changed = ", ".join(journal.changed)
+        say(
+            f"{request.name} was evaluated here with other {changed}: its dialogues are in {journal.previous}"
         )
-    if output is not None:
-        write_rows(output, rows)
-    print_rows(rows, as_json=as_json)
+    num_done = sum(len(orders) - len(_missing(orders, journal, name)) for name in request.simulators)
+    if num_done:
+        say(f"{num_done * request.num_trials} dialogues are finished already and are not played again")
 
 
-def _evaluate(config: RunConfig, *, policy: str, policy_folder: str, split: Split) -> list[EvaluationRow]:
-    is_script = policy in SCRIPTS
+def _missing(orders: Sequence[GroupOrder], journal: Journal, simulator: str) -> list[GroupOrder]:
+    return [order for order in orders if not journal.has(simulator, order.task_key.task_id)]
+
+
+def _play_missing(
+    config: RunConfig,
+    request: EvaluationRequest,
+    orders: Sequence[GroupOrder],
+    *,
+    journal: Journal,
+    policy_folder: str,
+) -> None:
+    """Plays what the journal lacks, simulator after simulator. Starts nothing where that is nothing."""
+    missing = {name: _missing(orders, journal, name) for name in request.simulators}
+    if not any(missing.values()):
+        return
+    aspects = num_aspects(config, orders)
+    config = _only_these_users(config, [name for name in missing if missing[name]])
+    with _rollouts(config, request, policy_folder=policy_folder) as rollouts:
+        for simulator, todo in missing.items():
+            if todo:
+                play(
+                    todo,
+                    rollouts=rollouts,
+                    policy=request.policy if request.kind == "script" else "engine",
+                    simulator=simulator,
+                    title=f"{request.name} with {simulator}",
+                    keep=partial(_keep, journal, simulator, aspects),
+                )
+
+
+def _keep(journal: Journal, simulator: str, aspects: Mapping[str, int], tables: Sequence[pa.Table]) -> None:
+    groups = [
+        outcomes_of(table, policy=journal.policy, simulator=simulator, num_aspects=aspects)
+        for table in tables
+    ]
+    journal.add(simulator, groups)
+
+
+def _only_these_users(config: RunConfig, names: Sequence[str]) -> RunConfig:
+    """The recipe without the users that play no part, so that none of their models is started. A user that is
+    kept out of training has a weight of 0, and plays here all the same."""
+    users = [
+        user.model_copy(update={"weight": 1.0}).model_dump()
+        for user in config.simulator.users
+        if user.name in names
+    ]
+    return RunConfig.model_validate(merged(config.model_dump(), {"simulator": {"users": users}}))
+
+
+@contextmanager
+def _rollouts(config: RunConfig, request: EvaluationRequest, *, policy_folder: str) -> Iterator[Rollouts]:
+    """Rollout actors with everything that they lean on; all of it ends with the block."""
     started_ray = start_ray(ray_address(config))
     engines = []
     try:
-        engines, starting = ([], []) if is_script else start_engines(config, policy_folder=policy_folder)
+        is_model = request.kind == "folder"
+        engines, starting = start_engines(config, policy_folder=policy_folder) if is_model else ([], [])
         start_simulators(config, http=False)
         ray.get(starting, timeout=config.engine.start_timeout_s)
         ray.get(
             [engine.keep_own_weights.remote(0) for engine in engines], timeout=config.engine.start_timeout_s
         )
         setup = make_rollout_setup(config, engines=engines, policy_folder=policy_folder)
-        return evaluate(
-            config,
-            rollouts=create_rollouts(config, setup, engines=engines),
-            stage=policy,
-            archive=None,
-            split=split,
-            policy=policy if is_script else "engine",
-        )
+        yield create_rollouts(config, _setup_for(request, setup), engines=engines)
     finally:
         for engine in engines:
             ray.kill(engine)
         stop_simulators(config, and_ray=started_ray)
+
+
+def _setup_for(request: EvaluationRequest, setup: RolloutSetup) -> RolloutSetup:
+    """Who reads messages has no context of ours; an endpoint stands where the engine does."""
+    if request.kind == "folder":
+        return setup
+    setup = replace(setup, max_tokens=NO_CONTEXT_LIMIT)
+    if request.endpoint is None:
+        return setup
+    connect = partial(ChatEngine.connect, setup.policy_folder, request.endpoint)
+    return replace(setup, connect_engine=connect)
+
+
+def _report(config: RunConfig, request: EvaluationRequest, journal: Journal) -> list[EvaluationRow]:
+    """Writes JSON, Markdown and Parquet where there is an output; the rows of this evaluation."""
+    evaluations = journal.evaluations()
+    held_out = config.gyms.held_out
+    if request.output is None:
+        return rows_of(evaluations[-1], held_out=held_out, success_score=request.success_score)
+    outcomes = [outcome for evaluation in evaluations for outcome in evaluation.outcomes]
+    parquet = request.output.with_suffix(".parquet")
+    write_parquet(parquet, outcomes, success_score=request.success_score)
+    rows = write_report(request.output, evaluations, held_out=held_out, success_score=request.success_score)
+    say(f"report: {request.output} and {request.output.with_suffix('.md')} | dialogues: {parquet}")
+    return rows

@@ -24,7 +24,6 @@ from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
 from learners.order_list import OrderList
 from rewards.reward import with_rewards
-from simulators.config import LlmServeConfig
 from simulators.connect import connect_users
 from simulators.make import open_gyms
 from simulators.serve import build_app
@@ -129,21 +128,20 @@ def app_name(config: RunConfig) -> str:
     return f"simulators-{config.run.name}"
 
 
-def start_simulators(config: RunConfig, *, http: bool, names: Sequence[str] = ()) -> None:
-    """Deploys the simulated users: those named, or without names those that have a weight. With `http` the
-    rule-based ones also answer on the loopback address.
+def start_simulators(config: RunConfig, *, http: bool) -> None:
+    """Deploys the simulated users. With `http` the rule-based ones also answer on the loopback address.
 
     In a Tune trial a task outside the trial's placement group does it: Serve's actors have no place there.
     """
     if ray.util.get_current_placement_group() is None:
-        return _deploy(config, http, names)
+        return _deploy(config, http)
     task = ray.remote(_deploy).options(num_cpus=0, scheduling_strategy=_here())
-    patience = sum(llm.start_timeout_s for llm in config.simulator.llms(names))
-    ray.get(task.remote(config, http, names), timeout=DEPLOY_TIMEOUT_S + patience)
+    patience = sum(llm.start_timeout_s for llm in config.simulator.llms())
+    ray.get(task.remote(config, http), timeout=DEPLOY_TIMEOUT_S + patience)
 
 
-def _deploy(config: RunConfig, http: bool, names: Sequence[str]) -> None:
-    llms = config.simulator.llms(names)
+def _deploy(config: RunConfig, http: bool) -> None:
+    llms = config.simulator.llms()
     # A proxy on every node: rollout actors find the models behind their own loopback address.
     location = "EveryNode" if llms else "HeadOnly" if http else "NoServer"
     serve.start(
@@ -165,7 +163,7 @@ def stop_simulators(config: RunConfig, *, and_ray: bool) -> None:
         ray.shutdown()
     else:
         serve.delete(app_name(config))
-        for llm in config.simulator.llms([user.name for user in config.simulator.users]):
+        for llm in config.simulator.llms():
             remove_llm(llm, run=config.run.name)
 
 
@@ -177,11 +175,7 @@ def connect_user(config: RunConfig, name: str) -> User:
         rules=ServeUser(handle, config.simulator),
         gyms=open_gyms(config.gyms.preset, config.gyms.constants, {}),
         names=[name] if name else None,
-        llm_urls={
-            user.name: llm_url(user, run=config.run.name)
-            for user in config.simulator.users
-            if isinstance(user, LlmServeConfig)
-        },
+        llm_urls={llm.name: llm_url(llm, run=config.run.name) for llm in config.simulator.llms()},
         num_processes=config.rollout.num_actors,
     )
 

@@ -75,8 +75,8 @@ def evaluation_rows(
     held_out: Collection[str] = (),
     success_score: float = SUCCESS_SCORE,
 ) -> list[EvaluationRow]:
-    """For each simulator, in order of appearance: one row a gym, their average and, where some of the gyms are
-    held out, these gyms' own. Raises `ValueError` without outcomes."""
+    """For each simulator, in order of appearance: one row a gym, their average and, where some of the gyms
+    are held out, these gyms' own. Raises `ValueError` without outcomes."""
     if not outcomes:
         raise ValueError("outcomes=[]: an evaluation needs at least one dialogue: give it tasks")
     rows: list[EvaluationRow] = []
@@ -104,9 +104,7 @@ def with_summary(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
     return result
 
 
-def _gym_row(
-    outcomes: Sequence[Outcome], *, stage: str, seed: int, success_score: float
-) -> EvaluationRow:
+def _gym_row(outcomes: Sequence[Outcome], *, stage: str, seed: int, success_score: float) -> EvaluationRow:
     scores = task_means(outcomes, lambda outcome: outcome.score)
     low, high = interval(scores, seed=seed)
     num_trials = 1 + max(outcome.trial for outcome in outcomes)
@@ -133,8 +131,8 @@ def _gym_row(
 
 
 def joined_row(rows: Sequence[EvaluationRow], *, gym: str) -> EvaluationRow:
-    """The weighted mean of gyms' rows: by number of tasks for `micro`, else each gym counted alike. Its interval
-    joins theirs as independent strata."""
+    """The weighted mean of gyms' rows: by number of tasks for `micro`, else each gym counted alike. Its
+    interval joins theirs as independent strata."""
     parts = [row.num_tasks if gym == MICRO else 1 for row in rows]
     weights = [part / sum(parts) for part in parts]
 
@@ -182,7 +180,8 @@ def write_rows(path: Path, rows: Sequence[EvaluationRow]) -> None:
 
 
 def read_rows(path: Path) -> list[EvaluationRow]:
-    """The file's rows; none where there is no file. Rows of before there were policies and trials are read too."""
+    """The file's rows; none where there is no file. Rows of before there were policies and trials are read
+    too."""
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]

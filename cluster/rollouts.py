@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 
@@ -17,7 +18,10 @@ CALL_TIMEOUT_S = 60.0
 RESTART_TIMEOUT_S = 120.0
 """Longest time without a living rollout actor; Ray restarts a dead one in some seconds."""
 WITHOUT_PROGRESS_S = 300.0
-"""A list of orders that gains no finished group for so long is stuck."""
+"""A chunk of demonstrations takes no longer."""
+STUCK_S = 1800.0
+"""A list of orders that gains no finished group for so long is stuck. Long, since a dialogue of two models
+may take many minutes, and each of its waits has a limit of its own."""
 
 
 MOST_TRIES = 3
@@ -108,20 +112,28 @@ class Rollouts:
         return tables
 
     def run(
-        self, orders: Sequence[GroupOrder], *, policy: str, advance: Callable[[int, str], None]
+        self,
+        orders: Sequence[GroupOrder],
+        *,
+        policy: str,
+        simulator: str = "",
+        finish: Callable[[Sequence[pa.Table]], None],
     ) -> tuple[ActorHandle, list[FinishedGroup]]:
-        """Rolls out a list of orders: the feed that holds their tables, and the finished groups in order."""
+        """Rolls out a list of orders: the feed that holds their tables, and the finished groups in order.
+
+        The dialogues of every group are given to `finish`, a table a group, within about a second of its end.
+        """
         feed = create_order_list(orders)
         group_size = max(order.group_size for order in orders)
         done, changed_at = 0, time.monotonic()
         while done < len(orders):
-            self.supervise(feed, policy=policy, group_size=group_size)
+            self.supervise(feed, policy=policy, simulator=simulator, group_size=group_size)
             time.sleep(LOOK_EVERY_S)
-            num_finished, _ = ray.get(feed.progress.remote(), timeout=CALL_TIMEOUT_S)
-            if num_finished > done:
-                advance(num_finished - done, "")
-                done, changed_at = num_finished, time.monotonic()
-            elif time.monotonic() - changed_at > WITHOUT_PROGRESS_S:
+            tables = ray.get(feed.finished_since.remote(done), timeout=CALL_TIMEOUT_S)
+            if tables:
+                finish(tables)
+                done, changed_at = done + len(tables), time.monotonic()
+            elif time.monotonic() - changed_at > STUCK_S:
                 break  # `results` says what is stuck
         groups = ray.get(feed.results.remote(timeout_s=1.0), timeout=CALL_TIMEOUT_S)
         self._holders.pop(feed, None)

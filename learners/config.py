@@ -78,7 +78,7 @@ class SftConfig(BaseModel):
     demonstrator: Literal["expert", "hasty"] = "expert"
     """Who is imitated: the expert at its best, or in a hurry, acting at times before it has asked enough."""
     num_demonstrations: int = Field(default=600, ge=0)
-    """Dialogues of the scripted experts, over all gyms; 0 leaves the stage out."""
+    """Dialogues of the scripted experts, over all gyms by their weights; 0 leaves the stage out."""
     num_epochs: float = Field(default=2.0, gt=0)
     """Passes over the demonstrations."""
     batch_size: int = Field(default=16, ge=1)

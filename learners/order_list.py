@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 from ray import ObjectRef
 
 from actors.trajectory import GroupOrder, GroupSummary
@@ -12,6 +14,14 @@ from learners.buffer import FinishedGroup
 from learners.feed import Feed
 
 FETCH_TIMEOUT_S = 60.0
+TOKEN_COLUMNS = ("context_ids", "completion_ids", "behavior_logprobs", "policy_versions")
+
+
+def without_tokens(table: pa.Table) -> pa.Table:
+    """A group's table as text and numbers; its column `is_turn` is false in the one row of a trajectory that
+    failed before its first turn."""
+    num_tokens = np.diff(table["completion_ids"].combine_chunks().offsets.to_numpy())
+    return table.drop_columns(list(TOKEN_COLUMNS)).append_column("is_turn", pa.array(num_tokens > 0))
 
 
 class OrderList(Feed):
@@ -25,9 +35,13 @@ class OrderList(Feed):
         self._held: dict[int, tuple[str, GroupOrder]] = {}
         self._finished: dict[int, FinishedGroup] = {}
 
-    async def progress(self) -> tuple[int, int]:
-        """Groups finished, and groups in all."""
-        return len(self._finished), len(self._orders)
+    async def finished_since(self, num_known: int) -> list[pa.Table]:
+        """The dialogues of the groups that finished after the first `num_known` of them, in the order in
+        which they did: a table a group, `without_tokens`."""
+        async with asyncio.timeout(FETCH_TIMEOUT_S):
+            return [
+                without_tokens(await group.payload) for group in list(self._finished.values())[num_known:]
+            ]
 
     async def results(self, timeout_s: float) -> list[FinishedGroup]:
         """All groups in the list's order, once the last is finished.

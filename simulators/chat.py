@@ -3,6 +3,7 @@ and a key that no text of ours ever shows. Knows no gym and no role.
 """
 
 import asyncio
+import json
 import os
 import random
 import time
@@ -189,13 +190,18 @@ class Chat:
         num_tokens = used if isinstance(used, int) and used > 0 else guess
         self.num_tokens += num_tokens
         model = self._without_key(completion.model or self.config.model)
-        called = choice.message.tool_calls or []
-        calls = tuple(
-            (call.function.name, self._without_key(call.function.arguments or ""))
-            for call in called
-            if call.type == "function"
-        )
+        calls = self._calls(choice.message.tool_calls)
         return self._without_key(text), model, choice.finish_reason == "length", num_tokens, calls
+
+    def _calls(self, called: object) -> tuple[tuple[str, str], ...]:
+        """(name, arguments) of the tool calls, whatever the endpoint put in their place."""
+        functions = [getattr(call, "function", None) for call in called] if isinstance(called, list) else []
+        calls = [(getattr(one, "name", None), getattr(one, "arguments", None)) for one in functions]
+        return tuple(
+            (name, self._without_key(text if isinstance(text, str) else json.dumps(text)))
+            for name, text in calls
+            if isinstance(name, str)
+        )
 
     def _request(
         self,

@@ -1,7 +1,6 @@
 """Settings of the simulated users. Light: imports no Ray, so that a recipe is checked in an instant."""
 
 import re
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -166,11 +165,6 @@ class SimulatorConfig(BaseModel):
             raise ValueError("no user has a weight above 0, so none could play: give at least one a weight")
         return users
 
-    def llms(self, names: Sequence[str] = ()) -> list[LlmServeConfig]:
-        """The users whose models the run hosts itself: those named, or without names those that have a
-        weight."""
-        return [
-            user
-            for user in self.users
-            if isinstance(user, LlmServeConfig) and (user.name in names if names else user.weight > 0)
-        ]
+    def llms(self) -> list[LlmServeConfig]:
+        """The users whose models the run hosts itself: those that play a part."""
+        return [user for user in self.users if isinstance(user, LlmServeConfig) and user.weight > 0]

@@ -86,7 +86,7 @@ class GymnasiumEnv(gymnasium.Env[str, str]):
         *,
         gym: str,
         preset: Preset = "default",
-        constants: Constants = "training",
+        constants: Constants = "evaluation",
         split: Split = "train",
         difficulty: int = 0,
         data: Path | str | None = None,

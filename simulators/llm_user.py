@@ -31,8 +31,10 @@ END_WORDS = ("end", "ends", "over", "done", "leave", "leaves", "stop", "finished
 """A property so named in a role's schema lets its user end the conversation."""
 AGENT_TALK = re.compile(
     r"<\|?tool_call|interact_with_env|\"(?:tool_calls|arguments)\"\s*:|^\W{0,3}\[(?:action|answer|search|finish)\]"
-    r"|^\W{0,3}(?:agent|assistant)\s*:|\bas an? (?:helpful )?(?:ai\b|assistant\b|(?:large )?language model)"
-    r"|\bi(?:'m| am) (?:an? )?(?:helpful |virtual )?(?:ai\b|assistant\b|(?:large )?language model)"
+    r"|^\W{0,3}(?:agent|assistant)\s*:"
+    r"|\bas an? (?:ai\b|(?:large )?language model|(?:helpful |virtual )assistant|assistant,)"
+    r"|\bi(?:'m| am) (?:an? |your )?(?:ai\b|(?:large )?language model|(?:helpful |virtual )assistant)"
+    r"|\bi(?:'m| am) your assistant"
     r"|\bhow (?:can|may) i (?:help|assist) you",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -109,9 +109,9 @@ class ReplayUser:
         reply = self._replies.get(key_of(call, version=self._versions.get(call.gym, "")))
         if reply is None:
             text = (
-                f"{self._name}: {call.gym}: the record {self._path} holds no reply to {call.question[:80]!r} after "
-                f"{len(call.history)} replies (seed {call.seed}, persona {call.persona.name}): replay the "
-                "run with its own seed, recipe, policy and version, or record it anew"
+                f"{self._name}: {call.gym}: the record {self._path} holds no reply to {call.question[:80]!r} "
+                f"after {len(call.history)} replies (seed {call.seed}, persona {call.persona.name}): replay "
+                "the run with its own seed, recipe, policy and version, or record it anew"
             )
             raise SimulatorError(text, Failure.ERROR, self._name)
         return reply

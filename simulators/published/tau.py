@@ -10,9 +10,10 @@ it at once and finished changes need no goodbye; the policy is never shown; tool
 types, enums or required marks; arguments are not checked before a tool runs; `finish` pays nothing; the
 opening is the cached line, and whoever plays the customer has not said it. Chosen where the facts are silent:
 any search that names neither tools nor help is told to; text without a tag is refused and costs nothing but
-the turn; numbers too large for JSON, NaN and nesting beyond `MAX_BRACKETS` are refused.
+the turn; calls longer than `MAX_CALL_CHARS` or with more than `MAX_BRACKETS` brackets are refused unread.
 """
 
+import json
 import random
 import re
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ from simulators.tau.expert import retail_expert
 from simulators.tau.grading import holds_gold
 from simulators.tau.role import ROLE
 from simulators.tau.shops import TOOLS, open_database
-from simulators.tau.tools import TRANSFER, ToolError, parse_call, run_call
+from simulators.tau.tools import MAX_BRACKETS, MAX_CALL_CHARS, TRANSFER, Call, run_call
 from simulators.user import UserReply
 
 SYSTEM = (
@@ -128,17 +129,30 @@ def _search(task: Task, state: State, query: str) -> Outcome:
 
 def _use_tool(task: Task, state: State, content: str) -> Outcome:
     tools = TOOLS[task.scenario["domain"]]
-    if not CALL.match(content):
+    call = _read_call(content)
+    if call is None:
         return Outcome(state=state, feedback=NOT_A_CALL, score=0.0)
-    try:
-        call = parse_call(content, tools)
-    except ToolError as error:
-        return Outcome(state=state, feedback=f"Error: {error}", score=0.0)
     database, text = run_call(state.database, call, tools, validated=False)
     state = replace(state, database=database)
     if call.name != TRANSFER:
         return Outcome(state=state, feedback=text, score=0.0)
     return Outcome(state=state, feedback=text, score=_grade(task, state), done=True)
+
+
+def _read_call(content: str) -> Call | None:
+    """A call in one of the two released forms, its numbers as written: 5 and 5.0 are graded as different."""
+    text = content.strip()
+    if not CALL.match(text) or len(text) > MAX_CALL_CHARS or text.count("[") + text.count("{") > MAX_BRACKETS:
+        return None
+    name, _, rest = ("", "", text) if text.startswith("{") else text.partition(":")
+    try:
+        value = json.loads(rest)
+    except (ValueError, RecursionError):
+        return None
+    name, arguments = (name.strip(), value) if name else (value.get("name"), value.get("arguments", {}))
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return None
+    return Call(name=name, arguments=arguments)
 
 
 def _grade(task: Task, state: State) -> float:

@@ -17,6 +17,7 @@ from simulators.user import UserCall, UserReply
 REQUEST = -1
 """The index under which a free-text request counts as told."""
 GOODBYE = "No, thank you. Goodbye."
+THAT_IS_ALL = "No, that is all. Please go on."
 YES = "Yes, please."
 NO = "No, that is not what I want."
 UNSURE = "I do not know what you mean. What do you need to know?"
@@ -40,6 +41,10 @@ CLOSING = (
     r"\b(anything else|anything more|any other|something else|further assistance|goodbye|bye|all set|all done"
     r"|nice day|great day|wonderful day|take care)\b"
 )
+SAME_THING = (
+    r"\b(before|(other|more) (items?|products?)|(this|that|same) order|to (exchange|modify|return))\b"
+)
+"""With these words, `anything else` asks for the rest of one change and ends nothing."""
 REPORT = r"\b(done|completed|processed|successfully|has been|have been|finished)\b"
 NEED = (
     r"\b(what|which|how|help|assist|need|want|wish|like to|looking for|detail|details|orders?|items?|exactly"
@@ -56,13 +61,14 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     if call.scenario["domain"] == "stall":
         return _answer_at_stall(call, rng)
     asked = _asked_part(call.question)
-    told = [index for index in call.view.get("told", []) if index < len(call.scenario["wishes"])]
+    num_wishes = len(call.scenario["wishes"])
+    told = [index for index in call.view.get("told", []) if REQUEST <= index < num_wishes]
     if slots := [slot for slot, (words, _) in IDENTITY.items() if re.search(words, asked)]:
         return _identify(call.scenario["known"], slots)
     if told and re.search(CONFIRM, asked):
         return _consent(call)
-    is_report = "?" not in call.question and re.search(REPORT, call.question.lower())
-    if re.search(CLOSING, call.question.lower()) or is_report:
+    text = call.question.lower()
+    if re.search(CLOSING, text) or (asked == text and re.search(REPORT, text)):
         return _close(call, told)
     for slot, words in DETAILS.items():
         if re.search(words, asked) and (reply := _give_detail(call, told, slot)):
@@ -132,6 +138,8 @@ def _consent(call: UserCall) -> UserReply:
 def _close(call: UserCall, told: list[int]) -> UserReply:
     if unsaid(call.scenario, told):
         return _tell(call, told)
+    if re.search(SAME_THING, call.question.lower()):
+        return UserReply(text=THAT_IS_ALL, facts={"confirmed": True})
     return UserReply(text=GOODBYE, facts={"stop": True})
 
 

@@ -6,7 +6,6 @@ the tasks, or `retail/` and `airline/` (in a folder `tau/` or not) beside them o
 Each has `policy.md` beside its tables, which the agent is shown.
 """
 
-import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from simulators.records import is_parquet, read_records, wrong_record
 from simulators.task import SPLITS, Split, Task, TaskKey
 from simulators.tau.database import Database
 from simulators.tau.grading import replay
+from simulators.tau.instruction import first_person, known_of
 from simulators.tau.shops import TABLES, TOOLS, read_tables
 from simulators.tau.tools import Call, run_call
 from simulators.tau.wording import wish_of
@@ -40,10 +40,6 @@ TAU2_FIELDS = {
     "evaluation_criteria.actions": (list, type(None)),
     "evaluation_criteria.communicate_info": (list, type(None)),
 }
-OBJECT_AFTER = (
-    "asks?|asked|tells?|told|for|to|gives?|gave|with|helps?|lets?|sends?|sent|of|from|offers?|charges?"
-)
-"""Words after which `you` becomes `me`."""
 OPENING = "Hi! I need some help, please."
 """First line where the file has none."""
 
@@ -99,7 +95,7 @@ def _from_userrl(path: Path, index: int, row: Mapping[str, Any]) -> dict[str, An
         "domain": domain,
         "source": str(_database_folder(path.parent, domain)),
         "user_id": row["info.task.user_id"],
-        "known": _known(instruction),
+        "known": known_of(instruction),
         "request": "" if is_template else first_person(instruction),
         "line": row["obs"],
         "gold": _gold(path, index, row["info.task.actions"], field="info.task.actions", key="kwargs"),
@@ -112,7 +108,7 @@ def _from_tau2(path: Path, index: int, row: Mapping[str, Any]) -> dict[str, Any]
     reason, info, manner, actions, outputs = (row[field] for field in fields[1:])
     source = _database_folder(path.parent, "retail")
     gold = _gold(path, index, actions or [], field=fields[4], key="arguments")
-    known = _known(info)
+    known = known_of(info)
     return {
         "id": row["id"],
         "domain": "retail",
@@ -129,6 +125,9 @@ def _from_tau2(path: Path, index: int, row: Mapping[str, Any]) -> dict[str, Any]
 def _task(path: Path, index: int, scenario: dict[str, Any]) -> Task:
     source, domain = Path(scenario["source"]), scenario["domain"]
     database = Database(tables=read_tables(str(source), domain))
+    user = database.find("users", scenario["user_id"])
+    if user is not None and "name" not in scenario["known"]:
+        scenario["known"]["name"] = f"{user['name']['first_name']} {user['name']['last_name']}"
     wishes: list[dict[str, Any]] = []
     for action in scenario["gold"]:
         after = replay(database, [action], TOOLS[domain])
@@ -186,62 +185,18 @@ def _database_folder(beside: Path, domain: str) -> Path:
     )
 
 
-def _known(text: str) -> dict[str, str]:
-    """What the customer knows of itself, as far as its instruction says so."""
-    found = {
-        "name": re.search(
-            r"(?:[Yy]our name is|[Yy]ou are|[Yy]ou're|[Yy]ou name is) ([A-Z][a-z]+(?:[ -][A-Z][a-z]+)+)", text
-        ),
-        "zip": re.search(r"\b(?<!\d)(\d{5})(?!\d)\b", text),
-        "email": re.search(r"([\w.+-]+@[\w-]+(?:\.[\w-]+)+)", text),
-        "user_id": re.search(r"\b(?!credit_card_|gift_card_)([a-z]+_[a-z]+_\d+)\b", text),
-    }
-    known = {slot: match.group(1).rstrip(".") for slot, match in found.items() if match}
-    if "name" not in known and "user_id" in known:
-        known["name"] = " ".join(part.title() for part in known["user_id"].split("_")[:2])
-    return known
-
-
 def _user_of(source: Path, known: Mapping[str, str], gold: list[dict[str, Any]]) -> str:
-    """The user id behind what the customer says or the gold actions find; empty where neither tells."""
+    """The user whom the instruction or the gold actions are about; empty where neither tells."""
     if "user_id" in known:
         return known["user_id"]
     database = Database(tables=read_tables(str(source), "retail"))
+    for action in gold:
+        arguments = action["arguments"]
+        if "user_id" in arguments:
+            return arguments["user_id"]
+        if order := database.find("orders", str(arguments.get("order_id"))):
+            return order["user_id"]
     first, _, last = known.get("name", "").partition(" ")
-    calls = [
-        Call(name="find_user_id_by_email", arguments={"email": known.get("email", "")}),
-        Call(
-            name="find_user_id_by_name_zip",
-            arguments={"first_name": first, "last_name": last, "zip": known.get("zip", "")},
-        ),
-        *(
-            Call(name=action["name"], arguments=action["arguments"])
-            for action in gold
-            if "find_user" in action["name"]
-        ),
-    ]
-    texts = [run_call(database, call, TOOLS["retail"])[1] for call in calls]
-    return next((text for text in texts if not text.startswith(("Error", "Unknown"))), "")
-
-
-def first_person(instruction: str) -> str:
-    """An instruction to a customer in that customer's own words: you becomes I. Rough, but it keeps every
-    fact."""
-    words = {
-        "you are": "I am",
-        "you're": "I'm",
-        "you were": "I was",
-        "you've": "I've",
-        "you'd": "I'd",
-        "you'll": "I'll",
-        "yourself": "myself",
-        "yours": "mine",
-        "your": "my",
-        "you": "I",
-    }
-    text = re.sub(rf"\b({OBJECT_AFTER}) you\b", r"\1 me", instruction.strip())
-    pattern = re.compile(r"\b(" + "|".join(words) + r")\b", re.IGNORECASE)
-    text = pattern.sub(lambda match: words[match.group().lower()], text)
-    return re.sub(
-        r"(^|[.!?] )(my|mine|myself)\b", lambda match: match.group(1) + match.group(2).capitalize(), text
-    )
+    arguments = {"first_name": first, "last_name": last, "zip": known.get("zip", "")}
+    _, text = run_call(database, Call(name="find_user_id_by_name_zip", arguments=arguments), TOOLS["retail"])
+    return "" if text.startswith("Error") else text

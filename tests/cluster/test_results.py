@@ -7,13 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.results import Outcome, evaluation_rows, interval, print_rows, read_rows, write_rows
+from cluster.results import (
+    EvaluationRow,
+    evaluation_rows,
+    joined_row,
+    print_rows,
+    read_rows,
+    with_summary,
+    write_rows,
+)
+from cluster.scores import Outcome, interval
 
 NAN = math.nan
 
 
-def outcomes(gym: str, scores: list[float], *, num_turns: int = 4) -> list[Outcome]:
-    return [Outcome(gym=gym, simulator="rules", score=score, num_turns=num_turns) for score in scores]
+def outcomes(gym: str, scores: list[float], *, num_turns: int = 4, simulator: str = "rules") -> list[Outcome]:
+    return [
+        Outcome(gym=gym, task_id=f"{gym}-{i}", score=score, num_turns=num_turns, simulator=simulator)
+        for i, score in enumerate(scores)
+    ]
 
 
 def test_wilson_interval_of_eight_of_ten() -> None:
@@ -80,6 +92,64 @@ def test_table_shows_every_stage_and_json_is_the_file(capsys: pytest.CaptureFixt
     assert "1 failed" in text
     print_rows(rows, as_json=True)
     assert json.loads(capsys.readouterr().out)["rows"][0]["num_failed"] == 1
+
+
+PAPER_8B = {
+    "travel": (471, 0.5730),
+    "turtle": (48, 0.1854),
+    "function": (78, 0.4231),
+    "tau": (165, 0.1818),
+    "persuade": (42, 0.5317),
+    "intention": (40, 1.8175),
+    "telepathy": (41, 0.5610),
+    "search": (125, 0.8880),
+}
+"""UserRL, Table 3: test tasks and score of Qwen3-8B, Equalized/R2G; its average is 0.5652."""
+
+
+def paper_row(gym: str) -> EvaluationRow:
+    num_tasks, score = PAPER_8B[gym]
+    return EvaluationRow(
+        stage="8b", policy="8b", gym=gym, simulator="gpt-4o", num_tasks=num_tasks, n=num_tasks, num_failed=0,
+        score=score, low=score, high=score, turns=1.0,
+    )  # fmt: skip
+
+
+def test_micro_macro_and_held_out_averages_are_those_of_the_paper() -> None:
+    rows = [paper_row(gym) for gym in PAPER_8B]
+    assert joined_row(rows, gym="micro").score == pytest.approx(0.5652, abs=1e-4)
+    assert joined_row(rows, gym="macro").score == pytest.approx(0.6452, abs=1e-4)
+    held_out = [row for row in rows if row.gym in ("intention", "telepathy", "search")]
+    assert joined_row(held_out, gym="micro").score == pytest.approx(1.0034, abs=1e-4)
+
+
+def test_each_simulator_has_rows_and_averages_of_its_own() -> None:
+    played = outcomes("function", [1.0, 0.0]) + outcomes("turtle", [1.0])
+    played += outcomes("function", [0.0, 0.0], simulator="llm") + outcomes("turtle", [0.5], simulator="llm")
+    rows = with_summary(evaluation_rows(played, stage="x", seed=0, held_out=["turtle"]))
+    assert [(row.simulator, row.gym, round(row.score, 3)) for row in rows] == [
+        ("rules", "function", 0.5),
+        ("rules", "turtle", 1.0),
+        ("rules", "average", 0.75),
+        ("rules", "macro", 0.75),
+        ("rules", "micro", 0.667),
+        ("rules", "held_out", 1.0),
+        ("llm", "function", 0.0),
+        ("llm", "turtle", 0.5),
+        ("llm", "average", 0.25),
+        ("llm", "macro", 0.25),
+        ("llm", "micro", 0.167),
+        ("llm", "held_out", 0.5),
+    ]
+
+
+def test_rows_written_before_there_were_policies_are_read(tmp_path: Path) -> None:
+    old = {"stage": "sft", "gym": "travel", "simulator": "rules", "n": 3, "num_failed": 1, "score": None}
+    old |= {"low": 0.1, "high": 0.4, "turns": 2.0}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"rows": [old]}))
+    (row,) = read_rows(tmp_path / "evaluation.json")
+    assert (row.policy, row.num_tasks, row.low, row.pass_hat_k) == ("sft", 4, 0.1, ())
+    assert math.isnan(row.score) and math.isnan(row.time_weighted)
 
 
 def test_no_dialogue_is_no_evaluation() -> None:

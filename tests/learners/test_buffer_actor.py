@@ -16,7 +16,7 @@ from ray import cloudpickle
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
-from learners.order_list import OrderList
+from learners.order_list import TOKEN_COLUMNS, OrderList
 from simulators.task import TaskKey, TaskSource
 
 pytestmark = pytest.mark.slow
@@ -90,6 +90,7 @@ class Holder:
                     "group_id": [order.group_id] * 3,
                     "trajectory": [0, 0, 1],
                     "text": ["x" * 2**19] * 3,
+                    **{name: [[1], [2], []] for name in TOKEN_COLUMNS},
                 }
             )
             get(feed.put.remote(order, summary_of(order, pair), table))
@@ -192,7 +193,10 @@ async def test_an_order_list_is_done_when_every_order_came_back_once(tmp_path: P
     feed = start(OrderList, orders)
     lost = await feed.next_orders.remote("dead", 2)
     await asyncio.to_thread(work, feed, [(0.0, 1.0)])
-    assert await feed.progress.remote() == (1, 3)
+    (table,) = await feed.finished_since.remote(0)
+    assert table.column_names == ["group_id", "trajectory", "text", "is_turn"]
+    assert table["is_turn"].to_pylist() == [True, True, False]
+    assert await feed.finished_since.remote(1) == []
     with pytest.raises(TimeoutError, match="group 0 with dead; group 1 with dead"):
         await feed.results.remote(0.2)
     assert await feed.forget.remote("dead") == [order.group_id for order in lost]

@@ -142,6 +142,8 @@ def test_what_a_recipe_may_not_say(users: tuple[dict[str, Any], ...], rule: str)
     assert rule in str(error.value) and "sk-1" not in str(error.value)
 
 
-def test_the_models_that_a_run_hosts_are_listed():
-    hosted = config_of(ENDPOINT, HOSTED).llms()
+def test_a_run_hosts_the_models_that_play_or_are_named():
+    config = config_of(ENDPOINT, HOSTED, {**HOSTED, "name": "next", "weight": 1.0})
+    assert [user.name for user in config.llms()] == ["next"]
+    hosted = config.llms(["near", "far"])
     assert [type(user) for user in hosted] == [LlmServeConfig] and hosted[0].name == "near"

@@ -118,8 +118,11 @@ def test_any_script_is_text_and_samples_are_short():
 
 def test_importing_the_simulators_is_all_that_make_needs_and_registers_once():
     register_envs()
-    code = "import simulators, gymnasium; print(gymnasium.make('userrl/Travel-v0').reset(seed=0)[0][:4])"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert (done.stdout, done.stderr) == ("Book\n", "")
+    for code in (
+        "import simulators, gymnasium; print(gymnasium.make('userrl/Travel-v0').reset(seed=0)[0][:4])",
+        "import gymnasium; print(gymnasium.make('simulators:userrl/Travel-v0').reset(seed=0)[0][:4])",
+    ):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert (done.stdout, done.stderr) == ("Book\n", "")

@@ -135,6 +135,12 @@ async def test_each_way_to_fail_has_its_own_name(text: str, failure: Failure):
         assert (await failure_of(user_of(endpoint))).failure is failure
 
 
+@pytest.mark.parametrize("say", ["As an assistant manager I travel a lot.", "[laughs] Stop it!"])
+async def test_what_people_say_is_no_failure(say: str):
+    async with serve_endpoint([json.dumps({"mood": "glad", "say": say})]) as endpoint:
+        assert (await user_of(endpoint, gym=TALKER).reply(CALL)).text == say
+
+
 @pytest.mark.parametrize(
     ("say", "failure"),
     [

@@ -80,6 +80,14 @@ async def test_two_forms_of_calls_are_read(tmp_path: Path, text: str, is_call: b
     assert step.feedback.startswith("{" if is_call else "Error: ") and step.reward == 0
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "9" * 4299, "[" * 150, "9" * 5000])
+async def test_numbers_of_any_kind_do_no_harm(tmp_path: Path, number: str):
+    task = load_one(tmp_path, userrl_row(RIGHT), gym=GYM)
+    for name in ("calculate", "think", "transfer_to_human_agents"):
+        (step,) = await steps_of(task, f'[answer] {name}: {{"expression": {number}}}')
+        assert step.reward == 0 and isinstance(step.feedback, str)
+
+
 async def test_sixteen_turns_are_played(tmp_path: Path):
     task = load_one(tmp_path, userrl_row(RIGHT), gym=GYM)
     steps = await steps_of(task, *["[action] Hm."] * 20)

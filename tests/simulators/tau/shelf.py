@@ -121,7 +121,7 @@ def load_one(folder: Path, row: dict[str, Any], *, gym: Gym = GYM) -> Task:
 
 
 def gold_agent(task: Task) -> Iterator[str]:
-    """Identifies the customer, does what the gold says, tells the outputs, asks until the customer is happy."""
+    """Identifies the customer, does what the gold says, tells the outputs, asks until it is happy."""
     scenario = task.scenario
     yield "[action] What are your name, zip code and email?"
     yield call_text("get_user_details", user_id=scenario["user_id"])

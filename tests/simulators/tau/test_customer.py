@@ -7,7 +7,7 @@ import pytest
 from simulators.gyms.tau import GYM
 from simulators.persona import PLAIN
 from simulators.rule_user import RuleUser
-from simulators.tau.load import first_person
+from simulators.tau.instruction import first_person
 from simulators.tau.wording import wish_of
 from simulators.user import UserCall, UserReply
 from tests.fakes import make_tasks
@@ -85,6 +85,19 @@ def test_it_leaves_when_all_is_told_and_the_agent_is_done(text: str):
     assert "stop" not in ask(text, told=(0,)).facts
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Are there any other items you would like to exchange?",
+        "Is there anything else in this order, before I go on?",
+        "The order has been found. Please tell me the reason.",
+        "I have been looking. Which payment method?",
+    ],
+)
+def test_it_stays_while_a_change_is_under_way(text: str):
+    assert "stop" not in ask(text, told=(0, 1)).facts
+
+
 def test_a_story_is_told_whole_and_its_end_when_asked_for_exactly_that():
     story = {**SCENARIO, "request": "I want my hat in blue, and no cup."}
     assert ask("What do you want?", scenario=story).text == story["request"]
@@ -105,7 +118,7 @@ def test_addresses_are_told_part_by_part():
 
 
 def test_what_no_one_told_does_no_harm():
-    assert ask("Anything else?", told=(0, 1, 7)).facts == {"stop": True}
+    assert ask("Anything else?", told=(0, 1, 7, -9)).facts == {"stop": True}
 
 
 def test_at_the_stall_order_and_wish_are_told_apart():

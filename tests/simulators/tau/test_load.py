@@ -52,7 +52,7 @@ def test_customers_know_what_their_instruction_says_of_them():
     tasks = GYM.load(RETAIL)
     assert all({"name"} < set(task.scenario["known"]) for task in tasks)
     assert tasks[0].scenario["known"] == {"name": "Omar Anderson", "zip": "19031"}
-    assert not any(word in task.scenario["request"].lower() for task in GYM.load(TAU2) for word in ("you ",))
+    assert not any(" your " in task.scenario["request"].lower() for task in GYM.load(TAU2))
 
 
 def test_reads_and_outputs_of_test_tasks_are_taken_as_they_are(tmp_path: Path):

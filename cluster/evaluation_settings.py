@@ -1,0 +1,55 @@
+"""Everything that decides how an evaluation's dialogues go, as plain JSON: only under equal settings are
+finished dialogues taken over, and only then may numbers be compared.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import actors
+import simulators
+from cluster.config import RunConfig
+from cluster.evaluation_request import EvaluationRequest
+
+CODE = [Path(str(room.__file__)).parent for room in (simulators, actors)]
+
+
+def settings_of(config: RunConfig, request: EvaluationRequest, *, policy_folder: str) -> dict[str, object]:
+    """No secret is among them: an endpoint's key is only named."""
+    users = {user.name: user.model_dump(mode="json") for user in config.simulator.users}
+    return {
+        "policy": request.name,
+        "policy_files": _state(Path(policy_folder).iterdir()) if request.kind == "folder" else None,
+        "endpoint": request.endpoint.model_dump(mode="json") if request.endpoint else None,
+        "gyms": config.gyms.evaluated,
+        "simulators": {name: users[name] for name in request.simulators},
+        "personas": config.simulator.personas,
+        "split": request.split,
+        "num_tasks": config.evaluation.tasks_per_gym,
+        "num_trials": request.num_trials,
+        "seed": config.run.seed,
+        "difficulty": config.gyms.difficulty,
+        "preset": config.gyms.preset,
+        "constants": config.gyms.constants,
+        "data": {gym: _state([path]) for gym, path in config.gyms.data.items()},
+        "max_turns": config.rollout.max_turns,
+        "max_completion_tokens": config.rollout.max_completion_tokens,
+        "max_model_len": config.engine.max_model_len,
+        "temperature": config.rollout.temperature,
+        "code": _code(),
+    }
+
+
+def _state(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """Size and time of change of each file: another model in the same place is another policy."""
+    states = {str(path): path.stat() for path in sorted(paths) if path.is_file()}
+    return {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()}
+
+
+def _code() -> str:
+    """A hash of the rooms that play: dialogues of before they were changed are other dialogues."""
+    digest = hashlib.sha256()
+    for room in CODE:
+        for path in sorted(room.rglob("*.py")):
+            digest.update(path.relative_to(room).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
