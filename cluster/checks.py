@@ -52,8 +52,8 @@ def check_users(config: RunConfig) -> None:
     for name, variable in keys:
         if variable and variable not in os.environ:
             raise BadInput(
-                f"simulator {name!r}: api_key_env={variable!r} is not set: export the key under this name, or "
-                "give an empty api_key_env where none is needed"
+                f"simulator {name!r}: api_key_env={variable!r} is not set: export the key under this "
+                "name, or give an empty api_key_env where none is needed"
             )
     for user in config.simulator.users:
         if user.type == "replay" and not Path(user.path).exists():

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from actors.trajectory import GroupSummary
-from simulators.config import RULES
 from simulators.gauges import gauges
-from simulators.user import Failure
+from simulators.user import RULES, Failure
 
 FAILURES = frozenset(failure.value for failure in Failure)
 

@@ -1,16 +1,16 @@
 """Settings of the simulated users. Light: imports no Ray, so that a recipe is checked in an instant."""
 
 import re
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from simulators.chat_config import ChatConfig
 from simulators.gauges import GaugeLimits
+from simulators.user import RULES
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
-RULES = "rules"
-"""The name of the rule-based user, in recipes and in rows."""
 
 
 class NamedUserConfig(BaseModel):
@@ -123,7 +123,9 @@ class WebSearchConfig(BaseModel):
     api_key_env: str = ""
     """The environment variable with the key; empty where the endpoint wants none."""
     api_key_header: str = "X-API-KEY"
+    """The HTTP header that carries the key."""
     query_field: str = "q"
+    """The field of the request's JSON that holds the query."""
     results_field: str = "organic"
     """Where the answer's list of objects with `title` and `snippet` is; dots lead inside."""
 
@@ -164,6 +166,17 @@ class SimulatorConfig(BaseModel):
         if not any(user.weight > 0 for user in users):
             raise ValueError("no user has a weight above 0, so none could play: give at least one a weight")
         return users
+
+    def named(self, name: str) -> UserConfig:
+        """The user of this name; the rule-based one needs no line in a recipe. Raises ValueError, with the
+        nearest name, where there is none."""
+        known: dict[str, UserConfig] = {RULES: RulesUserConfig()} | {user.name: user for user in self.users}
+        if name in known:
+            return known[name]
+        nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"simulator={name!r} is not known: did you mean {nearest!r}? The simulators are {', '.join(known)}"
+        )
 
     def llms(self) -> list[LlmServeConfig]:
         """The users whose models the run hosts itself: those that play a part."""

@@ -90,7 +90,7 @@ def test_check_prints_the_plan_and_writes_nothing(
 ) -> None:
     assert main(["check", QUICKSTART, "--run", "other", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["run"], plan["state"], plan["num_slots"]) == ("other", "fresh", 12)
+    assert (plan["run"], plan["state"], plan["num_slots"]) == ("other", "fresh", 16)
     assert {p["name"] for p in plan["processes"]} >= {"simulator", "rollout actor", "engine", "learner"}
     assert "runs/other/metrics.jsonl" in plan["files"]
     assert list(in_an_empty_folder.iterdir()) == []

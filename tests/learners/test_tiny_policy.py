@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from actors.renderer import Renderer, parse_tool_call
 from learners.config import TinyPolicyConfig
 from learners.tiny_policy import CONSTANTS, build, make_tokenizer
+from simulators.env import GymEnv
 from simulators.gyms import GYMS
 from simulators.message import TOOL_NAME, Action, Message
 from simulators.rule_user import RuleUser
 from simulators.task import Task
-from simulators.user import UserCall
 from tests.fakes import make_tasks
 
 CONFIG = TinyPolicyConfig(hidden_size=32, num_layers=1, num_heads=1, intermediate_size=32, vocab_size=768)
@@ -33,18 +33,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def expert_dialogue(task: Task) -> list[tuple[Action, str]]:
+async def expert_dialogue(task: Task) -> list[tuple[Action, str]]:
     """(action, feedback) pairs of the expert's dialogue."""
-    gym, user = GYMS[task.key.gym], RuleUser()
-    state, expert = gym.start(task), gym.expert(task.opening, random.Random(0), 0.0)
+    gym = GYMS[task.key.gym]
+    env = GymEnv(gym, task=task, user=RuleUser())
+    expert = gym.expert(task.opening, random.Random(0), 0.0)
     action, dialogue = next(expert), []
     while True:
-        call = UserCall(gym=gym.name, scenario=task.scenario, question=action.content)
-        outcome = gym.apply(task, state, action, user.answer(call) if gym.asks_user(state, action) else None)
-        dialogue.append((action, outcome.feedback))
-        if outcome.done:
+        step = await env.step(str(action))
+        dialogue.append((action, step.feedback))
+        if step.terminated or step.truncated:
             return dialogue
-        state, action = outcome.state, expert.send(outcome.feedback)
+        action = expert.send(step.feedback)
 
 
 def test_transformers_loads_the_folder_and_the_model_speaks(folder: Path):
@@ -82,11 +82,11 @@ def test_the_vocabulary_keeps_to_its_size(folder: Path, tokenizer: PreTrainedTok
 
 @pytest.mark.parametrize("gym", GYMS)
 @pytest.mark.parametrize("difficulty", [0, 2])
-def test_what_the_gyms_say_survives_the_tokenizer(
+async def test_what_the_gyms_say_survives_the_tokenizer(
     tokenizer: PreTrainedTokenizerFast, gym: str, difficulty: int
 ):
     for task in make_tasks(gym, num=5, difficulty=difficulty):
-        dialogue = expert_dialogue(task)
+        dialogue = await expert_dialogue(task)
         texts = [
             GYMS[gym].system,
             task.opening,
@@ -124,10 +124,12 @@ def test_numbers_are_tokenised_digit_by_digit(tokenizer: PreTrainedTokenizerFast
 
 
 @pytest.mark.parametrize("gym", GYMS)
-def test_every_action_of_an_expert_is_read_back_from_its_tokens(tokenizer: PreTrainedTokenizerFast, gym: str):
+async def test_every_action_of_an_expert_is_read_back_from_its_tokens(
+    tokenizer: PreTrainedTokenizerFast, gym: str
+):
     renderer = Renderer(tokenizer)
     for difficulty in (0, 1, 2):
         for task in make_tasks(gym, num=5, difficulty=difficulty, split="train"):
-            for action, _ in expert_dialogue(task):
+            for action, _ in await expert_dialogue(task):
                 read = parse_tool_call(renderer.decode(renderer.completion_of(action)))
                 assert read == Action(choice=action.choice, content=action.content)
