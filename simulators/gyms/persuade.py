@@ -1,11 +1,12 @@
 """Persuade: change a user's stance on a claim by answering the reasons that it is held for, one by one.
 
 What the person holds (reasons) is kept apart from what judges (whether an answer fits the reason at hand).
-The stance moves only when the reason at hand is answered by the one piece of evidence in the dossier that
-speaks to it. Each reason counts once and is lost with its last try, so going back and forth, repeating, or
-citing many pieces at once gains nothing, and evidence outside the dossier is refused as made up. Levels: 0
-two reasons, named by their topic; 1 three, paraphrased; 2 four of unlike weight, and hearsay among the
-evidence. Splits are disjoint by the claim with its reasons.
+The stance moves only when the reason at hand, once it has been told, is answered by the one piece of
+evidence in the dossier that speaks to it. Each reason counts once and is lost with its last try, so going
+back and forth, repeating, or citing many pieces at once gains nothing, and evidence outside the dossier is
+refused as made up. Levels: 0 two reasons, named by their topic, and the same evidence in every town; 1
+three, paraphrased; 2 four of unlike weight, and hearsay among the evidence. Splits are disjoint by the
+claim with its reasons.
 
 Published rows (id, claim, argument) have no dossier. There the rules only see that an answer takes up the
 words of the reason with a counter-stance: whether it is *good* needs a model, and the LLM form judges
@@ -72,6 +73,29 @@ EVIDENCE: tuple[str, ...] = (
     *("probe", "quiz", "timeline", "database"),
 )
 """All that one might cite; what is not in the task's dossier is made up."""
+COMMON_EVIDENCE: dict[str, str] = {
+    "jobs": "census",
+    "traffic": "map",
+    "health": "scan",
+    "safety": "audit",
+    "trade": "ledger",
+    "visitors": "survey",
+    "prices": "index",
+    "sport": "trial",
+    "air": "sample",
+    "noise": "tape",
+    "pride": "poll",
+    "wages": "chart",
+    "rents": "panel",
+    "crime": "log",
+    "water": "probe",
+    "power": "graph",
+    "time": "diary",
+    "taxes": "memo",
+    "nature": "film",
+    "food": "quiz",
+}
+"""Level 0: what speaks to a topic is the same in every town, so it can be known as well as looked up."""
 WHY = re.compile(
     r"\b(why|reasons?|because|how come|explain|believe|think|else|concerns?|makes you|convinces?)\b", re.I
 )
@@ -81,6 +105,8 @@ COUNTER = re.compile(
     re.I,
 )
 NOT_ASKED = "You can ask me why."
+NOT_HEARD = "You have not heard my reason."
+"""To an answer before the reason at hand was told: it costs a try, so that it pays to ask."""
 VERDICTS: dict[str, str] = {
     "rebutted": "You are right.",
     "missed": "That is not my point.",
@@ -104,6 +130,8 @@ class State:
     """Reasons answered or lost; they never come back. The next one is the reason at hand."""
     num_misses: int = 0
     """Tries lost on the reason at hand."""
+    is_told: bool = False
+    """Whether the person has told the reason at hand: what nobody has heard, nobody can answer."""
     moved: float = 0.0
     """Steps that the stance has moved; it never moves back."""
 
@@ -117,7 +145,11 @@ def make_task(key: TaskKey) -> Task:
         held = topics[: len(weights)]
         if split_of(f"persuade:{thing}:{sorted(held)}") == key.split:
             break
-    words = rng.sample(EVIDENCE, num_topics * (2 if level == 2 else 1))
+    words = (
+        [COMMON_EVIDENCE[topic] for topic in topics]
+        if level == 0
+        else rng.sample(EVIDENCE, num_topics * (2 if level == 2 else 1))
+    )
     evidence = dict(zip(words, topics, strict=False))
     hearsay = dict(zip(words[num_topics:], topics, strict=False))
     pieces = [f"{topic} {word}" for word, topic in evidence.items()]
@@ -161,26 +193,20 @@ def view(state: State) -> Mapping[str, Any]:
 
 
 def asks_user(state: State, action: Action) -> bool:
-    return action.choice in ("action", "answer")
+    return action.choice == "action" or (action.choice == "answer" and state.is_told)
 
 
 def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+    if reply is None and action.choice == "answer":
+        return _settle(task, state, NOT_HEARD, is_right=False)
     if reply is None:
         return Outcome(state=state, feedback="There is nothing to search here.", score=_score(task, state))
     verdict = reply.facts.get("verdict")
-    if (
-        action.choice != "answer"
-        or verdict not in list(VERDICTS)
-        or reply.facts.get("reason") != state.num_settled
-    ):
-        return Outcome(state=state, feedback=reply.text, score=_score(task, state))
-    state = _after(task, state, is_right=verdict == "rebutted")
-    return Outcome(
-        state=state,
-        feedback=f"{reply.text} Stance: {STANCES[int(state.moved)]}.",
-        score=_score(task, state),
-        done=state.num_settled == len(task.scenario["reasons"]),
-    )
+    is_at_hand = reply.facts.get("reason") == state.num_settled
+    if action.choice != "answer" or verdict not in list(VERDICTS) or not is_at_hand:
+        is_told = state.is_told or (action.choice == "action" and is_at_hand)
+        return Outcome(state=replace(state, is_told=is_told), feedback=reply.text, score=_score(task, state))
+    return _settle(task, state, reply.text, is_right=verdict == "rebutted")
 
 
 def answer(call: UserCall, rng: random.Random) -> UserReply:
@@ -239,6 +265,17 @@ def _score(task: Task, state: State) -> float:
     """Steps moved of those needed, less what guesses from the dossier would move on average."""
     chance = 1 / len(task.scenario["evidence"]) if task.scenario["evidence"] else 0.0
     return max(0.0, (state.moved / NUM_STEPS - chance) / (1 - chance))
+
+
+def _settle(task: Task, state: State, text: str, *, is_right: bool) -> Outcome:
+    """A try on the reason at hand, used up; and where the stance is after it."""
+    state = _after(task, state, is_right=is_right)
+    return Outcome(
+        state=state,
+        feedback=f"{text} Stance: {STANCES[int(state.moved)]}.",
+        score=_score(task, state),
+        done=state.num_settled == len(task.scenario["reasons"]),
+    )
 
 
 def _after(task: Task, state: State, *, is_right: bool) -> State:
