@@ -5,6 +5,7 @@ import pyarrow as pa
 
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from simulators.gauges import NO_COUNTS, GaugeCounts
+from simulators.user import WEB
 
 
 def summarize(
@@ -15,7 +16,7 @@ def summarize(
     size = order.group_size
     first_rows = np.searchsorted(of, np.arange(size))
     failed = table["failed"].to_numpy()[first_rows]
-    simulator = next((name for name in table["simulator"].to_pylist() if name), "")
+    simulator = next((name for name in table["simulator"].to_pylist() if name not in ("", WEB)), "")
     scores = np.bincount(of, weights=table["env_reward"].to_numpy(), minlength=size)
     versions = table["policy_versions"].combine_chunks().flatten().to_numpy()
     # The one row of a trajectory without turns holds no completion.

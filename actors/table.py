@@ -89,7 +89,7 @@ def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
         pa.array([turn.feedback for turn in turns]),
         pa.array([turn.reward for turn in turns], pa.float64()),
         pa.array([trajectory.persona for trajectory in of]),
-        pa.array([reply.simulator for reply in replies]),
+        pa.array([_answerer(trajectory, turn) for _, _, trajectory, turn in rows]),
         pa.array([reply.model for reply in replies]),
         pa.array([reply.prompt_hash for reply in replies]),
         pa.array([reply.seed for reply in replies], pa.int64()),
@@ -101,6 +101,13 @@ def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
         pa.array([turn.env_s for turn in turns], pa.float64()),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _answerer(trajectory: Trajectory, turn: Turn) -> str:
+    """Who answered this turn; in a failed trajectory, where nobody did, who was asked in vain."""
+    if turn.user_reply is not None:
+        return turn.user_reply.simulator
+    return trajectory.simulator if trajectory.stop_reason.failed else ""
 
 
 def _ragged(parts: Iterable[Sequence[int] | Sequence[float]], dtype: type) -> pa.Array:

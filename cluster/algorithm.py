@@ -44,6 +44,8 @@ TAKE_TIMEOUT_S = 600.0
 whom."""
 CALL_TIMEOUT_S = 120.0
 SUPERVISE_EVERY_S = 10.0
+MOST_LOST_GROUPS = 256
+"""Far more in a row than are in flight when an endpoint goes away for a moment."""
 
 
 class GRPO(Algorithm):
@@ -217,7 +219,19 @@ class GRPO(Algorithm):
             except TimeoutError as error:
                 if time.monotonic() > deadline:
                     raise
+                self._expect_users()
                 say(f"step {self.policy_version + 1} waits for groups: {_first_line(error)}")
+
+    def _expect_users(self) -> None:
+        """Raises where every dialogue fails, as with a spent budget: no wait would mend that."""
+        num_lost: int = ray.get(
+            cast(ray.ObjectRef, self.services.buffer.num_lost_in_a_row.remote()), timeout=CALL_TIMEOUT_S
+        )
+        if num_lost >= MOST_LOST_GROUPS:
+            raise RuntimeError(
+                f"every dialogue of the last {num_lost} groups failed: stop_reason, error and simulator "
+                f"in {self.folder.path / 'trajectories'} say how: mend it and go on by `userrl train`"
+            )
 
     def _release(self, groups: list[FinishedGroup]) -> list[GroupSummary]:
         """Frees the groups' slots; the summaries of all that was settled since the step before."""

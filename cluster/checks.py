@@ -45,17 +45,18 @@ def check_gyms(config: RunConfig) -> None:
 
 
 def check_users(config: RunConfig) -> None:
-    """Keys of endpoints are in the environment, recordings on disk."""
+    """Keys of endpoints are in the environment, recordings on disk: of the users that play a part."""
     search = config.simulator.web_search
+    playing = [user for user in config.simulator.users if user.weight > 0]
     keys = [("web_search", search.api_key_env)] if search else []
-    keys += [(user.name, user.api_key_env) for user in config.simulator.users if user.type == "endpoint"]
+    keys += [(user.name, user.api_key_env) for user in playing if user.type == "endpoint"]
     for name, variable in keys:
-        if variable and variable not in os.environ:
+        if variable and not os.environ.get(variable, "").strip():
             raise BadInput(
                 f"simulator {name!r}: api_key_env={variable!r} is not set: export the key under this "
                 "name, or give an empty api_key_env where none is needed"
             )
-    for user in config.simulator.users:
+    for user in playing:
         if user.type == "replay" and not Path(user.path).exists():
             raise BadInput(f"simulator {user.name!r}: path={user.path}: no such recording: give its folder")
 

@@ -105,6 +105,8 @@ def _config(arguments: argparse.Namespace, overrides: dict[str, str]) -> RunConf
         recipe = RunFolder(recipe).config
     if getattr(arguments, "gyms", "all") != "all":
         overrides = overrides | _only_gyms(arguments.gyms, recipe, overrides)
+    if arguments.command is _evaluate:
+        overrides = {"gyms.constants": "evaluation"} | overrides
     return load(recipe, overrides)
 
 

@@ -74,7 +74,8 @@ class GymsConfig(BaseModel):
     preset: Literal["default", "published"] = "default"
     """Whose rules: ours, or those of the released UserRL gyms, for comparison."""
     constants: Literal["training", "evaluation"] = "training"
-    """Which of the released constants, where `preset` is published."""
+    """Which of the released constants, where `preset` is published. `userrl evaluate` takes those of
+    evaluation unless told otherwise."""
     data: dict[str, Path] = {}
     """Files of published tasks, by gym; gyms without one generate theirs."""
 

@@ -15,11 +15,11 @@ import ray
 from actors.chat_engine import ChatEngine
 from actors.rollout_actor import RolloutSetup
 from actors.trajectory import GroupOrder
-from cluster.algorithm_config import create_rollouts, merged
+from cluster.algorithm_config import create_rollouts
 from cluster.config import RunConfig
 from cluster.console import quiet_libraries, say
 from cluster.evaluate import evaluation_orders, num_aspects, play
-from cluster.evaluation_request import EvaluationRequest
+from cluster.evaluation_request import EvaluationRequest, with_users
 from cluster.evaluation_settings import settings_of
 from cluster.journal import Journal
 from cluster.launch import make_rollout_setup, start_engines, start_ray, start_simulators, stop_simulators
@@ -81,7 +81,7 @@ def _play_missing(
     if not any(missing.values()):
         return
     aspects = num_aspects(config, orders)
-    config = _only_these_users(config, [name for name in missing if missing[name]])
+    config = with_users(config, [name for name in missing if missing[name]])
     with _rollouts(config, request, policy_folder=policy_folder) as rollouts:
         for simulator, todo in missing.items():
             if todo:
@@ -101,17 +101,6 @@ def _keep(journal: Journal, simulator: str, aspects: Mapping[str, int], tables: 
         for table in tables
     ]
     journal.add(simulator, groups)
-
-
-def _only_these_users(config: RunConfig, names: Sequence[str]) -> RunConfig:
-    """The recipe without the users that play no part, so that none of their models is started. A user that is
-    kept out of training has a weight of 0, and plays here all the same."""
-    users = [
-        user.model_copy(update={"weight": 1.0}).model_dump()
-        for user in config.simulator.users
-        if user.name in names
-    ]
-    return RunConfig.model_validate(merged(config.model_dump(), {"simulator": {"users": users}}))
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from cluster.checks import check
 from cluster.config import RunConfig
 from cluster.endpoint_check import endpoint_of, is_base_url
 from cluster.policy_check import SCRIPTED_POLICIES, check_hub, check_policy
-from cluster.recipe import BadInput, nearest
+from cluster.recipe import BadInput
 from simulators.chat import ChatConfig
+from simulators.config import SimulatorConfig
 from simulators.make import open_gyms
 from simulators.task import Split
 
@@ -70,11 +71,11 @@ def make_request(
                 raise BadInput(f"{option}={value!r}: goes with a base URL as --policy: leave it out")
     if num_trials < 1:
         raise BadInput(f"--trials={num_trials}: each task is played at least once: give 1 or more")
-    names = _simulators(simulators, known=[user.name for user in config.simulator.users])
+    names = _simulators(simulators, config.simulator)
     if output is not None:
         check_output(output)
     check_data(config)
-    check(config)
+    check(with_users(config, names))
     check_hub(None if is_base_url(policy) else policy, key="--policy")
     endpoint = None
     if is_base_url(policy):
@@ -97,17 +98,22 @@ def make_request(
     )
 
 
-def _simulators(text: str, *, known: Sequence[str]) -> tuple[str, ...]:
+def _simulators(text: str, config: SimulatorConfig) -> tuple[str, ...]:
     if text == "all":
-        return tuple(known)
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in names:
-        if name not in known:
-            raise BadInput(
-                f"--simulators={name!r}: unknown simulator: did you mean {nearest(name, known)}? "
-                f"The recipe has {', '.join(known)}"
-            )
-    return names
+        return tuple(user.name for user in config.users)
+    try:
+        return tuple(dict.fromkeys(config.named(name.strip()).name for name in text.split(",")))
+    except ValueError as error:
+        raise BadInput(f"--simulators: {error}") from None
+
+
+def with_users(config: RunConfig, names: Sequence[str]) -> RunConfig:
+    """The recipe with these users only, so that no other one's model is started and no other one's key is
+    asked for. A user that is kept out of training has a weight of 0, and plays here all the same."""
+    users = tuple(
+        config.simulator.named(name).model_copy(update={"weight": 1.0}) for name in dict.fromkeys(names)
+    )
+    return config.model_copy(update={"simulator": config.simulator.model_copy(update={"users": users})})
 
 
 def check_data(config: RunConfig) -> None:

@@ -16,14 +16,15 @@ CODE = [Path(str(room.__file__)).parent for room in (simulators, actors)]
 
 def settings_of(config: RunConfig, request: EvaluationRequest, *, policy_folder: str) -> dict[str, object]:
     """No secret is among them: an endpoint's key is only named."""
-    users = {user.name: user.model_dump(mode="json") for user in config.simulator.users}
+    people = config.simulator
     return {
         "policy": request.name,
         "policy_files": _state(Path(policy_folder).iterdir()) if request.kind == "folder" else None,
         "endpoint": request.endpoint.model_dump(mode="json") if request.endpoint else None,
         "gyms": config.gyms.evaluated,
-        "simulators": {name: users[name] for name in request.simulators},
-        "personas": config.simulator.personas,
+        "simulators": {name: people.named(name).model_dump(mode="json") for name in request.simulators},
+        "personas": people.personas,
+        "web_search": people.web_search.model_dump(mode="json") if people.web_search else None,
         "split": request.split,
         "num_tasks": config.evaluation.tasks_per_gym,
         "num_trials": request.num_trials,

@@ -75,16 +75,17 @@ def evaluation_rows(
     held_out: Collection[str] = (),
     success_score: float = SUCCESS_SCORE,
 ) -> list[EvaluationRow]:
-    """For each simulator, in order of appearance: one row a gym, their average and, where some of the gyms
-    are held out, these gyms' own. Raises `ValueError` without outcomes."""
+    """For each simulator, in order of appearance: one row a gym, by name, their average and,
+    where some of the gyms are held out, these gyms' own. Raises `ValueError` without outcomes."""
     if not outcomes:
         raise ValueError("outcomes=[]: an evaluation needs at least one dialogue: give it tasks")
     rows: list[EvaluationRow] = []
     for simulator in dict.fromkeys(outcome.simulator for outcome in outcomes):
         mine = [outcome for outcome in outcomes if outcome.simulator == simulator]
+        gyms = sorted({outcome.gym for outcome in mine})  # dialogues end in any order
         gym_rows = [
             _gym_row([o for o in mine if o.gym == gym], stage=stage, seed=seed, success_score=success_score)
-            for gym in dict.fromkeys(outcome.gym for outcome in mine)
+            for gym in gyms
         ]
         rows += [*gym_rows, joined_row(gym_rows, gym=AVERAGE)]
         apart = [row for row in gym_rows if row.gym in held_out]
@@ -206,7 +207,7 @@ def print_rows(rows: Sequence[EvaluationRow], *, as_json: bool = False) -> None:
     if any(row.gym == MACRO for row in rows):  # one name for the same numbers is enough for the eye
         rows = [row for row in rows if row.gym != AVERAGE]
     stages = list(dict.fromkeys(row.stage for row in rows))
-    table = Table(title="score, turns and 95 % interval on held-out tasks", title_style="bold")
+    table = Table(title="score, turns and 95 % interval", title_style="bold")
     table.add_column("gym")
     table.add_column("user")
     table.add_column("dialogues", justify="right")

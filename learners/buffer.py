@@ -62,6 +62,8 @@ class Buffer:
         self.sizes = sizes
         self.num_puts_ignored = 0
         """Groups that came back a second time, or after their fate was known."""
+        self.num_lost_in_a_row = 0
+        """Groups since the last one in which any trajectory went to its end."""
         self._source = source
         self._counts = LedgerCounts()
         self._next_group_id = 0
@@ -92,6 +94,8 @@ class Buffer:
         # A group may come home after its holder was given up for dead: it is as good as the one to come.
         self._held.pop(group_id, None)
         self._waiting.pop(group_id, None)
+        is_lost = all(reason.failed for reason in summary.stop_reasons)
+        self.num_lost_in_a_row = self.num_lost_in_a_row + 1 if is_lost else 0
         group = FinishedGroup(order=order, summary=summary, payload=payload)
         reason = drop_reason(summary)
         if reason is None:

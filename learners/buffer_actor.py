@@ -96,6 +96,10 @@ class BufferActor(Feed):
             "buffer/archive_failures": float(self._archive.num_failures),
         }
 
+    async def num_lost_in_a_row(self) -> int:
+        """Groups since the last one in which any trajectory went to its end."""
+        return self._buffer.num_lost_in_a_row
+
     async def state(self) -> dict[str, Any]:
         """JSON for the checkpoint."""
         return self._buffer.state()

@@ -2,15 +2,25 @@
 
 import re
 from difflib import get_close_matches
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from simulators.chat_config import ChatConfig
 from simulators.gauges import GaugeLimits
 from simulators.user import RULES
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+Place = Annotated[str, AfterValidator(_absolute)]
+"""A path, absolute from the start: processes of a cluster work in folders of their own."""
 
 
 class NamedUserConfig(BaseModel):
@@ -22,7 +32,7 @@ class NamedUserConfig(BaseModel):
     """The simulator's name: in rows, reports, and where one is named for an evaluation."""
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Share of the dialogues it plays. 0: kept out of training, to be named for an evaluation."""
-    record: str | None = None
+    record: Place | None = None
     """Folder to which its replies are recorded, to be replayed later."""
 
     @field_validator("name")
@@ -97,7 +107,7 @@ class ReplayConfig(NamedUserConfig):
     """Replies of an earlier run, recorded with `record`: the same run again without the model."""
 
     type: Literal["replay"] = "replay"
-    path: str
+    path: Place
     """The folder, or one file of it."""
 
     @model_validator(mode="after")
@@ -128,6 +138,21 @@ class WebSearchConfig(BaseModel):
     """The field of the request's JSON that holds the query."""
     results_field: str = "organic"
     """Where the answer's list of objects with `title` and `snippet` is; dots lead inside."""
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Self:
+        """A check of the whole: errors about one field repeat its value, which may be a secret here."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("url must be the address of a search endpoint, such as https://host/search")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "url must hold neither a password nor a query: put the key into an environment variable and "
+                "name it in api_key_env"
+            )
+        if self.api_key_env and not self.api_key_env.isidentifier():
+            raise ValueError("api_key_env is the NAME of an environment variable, never the key itself")
+        return self
 
 
 class SimulatorConfig(BaseModel):
@@ -175,7 +200,8 @@ class SimulatorConfig(BaseModel):
             return known[name]
         nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"simulator={name!r} is not known: did you mean {nearest!r}? The simulators are {', '.join(known)}"
+            f"simulator={name!r} is not known: did you mean {nearest!r}? The simulators are "
+            f"{', '.join(known)}"
         )
 
     def llms(self) -> list[LlmServeConfig]:

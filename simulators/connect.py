@@ -1,12 +1,10 @@
 """From a recipe's list of users to the one `User` that environments talk to."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from math import ceil
 
 from simulators.chat import Chat, ChatConfig
 from simulators.config import (
-    RULES,
     EndpointConfig,
     LlmServeConfig,
     ReplayConfig,
@@ -84,18 +82,9 @@ def _chosen(
     if names is None:
         playing = [user for user in config.users if user.weight > 0]
         return playing, {user.name: user.weight for user in playing}
-    # The rule-based user needs no line in a recipe to be named.
-    known: dict[str, UserConfig] = {RULES: RulesUserConfig()} | {user.name: user for user in config.users}
-    for name in names:
-        if name not in known:
-            nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"simulator={name!r} is not known: did you mean {nearest!r}? The simulators are "
-                f"{', '.join(known)}"
-            )
     if not names:
         raise ValueError("no simulator is named: name at least one, such as rules")
-    return [known[name] for name in dict.fromkeys(names)], dict.fromkeys(names, 1.0)
+    return [config.named(name) for name in dict.fromkeys(names)], dict.fromkeys(names, 1.0)
 
 
 def _connect(

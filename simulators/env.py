@@ -41,7 +41,7 @@ class Step:
     terminated: bool
     """The episode reached its end: solved, out of attempts, or finished by the policy."""
     truncated: bool
-    """The turn budget ran out."""
+    """The turn budget ran out. Under `published` rules both may be true, as in the released gyms."""
     user_reply: UserReply | None
     """The user's reply behind the feedback; None where no user was asked."""
 
@@ -86,6 +86,17 @@ def end_without_score(task: Task, state: Any) -> Outcome:
     return Outcome(state=state, feedback="The conversation is over.", score=0.0, done=True)
 
 
+def unknown_choice(state: Any) -> Outcome:
+    """What text without a known tag brings: a lost turn."""
+    known = ", ".join(CHOICES)
+    return Outcome(state=state, feedback=f"Unknown choice. Use one of: {known}.", score=0.0)
+
+
+def one_end(action: Action | None, done: bool, is_last: bool) -> tuple[bool, bool]:
+    """An episode is either terminated or truncated: one that is done in its last turn is not cut off."""
+    return done, is_last and not done
+
+
 def nothing_to_see(state: Any) -> Mapping[str, Any]:
     """The view of a user who knows nothing of the dialogue but what was said."""
     return {}
@@ -127,9 +138,13 @@ class Gym:
     finish: Callable[[Task, Any], Outcome] = end_without_score
     """(task, state): what the policy's `finish` brings; always the end."""
     parse: Callable[[str], Action | None] = parse_action
-    """Text to action; None is refused without a cost."""
+    """Text to action; None is refused."""
+    refuse: Callable[[Any], Outcome] = unknown_choice
+    """(state): what text brings that `parse` refused; the turn is taken all the same."""
     pay: Callable[[float, float], float] = best_so_far
     """(best score so far, this turn's score) to the turn's reward."""
+    flag: Callable[[Action | None, bool, bool], tuple[bool, bool]] = one_end
+    """(action, done, last turn of the budget) to (terminated, truncated); either ends the episode."""
     max_turns: int = MAX_TURNS
     """The turn budget, in training and evaluation alike."""
 
@@ -203,20 +218,20 @@ class GymEnv:
         if action is not None and reply is not None:
             self._history = (*self._history, (action.content, reply.text))
         self._num_turns += 1
-        truncated = not outcome.done and self._num_turns >= self._max_turns
-        self._over = outcome.done or truncated
+        is_last = self._num_turns >= self._max_turns
+        terminated, truncated = self._gym.flag(action, outcome.done, is_last)
+        self._over = terminated or truncated
         return Step(
             feedback=outcome.feedback,
             reward=reward,
-            terminated=outcome.done,
+            terminated=terminated,
             truncated=truncated,
             user_reply=reply,
         )
 
     def _outcome(self, action: Action | None, reply: UserReply | None) -> Outcome:
         if action is None:
-            known = ", ".join(CHOICES)
-            return Outcome(state=self._state, feedback=f"Unknown choice. Use one of: {known}.", score=0.0)
+            return self._gym.refuse(self._state)
         if action.choice == "finish":
             return self._gym.finish(self._task, self._state)
         return self._gym.apply(self._task, self._state, action, reply)

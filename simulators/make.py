@@ -17,6 +17,7 @@ asyncio.run(talk())
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -46,6 +47,7 @@ def make_env(
     split: Split = "test",
     difficulty: int = 0,
     data: Path | str | None = None,
+    published_id: str | None = None,
     user: User | None = None,
     persona: Persona | PersonaMix = "plain",
     max_turns: int | None = None,
@@ -53,8 +55,10 @@ def make_env(
     """One environment: `await reset()`, `await step("[choice] content")`, `await close()`.
 
     The task is `task`, or else the one that split, difficulty, seed and index name: drawn by the gym's
-    generator, or with `data` the row `index` of that file. The user is the rule-based one unless another is
-    given; `max_turns` None is the gym's own budget. Raises ValueError of one line for what it does not know.
+    generator, or with `data` the row `index` of that file; under the released rules also the row that has
+    `published_id` as its id or title, such as "func-12" or "Albert Einstein". The user is the rule-based one
+    unless another is given; `max_turns` None is the gym's own budget. Raises ValueError of one line for what
+    it does not know.
     """
     if isinstance(persona, str):
         _check_choice("persona", persona, get_args(PersonaMix))
@@ -66,6 +70,10 @@ def make_env(
             raise ValueError(
                 f"preset='published': {rules.name} plays the published tasks and has no file of them: "
                 "give data=PATH, or task=..."
+            )
+        if published_id is not None:
+            index = row_of(
+                published_id, gym=rules, data=Path(data) if preset == "published" and data else None
             )
         key = TaskKey(gym=rules.name, split=split, index=index, seed=seed, difficulty=difficulty)
         task = rules.make_task(key)
@@ -98,6 +106,27 @@ def open_gyms(preset: Preset, constants: Constants, data: Mapping[str, Path]) ->
         gym = find_gym(name, gyms)
         opened[gym.name] = replace(gym, make_task=partial(_row, load_tasks(gym, path)))
     return opened
+
+
+def row_of(published_id: str, *, gym: Gym, data: Path | None) -> int:
+    """The row of a published task in its file. Raises ValueError with the nearest id that the file has."""
+    if data is None:
+        raise ValueError(
+            f"published_id={published_id!r}: is looked up under the released rules, in their own data: give "
+            "preset='published' and data=PATH, or index=N"
+        )
+    rows = [_names_of(task) for task in load_tasks(gym, data)]
+    found = next((row for row, names in enumerate(rows) if published_id in names), None)
+    if found is None:
+        known = [name for names in rows for name in names]
+        nearest = get_close_matches(published_id, known, n=1, cutoff=0.0)
+        meant = f"did you mean {nearest[0]!r}?" if nearest else "its rows have no ids: give index=N"
+        raise ValueError(f"published_id={published_id!r}: not in {data}: {meant}")
+    return found
+
+
+def _names_of(task: Task) -> list[str]:
+    return [str(task.scenario[name]) for name in ("id", "title") if name in task.scenario]
 
 
 def find_gym(name: str, gyms: Mapping[str, Gym]) -> Gym:

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from simulators.env import Gym
 from simulators.manner import speak
-from simulators.user import SimulatorError, UserCall, UserReply
+from simulators.user import RULES, Failure, SimulatorError, UserCall, UserReply
 
 
 class RuleUser:
@@ -32,7 +32,8 @@ class RuleUser:
         try:
             return speak(self._gyms[call.gym].answer(call, rng), call, rng)
         except Exception as error:
-            raise SimulatorError(f"{call.gym}: {type(error).__name__}: {error}") from error
+            text = f"{call.gym}: {type(error).__name__}: {error}"
+            raise SimulatorError(text, Failure.ERROR, RULES) from error
 
 
 def unknown_gym(name: str, *, known: list[str]) -> str:

@@ -15,7 +15,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from simulators.config import SimulatorConfig
-from simulators.user import Failure, SimulatorError, UserCall, UserReply
+from simulators.user import RULES, Failure, SimulatorError, UserCall, UserReply
 
 Answer = asyncio.Future[UserReply | SimulatorError]
 
@@ -55,6 +55,7 @@ class ServeUser:
         raise SimulatorError(
             f"{call.gym}: no reply in {tries} tries: {type(problem).__name__}: {first_line}",
             Failure.TIMEOUT if isinstance(problem, TimeoutError) else Failure.ERROR,
+            RULES,
         )
 
     def _enqueue(self, call: UserCall) -> Answer:

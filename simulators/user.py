@@ -12,6 +12,11 @@ from typing import Any, Protocol
 from simulators.message import Choice
 from simulators.persona import PLAIN, Persona
 
+RULES = "rules"
+"""The name of the rule-based user, in recipes and in rows."""
+WEB = "web"
+"""Who answers searches of the web, in rows. It plays nobody."""
+
 
 class Failure(StrEnum):
     """How a simulated user failed. Each is a stop reason of its own, and none is ever a score."""
@@ -74,7 +79,7 @@ class UserReply:
     Empty where the reply tells nothing: such a reply is never put off by a persona."""
     decoy: str = ""
     """Another thing that this person might have said; a persona that changes its mind says it first."""
-    simulator: str = "rules"
+    simulator: str = RULES
     """Who answered: the name of a simulator in the recipe."""
     model: str = ""
     """The model behind it; empty for rules and people."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from simulators.user import Failure, SimulatorError, User, UserCall, UserReply
+from simulators.user import WEB, Failure, SimulatorError, User, UserCall, UserReply
 
 NUM_RESULTS = 5
 """Results shown, as published."""
@@ -99,11 +99,11 @@ class WebSearchUser:
                 return UserReply(
                     text="\n".join(lines) or NOTHING_FOUND,
                     facts={"num_results": len(lines)},
-                    simulator="web",
+                    simulator=WEB,
                     latency_s=time.monotonic() - began,
                     num_retries=num_retries,
                 )
-        raise SimulatorError(f"search: {self._url.host}: {problem}, tries: {num_retries + 1}", failure)
+        raise SimulatorError(f"search: {self._url.host}: {problem}, tries: {num_retries + 1}", failure, WEB)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -114,7 +114,8 @@ class WebSearchUser:
             return {}
         key = os.environ.get(self._api_key_env, "").strip()
         if not key or not key.isascii() or not key.isprintable():
-            raise SimulatorError(f"search: {self._api_key_env} holds no key: put the endpoint's key into it")
+            text = f"search: {self._api_key_env} holds no key: put the endpoint's key into it"
+            raise SimulatorError(text, Failure.ERROR, WEB)
         return {self._api_key_header: key}
 
     async def _search(self, query: str) -> list[str]:

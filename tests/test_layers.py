@@ -26,6 +26,7 @@ STANDS_ONLY_IN: dict[str, list[str]] = {
     "ray.rllib": ["actors/rollout_actor.py", "learners/learner.py", "cluster/algorithm*.py"],
     "ray.serve": ["simulators/serve*.py", "cluster/*.py"],
     "vllm": ["actors/vllm_*.py", "actors/weight_receiver.py"],
+    "openai": ["simulators/chat.py"],
     "wandb": ["cluster/tracking.py", "cluster/wandb_run.py"],
 }
 """Package to the files that may import it, at any depth of the code."""

@@ -321,12 +321,14 @@ def _verdict(call: UserCall, verdict: str) -> UserReply:
 
 
 def _takes_up(call: UserCall) -> bool:
-    """Whether free words counter the reason at hand, and this reason more than any other."""
+    """Whether free words counter the reason at hand, and this reason more than all others together."""
     held = [set(_content(reason["text"])) for reason in call.scenario["reasons"]]
     said = set(_content(call.question))
     shared = [len(said & words) for words in held]
     at = call.view["reason"]
+    others = set[str]().union(*held) - held[at]
     is_about_it = shared[at] >= MIN_TAKEN_UP and shared.count(max(shared)) == 1 and shared[at] == max(shared)
+    is_about_it = is_about_it and len(said & others) < shared[at]
     return is_about_it and len(said - held[at]) >= MIN_OWN and COUNTER.search(call.question) is not None
 
 

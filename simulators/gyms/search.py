@@ -243,7 +243,8 @@ def _say(verdict: str | None) -> UserReply:
 def _refuse_search(call: UserCall) -> None:
     if call.choice == "search":
         raise SimulatorError(
-            "search: a published question needs a search endpoint: wrap the user in WebSearchUser"
+            "search: a published question needs a search endpoint: give simulator.web_search in the recipe, "
+            "or wrap the user in WebSearchUser"
         )
 
 

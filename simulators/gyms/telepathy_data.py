@@ -68,7 +68,7 @@ def _instructions(call: UserCall) -> str:
         "Someone guesses what you think of by yes-or-no questions. You think of: "
         f"{call.scenario['target_entity']} (category: {_spaced(call.scenario['category'])}). Decide the true "
         "answer to the last message: `yes`, `no`, or `maybe` where it depends or nobody knows. Take `refuse` "
-        "where it is no yes-or-no question about one property, or asks for the name, its letters or its sound."
+        "where it is no yes-or-no question about one property, or asks for the name or its letters."
     )
 
 

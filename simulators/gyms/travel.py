@@ -4,7 +4,9 @@ Each part of a trip (flight, hotel, ...) has options with three slots and a pric
 some slots. For every wish there is a cheaper option that breaks only this wish, and others that are dearer,
 so no price tells the best option to whoever has not asked for all wishes. Levels: 0 one part with two wishes;
 1 two parts with two; 2 three parts with three. Splits are disjoint by trip part (the part with its wishes).
-One recommendation a part; an option that was never shown cannot be recommended.
+One recommendation a part; an option that was never shown cannot be recommended. It is worth as much as the
+share of the part's wishes that the traveller has told: the catalogue itself shows to whoever searches enough
+which values stand together most often.
 """
 
 import random
@@ -86,6 +88,8 @@ CITIES = ("Paris", "Oslo", "Rome", "Lima", "Cairo", "Delhi", "Quito", "Seoul", "
 class State:
     shown: frozenset[str] = frozenset()
     """Ids of all options that a search has shown."""
+    told: frozenset[str] = frozenset()
+    """Slots whose wish the traveller has told; no slot belongs to two parts."""
     booked: frozenset[str] = frozenset()
     """Parts with a recommendation."""
     score: float = 0.0
@@ -120,6 +124,9 @@ def asks_user(state: State, action: Action) -> bool:
 
 def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
     if reply is not None:
+        part, slot, wish = (reply.facts.get(name) for name in ("part", "slot", "wish"))
+        if isinstance(wish, str) and (part, slot, wish) in _wishes_of(task):
+            state = replace(state, told=state.told | {slot})
         return Outcome(state=state, feedback=reply.text, score=state.score)
     return (
         _search(task, state, action.content)
@@ -224,15 +231,21 @@ def _book(task: Task, state: State, content: str) -> Outcome:
     )
     if part in state.booked:
         return Outcome(state=state, feedback=f"The {part} is booked already.", score=state.score)
-    wished = task.scenario["wishes"][part].values()
-    fitting = [option["id"] for option in catalogue[part] if _fits(option["values"], wished)]
+    wishes = task.scenario["wishes"][part]
+    fitting = [option["id"] for option in catalogue[part] if _fits(option["values"], wishes.values())]
     worth = 1.0 if ids[0] == fitting[0] else SECOND_BEST if ids[0] in fitting else 0.0
-    state = replace(state, booked=state.booked | {part}, score=state.score + worth / len(catalogue))
+    heard = len(state.told & wishes.keys()) / len(wishes)
+    state = replace(state, booked=state.booked | {part}, score=state.score + worth * heard / len(catalogue))
     verdict = {1.0: "the best choice", SECOND_BEST: "fine, but not the cheapest"}.get(
         worth, "not what I want"
     )
     done = len(state.booked) == len(catalogue)
     return Outcome(state=state, feedback=f"That is {verdict}.", score=state.score, done=done)
+
+
+def _wishes_of(task: Task) -> list[tuple[str, str, str]]:
+    """(part, slot, value) of every wish."""
+    return [(part, *wish) for part, wishes in task.scenario["wishes"].items() for wish in wishes.items()]
 
 
 def _tell(call: UserCall, part: str, slot: str) -> UserReply:

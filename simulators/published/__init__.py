@@ -18,6 +18,7 @@ from typing import Any
 from simulators.env import Expert, Gym, Outcome
 from simulators.published import function, intention, persuade, search, tau, telepathy, travel, turtle
 from simulators.published.constants import CONSTANTS, Setting
+from simulators.published.released import both_flags, intention_flags, travel_flags
 
 MAKERS = {
     "function": function.make_gym,
@@ -29,6 +30,13 @@ MAKERS = {
     "travel": travel.make_gym,
     "turtle": turtle.make_gym,
 }
+FLAGS = {
+    **dict.fromkeys(("function", "search", "tau", "telepathy", "turtle"), both_flags),
+    "intention": intention_flags,
+    "travel": travel_flags,
+}
+"""How gyms flag the last turn of the evaluation. In training the rollout stops a turn before the gym's own
+limit, so that no gym ever flags it."""
 REWARD_LINE = "\nReward: "
 
 
@@ -36,8 +44,8 @@ def published_gyms(constants: Setting) -> dict[str, Gym]:
     """Every gym under the released rules, with the constants of the released training or evaluation.
 
     In training the agent reads each turn's reward under its feedback, and 15 turns are executed; in
-    evaluation 16, without it. Text that a gym's `parse` refuses outright gets no such line. Raises ValueError
-    for an unknown setting.
+    evaluation 16, without it, and the last of them is flagged as the released gyms do. Raises ValueError for
+    an unknown setting.
     """
     if constants not in CONSTANTS:
         raise ValueError(f"constants={constants!r}: the released settings are {', '.join(CONSTANTS)}")
@@ -45,7 +53,7 @@ def published_gyms(constants: Setting) -> dict[str, Gym]:
     gyms = {name: make_gym(setting) for name, make_gym in MAKERS.items()}
     gyms = {name: replace(gym, max_turns=setting.max_turns) for name, gym in gyms.items()}
     if not setting.shows_reward:
-        return gyms
+        return {name: replace(gym, flag=FLAGS.get(name, gym.flag)) for name, gym in gyms.items()}
     return {name: _showing_reward(gym) for name, gym in gyms.items()}
 
 
@@ -55,6 +63,7 @@ def _showing_reward(gym: Gym) -> Gym:
         gym,
         apply=partial(_shown, gym.apply),
         finish=partial(_shown, gym.finish),
+        refuse=partial(_shown, gym.refuse),
         expert=partial(_blind, gym.expert),
     )
 

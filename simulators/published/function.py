@@ -5,8 +5,8 @@ No user is asked, so there are no verdict facts: the rules compute everything.
 Kept as released: any four signed decimals are a query ("1e5" is read as 1 and 5, "1-2" as 1 and -2), only
 inputs equal to the test case are refused, so inputs a hair away give the answer; results are rounded to 4
 decimals; an answer counts within 1e-6; wrong answers are free and without limit; `finish` tells the answer.
-Chosen where the facts are silent: an answer may be given before the test case was seen, and "test" is
-compared without case. Text without a tag is refused and costs nothing but the turn.
+An answer may be given before the test case was seen; "test" is compared without case. Text without a tag is
+refused and costs nothing but the turn; blanks before a tag are not.
 """
 
 import random
@@ -19,7 +19,7 @@ from simulators.expression import VARIABLES, parse_rule
 from simulators.gyms.function_data import read_functions
 from simulators.message import Action
 from simulators.published.constants import Constants
-from simulators.published.released import data_only, each_turn, make_task, nobody
+from simulators.published.released import data_only, each_turn, make_task, nobody, parse_stripped
 from simulators.task import Task
 from simulators.user import UserReply
 
@@ -135,5 +135,6 @@ _GYM = Gym(
     random_action=random_action,
     load=load,
     finish=finish,
+    parse=parse_stripped,
     pay=each_turn,
 )

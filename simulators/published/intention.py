@@ -1,16 +1,19 @@
 """Published IntentionGym: uncover the missing details of a vague task by asking about them.
 
 Every question asks the user. It sees `UserCall.view` {"remaining": [{"description", "importance",
-"inquiry", "options"}, ...]}, the details not yet covered, in order. Verdict facts: {"covered": [positions
-in `remaining`]}; the reply's text is what the user says.
+"inquiry", "options"}, ...]}, the details not yet covered, in order. Verdict facts: {"covered": [positions in
+`remaining`]}, or as the released judge writes it, {"covered_detail_indices": [...], "is_task_related": bool};
+the reply's text is what the user says.
 
 Kept as released: a turn pays 1.0, 0.7 or 0.4 for the weightiest detail covered (importance 3, 2, 1), minus
 0.2 for each further one, positions named twice counted twice, cut to [0, 1]; all covered details are gone
 even where that left nothing; the answer's own content never counts; the sum over a task may exceed 1.
-Positions that do not exist are ignored. Text of any other tag, or of none, is a question.
+Positions that do not exist are ignored. Text of any other tag, or of none, is a question; `[finish]` is
+taken in any case.
 """
 
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +22,9 @@ from typing import Any
 
 from simulators.env import Expert, Gym, Outcome
 from simulators.llm_role import LlmRole, flat_schema
-from simulators.message import Action, parse_action
+from simulators.message import Action
 from simulators.published.constants import Constants
-from simulators.published.released import data_only, each_turn, lacking, make_task
+from simulators.published.released import data_only, each_turn, lacking, make_task, parse_any_finish
 from simulators.records import is_parquet, read_records, wrong_record
 from simulators.task import Task
 from simulators.user import UserCall, UserReply
@@ -74,16 +77,14 @@ def view(state: State) -> Mapping[str, Any]:
 
 
 def parse(text: str) -> Action:
-    action = parse_action(text)
-    if action is not None and action.choice in ("action", "finish"):
+    action = parse_any_finish(text)
+    if action is not None and action.choice in ("action", "answer", "finish"):
         return action
     return Action(choice="action", content=text.strip())
 
 
 def apply(task: Task, state: State, action: Action, reply: UserReply | None, *, penalty: float) -> Outcome:
-    named: Any = reply.facts.get("covered") if reply else None
-    places = range(len(state.remaining))
-    covered = [place for place in named if type(place) is int and place in places] if _is_list(named) else []
+    covered = [place for place in _named(reply) if place < len(state.remaining)]
     left = tuple(detail for place, detail in enumerate(state.remaining) if place not in covered)
     return Outcome(
         state=State(remaining=left),
@@ -181,6 +182,16 @@ def make_gym(constants: Constants) -> Gym:
         parse=parse,
         pay=each_turn,
     )
+
+
+def _named(reply: UserReply | None) -> list[int]:
+    """The positions that a verdict names, of no task-related question none; texts of digits are read."""
+    facts = reply.facts if reply else {}
+    named: Any = facts.get("covered", facts.get("covered_detail_indices"))
+    if not _is_list(named) or not facts.get("is_task_related", True):
+        return []
+    digits = (str(place) for place in named if isinstance(place, int | str))
+    return [int(place) for place in digits if re.fullmatch("[0-9]{1,9}", place)]
 
 
 def _worth(importances: list[int], *, penalty: float) -> float:

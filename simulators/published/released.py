@@ -50,6 +50,19 @@ def lacking(path: Path, *, gym: str, fields: str, cure: str) -> ValueError:
     return ValueError(f"data={path}: Parquet rows of {gym} carry no {fields}: {cure}")
 
 
+def parse_stripped(text: str) -> Action | None:
+    """Reads a tag behind leading blanks, as the released gyms do that strip a text first."""
+    return parse_action(text.strip())
+
+
+def parse_any_finish(text: str) -> Action | None:
+    """The same, for the two gyms that take `[finish]` in any case."""
+    text = text.strip()
+    if text[:TAG_LENGTH].lower() == "[finish]":
+        return Action(choice="finish", content="")
+    return parse_action(text)
+
+
 def parse_leniently(text: str) -> Action:
     """Reads `[answer]` and `[finish]`; everything else is `[action]`, untagged text whole."""
     action = parse_action(text)
@@ -67,6 +80,25 @@ def parse_cutting(text: str) -> Action:
     if action is not None and action.choice in ("answer", "finish"):
         return action
     return Action(choice="action", content=text[TAG_LENGTH:].strip())
+
+
+def both_flags(action: Action | None, done: bool, is_last: bool) -> tuple[bool, bool]:
+    """(terminated, truncated) of most released gyms: the last turn is truncated even where it is done."""
+    return done, is_last
+
+
+def travel_flags(action: Action | None, done: bool, is_last: bool) -> tuple[bool, bool]:
+    """The same, but `finish` is never truncated."""
+    return done, is_last and not _finishes(action)
+
+
+def intention_flags(action: Action | None, done: bool, is_last: bool) -> tuple[bool, bool]:
+    """The last turn is terminated too; it is truncated as well where details remain."""
+    return done or is_last, is_last and not done
+
+
+def _finishes(action: Action | None) -> bool:
+    return action is not None and action.choice == "finish"
 
 
 def norm(text: str) -> str:

@@ -6,11 +6,11 @@ result list; no facts. An answer that is not literally right asks the user, who 
 "No"}; the judge's text is discarded, as released.
 
 Kept as released: an exact match of letters and digits needs no judge; wrong answers are free and without
-limit; from the sixth search on it is refused; `finish` tells the answer. The released judge prompt is
-filled by chained replacement, so an answer that is the placeholder of the gold answer becomes the gold
-answer: `judge_prompt` does the same (the placeholders' own names are ours), and the rule-based judge reads
-it. The released search engine is on the web; the rule-based one has no corpus and finds nothing. `[action]`
-is refused.
+limit; from the sixth search on it is refused; an empty query counts, an empty answer is not judged; `finish`
+tells the answer; `[action]` is refused. The released judge prompt is filled by chained replacement, so an
+answer that is the placeholder of the gold answer becomes the gold answer: `judge_prompt` does the same (the
+placeholders' own names are ours), and the rule-based judge reads it. The released search engine is on the
+web; the rule-based one has no corpus and finds nothing.
 """
 
 import random
@@ -24,7 +24,7 @@ from simulators.env import Expert, Gym, Outcome
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.published.constants import Constants
-from simulators.published.released import data_only, each_turn, make_task, norm
+from simulators.published.released import data_only, each_turn, make_task, norm, parse_stripped
 from simulators.records import ENV_NAME, is_parquet, read_records
 from simulators.task import Task
 from simulators.user import UserCall, UserReply
@@ -76,6 +76,8 @@ def start(task: Task, *, max_searches: int) -> State:
 
 
 def asks_user(state: State, action: Action) -> bool:
+    if not action.content:
+        return False
     if action.choice == "search":
         return state.num_searches < state.max_searches
     return action.choice == "answer" and norm(action.content) != norm(state.gold)
@@ -83,12 +85,11 @@ def asks_user(state: State, action: Action) -> bool:
 
 def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
     if action.choice == "search":
-        if reply is None:
-            return Outcome(state=state, feedback="No searches are left. Answer.", score=0.0)
-        searched = replace(state, num_searches=state.num_searches + 1)
-        return Outcome(state=searched, feedback=reply.text, score=0.0)
+        return _search(state, reply)
     if action.choice != "answer":
         return Outcome(state=state, feedback="Search or answer: nothing else works here.", score=0.0)
+    if not action.content:
+        return Outcome(state=state, feedback="The answer is empty.", score=0.0)
     if reply is None or reply.facts.get("judgment") == "Yes":
         return Outcome(state=state, feedback="Your answer is correct.", score=1.0, done=True)
     if not reply.facts and reply.text:
@@ -170,5 +171,15 @@ def make_gym(constants: Constants) -> Gym:
         role=LlmRole(instructions=instructions, schema=schema, read=read),
         load=load,
         finish=finish,
+        parse=parse_stripped,
         pay=each_turn,
     )
+
+
+def _search(state: State, reply: UserReply | None) -> Outcome:
+    """The results, if the engine was asked; an empty query is counted like any other."""
+    if state.num_searches >= state.max_searches:
+        return Outcome(state=state, feedback="No searches are left. Answer.", score=0.0)
+    searched = replace(state, num_searches=state.num_searches + 1)
+    feedback = "The query is empty." if reply is None else reply.text
+    return Outcome(state=searched, feedback=feedback, score=0.0)

@@ -8,14 +8,14 @@ said (lower case, commas left out, also inside other words).
 Kept as released: a transfer ends and is graded whoever asked for it, so that tasks without a change pay for
 it at once and finished changes need no goodbye; the policy is never shown; tools are listed once and without
 types, enums or required marks; arguments are not checked before a tool runs; `finish` pays nothing; the
-opening is the cached line, and whoever plays the customer has not said it. Chosen where the facts are silent:
-any search that names neither tools nor help is told to; text without a tag is refused and costs nothing but
-the turn; calls longer than `MAX_CALL_CHARS` or with more than `MAX_BRACKETS` brackets are refused unread.
+opening is the cached line, and whoever plays the customer has not said it; a search is exactly tools or help;
+a call of `respond` speaks to the customer; an unknown tool is told so; text without a tag is refused and
+costs nothing but the turn. Chosen here: calls longer than `MAX_CALL_CHARS` or with more than `MAX_BRACKETS`
+brackets are refused unread.
 """
 
 import json
 import random
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 from simulators.env import Expert, Gym, Outcome
 from simulators.message import Action
 from simulators.published.constants import CONSTANTS, Constants
-from simulators.published.released import data_only, each_turn
+from simulators.published.released import data_only, each_turn, parse_stripped
 from simulators.task import Task
 from simulators.tau import customer
 from simulators.tau import load as tau_files
@@ -50,7 +50,8 @@ STOP_WORD = "###STOP###"
 LOOK_BACK = "The tools were listed before: look back."
 SEARCH_FOR = "Search for tools, or for help."
 NOT_A_CALL = 'Error: a tool call is {"name": ..., "arguments": {...}} or name: {...}'
-CALL = re.compile(r"\s*(\{|\w+\s*:\s*\{)")
+RESPOND = "respond"
+"""The name under which tau-bench itself speaks to the customer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +72,16 @@ def load(path: Path) -> list[Task]:
 
 def start(task: Task) -> State:
     return State(database=open_database(task.scenario))
+
+
+def parse(text: str) -> Action | None:
+    """A call of tau-bench's own `respond` is speech, as it is in the released wrapper."""
+    action = parse_stripped(text)
+    call = _read_call(action.content) if action and action.choice == "answer" else None
+    if call is None or call.name != RESPOND:
+        return action
+    said = call.arguments.get("content")
+    return Action(choice="action", content=said) if isinstance(said, str) else action
 
 
 def asks_user(state: State, action: Action) -> bool:
@@ -116,8 +127,8 @@ def make_gym(constants: Constants) -> Gym:
 
 
 def _search(task: Task, state: State, query: str) -> Outcome:
-    if "tool" not in query and "function" not in query:
-        return Outcome(state=state, feedback=HELP if "help" in query else SEARCH_FOR, score=0.0)
+    if query != "tools":
+        return Outcome(state=state, feedback=HELP if query == "help" else SEARCH_FOR, score=0.0)
     if state.has_listed:
         return Outcome(state=state, feedback=LOOK_BACK, score=0.0)
     listed = "\n".join(
@@ -142,17 +153,19 @@ def _use_tool(task: Task, state: State, content: str) -> Outcome:
 def _read_call(content: str) -> Call | None:
     """A call in one of the two released forms, its numbers as written: 5 and 5.0 are graded as different."""
     text = content.strip()
-    if not CALL.match(text) or len(text) > MAX_CALL_CHARS or text.count("[") + text.count("{") > MAX_BRACKETS:
+    if len(text) > MAX_CALL_CHARS or text.count("[") + text.count("{") > MAX_BRACKETS:
         return None
-    name, _, rest = ("", "", text) if text.startswith("{") else text.partition(":")
+    is_object = text.startswith("{") and text.endswith("}")
+    name, _, rest = ("", "", text) if is_object else text.partition(":")
     try:
         value = json.loads(rest)
     except (ValueError, RecursionError):
         return None
-    name, arguments = (name.strip(), value) if name else (value.get("name"), value.get("arguments", {}))
-    if not isinstance(name, str) or not isinstance(arguments, dict):
+    if is_object:
+        name, value = value.get("name", ""), value.get("arguments", {})
+    if not isinstance(name, str) or not isinstance(value, dict):
         return None
-    return Call(name=name, arguments=arguments)
+    return Call(name=name.strip() if not is_object else name, arguments=value)
 
 
 def _grade(task: Task, state: State) -> float:
@@ -176,6 +189,7 @@ _GYM = Gym(
     role=ROLE,
     load=load,
     view=view,
+    parse=parse,
     pay=each_turn,
 )
 GYM = replace(make_gym(CONSTANTS["evaluation"]), max_turns=CONSTANTS["evaluation"].max_turns)

@@ -2,14 +2,13 @@
 
 Every turn asks the user, who remembers nothing. It sees the entity (`target_entity`, `title`) in the
 scenario, `choice` action for a question or answer for a guess. Verdict facts: {"response": "Yes", "No" or
-"Maybe"} for a question, whose reply's text is shown as it is; {"judgment": "Yes" or "No"} for a guess.
+"Maybe"} for a question, shown as it is; {"judgment": "Yes" or "No"} for a guess, whose reply's text is shown.
 
 Kept as released: the response is never checked, so whatever the user can be made to say reaches the agent
 (the LLM form leaves it free as well); a guess is as right as the judge finds it, lists of guesses included;
 wrong guesses are free; untagged text, and any tag but the three, loses its first eight letters and is a
 question.
-Chosen where the facts are silent: the judge's text is shown after a guess, a fixed one where it says
-nothing.
+Chosen where the facts are silent: a fixed text after a guess where the judge says nothing.
 """
 
 import random
@@ -75,7 +74,7 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     said = reply.text if reply else ""
     facts = reply.facts if reply else {}
     if action.choice != "answer":
-        feedback = said or str(facts.get("response", CANNOT_RESPOND))
+        feedback = str(facts.get("response", said or CANNOT_RESPOND))
         return Outcome(state=state, feedback=feedback, score=0.0)
     if facts.get("judgment") == "Yes":
         return Outcome(state=state, feedback=said or "Yes, that is it.", score=1.0, done=True)

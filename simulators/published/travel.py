@@ -4,21 +4,22 @@ of the released code, which its training and its evaluation use.
 An `[action]` asks the user. It sees `UserCall.view` {"remaining": [{"id", "aspect", "subcategory",
 "preference", "hint"}, ...]}. Verdict facts: {"type": 1 small talk, 2 a concrete question about a remaining
 preference, 3 a concrete question about anything else, 4 a vague one; with 2 also "preference_id": an id of
-the view}; ids are `<aspect>-<n>`, n from 1 in the order of the data. A `[search]` that is not made to fail
-asks the user as well. Verdict facts: {"aligned": "True" or "False", "aspect": name}. The reply's text is
+the view}; a type may be text, ids are P1, P2 … in the order of the data, over all aspects. A `[search]` that
+is not made to fail asks the user as well. Verdict facts, under the released judge's names (or `aligned` and
+`aspect`): {"alignment_judgement": "True", "False" or "N/A", "alignment_aspect": name}. The reply's text is
 what the user says; types 3, 4 and searches have fixed texts. An `[answer]` asks nobody.
 
-Kept as released: every fifth search fails; only the text "True" counts (a boolean is a backend issue); the
-first aligned search of an aspect pays and shows all of its options, later ones are sent back to it; a hit
-preference pays and is gone; several ids in one answer are summed, one an aspect's letter in the whole
-dialogue; an answer deletes its aspect's remaining preferences; the dialogue ends when all best ids are
-named, not when all aspects are answered; the user who was meant to volunteer a preference after three turns
-without one says, one turn later, an apology and no preference. Options need not have been shown to be
-chosen.
-Chosen where the facts are silent: a verdict that names no remaining preference is small talk; a hit pays in
-the apology's turn too; only `[action]` turns count towards volunteering, and only while preferences remain;
-ids are found anywhere in an answer; the order of options comes from the task, not from global random state;
-untagged text is refused.
+Kept as released: every fifth search fails, with the words of a backend issue; only the text "True" counts (a
+boolean is a backend issue); the first aligned search of an aspect pays and shows all of its options, later
+ones are sent back to it; a hit preference pays and is gone, in the apology's turn too; a verdict that names
+no remaining preference is small talk; an answer is ids separated by commas and nothing else, worked off from
+the left and summed, one an aspect's letter in the whole dialogue: at the first that is no id, or of a letter
+named before, the turn pays nothing, but the ids to its left are spent all the same; an answer deletes its
+aspect's remaining preferences; the dialogue ends when all best ids are named, not when all aspects are
+answered; the user who was meant to volunteer a preference after three `[action]` turns without one says, one
+turn later and while preferences remain, an apology and no preference. Options need not have been shown to be
+chosen; `[finish]` is taken in any case; untagged text is refused.
+Chosen where the facts are silent: the order of options comes from the task, not from global random state.
 """
 
 import json
@@ -31,9 +32,10 @@ from typing import Any
 from simulators.env import Gym, Outcome
 from simulators.message import Action
 from simulators.published.constants import Constants
-from simulators.published.released import data_only, each_turn
+from simulators.published.released import data_only, each_turn, parse_any_finish
 from simulators.published.travel_data import load
 from simulators.published.travel_user import (
+    LETTERS,
     NO_PREFERENCE,
     ROLE,
     TOO_VAGUE,
@@ -53,10 +55,16 @@ SYSTEM = (
     "answer: the id of the option that you recommend; one an aspect."
 )
 APOLOGY = "Sorry, I cannot say anything to that now."
-SEARCH_FAILED = "The search failed. Please try it again."
+NOT_RELATED = "The search is well formed, but it is about nothing that this trip needs."
 BACKEND_ISSUE = "The search has a backend issue. Please try it again."
 REFINE = "The search matches nothing. Give one aspect and all arguments that you know."
 LOOK_BACK = "You have seen these options already: look back."
+NOT_AN_ID = "Recommend ids alone, separated by commas: a letter (A, C, F, H, R) and a number."
+ANSWERED = "You have recommended for this aspect already: one option an aspect."
+ID = re.compile(r"[ACFHR]\d+")
+ASPECTS = {letter: aspect for aspect, letter in LETTERS.items()}
+REMAINING = str(TYPES["remaining_preference"])
+FIXED = {str(TYPES["other_preference"]): NO_PREFERENCE, str(TYPES["vague"]): TOO_VAGUE}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +78,8 @@ class State:
     """Aspects whose options were shown."""
     answered: frozenset[str] = frozenset()
     """Letters of the ids recommended so far."""
-    best_found: frozenset[str] = frozenset()
-    """Best ids recommended so far."""
+    chosen: frozenset[str] = frozenset()
+    """All ids recommended so far."""
 
 
 def start(task: Task) -> State:
@@ -114,14 +122,15 @@ def make_gym(constants: Constants) -> Gym:
         role=ROLE,
         load=load,
         view=view,
+        parse=parse_any_finish,
         pay=each_turn,
     )
 
 
 def _speak(state: State, reply: UserReply | None, constants: Constants) -> Outcome:
     facts, said = (reply.facts, reply.text) if reply else ({}, "")
-    kind = facts.get("type")
-    hit = facts.get("preference_id") if kind == TYPES["remaining_preference"] else None
+    kind = str(facts.get("type", "")).strip()
+    hit = str(facts.get("preference_id", "")).strip() if kind == REMAINING else None
     left = tuple(wish for wish in state.remaining if wish["id"] != hit)
     if len(left) < len(state.remaining):
         state = replace(state, remaining=left, num_quiet=0)
@@ -129,20 +138,21 @@ def _speak(state: State, reply: UserReply | None, constants: Constants) -> Outco
     if state.remaining and state.num_quiet >= constants.travel_elicitation_interval:
         # The released code forgets to make the volunteered reply, and its handler apologises instead.
         return Outcome(state=replace(state, num_quiet=0), feedback=APOLOGY, score=0.0)
-    fixed = {TYPES["other_preference"]: NO_PREFERENCE, TYPES["vague"]: TOO_VAGUE}
-    feedback = fixed.get(kind, said or APOLOGY) if type(kind) is int else said or APOLOGY
+    feedback = FIXED.get(kind, said or APOLOGY)
     return Outcome(state=replace(state, num_quiet=state.num_quiet + 1), feedback=feedback, score=0.0)
 
 
 def _search(task: Task, state: State, reply: UserReply | None, constants: Constants) -> Outcome:
     if reply is None:
-        return Outcome(state=state, feedback=SEARCH_FAILED, score=0.0)
-    aligned, name = reply.facts.get("aligned"), reply.facts.get("aspect")
+        return Outcome(state=state, feedback=BACKEND_ISSUE, score=0.0)
     if not reply.facts and reply.text:
         return Outcome(state=state, feedback=reply.text, score=0.0)
-    if aligned == "False":
-        return Outcome(state=state, feedback=REFINE, score=0.0)
-    if aligned != "True" or not isinstance(name, str) or name not in task.scenario["aspects"]:
+    aligned = reply.facts.get("alignment_judgement", reply.facts.get("aligned"))
+    name = _aspect_named(reply.facts)
+    if aligned in ("False", "N/A"):
+        feedback = REFINE if aligned == "False" else NOT_RELATED
+        return Outcome(state=state, feedback=feedback, score=0.0)
+    if aligned != "True" or name not in task.scenario["aspects"]:
         return Outcome(state=state, feedback=BACKEND_ISSUE, score=0.0)
     if name in state.shown:
         return Outcome(state=state, feedback=LOOK_BACK, score=0.0)
@@ -157,35 +167,55 @@ def _search(task: Task, state: State, reply: UserReply | None, constants: Consta
     )
 
 
+def _aspect_named(facts: Mapping[str, Any]) -> str:
+    name = str(facts.get("alignment_aspect", facts.get("aspect", ""))).lower().strip()
+    return "rental_car" if name in ("rental car", "car rental") else name
+
+
 def _recommend(task: Task, state: State, content: str, constants: Constants) -> Outcome:
-    ids = re.findall(r"\b[A-Z][0-9]+\b", content)
-    if not ids:
-        return Outcome(state=state, feedback="Recommend an id: a letter and a number.", score=0.0)
-    score, said = 0.0, []
-    for option_id in ids:
-        if option_id[0] in state.answered:
-            said.append(f"{option_id}: you have recommended for this aspect already.")
-            continue
-        state, worth, verdict = _judge_option(task, state, option_id, constants)
-        score += worth
-        said.append(f"{option_id} is {verdict}.")
-    best = {aspect["best_id"] for aspect in task.scenario["aspects"].values()}
-    return Outcome(state=state, feedback=" ".join(said), score=score, done=best <= state.best_found)
-
-
-def _judge_option(task: Task, state: State, option_id: str, constants: Constants) -> tuple[State, float, str]:
-    """The first recommendation of an aspect: (state after it, reward, words)."""
-    letter = option_id[0]
-    names = [name for name, aspect in task.scenario["aspects"].items() if aspect["best_id"][0] == letter]
-    state = replace(
-        state,
-        answered=state.answered | {letter},
-        remaining=tuple(wish for wish in state.remaining if wish["aspect"] not in names),
+    aspects = task.scenario["aspects"].values()
+    best = {aspect["best_id"] for aspect in aspects}
+    correct = {option_id for aspect in aspects for option_id in aspect["correct_ids"]} - best
+    ids = [part.strip() for part in content.split(",")]
+    refusal = ""
+    for number, option_id in enumerate(ids):
+        refusal = _refusal(state, option_id)
+        if refusal:
+            ids = ids[:number]
+            break
+        state = _spend(state, option_id)
+    done = best <= state.chosen
+    if refusal:
+        return Outcome(state=state, feedback=refusal, score=0.0, done=done)
+    worth = dict.fromkeys(correct, constants.travel_correct) | dict.fromkeys(best, constants.travel_best)
+    score = sum((worth.get(option_id, 0.0) for option_id in ids), start=0.0)
+    feedback = _grade(
+        num_best=len(best.intersection(ids)), num_correct=len(correct.intersection(ids)), num_ids=len(ids)
     )
-    aspects = [task.scenario["aspects"][name] for name in names]
-    if any(option_id == aspect["best_id"] for aspect in aspects):
-        state = replace(state, best_found=state.best_found | {option_id})
-        return state, constants.travel_best, "the best choice"
-    if any(option_id in aspect["correct_ids"] for aspect in aspects):
-        return state, constants.travel_correct, "correct, but not the best choice"
-    return state, 0.0, "neither the best nor a correct choice"
+    return Outcome(state=state, feedback=feedback, score=score, done=done)
+
+
+def _refusal(state: State, option_id: str) -> str:
+    if not ID.fullmatch(option_id):
+        return NOT_AN_ID
+    return ANSWERED if option_id[0] in state.answered else ""
+
+
+def _spend(state: State, option_id: str) -> State:
+    """The state once an option is recommended: its aspect is answered, what was left to ask of it is gone."""
+    aspect = ASPECTS[option_id[0]]
+    return replace(
+        state,
+        answered=state.answered | {option_id[0]},
+        chosen=state.chosen | {option_id},
+        remaining=tuple(wish for wish in state.remaining if wish["aspect"] != aspect),
+    )
+
+
+def _grade(*, num_best: int, num_correct: int, num_ids: int) -> str:
+    wrong = " Others are wrong." if num_best + num_correct < num_ids else ""
+    if num_best:
+        return f"The best choice is among your recommendations.{wrong}"
+    if num_correct:
+        return f"A correct choice is among your recommendations, but not the best one.{wrong}"
+    return "Your recommendations are neither the best nor correct choices."

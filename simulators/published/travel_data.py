@@ -33,6 +33,7 @@ def load(path: Path) -> list[Task]:
     tasks: list[Task] = []
     for row, record in enumerate(read_records(path, fields=fields)):
         aspects = {str(name): _aspect(path, row, record, str(name)) for name in record["dimensions"]}
+        _number_preferences(aspects)
         opening = f"{record['initial_description']}\n{BUDGET}"
         tasks.append(
             make_task(
@@ -50,14 +51,15 @@ def _aspect(path: Path, row: int, record: Mapping[str, Any], name: str) -> dict[
     for field, kind in ASPECT_FIELDS.items():
         if not isinstance(part.get(field), kind):
             raise wrong_record(path, row=row, field=f"{name}.{field}", problem=f"is not a {kind.__name__}")
-    if not re.fullmatch(r"[A-Z][0-9]+", part["best_id"]):
-        raise wrong_record(path, row=row, field=f"{name}.best_id", problem="is not a letter and a number")
+    if not re.fullmatch(r"[ACFHR][0-9]+", part["best_id"]):
+        problem = "is not one of the letters ACFHR and a number"
+        raise wrong_record(path, row=row, field=f"{name}.best_id", problem=problem)
     options = [option for group in ("correct", "wrong", "noise") for option in part["options"].get(group, [])]
     if not all(isinstance(option, dict) and "id" in option for option in options):
         raise wrong_record(path, row=row, field=f"{name}.options", problem="holds an option without an id")
     return {
         "preferences": [
-            _preference(path, row, name, number, entry) for number, entry in enumerate(part["preferences"], 1)
+            _preference(path, row, name, number, entry) for number, entry in enumerate(part["preferences"])
         ],
         "options": [
             {field: value for field, value in option.items() if field not in HIDDEN_FIELDS}
@@ -72,8 +74,14 @@ def _aspect(path: Path, row: int, record: Mapping[str, Any], name: str) -> dict[
 def _preference(path: Path, row: int, name: str, number: int, entry: Any) -> dict[str, str]:
     """A released preference is a list: aspect, subcategory, preference, hint, and more that is not used."""
     if not isinstance(entry, list) or len(entry) < 4:
-        field = f"{name}.preferences.{number - 1}"
+        field = f"{name}.preferences.{number}"
         problem = "is not [aspect, subcategory, preference, hint]"
         raise wrong_record(path, row=row, field=field, problem=problem)
-    named = dict(zip(("subcategory", "preference", "hint"), map(str, entry[1:4]), strict=True))
-    return {"id": f"{name}-{number}", "aspect": name, **named}
+    return dict(zip(("aspect", "subcategory", "preference", "hint"), map(str, entry[:4]), strict=True))
+
+
+def _number_preferences(aspects: Mapping[str, Mapping[str, Any]]) -> None:
+    """Gives all preferences of a trip the released ids: P1, P2 …"""
+    wishes = [wish for aspect in aspects.values() for wish in aspect["preferences"]]
+    for number, wish in enumerate(wishes, 1):
+        wish["id"] = f"P{number}"

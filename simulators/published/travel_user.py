@@ -20,6 +20,7 @@ LETTERS = {"flight": "F", "hotel": "H", "restaurant": "R", "apartment": "A", "re
 TYPES = {"small_talk": 1, "remaining_preference": 2, "other_preference": 3, "vague": 4}
 NO_PREFERENCE = "I have no preference there."
 TOO_VAGUE = "That is too general. Please ask me something concrete."
+ALIGNMENT = ("alignment_judgement", "alignment_aspect")
 SAY_LENGTH = 300
 QUESTIONS = {
     "flight": (
@@ -102,8 +103,8 @@ def schema(call: UserCall) -> dict[str, Any]:
         aspects = list(call.scenario["aspects"])
         return flat_schema(
             {
-                "aligned": {"type": "string", "enum": ["True", "False"]},
-                "aspect": {"type": "string", "enum": aspects},
+                "alignment_judgement": {"type": "string", "enum": ["True", "False", "N/A"]},
+                "alignment_aspect": {"type": "string", "enum": aspects},
             }
         )
     ids = [wish["id"] for wish in call.view["remaining"]]
@@ -118,7 +119,7 @@ def schema(call: UserCall) -> dict[str, Any]:
 
 def read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     if call.choice == "search":
-        return UserReply(text="", facts={name: verdict[name] for name in ("aligned", "aspect")})
+        return UserReply(text="", facts={name: verdict[name] for name in ALIGNMENT})
     facts = {"type": TYPES[verdict["type"]], "preference_id": verdict["preference_id"]}
     return UserReply(text=str(verdict["say"])[:SAY_LENGTH], facts=facts)
 
@@ -128,10 +129,10 @@ def _judge_search(call: UserCall) -> UserReply:
     named = [name for name in call.scenario["aspects"] if stems_of(name.replace("_", " ")) <= asked]
     if len(named) != 1:
         first = next(iter(call.scenario["aspects"]))
-        return UserReply(text="", facts={"aligned": "False", "aspect": first})
+        return UserReply(text="", facts={"alignment_judgement": "False", "alignment_aspect": first})
     gold = stems_of(" ".join(texts(call.scenario["aspects"][named[0]]["arguments"])))
     aligned = "True" if 2 * len(gold & asked) >= len(gold) else "False"
-    return UserReply(text="", facts={"aligned": aligned, "aspect": named[0]})
+    return UserReply(text="", facts={"alignment_judgement": aligned, "alignment_aspect": named[0]})
 
 
 ROLE = LlmRole(instructions=instructions, schema=schema, read=read)

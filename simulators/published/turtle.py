@@ -1,15 +1,15 @@
 """Published TurtleGym: tell the hidden story behind a strange surface.
 
 Every turn asks the user. It sees the story and its criteria in the scenario, `choice` action for a question
-or answer for a told story. Verdict facts: {"response": "Yes", "No" or "Maybe"} for a question, whose
-reply's text is shown as it is; {"scores": [one of 0, 0.5, 1 a criterion, in order]} for a story; the
-judge's text is discarded.
+or answer for a told story. Verdict facts: {"response": "Yes", "No" or "Maybe"} for a question, shown as it
+is; {"scores": [one of 0, 0.5, 1 a criterion, in order]} for a story, each bare or, as the released judge
+writes it, in an object under "score"; the judge's text is discarded.
 
 Kept as released: overall = sum of weight times score, added up as floats, so that for some stories even all
 ones stay below the threshold of 1.0; a story pays what exceeds the best so far, at most 1 a turn; scores
 are numbers of any size (a 2 is accepted), but there must be one for each criterion, or the turn is worth
 nothing; the statements scored 1 are told word for word; the response to a question is never checked.
-Chosen where the facts are silent: untagged text is read as TelepathyGym reads it.
+Untagged text is read as TelepathyGym reads it.
 """
 
 import math
@@ -89,8 +89,9 @@ def asks_user(state: State, action: Action) -> bool:
 def apply(task: Task, state: State, action: Action, reply: UserReply | None, *, threshold: float) -> Outcome:
     facts, said = (reply.facts, reply.text) if reply else ({}, "")
     if action.choice != "answer":
-        return Outcome(state=state, feedback=said or str(facts.get("response", CANNOT_RESPOND)), score=0.0)
-    scores: Any = facts.get("scores")
+        feedback = str(facts.get("response", said or CANNOT_RESPOND))
+        return Outcome(state=state, feedback=feedback, score=0.0)
+    scores = _bare(facts.get("scores"))
     if not _are_scores(scores, num=len(task.scenario["weights"])):
         said = CANNOT_RESPOND if facts else said
         return Outcome(state=state, feedback=said or CANNOT_RESPOND, score=0.0)
@@ -187,6 +188,12 @@ def make_gym(constants: Constants) -> Gym:
 
 def _share(wanted: Set[str], held: Set[str]) -> float:
     return len(wanted & held) / len(wanted) if wanted else 0.0
+
+
+def _bare(scores: Any) -> Any:
+    if not isinstance(scores, list | tuple):
+        return scores
+    return [item.get("score") if isinstance(item, Mapping) else item for item in scores]
 
 
 def _are_scores(scores: Any, *, num: int) -> bool:

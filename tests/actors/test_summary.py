@@ -1,6 +1,8 @@
 """A summary's numbers, by hand."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +67,23 @@ def test_a_group_without_a_token_has_a_summary():
     np.testing.assert_allclose(summary.scores, [math.nan, 0.0])
     assert (list(summary.num_turns), summary.num_policy_tokens) == ([0, 0], 0)
     assert summary.oldest_version > 10**9, "nothing sampled is never stale"
+
+
+def test_a_group_belongs_to_the_user_who_played_or_failed_it_and_never_to_the_web():
+    order = GroupOrder(group_id=0, task_key=KEY, group_size=1, seed=1)
+
+    def simulator_of(*, answered_by: Sequence[str], asked: str) -> str:
+        turns = [
+            replace(turn(reward=0.0, versions=[0]), user_reply=UserReply(text="Yes.", simulator=name))
+            for name in answered_by
+        ]
+        failed = replace(trajectory(turns, StopReason.ROLE_FLIP), simulator=asked)
+        table = with_rewards(to_table(order, [failed]), {"environment": 1.0})
+        return summarize(order, table, duration_s=1.0).simulator
+
+    assert simulator_of(answered_by=[], asked="qwen") == "qwen"
+    assert simulator_of(answered_by=["web", "qwen"], asked="qwen") == "qwen"
+    assert simulator_of(answered_by=["web"], asked="web") == ""
 
 
 def test_python_numbers_only_travel():

@@ -1,6 +1,7 @@
 """The group's table: every field of a turn comes back, and no trajectory goes unaccounted."""
 
 import io
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -116,6 +117,21 @@ def test_a_trajectory_without_turns_has_one_row_without_tokens():
         == []
     )
     assert (row["env_reward"], row["text"]) == (0.0, "")
+
+
+def test_a_user_who_failed_is_named_in_rows_that_nobody_answered():
+    failed = Trajectory(
+        task_key=KEY,
+        system="S",
+        opening="O",
+        turns=[FULL, MUTE],
+        stop_reason=StopReason.ROLE_FLIP,
+        error="qwen: it spoke as the agent",
+        simulator="qwen",
+    )
+    before_any_turn = replace(failed, turns=[])
+    names = to_table(ORDER, [failed, before_any_turn, TRAJECTORIES[0]])["simulator"].to_pylist()
+    assert names == ["rules", "qwen", "qwen", "rules", ""]
 
 
 def test_a_group_of_nothing_but_failures_is_a_table_too():

@@ -10,10 +10,11 @@ import pytest
 from cluster.cli import main
 from cluster.config import RunConfig
 from cluster.endpoint_check import endpoint_of
-from cluster.evaluation_request import EvaluationRequest, make_request
+from cluster.evaluation_request import EvaluationRequest, make_request, with_users
 from cluster.recipe import BadInput
 
 KEY = "sk-loopback-0123456789"
+DEFAULTS = RunConfig()
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def request(
     *,
+    config: RunConfig = DEFAULTS,
     policy: str = "expert",
     model: str | None = None,
     api_key_env: str | None = None,
@@ -34,7 +36,7 @@ def request(
     output: Path | None = None,
 ) -> EvaluationRequest:
     return make_request(
-        RunConfig(),
+        config,
         policy=policy,
         model=model,
         api_key_env=api_key_env,
@@ -81,10 +83,21 @@ def test_a_script_a_simulator_and_an_output_make_a_request(in_an_empty_folder: P
     assert list(in_an_empty_folder.iterdir()) == []
 
 
+def test_rules_can_always_be_named_and_only_the_named_are_asked_for_their_keys() -> None:
+    endpoint = {"type": "endpoint", "name": "far", "base_url": "https://far/v1", "model": "m"}
+    config = RunConfig.model_validate({"simulator": {"users": [endpoint | {"weight": 0.5}]}})
+    with pytest.raises(BadInput, match="simulator 'far': api_key_env='OPENAI_API_KEY' is not set"):
+        request(config=config, simulators="far")
+    assert request(config=config, simulators="rules, rules").simulators == ("rules",)
+    (rules,) = with_users(config, ["rules"]).simulator.users
+    (far,) = with_users(config, ["far"]).simulator.users
+    assert (rules.name, rules.weight, far.name, far.weight) == ("rules", 1.0, "far", 1.0)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--simulators", "ruls"], "--simulators='ruls': unknown simulator: did you mean rules?"),
+        (["--simulators", "ruls"], "--simulators: simulator='ruls' is not known: did you mean 'rules'?"),
         (["--trials", "0"], "--trials=0: each task is played at least once"),
         (["--model", "m"], "--model='m': goes with a base URL"),
         (["--output", "e.parquet"], "--output=e.parquet: names the JSON"),

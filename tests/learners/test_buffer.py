@@ -53,6 +53,17 @@ def summary_of(
     )
 
 
+def test_groups_in_which_everything_failed_are_counted_until_one_succeeds():
+    buffer = Buffer(make_sizes(), source=source())
+    counts = []
+    for reasons in ([FAILED, FAILED], [FAILED, FAILED], [OK, FAILED], [FAILED, FAILED]):
+        order = buffer.issue("a")
+        assert order is not None
+        buffer.put(order, summary=summary_of(order, [math.nan, math.nan], reasons=reasons), payload=None)
+        counts.append(buffer.num_lost_in_a_row)
+    assert counts == [1, 2, 0, 1]
+
+
 def finish(buffer: Buffer, rewards: list[float], *, oldest: int = 0) -> GroupOrder:
     order = buffer.issue("a")
     assert order is not None

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from simulators.config import SimulatorConfig
+from simulators.config import ReplayConfig, SimulatorConfig
 from simulators.connect import chat_config, connect_users
 from simulators.gyms import GYMS
 from simulators.llm_user import LlmUser
@@ -140,6 +141,31 @@ def test_what_a_recipe_may_not_say(users: tuple[dict[str, Any], ...], rule: str)
     with pytest.raises(ValidationError) as error:
         config_of(*users)
     assert rule in str(error.value) and "sk-1" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"url": "https://host/search?key=hunter2"},
+        {"url": "https://me:hunter2@host/search"},
+        {"url": "host/search"},
+        {"url": "https://host/search", "api_key_env": "hunter2-hunter2"},
+    ],
+)
+def test_a_search_endpoint_holds_no_secret(search: dict[str, str]):
+    with pytest.raises(ValidationError) as error:
+        SimulatorConfig.model_validate({"web_search": search})
+    assert "hunter2" not in str(error.value)
+
+
+def test_folders_of_a_recipe_are_absolute_for_processes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    users = [{"type": "rules", "record": "r"}, {"type": "replay", "name": "again", "path": "r"}]
+    rules, again = SimulatorConfig.model_validate({"users": users}).users
+    assert isinstance(again, ReplayConfig)
+    assert rules.record == again.path == str(tmp_path / "r")
 
 
 def test_a_run_hosts_the_models_that_play():

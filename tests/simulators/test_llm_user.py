@@ -115,6 +115,31 @@ async def test_no_reply_comes_of_a_malformed_verdict(name: str):
     assert len(endpoint.requests) == 4 and "in 4 tries" in str(error) and error.simulator == "model-a"
 
 
+async def test_nothing_malformed_ever_pays_or_moves_a_dialogue():
+    assert len(MALFORMED) >= 30
+    task = make_tasks("travel", num=1)[0]
+    bad: list[str] = []
+    async with serve_endpoint(lambda body: bad[-1] if bad else listener(body)) as endpoint:
+        user = user_of(endpoint)
+        spared, tried = (GymEnv(GYMS["travel"], task=task, user=user) for _ in range(2))
+        expert = GYMS["travel"].expert(task.opening, random.Random(0), 0.0)
+        action, rewards = next(expert), []
+        while True:
+            if GYMS["travel"].asks_user(tried._state, action):
+                for text in MALFORMED.values():
+                    bad.append(text)
+                    with pytest.raises(SimulatorError):
+                        await tried.step(str(action), request_id="once")
+                    bad.clear()
+            step = await tried.step(str(action))
+            assert step.feedback == (await spared.step(str(action))).feedback
+            rewards.append(step.reward)
+            if step.terminated or step.truncated or len(rewards) == 3:
+                break
+            action = expert.send(step.feedback)
+    assert sum(rewards) <= 1
+
+
 @pytest.mark.parametrize(
     ("text", "failure"),
     [

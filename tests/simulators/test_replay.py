@@ -15,6 +15,7 @@ from simulators.chat import Chat, ChatConfig
 from simulators.env import GymEnv, Step
 from simulators.gyms import GYMS
 from simulators.llm_user import LlmUser
+from simulators.manner import attentive
 from simulators.persona import Persona, draw_persona
 from simulators.replay import RecordingUser, ReplayUser, key_of
 from simulators.rule_user import RuleUser
@@ -69,6 +70,23 @@ async def test_a_run_is_repeated_without_its_user(tmp_path: Path):
     assert [[step.feedback for step in steps] for steps in recorded] == [
         [step.feedback for step in steps] for steps in replayed
     ]
+
+
+@pytest.mark.parametrize("gym", GYMS)
+async def test_an_experts_dialogue_in_any_gym_is_replayed_to_the_letter(gym: str, tmp_path: Path):
+    async def talk(user: User) -> list[Step]:
+        task = make_tasks(gym, num=1)[0]
+        persona = draw_persona("varied", seed=task.key.task_id)
+        env = GymEnv(GYMS[gym], task=task, user=user, persona=persona)
+        expert = attentive(GYMS[gym].expert(task.opening, random.Random(0), 0.0))
+        steps = [await env.step(str(next(expert)))]
+        while not (steps[-1].terminated or steps[-1].truncated):
+            steps.append(await env.step(str(expert.send(steps[-1].feedback))))
+        return steps
+
+    recorded = await talk(RecordingUser(RuleUser(), tmp_path, gyms=GYMS))
+    assert recorded == await talk(ReplayUser(tmp_path, gyms=GYMS))
+    assert sum(step.reward for step in recorded) > 0.9 and any(step.user_reply for step in recorded)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ FIRST, SECOND = WISHES
 REFUSAL = "Please ask about one slot."
 
 
+ASKS = [f"[action] Which {slot}?" for slots in WISHES.values() for slot in slots]
+
+
 def find(part: str) -> str:
     """The search with all wishes."""
     return " ".join(["[search]", part, *WISHES[part].values()])
@@ -71,32 +74,50 @@ def test_no_value_belongs_to_two_slots_of_a_part_and_no_slot_to_two_parts():
 async def test_an_option_that_was_never_shown_cannot_be_booked():
     best = fitting(TASK, FIRST)[0]
     steps = await play(
-        TASK, [f"[answer] {best}", f"[search] {SECOND}", f"[answer] {best}", find(FIRST), f"[answer] {best}"]
+        TASK,
+        [
+            *ASKS,
+            f"[answer] {best}",
+            f"[search] {SECOND}",
+            f"[answer] {best}",
+            find(FIRST),
+            f"[answer] {best}",
+        ],
     )
-    assert [step.reward for step in steps] == pytest.approx([0, 0, 0, 0, 0.5])
-    assert steps[0].feedback == steps[2].feedback == await feedback_of(TASK, "[answer] X00")
+    assert [step.reward for step in steps] == pytest.approx([*[0] * len(ASKS), 0, 0, 0, 0, 0.5])
+    assert steps[-5].feedback == steps[-3].feedback == await feedback_of(TASK, "[answer] X00")
 
 
 async def test_several_ids_in_one_answer_book_nothing_and_tell_nothing():
     best, second = fitting(TASK, FIRST)
     steps = await play(
-        TASK, [find(FIRST), f"[answer] {best} {second}", f"[answer] {best}, {best}", f"[answer] {best}"]
+        TASK,
+        [*ASKS, find(FIRST), f"[answer] {best} {second}", f"[answer] {best}, {best}", f"[answer] {best}"],
     )
-    assert [step.reward for step in steps] == pytest.approx([0, 0, 0, 0.5])
-    assert steps[1].feedback == steps[2].feedback == await feedback_of(TASK, "[answer] X00")
+    assert [step.reward for step in steps] == pytest.approx([*[0] * len(ASKS), 0, 0, 0, 0.5])
+    assert steps[-3].feedback == steps[-2].feedback == await feedback_of(TASK, "[answer] X00")
 
 
 async def test_a_part_is_booked_once():
     best, second = fitting(TASK, FIRST)
-    steps = await play(TASK, [find(FIRST), f"[answer] {second}", f"[answer] {best}", f"[answer] {best}"])
-    assert [step.reward for step in steps] == pytest.approx([0, SECOND_BEST / 2, 0, 0])
+    steps = await play(
+        TASK, [*ASKS, find(FIRST), f"[answer] {second}", f"[answer] {best}", f"[answer] {best}"]
+    )
+    assert [step.reward for step in steps[len(ASKS) :]] == pytest.approx([0, SECOND_BEST / 2, 0, 0])
     assert not steps[-1].terminated
 
 
 async def test_booking_every_part_ends_the_dialogue():
     texts = [text for part in WISHES for text in (find(part), f"[answer] {fitting(TASK, part)[0]}")]
-    steps = await play(TASK, texts)
+    steps = await play(TASK, [*ASKS, *texts])
     assert score_of(steps) == pytest.approx(1) and steps[-1].terminated
+
+
+async def test_a_booking_is_worth_the_share_of_wishes_that_were_told():
+    texts = [text for part in WISHES for text in (find(part), f"[answer] {fitting(TASK, part)[0]}")]
+    for num_asked in range(len(ASKS) + 1):
+        steps = await play(TASK, [*ASKS[:num_asked], *texts])
+        assert score_of(steps) == pytest.approx(num_asked / len(ASKS)) and steps[-1].terminated
 
 
 async def test_whoever_takes_the_cheapest_without_asking_gets_nothing():
@@ -111,10 +132,11 @@ async def test_no_price_rank_makes_up_for_a_question_that_was_skipped(difficulty
     scores: list[list[float]] = [[] for _ in range(4)]
     for task in make_tasks("travel", num=40, difficulty=difficulty):
         part, wishes = next(iter(task.scenario["wishes"].items()))
+        asks = [f"[action] Which {slot}?" for slot in list(wishes)[1:]]
         search = " ".join(["[search]", part, *list(wishes.values())[1:]])
         shown = (await feedback_of(task, search)).split("; ")
         for rank, option in enumerate(shown):
-            steps = await play(task, [search, f"[answer] {option.split()[0]}"])
+            steps = await play(task, [*asks, search, f"[answer] {option.split()[0]}"])
             scores[rank].append(score_of(steps) * len(task.scenario["wishes"]))
     assert max(mean(of_rank) for of_rank in scores) <= 0.5
 

@@ -50,7 +50,7 @@ async def test_positions_refer_to_what_remains_and_the_end_comes_when_nothing_do
 
 
 async def test_unusable_verdicts_gain_nothing():
-    assert await paid(None, "0", [], [9, -1, True, "0"], 3) == [0.0] * 5
+    assert await paid(None, "0", [], [9, -1, True, "x", 0.0, None], 3) == [0.0] * 5
 
 
 @pytest.mark.parametrize("text", ["which one?", "[answer] which one?", "[search] x", "[buy] x"])

@@ -137,8 +137,8 @@ FACTS: tuple[str, ...] = (
     "scores",
     "type",
     "preference_id",
-    "aligned",
-    "aspect",
+    "alignment_judgement",
+    "alignment_aspect",
 )
 VERDICTS: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
     st.sampled_from(FACTS),
@@ -147,7 +147,7 @@ VERDICTS: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
         st.booleans(),
         st.integers(-3, 5),
         st.floats(),
-        st.sampled_from(["Yes", "No", "True", "Neutral", "hotel", "flight-1", "x"]),
+        st.sampled_from(["Yes", "No", "True", "Neutral", "hotel", "P1", "x"]),
         st.lists(st.one_of(st.integers(-1, 4), st.floats(), st.none(), st.text(max_size=3)), max_size=6),
     ),
 )

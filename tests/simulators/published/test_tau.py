@@ -80,6 +80,17 @@ async def test_two_forms_of_calls_are_read(tmp_path: Path, text: str, is_call: b
     assert step.feedback.startswith("{" if is_call else "Error: ") and step.reward == 0
 
 
+async def test_a_call_of_respond_is_speech_and_searches_are_one_word(tmp_path: Path):
+    task = load_one(tmp_path, userrl_row(READ, outputs=("12",)), gym=GYM)
+    oracle = Oracle([{"stop": True}])
+    (step,) = await play_published(task, [call_text("respond", content="It is 1,2.")], user=oracle, gym=GYM)
+    assert oracle.calls[0].question == "It is 1,2." and step.reward == 1 and step.terminated
+    texts = ["[search] TOOLS ", "[search] list tools", call_text("fly"), '[answer] {"arguments": {}}']
+    listed, other, unknown, nameless = await steps_of(task, *texts)
+    assert "cancel_pending_order" in listed.feedback and other.feedback.startswith("Search for")
+    assert unknown.feedback == "Unknown action fly" and nameless.feedback == "Unknown action "
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "9" * 4299, "[" * 150, "9" * 5000])
 async def test_numbers_of_any_kind_do_no_harm(tmp_path: Path, number: str):
     task = load_one(tmp_path, userrl_row(RIGHT), gym=GYM)

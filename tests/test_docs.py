@@ -1,0 +1,106 @@
+"""What the documentation shows is true: recipes load, commands parse, Python runs, links lead somewhere."""
+
+import ast
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import _parser, split_overrides
+from cluster.config import RunConfig
+from cluster.recipe import known_keys, validate
+from simulators.gauges import GaugeLimits
+from simulators.user import Failure
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data" / "userrl"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(userrl [^`]+)`")
+NEEDS_RAY = ("cluster", "ray")
+
+
+def blocks(language: str) -> Iterator[tuple[str, str]]:
+    """(where, text) of every fenced block in this language."""
+    for page in PAGES:
+        for number, (tag, text) in enumerate(BLOCK.findall(page.read_text())):
+            if tag == language:
+                yield f"{page.name}:{number}", text
+
+
+def commands() -> Iterator[str]:
+    """Every `userrl` line of the pages, and those in running text that are whole."""
+    for _, text in blocks(""):
+        yield from (line for line in text.splitlines() if line.startswith("userrl "))
+    for page in PAGES:
+        for line in INLINE.findall(page.read_text()):
+            if len(line.split()) > 2 and not line.endswith("--help"):
+                yield line
+
+
+def runs_alone(text: str) -> bool:
+    """Whether it imports something, and nothing that starts Ray."""
+    modules = [
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+    ]
+    return bool(modules) and not any(module in NEEDS_RAY for module in modules)
+
+
+@pytest.mark.parametrize(("where", "text"), list(blocks("toml")))
+def test_a_recipe_in_the_documentation_loads(where: str, text: str):
+    assert validate(tomllib.loads(text), model=RunConfig) != RunConfig()
+
+
+@pytest.mark.parametrize("line", sorted(set(commands())))
+def test_a_command_in_the_documentation_parses(line: str):
+    words, overrides = split_overrides(shlex.split(line, comments=True)[1:])
+    assert callable(_parser().parse_args(words).command)
+    known = known_keys(RunConfig)
+    assert all(key in known or key.startswith("gyms.data.") for key in overrides)
+
+
+@pytest.mark.parametrize(("where", "text"), list(blocks("python")))
+def test_python_in_the_documentation_runs(
+    where: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    code = compile(text, where, "exec")
+    if 'Path("userrl")' in text:  # the folder of the released data
+        if not DATA.exists():
+            pytest.skip("needs the released data")
+        (tmp_path / "userrl").symlink_to(DATA)
+    if runs_alone(text):
+        exec(code, {"__name__": f"docs.{where}"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_recipes_of_a_page_are_there(page: Path):
+    text = page.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert [name for name in re.findall(r"recipes/[\w.-]+\.toml", text) if not (ROOT / name).exists()] == []
+
+
+def test_every_failure_gauge_and_key_of_a_user_is_on_the_page_of_users():
+    text = (ROOT / "docs" / "users.md").read_text()
+    limits = {name: field.default for name, field in GaugeLimits.model_fields.items()}
+    cases = limits.pop("min_cases")
+    assert cases and all(
+        re.search(rf"^\| `{name}` .*\| {limit:g} \|$", text, re.M) for name, limit in limits.items()
+    )
+    assert [failure for failure in Failure if f"| `{failure}` |" not in text] == []
+
+
+def test_every_option_of_an_evaluation_is_on_its_page():
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    actions = _parser().parse_args(["evaluate", "--policy", "expert"])
+    options = {f"--{name.replace('_', '-')}" for name in vars(actions)} - {"--command", "--recipe"}
+    assert [option for option in sorted(options) if option not in text] == []
