@@ -9,7 +9,7 @@ call's syntax) is one token.
 import asyncio
 import json
 import random
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -125,14 +125,16 @@ def make_tokenizer(*, vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def _corpus() -> Iterator[str]:
+@cache
+def _corpus() -> tuple[str, ...]:
     """What the gyms say when their experts play training tasks, without a running system around them."""
-    yield from ["system", "user", "assistant"] * CORPUS_DIALOGUES_PER_GYM
+    texts = ["system", "user", "assistant"] * CORPUS_DIALOGUES_PER_GYM
     for gym in GYMS.values():
         for index in range(CORPUS_DIALOGUES_PER_GYM):
             difficulty = CORPUS_LEVELS[index % len(CORPUS_LEVELS)]
             key = TaskKey(gym=gym.name, split="train", index=index, seed=CORPUS_SEED, difficulty=difficulty)
-            yield from asyncio.run(_expert_dialogue(key))
+            texts += asyncio.run(_expert_dialogue(key))
+    return tuple(texts)
 
 
 async def _expert_dialogue(key: TaskKey) -> list[str]:

@@ -4,6 +4,7 @@ A gym gives pure functions; the environment holds the state, asks the user and p
 difference.
 """
 
+import asyncio
 import random
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -175,12 +176,24 @@ class GymEnv:
         self._num_turns = 0
         self._over = False
         self._answered: dict[str, Step] = {}
+        self._turn = asyncio.Lock()
 
     async def reset(self) -> Observation:
         return Observation(system=self._gym.system, opening=self._task.opening)
 
     async def step(self, text: str, *, request_id: str = "") -> Step:
-        """Executes one action. Raises ValueError after the end and `SimulatorError` where the user fails."""
+        """Executes one action. Raises ValueError after the end and `SimulatorError` where the user fails.
+
+        Calls that overlap are taken one after the other: a retry that overtakes its own call finds the
+        answer, and no two actions are applied to the same state.
+        """
+        async with self._turn:
+            return await self._step(text, request_id)
+
+    async def close(self) -> None:
+        self._over = True
+
+    async def _step(self, text: str, request_id: str) -> Step:
         if request_id in self._answered:
             return self._answered[request_id]
         if self._over:
@@ -191,9 +204,6 @@ class GymEnv:
         if request_id:
             self._answered[request_id] = step
         return step
-
-    async def close(self) -> None:
-        self._over = True
 
     async def _ask(self, action: Action) -> UserReply:
         return await self._user.reply(

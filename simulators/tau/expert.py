@@ -40,7 +40,7 @@ def stall_expert(rng: random.Random, haste: float) -> Expert:
     elif status == "pending":
         call = f"{stall.CANCEL} order={number[0]} reason={value}"
     else:
-        call = f"{stall.RETURN} order={number[0]} refund={paid}"
+        call = f"{stall.RETURN} order={number[0]} reason={value} refund={paid}"
     yield Action(choice="answer", content=call)
     yield from _say(CLOSE)
     yield Action(choice="finish", content="")

@@ -50,9 +50,9 @@ def cancel(database: Database, order: str, reason: str) -> tuple[Database, str]:
     return _written(database, order, {**record, "status": "cancelled", "reason": reason})
 
 
-def send_back(database: Database, order: str, refund: str) -> tuple[Database, str]:
+def send_back(database: Database, order: str, reason: str, refund: str) -> tuple[Database, str]:
     record = _find(database, order, status="delivered")
-    return _written(database, order, {**record, "status": "returned", "refund": refund})
+    return _written(database, order, {**record, "status": "returned", "reason": reason, "refund": refund})
 
 
 def exchange(database: Database, order: str, color: str, pay: str) -> tuple[Database, str]:
@@ -72,7 +72,7 @@ def draw_wish(rng: random.Random, *, number: str, record: Record) -> Record:
     if record["status"] == "pending":
         name, arguments = CANCEL, {"order": number, "reason": reason}
     else:
-        name, arguments = RETURN, {"order": number, "refund": record["paid"]}
+        name, arguments = RETURN, {"order": number, "reason": reason, "refund": record["paid"]}
     text = f"Undo it because {reason}."
     return {"name": name, "arguments": arguments, "text": text, "values": [reason]}
 
@@ -102,7 +102,11 @@ TOOLS: dict[str, Tool] = {
     ORDER: _tool(look, "An order's item, status and payment.", order=TEXT),
     CANCEL: _tool(cancel, "Cancels a pending order.", order=TEXT, reason=TEXT),
     RETURN: _tool(
-        send_back, "Takes a delivered order back; the refund goes to what paid.", order=TEXT, refund=TEXT
+        send_back,
+        "Takes a delivered order back; the refund goes to what paid.",
+        order=TEXT,
+        reason=TEXT,
+        refund=TEXT,
     ),
     EXCHANGE: _tool(
         exchange, "Exchanges for another color, paid as the order was.", order=TEXT, color=TEXT, pay=TEXT
@@ -111,6 +115,7 @@ TOOLS: dict[str, Tool] = {
 }
 RULES = (
     "Small shop: `order order=N` shows an order. Not wanted: `cancel order=N reason=R` if pending, "
-    "`return order=N refund=HOW_PAID` if delivered. Another color: `exchange order=N color=C pay=HOW_PAID`."
+    "`return order=N reason=R refund=HOW_PAID` if delivered. "
+    "Another color: `exchange order=N color=C pay=HOW_PAID`."
 )
 """The shop's policy, part of the gym's system text."""
