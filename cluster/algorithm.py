@@ -283,6 +283,7 @@ class GRPO(Algorithm):
             sft=self.run.sft,
             temperature=self.run.rollout.temperature,
             seed=self.run.run.seed,
+            gym_shares=self.run.gyms.shares,
         )
         config.freeze()
         return config

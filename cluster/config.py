@@ -85,6 +85,12 @@ class GymsConfig(BaseModel):
         return {gym: weight for gym, weight in self.weights.items() if gym not in self.held_out}
 
     @property
+    def shares(self) -> dict[str, float]:
+        """The weights of the gyms that are trained on, as parts of 1."""
+        total = sum(self.trained.values())
+        return {gym: weight / total for gym, weight in self.trained.items()}
+
+    @property
     def evaluated(self) -> list[str]:
         """Every gym of the run: those trained on, then those held out."""
         return [*self.trained, *self.held_out]

@@ -1,79 +1,182 @@
-"""Advantages: turn rewards of one group in, one number a turn out. Pure NumPy; knows no tokens.
+"""Advantages: turn rewards of one group in, one number a turn out. Pure NumPy; knows only how many
+tokens a turn has.
 
-An estimator is `(ragged rewards [group_size][num_turns]) -> ragged advantages [group_size][num_turns]`. A
-trajectory with a non-finite reward failed: it is left out of the group's mean and deviation, and its
-advantages are NaN.
+`make_estimator` gives what the learner calls: ragged rewards [group_size][num_turns] to ragged advantages of
+the same shape. A trajectory with a non-finite reward failed: it is left out of all that its group is
+compared by, and its advantages are NaN. Which estimator to take, and how to add one: docs/credit.md.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
-TurnRewards = Sequence[Float[ndarray, "num_turns"]]  # [group_size]
-TurnAdvantages = list[Float[ndarray, "num_turns"]]  # [group_size]
-Estimator = Callable[[TurnRewards], TurnAdvantages]
-
-FLAT_STD = 1e-8
-"""A group whose scores spread less than this has nothing to compare: every advantage is zero."""
-
-
-def total_reward(rewards: Float[ndarray, "num_turns"]) -> float:
-    """The sum of a trajectory's turn rewards."""
-    return float(rewards.sum())
-
-
-def discounted_reward(rewards: Float[ndarray, "num_turns"], *, gamma: float) -> float:
-    """Reward-to-go of the first turn: sum over t of gamma^t r_t (UserRL, arXiv 2509.19736).
-
-    Example: rewards (0, 0, 1) with gamma 0.5 give 0.25.
-    """
-    return float(rewards @ gamma ** np.arange(len(rewards)))
-
-
-def group_relative(
-    scores: Float[ndarray, "group_size"], *, divide_by_std: bool
-) -> Float[ndarray, "group_size"]:
-    """Each score against its group (GRPO, DeepSeekMath, arXiv 2402.03300 §4.1.2), NaN where the score is not
-    finite.
-
-    The standard deviation is the population's (divided by n), so that no advantage exceeds sqrt(n - 1).
-    Without the division: Dr. GRPO, arXiv 2503.20783. Fewer than two scores, or equal ones, give zeros.
-    """
-    valid = np.isfinite(scores)
-    if not valid.any():
-        return np.full_like(scores, np.nan)
-    centred = np.where(valid, scores, np.nan) - scores[valid].mean()
-    std = scores[valid].std()
-    if std < FLAT_STD:
-        return np.where(valid, 0.0, np.nan)
-    return centred / std if divide_by_std else centred
+from learners.credit import (
+    CREDITS,
+    SCORES,
+    USERRL_CREDITS,
+    USERRL_EPSILON,
+    USERRL_SCORES,
+    spread,
+    userrl_compat,
+)
+from learners.group_baseline import group_relative, leave_one_out
+from learners.turn_advantage import (
+    TurnAdvantages,
+    TurnRewards,
+    gigpo_advantages,
+    mt_grpo_advantages,
+    turn_loo_advantages,
+    turn_mean_advantages,
+)
 
 
-def equalized(score: float, num_turns: int) -> Float[ndarray, "num_turns"]:
-    """The trajectory's advantage, on each of its turns alike."""
-    return np.full(num_turns, score)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GroupTurns:
+    """The turns of a group's trajectories that did not fail; lists run over trajectories, then turns."""
+
+    rewards: TurnRewards
+    num_tokens: Sequence[Int[ndarray, "num_turns"]]  # [group_size]
+    """Completion tokens of each turn."""
+    states: Sequence[Sequence[str]]  # [group_size][num_turns]
+    """What the policy knew before each turn, as a key; empty where nobody gave any."""
 
 
-def group_advantages(
-    rewards: TurnRewards, *, score: Callable[[ndarray], float], divide_by_std: bool
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CreditRule:
+    """How a gym's rewards become advantages; `LearnerConfig` explains the names."""
+
+    advantage: str
+    trajectory_score: str
+    turn_credit: str
+    gamma: float
+
+    def check(self, *, where: str = "") -> None:
+        """Raises ValueError for names that do not go together; `where` opens its line."""
+        if self.advantage in CREDITS_ITSELF and self.turn_credit != "equalized":
+            raise ValueError(
+                f"{where}turn_credit={self.turn_credit}: advantage={self.advantage} credits each turn "
+                "itself: take turn_credit=equalized, or advantage=grpo"
+            )
+        if self.advantage == "userrl_compat":
+            for method, known, what in (
+                (self.trajectory_score, USERRL_SCORES, "trajectory_score"),
+                (self.turn_credit, USERRL_CREDITS, "turn_credit"),
+            ):
+                if method not in known:
+                    raise ValueError(
+                        f"{where}{what}={method}: the released code has no such: take one of "
+                        f"{', '.join(known)}, or advantage=grpo"
+                    )
+
+    def scores(self, rewards: TurnRewards) -> Float[ndarray, "group_size"]:
+        """Each trajectory's score."""
+        score = SCORES[self.trajectory_score]
+        return np.array([score(turns, self.gamma) for turns in rewards], float)
+
+    def credits(self, rewards: TurnRewards) -> list[Float[ndarray, "num_turns"]]:  # [group_size]
+        """Each turn's weight within its trajectory."""
+        credit = CREDITS[self.turn_credit]
+        return [credit(turns, self.gamma) for turns in rewards]
+
+
+class Estimator(Protocol):
+    """Turn rewards of one group to advantages of the same shape."""
+
+    def __call__(
+        self,
+        rewards: TurnRewards,
+        *,
+        num_tokens: Sequence[ndarray] | None = None,
+        states: Sequence[Sequence[str]] | None = None,
+    ) -> TurnAdvantages:
+        """`num_tokens` not given: every turn is as long as any other. `states`: see `GroupTurns`."""
+        ...
+
+
+def spread_advantages(
+    turns: GroupTurns, rule: CreditRule, *, compare: Callable[[ndarray], ndarray]
 ) -> TurnAdvantages:
-    """Score each trajectory, compare within the group, spread over the turns."""
-    scores = np.array([score(turns) for turns in rewards])
-    advantages = group_relative(scores, divide_by_std=divide_by_std)
-    return [equalized(float(a), len(turns)) for a, turns in zip(advantages, rewards, strict=True)]
+    """Score each trajectory, compare within the group, spread over the turns by credit (UserRL, arXiv
+    2509.19736 §4: any score with any credit)."""
+    advantages, credits = compare(rule.scores(turns.rewards)), rule.credits(turns.rewards)
+    return [
+        spread(float(advantage), weights, num_tokens=lengths)
+        for advantage, weights, lengths in zip(advantages, credits, turns.num_tokens, strict=True)
+    ]
 
 
-def make_estimator(advantage: str, *, trajectory_score: str, gamma: float) -> Estimator:
+def printed_advantages(turns: GroupTurns, rule: CreditRule) -> TurnAdvantages:
+    """A_t = (c_t - mu) / (sigma + 1e-6), mu and sigma of the group's trajectory scores: UserRL's §4.4 as
+    printed.
+
+    Credit and score have different units: with equalized credit the trajectory's own score plays no part.
+    Here for comparison only.
+    """
+    scores = rule.scores(turns.rewards)
+    mean, std = (float(scores.mean()), float(scores.std())) if len(scores) else (0.0, 1.0)
+    return [(credits - mean) / (std + USERRL_EPSILON) for credits in rule.credits(turns.rewards)]
+
+
+def compat_advantages(turns: GroupTurns, rule: CreditRule) -> TurnAdvantages:
+    """`userrl_compat` on a group."""
+    return userrl_compat(
+        turns.rewards,
+        num_tokens=turns.num_tokens,
+        trajectory_score=rule.trajectory_score,
+        turn_credit=rule.turn_credit,
+        gamma=rule.gamma,
+    )
+
+
+def make_estimator(
+    advantage: str, *, trajectory_score: str, gamma: float, turn_credit: str = "equalized"
+) -> Estimator:
     """The estimator that `LearnerConfig`'s names ask for."""
-    score = SCORES[trajectory_score](gamma)
-    return partial(group_advantages, score=score, divide_by_std=DIVIDES_BY_STD[advantage])
+    rule = CreditRule(
+        advantage=advantage, trajectory_score=trajectory_score, turn_credit=turn_credit, gamma=gamma
+    )
+    return partial(_estimate, rule=rule)
 
 
-SCORES: dict[str, Callable[[float], Callable[[ndarray], float]]] = {
-    "sum": lambda gamma: total_reward,
-    "reward_to_go": lambda gamma: partial(discounted_reward, gamma=gamma),
+def _estimate(
+    rewards: TurnRewards,
+    *,
+    num_tokens: Sequence[ndarray] | None = None,
+    states: Sequence[Sequence[str]] | None = None,
+    rule: CreditRule,
+) -> TurnAdvantages:
+    """The rule on the trajectories that did not fail, NaN on the others."""
+    kept = [row for row, turns in enumerate(rewards) if np.isfinite(turns).all()]
+    group = GroupTurns(
+        rewards=[rewards[row] for row in kept],
+        num_tokens=[
+            np.ones(len(rewards[row]), int) if num_tokens is None else num_tokens[row] for row in kept
+        ],
+        states=[states[row] for row in kept] if states is not None else [],
+    )
+    advantages = [np.full(len(turns), np.nan) for turns in rewards]
+    for row, values in zip(kept, ADVANTAGES[rule.advantage](group, rule), strict=True):
+        advantages[row] = values
+    return advantages
+
+
+ADVANTAGES: dict[str, Callable[[GroupTurns, CreditRule], TurnAdvantages]] = {
+    "grpo": partial(spread_advantages, compare=partial(group_relative, divide_by_std=True)),
+    "dr_grpo": partial(spread_advantages, compare=partial(group_relative, divide_by_std=False)),
+    "rloo": partial(spread_advantages, compare=leave_one_out),
+    "userrl_compat": compat_advantages,
+    "userrl_printed": printed_advantages,
+    "turn_mean": lambda turns, rule: turn_mean_advantages(turns.rewards, gamma=rule.gamma),
+    "turn_loo": lambda turns, rule: turn_loo_advantages(turns.rewards, gamma=rule.gamma),
+    "mt_grpo": lambda turns, rule: mt_grpo_advantages(turns.rewards, outcomes=rule.scores(turns.rewards)),
+    "gigpo": lambda turns, rule: gigpo_advantages(
+        turns.rewards, states=turns.states, outcomes=rule.scores(turns.rewards), gamma=rule.gamma
+    ),
 }
-DIVIDES_BY_STD: dict[str, bool] = {"grpo": True, "dr_grpo": False}
+CREDITS_ITSELF = ("turn_mean", "turn_loo", "mt_grpo", "gigpo")
+"""Estimators to which a turn credit says nothing."""

@@ -4,7 +4,7 @@ learners.
 `torch.distributed.checkpoint` writes `.metadata` last: a folder without it was never finished.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import distributed as dist
@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
+from learners.loss_entropy import EntropyControl
 from learners.policy import Policy, full_state_dict
 
 
@@ -23,6 +24,7 @@ class Progress:
 
     stage: str
     """Whose optimizer state it holds: "sft", "grpo", or "" before the first step."""
+    entropy: EntropyControl = field(default_factory=EntropyControl)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -34,7 +36,13 @@ def save_checkpoint(path: Path, policy: Policy, optimizer: Optimizer, progress: 
     """Collective: every rank writes its shards."""
     model, optim = get_state_dict(policy, optimizer)
     save(
-        {"model": model, "optimizer": optim, "stage": progress.stage},
+        {
+            "model": model,
+            "optimizer": optim,
+            "stage": progress.stage,
+            "entropy_coefficient": progress.entropy.coefficient,
+            "last_entropy": progress.entropy.last_entropy,
+        },
         checkpoint_id=path,
         no_dist=not dist.is_initialized(),
     )
@@ -48,10 +56,19 @@ def load_checkpoint(path: Path, policy: Policy, optimizer: Optimizer) -> Progres
             f"{path}: no finished checkpoint there (no .metadata): name a folder that holds one"
         )
     model, optim = get_state_dict(policy, optimizer)
-    state = {"model": model, "optimizer": optim, "stage": ""}
+    state = {
+        "model": model,
+        "optimizer": optim,
+        "stage": "",
+        "entropy_coefficient": 0.0,
+        "last_entropy": 0.0,
+    }
     load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_state_dict(policy, optimizer, model_state_dict=model, optim_state_dict=optim)
-    return Progress(stage=state["stage"])
+    return Progress(
+        stage=state["stage"],
+        entropy=EntropyControl(coefficient=state["entropy_coefficient"], last_entropy=state["last_entropy"]),
+    )
 
 
 def export_model(

@@ -1,9 +1,19 @@
 """Configuration of the learning side. Light: imports neither torch, ray nor transformers."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from learners.advantage import CreditRule
+from simulators.gyms import GYMS
+
+AdvantageName = Literal[
+    "grpo", "dr_grpo", "rloo", "userrl_compat", "userrl_printed", "turn_mean", "turn_loo", "mt_grpo", "gigpo"
+]
+ScoreName = Literal["sum", "mean", "reward_to_go", "max", "last"]
+CreditName = Literal["naive", "equalized", "reward_to_go", "exponential"]
 
 
 class TinyPolicyConfig(BaseModel):
@@ -23,6 +33,21 @@ class TinyPolicyConfig(BaseModel):
     """Width of the MLP."""
     vocab_size: int = Field(default=1536, ge=512)
     """Tokens of the tokenizer that is trained on the gyms' language, special tokens included."""
+
+
+class GymCreditConfig(BaseModel):
+    """One gym's own credit; what is not given is as in `learner`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    advantage: AdvantageName | None = None
+    """As `learner.advantage`."""
+    trajectory_score: ScoreName | None = None
+    """As `learner.trajectory_score`."""
+    turn_credit: CreditName | None = None
+    """As `learner.turn_credit`."""
+    gamma: float | None = Field(default=None, gt=0, le=1)
+    """As `learner.gamma`."""
 
 
 class LearnerConfig(BaseModel):
@@ -45,20 +70,60 @@ class LearnerConfig(BaseModel):
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients whose global norm is larger are scaled down to it."""
+    loss: Literal["ppo", "gspo", "turn", "cispo", "sapo", "reinforce"] = "ppo"
+    """The policy loss: ppo, gspo and turn clip the ratio of a token, a sequence or a turn; cispo bounds it as
+    a weight; sapo fades with it; reinforce has none. See docs/losses.md."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """PPO clips the probability ratio at 1 - clip_low."""
+    """ppo, gspo and turn clip the probability ratio at 1 - clip_low. gspo and turn need their own, far
+    smaller one."""
     clip_high: float = Field(default=0.28, gt=0)
-    """PPO clips the probability ratio at 1 + clip_high."""
+    """ppo, gspo and turn clip the probability ratio at 1 + clip_high; cispo's weights go no further."""
     dual_clip: float = Field(default=3.0, gt=1)
     """Where the advantage is negative, the ratio counts no more than this (dual-clip PPO, arXiv
-    1912.09729)."""
-    trajectory_score: Literal["sum", "reward_to_go"] = "reward_to_go"
-    """What a group compares: the sum of a trajectory's turn rewards, or the discounted one seen from its
-    first turn."""
+    1912.09729). Only ppo has it."""
+    sapo_positive: float = Field(default=1.0, gt=0)
+    """Temperature of sapo's gate where the advantage is positive: the larger, the sooner the gradient
+    fades."""
+    sapo_negative: float = Field(default=1.05, gt=0)
+    """Temperature of sapo's gate where the advantage is negative."""
+    importance: Literal["none", "truncated", "masked"] = "none"
+    """Weights against the engine's probabilities: truncated bounds reinforce's ratio by importance_high;
+    masked leaves out what lies outside importance_low and importance_high, with any loss."""
+    importance_level: Literal["token", "turn", "sequence"] = "token"
+    """Whose ratio is bounded or masked: of each token, or the product over its turn or sequence."""
+    importance_low: float = Field(default=0.5, ge=0, le=1)
+    """A ratio below this is masked."""
+    importance_high: float = Field(default=5.0, ge=1)
+    """A ratio above this is masked, or truncated to it."""
+    entropy_coefficient: float = Field(default=0.0, ge=0)
+    """How much of the policy's mean entropy is added to the objective; where there is a target, what it
+    begins with."""
+    entropy_target: float = Field(default=0.0, ge=0)
+    """Nats: the entropy coefficient rises below this and falls above it, where it does not count. 0 leaves it
+    as it is."""
+    aggregation: Literal["token_mean", "sequence_mean", "constant_length", "token_budget"] = "token_mean"
+    """How tokens add up to a loss: all alike; each trajectory alike; by a constant length for each trajectory
+    (Dr. GRPO); by a fixed number of tokens that a step takes (C3PO)."""
+    aggregation_tokens: int = Field(default=0, ge=0)
+    """constant_length: tokens that a trajectory counts as, best the longest allowed. token_budget: loss
+    tokens of a step; trajectories beyond them are left out."""
+    per_gym_denominator: bool = False
+    """Aggregate each gym by itself and add the gyms up by `gyms.weights`: mixing gyms then changes no other
+    gym's gradient."""
+    trajectory_score: ScoreName = "reward_to_go"
+    """What a group compares: the sum of a trajectory's turn rewards, their mean, the discounted sum seen from
+    its first turn, the best, or the last. turn_mean and turn_loo have no use for it."""
+    turn_credit: CreditName = "equalized"
+    """How a trajectory's advantage is spread over its turns: alike, or by each turn's reward, reward-to-go or
+    exponentially mapped reward. Estimators that credit each turn themselves take equalized."""
     gamma: float = Field(default=0.95, gt=0, le=1)
     """Discount per turn of `reward_to_go`: less than 1 prefers the quicker of two equal successes."""
-    advantage: Literal["grpo", "dr_grpo"] = "grpo"
-    """grpo divides by the group's standard deviation; dr_grpo (arXiv 2503.20783) only subtracts its mean."""
+    advantage: AdvantageName = "grpo"
+    """grpo divides by the group's standard deviation; dr_grpo only subtracts its mean; rloo subtracts the
+    others' mean. turn_mean, turn_loo, mt_grpo and gigpo credit each turn by what came of it; userrl_compat
+    and userrl_printed are for comparison. See docs/credit.md."""
+    by_gym: dict[str, GymCreditConfig] = {}
+    """Gyms whose credit differs, such as tau = { trajectory_score = "last" }."""
     max_logprob_gap: float = Field(default=0.02, gt=0)
     """Most that engine and learner may differ on the logprob of a sampled token, in the mean of a step,
     before the run stops."""
@@ -68,6 +133,53 @@ class LearnerConfig(BaseModel):
     """Number format of matrix products; the weights themselves stay float32. Match the engine's."""
     recompute_activations: bool = False
     """Keep only each layer's input for the backward pass: far less memory, a third more work."""
+
+    def credit_of(self, gym: str) -> CreditRule:
+        """How this gym's rewards become advantages."""
+        own = self.by_gym.get(gym, GymCreditConfig())
+        return CreditRule(
+            advantage=own.advantage or self.advantage,
+            trajectory_score=own.trajectory_score or self.trajectory_score,
+            turn_credit=own.turn_credit or self.turn_credit,
+            gamma=own.gamma or self.gamma,
+        )
+
+    @field_validator("by_gym")
+    @classmethod
+    def _gyms_are_known(cls, by_gym: dict[str, GymCreditConfig]) -> dict[str, GymCreditConfig]:
+        for gym in by_gym:
+            if gym not in GYMS:
+                raise ValueError(f"{gym!r}: unknown gym: take one of {', '.join(GYMS)}")
+        return by_gym
+
+    @model_validator(mode="after")
+    def _credit_fits(self) -> "LearnerConfig":
+        for gym in ("", *self.by_gym):
+            where = f"by_gym.{gym}: " if gym else ""
+            self.credit_of(gym).check(where=where)
+        return self
+
+    @model_validator(mode="after")
+    def _loss_settings_fit(self) -> "LearnerConfig":
+        if self.loss in ("gspo", "turn") and (
+            self.clip_low == type(self).model_fields["clip_low"].default
+            or self.clip_high == type(self).model_fields["clip_high"].default
+        ):
+            raise ValueError(
+                f"loss={self.loss}: clip_low={self.clip_low:g}, clip_high={self.clip_high:g}: ppo's clip is "
+                "too wide for the mean ratio of many tokens: set both (GSPO's paper: 0.0003 and 0.0004)"
+            )
+        if self.importance == "truncated" and self.loss != "reinforce":
+            raise ValueError(
+                f"importance=truncated: loss={self.loss} holds the ratio already and would count it twice: "
+                "take loss=reinforce, or importance=masked"
+            )
+        if (self.aggregation in ("constant_length", "token_budget")) != (self.aggregation_tokens > 0):
+            raise ValueError(
+                f"aggregation_tokens={self.aggregation_tokens}: aggregation={self.aggregation} "
+                + ("takes none: leave it out" if self.aggregation_tokens else "divides by it: set it above 0")
+            )
+        return self
 
 
 class SftConfig(BaseModel):
@@ -102,3 +214,5 @@ class LearnerSettings:
     """Of the engine's sampling: logprobs are those of the distribution that was sampled from."""
     seed: int
     """Run seed; fixes batches of demonstrations and the packing."""
+    gym_shares: Mapping[str, float] = field(default_factory=dict)
+    """Part of the loss of each gym that is trained on, for `per_gym_denominator`; together 1."""

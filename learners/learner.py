@@ -24,12 +24,13 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from transformers import AutoTokenizer
 
-from learners.advantage import make_estimator
 from learners.checkpoint import Progress, export_model, load_checkpoint, save_checkpoint
 from learners.config import LearnerSettings
+from learners.loss_aggregation import take
+from learners.loss_entropy import EntropyControl
 from learners.packing import micro_batches
 from learners.policy import full_state_dict, load_policy, shard
-from learners.samples import TrainingSample, row_advantages, samples_from_table
+from learners.samples import TrainingSample, gym_advantages, samples_from_table
 from learners.sft import batch_indices, demonstrations_from_tables, num_sft_steps
 from learners.step import (
     LossFn,
@@ -70,14 +71,13 @@ class GRPOLearner(TorchLearner):
             dtype=getattr(torch, config.dtype),
             device=self._device,
             recompute_activations=config.recompute_activations,
+            entropies_have_gradient=config.entropy_coefficient > 0 or config.entropy_target > 0,
         )
         self._policy = shard(policy, num_ranks=self._num_ranks, device=self._device)
         self._optimizer = make_optimizer(self._policy, config=config)
         self._stage = ""
+        self._entropy = EntropyControl(coefficient=config.entropy_coefficient)
         self._demonstrations: list[TrainingSample] = []
-        self._estimator = make_estimator(
-            config.advantage, trajectory_score=config.trajectory_score, gamma=config.gamma
-        )
         self._is_built = True
 
     def update_groups(self, group_refs: Sequence[ray.ObjectRef], *, step: int) -> dict[str, float]:
@@ -87,16 +87,32 @@ class GRPOLearner(TorchLearner):
         rank.
         """
         self._enter_stage("grpo")
+        credit_of = self._settings.learner.credit_of
         samples = [
             sample
             for table in _fetch(group_refs)
-            for sample in samples_from_table(table, advantages=row_advantages(table, self._estimator))
+            for sample in samples_from_table(table, advantages=gym_advantages(table, credit_of))
         ]
         config = self._settings.learner
+        samples, weights = take(
+            samples,
+            config=config,
+            gym_shares=self._settings.gym_shares,
+            seed=self._settings.seed + step,
+        )
+        if config.entropy_target:
+            used = self._entropy.used(target=config.entropy_target)
+            config = config.model_copy(update={"entropy_coefficient": used})
         num_loss_tokens = sum(sample.num_loss_tokens for sample in samples)
         loss_fn = partial(grpo_sums, config=config, num_tokens=num_loss_tokens, policy_version=step)
         lr = warmed_up(config.lr, step=step, warmup_steps=config.warmup_steps)
-        return self._step(samples, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step)
+        metrics = self._step(
+            samples, weights=weights, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step
+        )
+        if config.entropy_target and "learner/entropy" in metrics:
+            self._entropy = self._entropy.after(metrics["learner/entropy"], target=config.entropy_target)
+            metrics["learner/entropy_coefficient"] = config.entropy_coefficient
+        return metrics
 
     def set_demonstrations(self, table_refs: Sequence[ray.ObjectRef]) -> int:
         """Keeps the SFT stage's demonstrations; returns how many samples they give."""
@@ -120,11 +136,14 @@ class GRPOLearner(TorchLearner):
 
     def save(self, path: str) -> None:
         """Writes a checkpoint into the folder `path`, which all learners must be able to reach."""
-        save_checkpoint(Path(path), self._policy, self._optimizer, Progress(stage=self._stage))
+        save_checkpoint(
+            Path(path), self._policy, self._optimizer, Progress(stage=self._stage, entropy=self._entropy)
+        )
 
     def load(self, path: str) -> None:
         """Goes on from a checkpoint, whatever number of learners wrote it."""
-        self._stage = load_checkpoint(Path(path), self._policy, self._optimizer).stage
+        progress = load_checkpoint(Path(path), self._policy, self._optimizer)
+        self._stage, self._entropy = progress.stage, progress.entropy
 
     def export(self, folder: str) -> None:
         """Writes the policy with its tokenizer as a Hugging Face folder."""
@@ -171,6 +190,7 @@ class GRPOLearner(TorchLearner):
         self,
         samples: Sequence[TrainingSample],
         *,
+        weights: NDArray[np.float64] | None = None,
         loss_fn: LossFn,
         num_loss_tokens: int,
         lr: float,
@@ -182,6 +202,7 @@ class GRPOLearner(TorchLearner):
         start, config = time.perf_counter(), self._settings.learner
         batches = micro_batches(
             samples,
+            weights=weights,
             max_tokens=config.micro_batch_tokens,
             rank=self._rank,
             num_ranks=self._num_ranks,

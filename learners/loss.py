@@ -1,14 +1,51 @@
 """The losses, on selected tokens: pure functions of logprobs. Knows no model, no batch, no Ray.
 
-A loss is a sum over this micro-batch's tokens divided by the token count of the whole step, so that gradients
-add up over micro-batches and learners to the token-mean, however the samples are packed.
+A policy loss gives every token an objective (to be maximised); `policy_loss` adds the objectives up, each
+times its token's weight, and divides by the token count of the whole step, so that gradients add up over
+micro-batches and learners however the samples are packed. Every ratio is against the engine that sampled,
+token for token.
+
+Legend: L tokens in the loss. `segments` number the turn or sequence that each of them belongs to, from 0 up.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from learners.config import LearnerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossTokens:
+    """What a policy loss may know of a micro-batch."""
+
+    policy_logprobs: Float[Tensor, "L"]
+    """Has the gradient."""
+    behavior_logprobs: Float[Tensor, "L"]
+    advantages: Float[Tensor, "L"]
+    turns: Int64[Tensor, "L"]
+    sequences: Int64[Tensor, "L"]
+
+    @property
+    def log_ratio(self) -> Float[Tensor, "L"]:
+        """log(policy / behavior) of each token."""
+        return self.policy_logprobs - self.behavior_logprobs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenObjective:
+    """What each token adds to the objective, before its weight."""
+
+    values: Float[Tensor, "L"]
+    """Has a gradient."""
+    clipped: Bool[Tensor, "L"]
+    """Where a bound changed the token's gradient."""
+
+
+PolicyLossFn = Callable[[LossTokens, LearnerConfig], TokenObjective]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,48 +55,156 @@ class PolicyLoss:
     loss: Float[Tensor, ""]
     """Already divided by the step's token count; has a gradient."""
     num_clipped: Float[Tensor, ""]
-    """Tokens whose gradient the clip stopped."""
+    """Tokens whose gradient a bound changed: stopped in ppo, gspo and turn, capped in cispo."""
     ratio_sum: Float[Tensor, ""]
+    """Of the tokens' ratios, whatever ratio the loss itself takes."""
     kl_sum: Float[Tensor, ""]
-    """Sum of the k3 estimate of KL(behavior || policy): r - 1 - log r, never negative (Schulman 2020)."""
+    """Sum of `kl_k3` of KL(behavior || policy)."""
 
 
-def ppo_clip_loss(
-    policy_logprobs: Float[Tensor, "tokens"],
-    *,
-    behavior_logprobs: Float[Tensor, "tokens"],
-    advantages: Float[Tensor, "tokens"],
-    num_tokens: int,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float,
+def policy_loss(
+    tokens: LossTokens, *, weights: Float[Tensor, "L"], num_tokens: int, config: LearnerConfig
 ) -> PolicyLoss:
-    """PPO's clipped surrogate (arXiv 1707.06347 eq. 7) with two bounds (DAPO, arXiv 2503.14476) and a dual
-    clip (arXiv 1912.09729): where the advantage is negative, a token's ratio counts no more than `dual_clip`.
+    """The loss that `config.loss` names: -sum(weight x objective) / num_tokens.
 
-    The ratio is against the engine that sampled, token for token. `num_tokens` is the step's, over all
-    learners.
+    `weights` are 1 for the mean over all tokens; `num_tokens` is the step's, over all learners.
     """
-    log_ratio = policy_logprobs - behavior_logprobs
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    pessimistic = torch.minimum(ratio * advantages, clipped * advantages)
-    surrogate = torch.where(advantages < 0, torch.maximum(pessimistic, dual_clip * advantages), pessimistic)
-    loss = -surrogate.sum() / num_tokens
+    objective = POLICY_LOSSES[config.loss](tokens, config)
+    loss = -(weights.to(objective.values.dtype) * objective.values).sum() / num_tokens
     with torch.no_grad():
-        stopped = (
-            ((advantages > 0) & (ratio > 1 + clip_high))
-            | ((advantages < 0) & (ratio < 1 - clip_low))
-            | ((advantages < 0) & (ratio > dual_clip))
-        )
+        log_ratio = tokens.log_ratio
         return PolicyLoss(
             loss=loss,
-            num_clipped=stopped.sum().to(ratio.dtype),
-            ratio_sum=ratio.sum(),
-            kl_sum=(ratio - 1 - log_ratio).sum(),
+            num_clipped=objective.clipped.sum().to(log_ratio.dtype),
+            ratio_sum=log_ratio.exp().sum(),
+            kl_sum=kl_k3(tokens.behavior_logprobs, tokens.policy_logprobs).sum(),
         )
 
 
-def sft_loss(policy_logprobs: Float[Tensor, "tokens"], *, num_tokens: int) -> Float[Tensor, ""]:
+def ppo_clip(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
+    """PPO's clipped surrogate (arXiv 1707.06347 eq. 7) with two bounds (clip-higher: DAPO, arXiv 2503.14476)
+    and a dual clip (arXiv 1912.09729): where the advantage is negative, a ratio counts no more than
+    `dual_clip`.
+    """
+    ratio, advantages = tokens.log_ratio.exp(), tokens.advantages
+    objective = _clipped(ratio, advantages, config)
+    bounded = torch.maximum(objective.values, config.dual_clip * advantages)
+    return TokenObjective(
+        values=torch.where(advantages < 0, bounded, objective.values),
+        clipped=objective.clipped | ((advantages < 0) & (ratio > config.dual_clip)),
+    )
+
+
+def gspo(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
+    """GSPO-token (arXiv 2507.18071 eq. 13 and 14): all tokens of a sequence share the geometric mean of their
+    ratios, so that the clip takes or leaves the sequence as a whole.
+
+    A sequence is one sample: all that the policy said in a dialogue, up to a fork.
+    """
+    return _clipped(segment_ratio(tokens, tokens.sequences), tokens.advantages, config)
+
+
+def turn_clip(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
+    """The ratio and clip of a whole turn: the turn is the action (Turn-PPO, arXiv 2512.17008), its ratio
+    GSPO's length-normalised one (arXiv 2507.18071 eq. 7) over the turn's tokens."""
+    return _clipped(segment_ratio(tokens, tokens.turns), tokens.advantages, config)
+
+
+def cispo(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
+    """CISPO (MiniMax-M1, arXiv 2506.13585 eq. 4 and 5): sg[min(r, 1 + clip_high)] A log pi.
+
+    The ratio is a weight and is bounded, not the update: no token ever loses its gradient. As in the paper's
+    runs there is no lower bound.
+    """
+    ratio = tokens.log_ratio.detach().exp()
+    weights = ratio.clamp(max=1 + config.clip_high)
+    return TokenObjective(
+        values=weights * tokens.advantages * tokens.policy_logprobs, clipped=ratio > 1 + config.clip_high
+    )
+
+
+def sapo(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
+    """SAPO (arXiv 2511.20347): a gate 4 / tau x sigmoid(tau (r - 1)) in place of the clip, with its own tau
+    for A > 0 and for A <= 0.
+
+    On policy the gradient is that of the policy gradient; away from it, it fades as 4 p (1 - p), with p the
+    sigmoid, and never stops.
+    """
+    ratio = tokens.log_ratio.exp()
+    positive = torch.full_like(ratio, config.sapo_positive)
+    tau = torch.where(tokens.advantages > 0, positive, torch.full_like(ratio, config.sapo_negative))
+    gates = torch.sigmoid(tau * (ratio - 1)) * 4 / tau
+    return TokenObjective(
+        values=gates * tokens.advantages, clipped=torch.zeros_like(tokens.advantages, dtype=torch.bool)
+    )
+
+
+def reinforce(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
+    """The policy gradient itself, A log pi (Williams 1992). Without importance weights it is right only on
+    policy."""
+    return TokenObjective(
+        values=tokens.advantages * tokens.policy_logprobs,
+        clipped=torch.zeros_like(tokens.advantages, dtype=torch.bool),
+    )
+
+
+def segment_ratio(tokens: LossTokens, segments: Int64[Tensor, "L"]) -> Float[Tensor, "L"]:
+    """Each token's segment ratio s = (policy / behavior)^(1 / length) (GSPO eq. 7). Its value is the
+    segment's, its gradient the token's own: sg[s] policy / sg[policy] (eq. 14)."""
+    log_s = segment_mean(tokens.log_ratio.detach(), segments)
+    return (log_s + tokens.policy_logprobs - tokens.policy_logprobs.detach()).exp()
+
+
+def segment_sum(values: Float[Tensor, "L"], segments: Int64[Tensor, "L"]) -> Float[Tensor, "L"]:
+    """At each token, the sum over its segment."""
+    num_segments = int(segments.max()) + 1 if len(segments) else 0
+    return values.new_zeros(num_segments).index_add(0, segments, values)[segments]
+
+
+def segment_mean(values: Float[Tensor, "L"], segments: Int64[Tensor, "L"]) -> Float[Tensor, "L"]:
+    """At each token, the mean over its segment."""
+    return segment_sum(values, segments) / segment_sum(torch.ones_like(values), segments)
+
+
+def kl_k1(sampled_logprobs: Float[Tensor, "L"], other_logprobs: Float[Tensor, "L"]) -> Float[Tensor, "L"]:
+    """log(p / q) at tokens sampled from p: unbiased for KL(p || q), can be negative (Schulman 2020, as k2 and
+    k3). As a reward it is a right penalty; its gradient as a loss is zero in the mean."""
+    return sampled_logprobs - other_logprobs
+
+
+def kl_k2(sampled_logprobs: Float[Tensor, "L"], other_logprobs: Float[Tensor, "L"]) -> Float[Tensor, "L"]:
+    """log(p / q)^2 / 2: never negative, slightly biased. On policy its gradient by p is that of KL(p || q),
+    which makes it the one to add to a loss."""
+    return (sampled_logprobs - other_logprobs).square() / 2
+
+
+def kl_k3(sampled_logprobs: Float[Tensor, "L"], other_logprobs: Float[Tensor, "L"]) -> Float[Tensor, "L"]:
+    """q / p - 1 - log(q / p): unbiased and never negative, GRPO's choice (arXiv 2402.03300 eq. 4)."""
+    log_ratio = other_logprobs - sampled_logprobs
+    return log_ratio.exp() - 1 - log_ratio
+
+
+def sft_loss(policy_logprobs: Float[Tensor, "L"], *, num_tokens: int) -> Float[Tensor, ""]:
     """Cross-entropy of the demonstrated tokens: token-mean over the step's `num_tokens`."""
     return -policy_logprobs.sum() / num_tokens
+
+
+def _clipped(
+    ratio: Float[Tensor, "L"], advantages: Float[Tensor, "L"], config: LearnerConfig
+) -> TokenObjective:
+    """min(r A, clip(r) A), and where that stopped the gradient."""
+    low, high = 1 - config.clip_low, 1 + config.clip_high
+    return TokenObjective(
+        values=torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages),
+        clipped=((advantages > 0) & (ratio > high)) | ((advantages < 0) & (ratio < low)),
+    )
+
+
+POLICY_LOSSES: dict[str, PolicyLossFn] = {
+    "ppo": ppo_clip,
+    "gspo": gspo,
+    "turn": turn_clip,
+    "cispo": cispo,
+    "sapo": sapo,
+    "reinforce": reinforce,
+}

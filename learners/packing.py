@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Float64, Int32, Int64
 from torch import Tensor
 
 from learners.samples import TrainingSample
@@ -31,6 +31,12 @@ class MicroBatch:
     behavior_logprobs: Float32[Tensor, "L"]
     policy_versions: Int32[Tensor, "L"]
     advantages: Float32[Tensor, "L"]
+    sequences: Int64[Tensor, "L"]
+    """Which sample of the row the token belongs to, from 0."""
+    turns: Int64[Tensor, "L"]
+    """Which turn of the row, numbered through all samples from 0."""
+    weights: Float64[Tensor, "L"]
+    """How much the token weighs in the loss; 1 for the mean over all tokens of the step."""
 
 
 def plan(
@@ -74,19 +80,27 @@ def _fill(
     return [tuple(indices) for indices in bins]
 
 
-def pack(samples: Sequence[TrainingSample]) -> MicroBatch:
-    """The samples end to end. None at all: one token that counts for nothing, so that a rank without work
-    still takes part in every collective."""
+def pack(
+    samples: Sequence[TrainingSample], *, weights: Float64[np.ndarray, "num_samples"] | None = None
+) -> MicroBatch:
+    """The samples end to end, each sample's tokens under its weight (1 where none are given). No sample at
+    all: one token that counts for nothing, so that a rank without work still takes part in every
+    collective."""
     if not samples:
         zero = torch.zeros(1, dtype=torch.int64)
         none, nothing = zero[:0], torch.zeros(0)
         return MicroBatch(
             lengths=(1,), token_ids=zero, position_ids=zero, predictors=none, targets=none,
             behavior_logprobs=nothing, policy_versions=none.int(), advantages=nothing,
+            sequences=none, turns=none, weights=nothing.double(),
         )  # fmt: skip
     lengths = tuple(sample.num_tokens for sample in samples)
     token_ids = np.concatenate([sample.token_ids for sample in samples]).astype(np.int64)
     kept = np.flatnonzero(np.concatenate([sample.loss_mask for sample in samples]))
+    sequences = np.repeat(np.arange(len(samples)), lengths)
+    turns = np.concatenate([sample.turns for sample in samples])
+    new_turn = (np.diff(sequences, prepend=0) != 0) | (np.diff(turns, prepend=turns[:1]) != 0)
+    each = np.ones(len(samples)) if weights is None else weights
     return MicroBatch(
         lengths=lengths,
         token_ids=torch.from_numpy(token_ids),
@@ -96,13 +110,23 @@ def pack(samples: Sequence[TrainingSample]) -> MicroBatch:
         behavior_logprobs=torch.from_numpy(np.concatenate([s.behavior_logprobs for s in samples])[kept]),
         policy_versions=torch.from_numpy(np.concatenate([s.policy_versions for s in samples])[kept]),
         advantages=torch.from_numpy(np.concatenate([s.advantages for s in samples])[kept]),
+        sequences=torch.from_numpy(sequences[kept]),
+        turns=torch.from_numpy(np.cumsum(new_turn)[kept]),
+        weights=torch.from_numpy(each[sequences[kept]]),
     )
 
 
 def micro_batches(
-    samples: Sequence[TrainingSample], *, max_tokens: int, rank: int, num_ranks: int, seed: int
+    samples: Sequence[TrainingSample],
+    *,
+    weights: Float64[np.ndarray, "num_samples"] | None = None,
+    max_tokens: int,
+    rank: int,
+    num_ranks: int,
+    seed: int,
 ) -> Iterator[MicroBatch]:
-    """This rank's micro-batches of the step, packed one at a time."""
+    """This rank's micro-batches of the step, packed one at a time; `weights` as in `pack`."""
     lengths = [sample.num_tokens for sample in samples]
     for indices in plan(lengths, max_tokens=max_tokens, num_ranks=num_ranks, seed=seed)[rank]:
-        yield pack([samples[index] for index in indices])
+        chosen = None if weights is None else weights[list(indices)]
+        yield pack([samples[index] for index in indices], weights=chosen)

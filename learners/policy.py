@@ -32,18 +32,26 @@ class TokenLogprobs(NamedTuple):
     logprobs: Float[Tensor, "L"]
     """Natural log, of the distribution at the sampling temperature; has a gradient."""
     entropies: Float[Tensor, "L"]
-    """Nats; without a gradient."""
+    """Nats; with a gradient only where the policy was asked for one."""
 
 
 class Policy(nn.Module):
     """A causal LM with a packed row in and the logprobs of its loss tokens out."""
 
-    def __init__(self, model: PreTrainedModel, *, temperature: float, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        temperature: float,
+        dtype: torch.dtype = torch.float32,
+        entropies_have_gradient: bool = False,
+    ):
         super().__init__()
         _check_supported(model)
         self.model = model
         self._temperature = temperature
         self._dtype = dtype
+        self._entropies_have_gradient = entropies_have_gradient
 
     @property
     def head(self) -> Tensor:
@@ -71,7 +79,11 @@ class Policy(nn.Module):
         self, hidden: Float[Tensor, "L hidden_size"], *, head: Tensor, targets: Int64[Tensor, "L"]
     ) -> TokenLogprobs:
         per_chunk = max(1, LOGITS_AT_ONCE // head.shape[0])
-        function = partial(_logprobs_of_chunk, temperature=self._temperature)
+        function = partial(
+            _logprobs_of_chunk,
+            temperature=self._temperature,
+            entropies_have_gradient=self._entropies_have_gradient,
+        )
         if len(targets) > per_chunk:
             function = partial(checkpoint, function, use_reentrant=False)
         chunks = [
@@ -83,11 +95,16 @@ class Policy(nn.Module):
 
 
 def _logprobs_of_chunk(
-    hidden: Float[Tensor, "L hidden_size"], head: Tensor, targets: Int64[Tensor, "L"], *, temperature: float
+    hidden: Float[Tensor, "L hidden_size"],
+    head: Tensor,
+    targets: Int64[Tensor, "L"],
+    *,
+    temperature: float,
+    entropies_have_gradient: bool,
 ) -> tuple[Float[Tensor, "L"], Float[Tensor, "L"]]:
     logits = linear(hidden, head)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropies_have_gradient and torch.is_grad_enabled()):
         log_probs = logits.log_softmax(-1)
         entropies = -(log_probs.exp() * log_probs).sum(-1)
     return -cross_entropy(logits, targets, reduction="none"), entropies
@@ -109,7 +126,13 @@ def _check_supported(model: PreTrainedModel) -> None:
 
 
 def load_policy(
-    folder: str, *, temperature: float, dtype: torch.dtype, device: torch.device, recompute_activations: bool
+    folder: str,
+    *,
+    temperature: float,
+    dtype: torch.dtype,
+    device: torch.device,
+    recompute_activations: bool,
+    entropies_have_gradient: bool = False,
 ) -> Policy:
     """Loads a Hugging Face causal LM (a folder or a hub name) with float32 weights, whole, onto `device`."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -120,7 +143,10 @@ def load_policy(
             module.p = 0.0
     if recompute_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(model, temperature=temperature, dtype=dtype).to(device).train()
+    policy = Policy(
+        model, temperature=temperature, dtype=dtype, entropies_have_gradient=entropies_have_gradient
+    )
+    return policy.to(device).train()
 
 
 def shard(policy: Policy, *, num_ranks: int, device: torch.device) -> Policy:

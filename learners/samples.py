@@ -1,8 +1,8 @@
 """Samples to train on, read from the Arrow tables of groups and demonstrations. Knows no model, no torch,
 no Ray."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, Int32
 from numpy import ndarray
 
-from learners.advantage import Estimator
+from learners.advantage import CreditRule, Estimator, make_estimator
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -19,6 +19,7 @@ class TrainingSample:
 
     group_id: int
     trajectory: int
+    gym: str
     token_ids: Int32[ndarray, "T"]
     loss_mask: Bool[ndarray, "T"]
     """True where the policy produced the token."""
@@ -28,6 +29,8 @@ class TrainingSample:
     """-1 where `loss_mask` is False."""
     advantages: Float32[ndarray, "T"]
     """The turn's advantage; 0 where `loss_mask` is False."""
+    turns: Int32[ndarray, "T"]
+    """The turn within its trajectory that the token belongs to, from 0; its context counts with it."""
 
     @property
     def num_tokens(self) -> int:
@@ -50,13 +53,37 @@ class _Ragged:
         return self._values[self._offsets[row] : self._offsets[row + 1]]
 
 
+def gym_advantages(table: pa.Table, credit_of: Callable[[str], CreditRule]) -> ndarray:  # [num_rows]
+    """`row_advantages` of one group by the rule of its gym."""
+    rule = credit_of(table["gym"][0].as_py())
+    return row_advantages(table, make_estimator(**asdict(rule)))
+
+
 def row_advantages(table: pa.Table, estimator: Estimator) -> ndarray:  # [num_rows]
     """One group's advantages in the table's row order, NaN on each turn of a trajectory that failed or has
     no reward."""
     trajectories = table["trajectory"].to_numpy()
     rewards = np.where(table["failed"].to_numpy(), np.nan, table["reward"].to_numpy())
-    starts = np.flatnonzero(np.diff(trajectories, prepend=-1))
-    return np.concatenate(estimator(np.split(rewards, starts[1:])))
+    inner = np.flatnonzero(np.diff(trajectories, prepend=-1))[1:]
+    num_tokens = np.diff(table["completion_ids"].combine_chunks().offsets.to_numpy())
+    feedbacks = table["feedback"].to_pylist()
+    advantages = estimator(
+        np.split(rewards, inner),
+        num_tokens=np.split(num_tokens, inner),
+        states=[
+            state_keys(feedbacks[first:end]) for first, end in pairwise([0, *inner.tolist(), table.num_rows])
+        ],
+    )
+    return np.concatenate(advantages)
+
+
+def state_keys(feedbacks: Sequence[str]) -> list[str]:  # [num_turns]
+    """A trajectory's state before each turn: what the env has told so far, in whatever order and however
+    often.
+
+    Two trajectories that asked the same questions in another order are in the same state.
+    """
+    return ["\x1f".join(sorted(set(feedbacks[:turn]))) for turn in range(len(feedbacks))]
 
 
 def samples_from_table(table: pa.Table, *, advantages: ndarray) -> list[TrainingSample]:
@@ -66,6 +93,7 @@ def samples_from_table(table: pa.Table, *, advantages: ndarray) -> list[Training
     `advantages` is [num_rows]; demonstrations pass ones. Rows stand in order of (group_id, trajectory, turn).
     """
     groups, trajectories = table["group_id"].to_numpy(), table["trajectory"].to_numpy()
+    gyms, turns = table["gym"].to_pylist(), table["turn"].to_numpy()
     new_trajectory = (np.diff(groups, prepend=-1) != 0) | (np.diff(trajectories, prepend=-1) != 0)
     starts = np.flatnonzero(new_trajectory | table["forked"].to_numpy())
     bad = table["failed"].to_numpy() | ~np.isfinite(advantages)
@@ -78,17 +106,26 @@ def samples_from_table(table: pa.Table, *, advantages: ndarray) -> list[Training
     for first, last in pairwise([*starts.tolist(), table.num_rows]):
         key = (int(groups[first]), int(trajectories[first]))
         if key not in bad_trajectories:
-            sample = _sample(key, columns, rows=range(first, last), advantages=advantages)
+            sample = _sample(
+                key, columns, gym=gyms[first], turns=turns, rows=range(first, last), advantages=advantages
+            )
             if sample.loss_mask.any():
                 samples.append(sample)
     return samples
 
 
 def _sample(
-    key: tuple[int, int], columns: Sequence[_Ragged], *, rows: range, advantages: ndarray
+    key: tuple[int, int],
+    columns: Sequence[_Ragged],
+    *,
+    gym: str,
+    turns: ndarray,
+    rows: range,
+    advantages: ndarray,
 ) -> TrainingSample:
     """Contexts and completions of these rows, end to end."""
     context_ids, completion_ids, logprobs, versions = columns
+    lengths = [len(context_ids[row]) + len(completion_ids[row]) for row in rows]
     parts: list[tuple[ndarray, ...]] = []
     for row in rows:
         num_context, num_completion = len(context_ids[row]), len(completion_ids[row])
@@ -105,9 +142,11 @@ def _sample(
     return TrainingSample(
         group_id=key[0],
         trajectory=key[1],
+        gym=gym,
         token_ids=token_ids,
         loss_mask=mask,
         behavior_logprobs=logprob,
         policy_versions=version,
         advantages=advantage,
+        turns=np.repeat(turns[rows.start : rows.stop], lengths),
     )

@@ -13,7 +13,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from learners.config import LearnerConfig
-from learners.loss import ppo_clip_loss, sft_loss
+from learners.loss import LossTokens, policy_loss, sft_loss
+from learners.loss_importance import importance_weights
 from learners.packing import MicroBatch
 from learners.policy import Policy, TokenLogprobs
 
@@ -26,27 +27,35 @@ LossFn = Callable[[MicroBatch, TokenLogprobs], Sums]
 def grpo_sums(
     batch: MicroBatch, policy: TokenLogprobs, *, config: LearnerConfig, num_tokens: int, policy_version: int
 ) -> Sums:
-    """The GRPO loss and what is reported of it; the gap counts tokens that this very version sampled."""
-    result = ppo_clip_loss(
-        policy.logprobs,
+    """The policy loss, less the entropy bonus, and what is reported of it; the gap counts tokens that this
+    very version sampled."""
+    tokens = LossTokens(
+        policy_logprobs=policy.logprobs,
         behavior_logprobs=batch.behavior_logprobs,
         advantages=batch.advantages,
-        num_tokens=num_tokens,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
+        turns=batch.turns,
+        sequences=batch.sequences,
     )
+    importance = importance_weights(tokens, config)
+    result = policy_loss(tokens, weights=batch.weights * importance, num_tokens=num_tokens, config=config)
+    loss = result.loss
+    if config.entropy_coefficient:
+        bonus = (batch.weights.to(policy.entropies.dtype) * policy.entropies).sum() / num_tokens
+        loss = loss - config.entropy_coefficient * bonus
     own = batch.policy_versions == policy_version
     gaps = (policy.logprobs.detach() - batch.behavior_logprobs).abs()
-    return {
-        "loss": result.loss,
+    sums = {
+        "loss": loss,
         "clipped": result.num_clipped,
         "ratio": result.ratio_sum,
         "kl": result.kl_sum,
-        "entropy": policy.entropies.sum(),
+        "entropy": policy.entropies.detach().sum(),
         "gap": gaps[own].sum(),
         "own": own.sum(),
     }
+    if config.importance != "none":
+        sums |= {"importance": importance.sum(), "left_out": (importance == 0).sum()}
+    return sums
 
 
 def sft_sums(batch: MicroBatch, policy: TokenLogprobs, *, num_tokens: int) -> Sums:
@@ -121,6 +130,9 @@ def step_metrics(
         }
         if sums["own"]:
             metrics["learner/logprob_gap/mean"] = sums["gap"] / sums["own"]
+    if "importance" in sums:
+        metrics["learner/importance/weight"] = sums["importance"] / num_loss_tokens
+        metrics["learner/importance/left_out_fraction"] = sums["left_out"] / num_loss_tokens
     return metrics
 
 

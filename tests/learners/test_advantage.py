@@ -1,11 +1,16 @@
 """Advantages against numbers worked out by hand."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.advantage import discounted_reward, group_relative, make_estimator, total_reward
+from learners.advantage import ADVANTAGES, CreditRule, make_estimator
+from learners.config import GymCreditConfig, LearnerConfig
+from learners.credit import CREDITS, SCORES, discounted_reward, total_reward
+from learners.group_baseline import group_relative
 
 NAN = float("nan")
 
@@ -79,3 +84,107 @@ def test_advantages_sum_to_zero_and_are_bounded(scores: list[float]):
     advantages = group_relative(np.array(scores), divide_by_std=True)
     assert abs(advantages.sum()) < 1e-6
     assert np.abs(advantages).max() <= (len(scores) - 1) ** 0.5 + 1e-9
+
+
+every_advantage = pytest.mark.parametrize("advantage", ADVANTAGES)
+
+
+def estimate(advantage: str, rows: list[np.ndarray], *, credit: str = "equalized") -> list[np.ndarray]:
+    """On turns of one token each, all of a trajectory's turns in states of their own index."""
+    estimator = make_estimator(advantage, trajectory_score="sum", turn_credit=credit, gamma=1.0)
+    return estimator(rows, states=[[str(turn) for turn in range(len(row))] for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("field", "table"),
+    [("advantage", ADVANTAGES), ("trajectory_score", SCORES), ("turn_credit", CREDITS)],
+)
+def test_every_name_of_the_tables_can_be_configured(field: str, table: dict[str, object]):
+    assert set(get_args(LearnerConfig.model_fields[field].annotation)) == set(table)
+
+
+@every_advantage
+def test_an_empty_group_has_no_advantages(advantage: str):
+    assert estimate(advantage, []) == []
+
+
+@every_advantage
+def test_a_failed_trajectory_is_nan_and_changes_no_other(advantage: str):
+    alone = estimate(advantage, ragged([0.0, 1.0], [0.0, 0.25]))
+    with_failed = estimate(advantage, ragged([0.0, 1.0], [NAN, 7.0, 1.0], [0.0, 0.25], [float("inf")]))
+    assert np.isnan(with_failed[1]).all()
+    assert np.isnan(with_failed[3]).all()
+    assert with_failed[1].shape == (3,)
+    assert [with_failed[0].tolist(), with_failed[2].tolist()] == [row.tolist() for row in alone]
+
+
+@every_advantage
+def test_a_group_that_failed_whole_is_nan(advantage: str):
+    assert np.isnan(np.concatenate(estimate(advantage, ragged([NAN], [NAN, 0.0])))).all()
+
+
+@pytest.mark.parametrize("advantage", [name for name in ADVANTAGES if not name.startswith("userrl_")])
+@pytest.mark.parametrize(
+    "rows", [ragged([0.1, 0.7]), ragged([0.1, 0.7], [0.1, 0.7], [0.1, 0.7])], ids=["one", "equal"]
+)
+def test_nothing_to_compare_gives_zeros(advantage: str, rows: list[np.ndarray]):
+    assert not np.concatenate(estimate(advantage, rows)).any()
+
+
+@every_advantage
+def test_a_trajectory_without_turns_has_no_advantage_and_breaks_none(advantage: str):
+    advantages = estimate(advantage, ragged([], [0.0, 1.0], [0.5]))
+    assert [len(row) for row in advantages] == [0, 2, 1]
+    assert np.isfinite(np.concatenate(advantages)).all()
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("credit", CREDITS)
+@pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo"])
+def test_any_score_goes_with_any_credit(advantage: str, score: str, credit: str):
+    """Credit moves the advantage between turns; its mean over the tokens that have credit stays."""
+    estimator = make_estimator(advantage, trajectory_score=score, turn_credit=credit, gamma=0.5)
+    even = make_estimator(advantage, trajectory_score=score, gamma=0.5)
+    rows, lengths = ragged([0.0, 0.25, 1.0], [0.5, 0.125]), [np.array([3, 1, 2]), np.array([4, 2])]
+    advantages = estimator(rows, num_tokens=lengths)
+    for row, values, num_tokens, of_trajectory in zip(rows, advantages, lengths, even(rows), strict=True):
+        has_credit = CREDITS[credit](row, 0.5) != 0
+        assert values @ num_tokens / num_tokens[has_credit].sum() == pytest.approx(of_trajectory[0])
+
+
+def test_the_printed_equation_by_hand():
+    """Scores 1 and 0: mean and deviation 1/2; credits 0, 1 and 0 give -1, 1 and -1, but for the epsilon."""
+    first, second = estimate("userrl_printed", ragged([0.0, 1.0], [0.0]), credit="naive")
+    assert first == pytest.approx([-1.0, 1.0], abs=1e-5)
+    assert second == pytest.approx([-1.0], abs=1e-5)
+
+
+def test_a_gym_may_have_its_own_credit():
+    own = GymCreditConfig(trajectory_score="last", gamma=0.5)
+    config = LearnerConfig(by_gym={"tau": own}, advantage="rloo")
+    assert config.credit_of("tau") == CreditRule(
+        advantage="rloo", trajectory_score="last", turn_credit="equalized", gamma=0.5
+    )
+    assert config.credit_of("travel") == CreditRule(
+        advantage="rloo", trajectory_score="reward_to_go", turn_credit="equalized", gamma=0.95
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"advantage": "turn_loo", "turn_credit": "naive"}, "turn_loo credits each turn itself"),
+        (
+            {"advantage": "userrl_compat", "turn_credit": "naive"},
+            "turn_credit=naive: the released code has no",
+        ),
+        (
+            {"advantage": "userrl_compat", "by_gym": {"tau": {"trajectory_score": "max"}}},
+            "by_gym.tau: trajectory_score=max: the released code has no such",
+        ),
+        ({"by_gym": {"taut": {}}}, "'taut': unknown gym"),
+    ],
+)
+def test_names_that_do_not_go_together_are_refused(settings: dict[str, object], line: str):
+    with pytest.raises(ValueError, match=line):
+        LearnerConfig.model_validate(settings)

@@ -2,17 +2,19 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.trajectory import StopReason
 from learners.advantage import make_estimator
 from learners.config import LearnerConfig
 from learners.packing import micro_batches, pack, plan
 from learners.samples import TrainingSample, row_advantages, samples_from_table
 from learners.step import accumulate_gradients, grpo_sums
-from tests.learners.tiny import random_table, tiny_policy
+from tests.learners.tiny import make_table, make_turn, random_table, tiny_policy
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=40)
 
@@ -45,6 +47,22 @@ def test_positions_restart_and_predictors_stand_before_their_targets():
     assert batch.position_ids.tolist() == [*range(batch.lengths[0]), *range(batch.lengths[1])]
     assert batch.token_ids[batch.predictors + 1].equal(batch.targets)
     assert len(batch.targets) == sum(sample.num_loss_tokens for sample in samples)
+
+
+def test_every_loss_token_knows_its_sample_its_turn_and_its_weight():
+    turns = [
+        [make_turn([1, 2], [3, 4], reward=0.0, forked=True), make_turn([5], [6], reward=0.0, forked=False)],
+        [make_turn([1], [2], reward=0.0, forked=True), make_turn([1, 3], [4, 5], reward=1.0, forked=True)],
+    ]
+    table = make_table([(each, StopReason.TERMINATED) for each in turns])
+    samples = samples_from_table(table, advantages=np.ones(4))
+    assert [sample.turns.tolist() for sample in samples] == [[0, 0, 0, 0, 1, 1], [0, 0], [1, 1, 1, 1]]
+    assert {sample.gym for sample in samples} == {"function"}
+    batch = pack(samples, weights=np.array([1.0, 2.0, 3.0]))
+    assert batch.sequences.tolist() == [0, 0, 0, 1, 2, 2]
+    assert batch.turns.tolist() == [0, 0, 1, 2, 3, 3]
+    assert batch.weights.tolist() == [1.0, 1.0, 1.0, 2.0, 3.0, 3.0]
+    assert set(pack(samples).weights.tolist()) == {1.0}
 
 
 def samples_of(num_groups: int) -> list[TrainingSample]:

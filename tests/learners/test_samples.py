@@ -4,7 +4,14 @@ import numpy as np
 
 from actors.trajectory import StopReason
 from learners.advantage import make_estimator
-from learners.samples import TrainingSample, row_advantages, samples_from_table
+from learners.config import GymCreditConfig, LearnerConfig
+from learners.samples import (
+    TrainingSample,
+    gym_advantages,
+    row_advantages,
+    samples_from_table,
+    state_keys,
+)
 from tests.learners.tiny import make_table, make_turn
 
 ESTIMATOR = make_estimator("grpo", trajectory_score="sum", gamma=1.0)
@@ -83,3 +90,47 @@ def test_nothing_predicts_a_first_token():
     turns = [make_turn([], [5, 6], reward=0.0, forked=True)]
     (sample,) = samples_from_table(make_table([(turns, DONE)]), advantages=np.ones(1))
     assert sample.loss_mask.tolist() == [False, True]
+
+
+def test_credit_is_spread_over_tokens_not_turns():
+    """Scores 5/4 and 1/4 give 1/2 and -1/2. Credits 0, 1, 1/4 lie on 3, 1, 2 tokens: three have credit, and
+    the sum is 3/2, so that the weights are 0, 2, 1/2."""
+    turns = [
+        make_turn([1], [2, 3, 4], reward=0.0, forked=True),
+        make_turn([5], [6], reward=1.0, forked=False),
+        make_turn([5], [7, 8], reward=0.25, forked=False),
+    ]
+    other = [make_turn([1], [2], reward=0.25, forked=True)]
+    table = make_table([(turns, DONE), (other, DONE)])
+    estimator = make_estimator("dr_grpo", trajectory_score="sum", turn_credit="naive", gamma=1.0)
+    assert row_advantages(table, estimator).tolist() == [0.0, 1.0, 0.25, -0.5]
+
+
+def test_a_state_is_what_was_told_so_far_in_any_order():
+    assert state_keys(["x", "y", "z"]) == ["", "x", "x\x1fy"]
+    assert state_keys(["y", "x", "x", "z"])[2:] == ["x\x1fy", "x\x1fy"]
+    assert state_keys([]) == []
+
+
+def test_gigpo_takes_its_states_from_the_table():
+    """No feedback in any turn: one state. Rewards-to-go 1, 1, 0, 0 give 1, 1, -1, -1, as do the outcomes."""
+    good, bad = (
+        [make_turn([1], [2], reward=0.0, forked=True), make_turn([3], [4], reward=reward, forked=False)]
+        for reward in (1.0, 0.0)
+    )
+    table = make_table([(good, DONE), (bad, DONE)])
+    estimator = make_estimator("gigpo", trajectory_score="sum", gamma=1.0)
+    assert row_advantages(table, estimator).tolist() == [2.0, 2.0, -2.0, -2.0]
+
+
+def test_a_groups_gym_decides_its_credit():
+    """By the sum both are equal; by the last turn they are 0 and 1; discounted by 1/2 they are 1 and 1/2."""
+    early = [make_turn([1], [2], reward=1.0, forked=True), make_turn([3], [4], reward=0.0, forked=False)]
+    late = [make_turn([1], [2], reward=0.0, forked=True), make_turn([3], [4], reward=1.0, forked=False)]
+    table = make_table([(early, DONE), (late, DONE)])
+    own = GymCreditConfig(trajectory_score="last", advantage="dr_grpo")
+    by_gym = LearnerConfig(trajectory_score="sum", by_gym={"function": own})
+    assert gym_advantages(table, by_gym.credit_of).tolist() == [-0.5, -0.5, 0.5, 0.5]
+    others = LearnerConfig(trajectory_score="sum", by_gym={"tau": own})
+    assert gym_advantages(table, others.credit_of).tolist() == [0.0] * 4
+    assert gym_advantages(table, LearnerConfig(gamma=0.5).credit_of).tolist() == [1.0, 1.0, -1.0, -1.0]

@@ -11,6 +11,7 @@ from torch.multiprocessing.spawn import spawn
 
 from learners.checkpoint import Progress, export_model, is_checkpoint, load_checkpoint, save_checkpoint
 from learners.config import LearnerConfig
+from learners.loss_entropy import EntropyControl
 from learners.packing import micro_batches
 from learners.policy import Policy, full_state_dict, load_policy, shard
 from learners.step import (
@@ -84,12 +85,13 @@ def test_a_checkpoint_goes_on_exactly_where_it_was(tmp_path: Path):
     policy = tiny_policy()
     optimizer = make_optimizer(policy, config=CONFIG)
     update(policy, optimizer, rank=0, num_ranks=1)
-    save_checkpoint(tmp_path / "c", policy, optimizer, Progress(stage="grpo"))
+    progress = Progress(stage="grpo", entropy=EntropyControl(coefficient=0.015, last_entropy=0.7))
+    save_checkpoint(tmp_path / "c", policy, optimizer, progress)
     update(policy, optimizer, rank=0, num_ranks=1)
 
     resumed = tiny_policy()
     resumed_optimizer = make_optimizer(resumed, config=CONFIG)
-    assert load_checkpoint(tmp_path / "c", resumed, resumed_optimizer) == Progress(stage="grpo")
+    assert load_checkpoint(tmp_path / "c", resumed, resumed_optimizer) == progress
     update(resumed, resumed_optimizer, rank=0, num_ranks=1)
     expected = weights_of(policy)
     assert all(tensor.equal(expected[name]) for name, tensor in weights_of(resumed).items())

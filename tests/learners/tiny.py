@@ -35,11 +35,17 @@ def tiny_model() -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def tiny_policy(*, dtype: torch.dtype = torch.float64, temperature: float = 1.0) -> Policy:
+def tiny_policy(
+    *,
+    dtype: torch.dtype = torch.float64,
+    temperature: float = 1.0,
+    entropies_have_gradient: bool = False,
+) -> Policy:
     """The model behind packed attention, in `dtype` throughout."""
     model = tiny_model()
     model.set_attn_implementation(PACKED_CAUSAL)
-    return Policy(model, temperature=temperature).to(dtype)
+    policy = Policy(model, temperature=temperature, entropies_have_gradient=entropies_have_gradient)
+    return policy.to(dtype)
 
 
 def plain_model(folder: str) -> PreTrainedModel:
