@@ -65,7 +65,7 @@ async def played(
                 api_key_env="LOOPBACK_KEY",
                 max_retries=1,
                 backoff_s=0.001,
-                timeout_s=2.0,
+                timeout_s=0.5,
             )
         )
         engine = ChatEngine(chat, renderer=renderer)
