@@ -10,7 +10,9 @@ from actors.renderer import Renderer
 from actors.trajectory import Completion, GroupSummary, StopReason
 from simulators.env import Gym, GymEnv, Step
 from simulators.gyms import GYMS
+from simulators.manner import attentive
 from simulators.message import Action
+from simulators.persona import PLAIN, Persona
 from simulators.rule_user import RuleUser
 from simulators.task import Split, Task, TaskKey
 from simulators.user import SimulatorError, User, UserCall, UserReply
@@ -31,10 +33,15 @@ def make_tasks(
 
 
 async def play(
-    task: Task, texts: Sequence[str], *, user: User | None = None, max_turns: int = 16
+    task: Task,
+    texts: Sequence[str],
+    *,
+    user: User | None = None,
+    persona: Persona = PLAIN,
+    max_turns: int | None = None,
 ) -> list[Step]:
     """Executes `[choice] content` texts until they or the episode end."""
-    env = GymEnv(GYMS[task.key.gym], task=task, user=user or RuleUser(), max_turns=max_turns)
+    env = GymEnv(GYMS[task.key.gym], task=task, user=user or RuleUser(), persona=persona, max_turns=max_turns)
     steps: list[Step] = []
     for text in texts:
         steps.append(await env.step(text))
@@ -50,14 +57,21 @@ async def feedback_of(task: Task, *texts: str) -> str:
     return steps[-1].feedback
 
 
-async def play_expert(task: Task) -> list[Step]:
-    """The gym's expert from the opening to the end."""
+async def play_expert(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> list[Step]:
+    """The gym's expert from the opening until the episode ends or it has nothing left to do."""
     gym: Gym = GYMS[task.key.gym]
-    env = GymEnv(gym, task=task, user=RuleUser())
-    expert = gym.expert(task.opening, random.Random(0), 0.0)
-    steps = [await env.step(str(next(expert)))]
-    while not (steps[-1].terminated or steps[-1].truncated):
-        steps.append(await env.step(str(expert.send(steps[-1].feedback))))
+    env = GymEnv(gym, task=task, user=RuleUser(), persona=persona)
+    expert = attentive(gym.expert(task.opening, random.Random(task.key.index), haste))
+    action = next(expert, None)
+    steps: list[Step] = []
+    while action is not None:
+        steps.append(await env.step(str(action)))
+        if steps[-1].terminated or steps[-1].truncated:
+            break
+        try:
+            action = expert.send(steps[-1].feedback)
+        except StopIteration:
+            break
     return steps
 
 

@@ -125,7 +125,7 @@ def test_no_text_breaks_a_gym_and_its_pay_stays_within_one(gym: str, difficulty:
     @settings(max_examples=60, deadline=None)
     @given(texts=st.lists(st.one_of(st.text(max_size=20), action), min_size=20, max_size=20))
     def holds(texts: list[str]) -> None:
-        steps = asyncio.run(play(task, texts))
+        steps = asyncio.run(play(task, texts, max_turns=16))
         assert len(steps) <= 16 and (steps[-1].terminated or steps[-1].truncated)
         assert all(math.isfinite(step.reward) and 0 <= step.reward <= 1 for step in steps)
         assert score_of(steps) <= 1 + 1e-9

@@ -13,63 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulators.env import GymEnv, Step
 from simulators.gyms.intention import GYM, LEVELS, REFUSAL, SLOTS, SYNONYMS, THINGS, asked_slot, load
-from simulators.manner import attentive
 from simulators.message import CHOICES, Action
-from simulators.persona import PLAIN, Persona, draw_persona
+from simulators.persona import draw_persona
 from simulators.rule_user import RuleUser
-from simulators.task import SPLITS, Split, Task, TaskKey, split_of
-from simulators.user import User, UserCall, UserReply
+from simulators.task import SPLITS, Task, TaskKey, split_of
+from simulators.user import UserCall, UserReply
 from simulators.words import stems_of
+from tests.fakes import make_tasks, play, play_expert, play_random, score_of
 
 USER = RuleUser({"intention": GYM})
 PUBLISHED = Path(__file__).parents[4] / "shared/data/userrl/gyms/intentions.train.json"
 LEVEL_NUMBERS = range(len(LEVELS))
 NUM_EXAMPLES = 150
 """Dialogues of the fuzz test; 100,000 actions need 10,000 of them."""
-
-
-def make_tasks(*, num: int, split: Split = "test", difficulty: int = 0) -> list[Task]:
-    keys = (TaskKey(gym="intention", split=split, index=i, seed=0, difficulty=difficulty) for i in range(num))
-    return [GYM.make_task(key) for key in keys]
-
-
-async def play(
-    task: Task, texts: Sequence[str], *, user: User = USER, persona: Persona = PLAIN
-) -> list[Step]:
-    env = GymEnv(GYM, task=task, user=user, persona=persona)
-    steps: list[Step] = []
-    for text in texts:
-        steps.append(await env.step(text))
-        if steps[-1].terminated or steps[-1].truncated:
-            break
-    return steps
-
-
-async def play_expert(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> list[Step]:
-    env = GymEnv(GYM, task=task, user=USER, persona=persona)
-    expert = attentive(GYM.expert(task.opening, random.Random(task.key.index), haste))
-    action = next(expert, None)
-    steps: list[Step] = []
-    while action is not None:
-        steps.append(await env.step(str(action)))
-        if steps[-1].terminated or steps[-1].truncated:
-            break
-        try:
-            action = expert.send(steps[-1].feedback)
-        except StopIteration:
-            break
-    return steps
-
-
-async def play_random(task: Task) -> list[Step]:
-    rng = random.Random(task.key.task_id)
-    return await play(task, [str(GYM.random_action(task, rng)) for _ in range(16)])
-
-
-def score_of(steps: Sequence[Step]) -> float:
-    return sum(step.reward for step in steps)
 
 
 def make_task(*, wishes: dict[str, str], unsure: Sequence[str] = (), **weights: int) -> Task:
@@ -92,7 +49,7 @@ ASK_ALL = ["[action] Which flavor?", "[action] Which shape?", "[action] Which si
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 async def test_the_expert_solves_every_level_and_random_and_silence_do_not(difficulty: int):
-    tasks = make_tasks(num=200, difficulty=difficulty)
+    tasks = make_tasks("intention", num=200, difficulty=difficulty)
     assert mean([score_of(await play_expert(task)) for task in tasks]) >= 0.95
     assert mean([score_of(await play_random(task)) for task in tasks]) <= 0.1
     assert mean([score_of(await play(task, ["[finish]"])) for task in tasks]) == 0
@@ -101,7 +58,7 @@ async def test_the_expert_solves_every_level_and_random_and_silence_do_not(diffi
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 async def test_the_expert_gets_along_with_all_sorts_of_people(difficulty: int):
-    tasks = make_tasks(num=100, difficulty=difficulty)
+    tasks = make_tasks("intention", num=100, difficulty=difficulty)
     personas = [draw_persona("varied", seed=task.key.task_id) for task in tasks]
     played = zip(tasks, personas, strict=True)
     assert mean([score_of(await play_expert(task, persona=persona)) for task, persona in played]) >= 0.9
@@ -111,7 +68,7 @@ async def test_the_expert_gets_along_with_all_sorts_of_people(difficulty: int):
 def test_no_thing_with_its_wishes_is_in_two_splits_and_each_split_has_hundreds(difficulty: int):
     for split in SPLITS:
         meanings = set()
-        for task in make_tasks(num=200, split=split, difficulty=difficulty):
+        for task in make_tasks("intention", num=200, split=split, difficulty=difficulty):
             thing = task.opening.partition(".")[0].removeprefix("I want a ")
             meanings.add(f"intention:{thing}:{sorted(task.scenario['wishes'].items())}")
             assert json.loads(json.dumps(task.scenario)) == task.scenario

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import json
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -14,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulators.env import GymEnv, Step
 from simulators.gyms.persuade import (
     EVIDENCE,
     GYM,
@@ -26,48 +24,16 @@ from simulators.gyms.persuade import (
     TOPICS,
     VERDICTS,
 )
-from simulators.manner import attentive
 from simulators.message import CHOICES, Action
 from simulators.persona import PLAIN, Persona, draw_persona
 from simulators.rule_user import RuleUser
-from simulators.task import SPLITS, Split, Task, TaskKey, split_of
-from simulators.user import User, UserCall, UserReply
+from simulators.task import SPLITS, Task, TaskKey, split_of
+from simulators.user import UserCall, UserReply
+from tests.fakes import make_tasks, play, play_expert, score_of
 
 USER = RuleUser({"persuade": GYM})
 PUBLISHED = Path(__file__).parents[4] / "shared/data/userrl/parquet/persuasion_multiturn.train.parquet"
 LEVEL_NUMBERS = range(len(LEVELS))
-
-
-def make_tasks(*, num: int, split: Split = "test", difficulty: int = 0) -> list[Task]:
-    keys = (TaskKey(gym="persuade", split=split, index=i, seed=0, difficulty=difficulty) for i in range(num))
-    return [GYM.make_task(key) for key in keys]
-
-
-async def play(
-    task: Task, texts: Sequence[str], *, user: User = USER, persona: Persona = PLAIN
-) -> list[Step]:
-    env = GymEnv(GYM, task=task, user=user, persona=persona)
-    steps: list[Step] = []
-    for text in texts:
-        steps.append(await env.step(text))
-        if steps[-1].terminated or steps[-1].truncated:
-            break
-    return steps
-
-
-async def play_expert(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> float:
-    env = GymEnv(GYM, task=task, user=USER, persona=persona)
-    expert = attentive(GYM.expert(task.opening, random.Random(task.key.index), haste))
-    step = await env.step(str(next(expert)))
-    score = step.reward
-    while not (step.terminated or step.truncated):
-        step = await env.step(str(expert.send(step.feedback)))
-        score += step.reward
-    return score
-
-
-def score_of(steps: Sequence[Step]) -> float:
-    return sum(step.reward for step in steps)
 
 
 def fitting(task: Task) -> list[str]:
@@ -80,17 +46,21 @@ def unfit(task: Task) -> str:
     return next(word for word in task.scenario["evidence"] if word not in fitting(task))
 
 
-(TASK,) = make_tasks(num=1)
+(TASK,) = make_tasks("persuade", num=1)
 RIGHT, SECOND = fitting(TASK)
 WHY = "[action] Why?"
 CHANCE = 1 / len(TASK.scenario["evidence"])
 HALF = (0.5 - CHANCE) / (1 - CHANCE)
 
 
+async def expert_score(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> float:
+    return score_of(await play_expert(task, persona=persona, haste=haste))
+
+
 @pytest.mark.parametrize("difficulty", [*LEVEL_NUMBERS, len(LEVELS)])
 async def test_the_expert_solves_every_level_and_random_and_silence_do_not(difficulty: int):
-    tasks = make_tasks(num=200, difficulty=difficulty)
-    assert mean([await play_expert(task) for task in tasks]) >= 0.95
+    tasks = make_tasks("persuade", num=200, difficulty=difficulty)
+    assert mean([await expert_score(task) for task in tasks]) >= 0.95
     randoms = [
         [str(GYM.random_action(task, rng)) for _ in range(16)]
         for task, rng in ((task, random.Random(task.key.index)) for task in tasks)
@@ -102,17 +72,17 @@ async def test_the_expert_solves_every_level_and_random_and_silence_do_not(diffi
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 async def test_the_expert_gets_along_with_all_sorts_of_people_and_haste_costs(difficulty: int):
-    tasks = make_tasks(num=100, difficulty=difficulty)
+    tasks = make_tasks("persuade", num=100, difficulty=difficulty)
     personas = [draw_persona("varied", seed=task.key.task_id) for task in tasks]
-    scores = [await play_expert(t, persona=p) for t, p in zip(tasks, personas, strict=True)]
+    scores = [await expert_score(t, persona=p) for t, p in zip(tasks, personas, strict=True)]
     assert mean(scores) >= 0.9
-    assert mean([await play_expert(task, haste=0.4) for task in tasks]) <= 0.75
+    assert mean([await expert_score(task, haste=0.4) for task in tasks]) <= 0.75
 
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 async def test_asking_why_and_citing_at_random_scores_like_chance(difficulty: int):
     scores: list[float] = []
-    for task in make_tasks(num=300, difficulty=difficulty):
+    for task in make_tasks("persuade", num=300, difficulty=difficulty):
         rng = random.Random(task.key.index)
         words = rng.sample(list(task.scenario["evidence"]), len(task.scenario["reasons"]))
         scores.append(
@@ -124,7 +94,7 @@ async def test_asking_why_and_citing_at_random_scores_like_chance(difficulty: in
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 def test_no_claim_with_its_reasons_is_in_two_splits(difficulty: int):
     for split in SPLITS:
-        for task in make_tasks(num=40, split=split, difficulty=difficulty):
+        for task in make_tasks("persuade", num=40, split=split, difficulty=difficulty):
             thing = task.scenario["claim"].removeprefix("Our town needs a new ").rstrip(".")
             topics = sorted(reason["topic"] for reason in task.scenario["reasons"])
             assert split_of(f"persuade:{thing}:{topics}") == split
@@ -133,7 +103,7 @@ def test_no_claim_with_its_reasons_is_in_two_splits(difficulty: int):
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 def test_the_opening_names_every_piece_and_never_tells_a_held_reason_from_others(difficulty: int):
-    for task in make_tasks(num=20, difficulty=difficulty):
+    for task in make_tasks("persuade", num=20, difficulty=difficulty):
         for word, topic in task.scenario["evidence"].items():
             assert f"{topic} {word}" in task.opening
         assert not set(task.scenario["hearsay"]) & set(task.scenario["evidence"])
@@ -189,7 +159,7 @@ async def test_texts_with_many_pieces_or_none_are_no_answers_and_cost_nothing():
 
 
 async def test_made_up_evidence_and_hearsay_are_refused_and_cost_a_try():
-    (task,) = make_tasks(num=1, difficulty=2)
+    (task,) = make_tasks("persuade", num=1, difficulty=2)
     hearsay = next(
         w for w, t in task.scenario["hearsay"].items() if t == task.scenario["reasons"][0]["topic"]
     )
@@ -256,7 +226,7 @@ async def test_an_oracle_that_goes_back_and_forth_is_paid_once():
 def test_a_models_verdicts_come_to_the_same_replies_as_the_rules(difficulty: int):
     role = GYM.role
     assert role is not None
-    (task,) = make_tasks(num=1, difficulty=difficulty)
+    (task,) = make_tasks("persuade", num=1, difficulty=difficulty)
     call = UserCall(gym="persuade", scenario=task.scenario, question="IGNORE ALL", view={"reason": 0})
     assert role.read(call, {"asks": "reason"}).text == task.scenario["reasons"][0]["text"]
     assert role.read(call, {"asks": "other"}).text == NOT_ASKED
@@ -279,7 +249,7 @@ def published() -> list[Task]:
 
 async def test_published_rows_are_told_sentence_by_sentence(published: list[Task]):
     assert len(published) == 378
-    scores = [await play_expert(task) for task in published[:60]]
+    scores = [await expert_score(task) for task in published[:60]]
     assert mean(scores) >= 0.95
     assert score_of(await play(published[0], ["[answer] I disagree."] * 16)) == 0
 

@@ -15,14 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulators import corpus
-from simulators.env import GymEnv, Step
 from simulators.gyms.search import GYM, LEVELS, NUM_SEARCHES, ONE_NAME, VERDICTS, WORTH
-from simulators.manner import attentive
 from simulators.message import CHOICES, Action
 from simulators.persona import PLAIN, Persona, draw_persona
 from simulators.rule_user import RuleUser
-from simulators.task import SPLITS, Split, Task, TaskKey
-from simulators.user import SimulatorError, User, UserCall, UserReply
+from simulators.task import SPLITS, Task, TaskKey
+from simulators.user import SimulatorError, UserCall, UserReply
+from tests.fakes import make_tasks, play, play_expert, score_of
 
 USER = RuleUser({"search": GYM})
 PUBLISHED = Path(__file__).parents[4] / "shared/data/userrl/gyms/questions.sample.json"
@@ -30,47 +29,19 @@ LEVEL_NUMBERS = range(len(LEVELS))
 QUESTION = {"id": "q-1", "question": "Who wrote it, and when?", "answer": "20 June 1837"}
 
 
-def make_tasks(*, num: int, split: Split = "test", difficulty: int = 0) -> list[Task]:
-    keys = (TaskKey(gym="search", split=split, index=i, seed=0, difficulty=difficulty) for i in range(num))
-    return [GYM.make_task(key) for key in keys]
-
-
-async def play(
-    task: Task, texts: Sequence[str], *, user: User = USER, persona: Persona = PLAIN
-) -> list[Step]:
-    env = GymEnv(GYM, task=task, user=user, persona=persona)
-    steps: list[Step] = []
-    for text in texts:
-        steps.append(await env.step(text))
-        if steps[-1].terminated or steps[-1].truncated:
-            break
-    return steps
-
-
-async def play_expert(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> float:
-    env = GymEnv(GYM, task=task, user=USER, persona=persona)
-    expert = attentive(GYM.expert(task.opening, random.Random(task.key.index), haste))
-    step = await env.step(str(next(expert)))
-    score = step.reward
-    while not (step.terminated or step.truncated):
-        step = await env.step(str(expert.send(step.feedback)))
-        score += step.reward
-    return score
-
-
-def score_of(steps: Sequence[Step]) -> float:
-    return sum(step.reward for step in steps)
-
-
-(TASK,) = make_tasks(num=1)
+(TASK,) = make_tasks("search", num=1)
 (ANSWER,) = TASK.scenario["answers"]
 WRONG = next(city for city in corpus.CITIES if city != ANSWER)
 
 
+async def expert_score(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> float:
+    return score_of(await play_expert(task, persona=persona, haste=haste))
+
+
 @pytest.mark.parametrize("difficulty", [*LEVEL_NUMBERS, len(LEVELS)])
 async def test_the_expert_solves_every_level_and_random_and_silence_do_not(difficulty: int):
-    tasks = make_tasks(num=200, difficulty=difficulty)
-    assert mean([await play_expert(task) for task in tasks]) >= 0.95
+    tasks = make_tasks("search", num=200, difficulty=difficulty)
+    assert mean([await expert_score(task) for task in tasks]) >= 0.95
     scores: list[float] = []
     for task in tasks:
         rng = random.Random(task.key.index)
@@ -81,11 +52,11 @@ async def test_the_expert_solves_every_level_and_random_and_silence_do_not(diffi
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 async def test_the_expert_gets_along_with_all_sorts_of_people_and_haste_costs(difficulty: int):
-    tasks = make_tasks(num=100, difficulty=difficulty)
+    tasks = make_tasks("search", num=100, difficulty=difficulty)
     personas = [draw_persona("varied", seed=task.key.task_id) for task in tasks]
-    scores = [await play_expert(t, persona=p) for t, p in zip(tasks, personas, strict=True)]
+    scores = [await expert_score(t, persona=p) for t, p in zip(tasks, personas, strict=True)]
     assert mean(scores) >= 0.9
-    assert mean([await play_expert(task, haste=0.4) for task in tasks]) <= 0.6
+    assert mean([await expert_score(task, haste=0.4) for task in tasks]) <= 0.6
 
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
@@ -94,7 +65,7 @@ def test_splits_share_no_shop_and_no_person_and_meanings_are_many(difficulty: in
     seen: dict[str, set[str]] = {}
     for split in SPLITS:
         seen[split] = set()
-        for task in make_tasks(num=300, split=split, difficulty=difficulty):
+        for task in make_tasks("search", num=300, split=split, difficulty=difficulty):
             entity = task.scenario["entity"]
             for relation in task.scenario["chain"]:
                 seen[split].add(entity)
@@ -108,7 +79,7 @@ def test_splits_share_no_shop_and_no_person_and_meanings_are_many(difficulty: in
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 def test_the_opening_names_neither_the_shop_nor_the_answer(difficulty: int):
-    for task in make_tasks(num=50, difficulty=difficulty):
+    for task in make_tasks("search", num=50, difficulty=difficulty):
         assert task.scenario["entity"] not in task.opening
         assert not set(re.findall(r"\w+", task.opening)) & {*corpus.CITIES, *corpus.RIVERS}
 

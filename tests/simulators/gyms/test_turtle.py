@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -14,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulators.env import GymEnv, Step
 from simulators.gyms.turtle import (
     GYM,
     IRRELEVANT,
@@ -29,60 +27,18 @@ from simulators.gyms.turtle import (
     YES,
     load,
 )
-from simulators.manner import attentive
 from simulators.message import CHOICES
-from simulators.persona import PLAIN, Persona, draw_persona
+from simulators.persona import draw_persona
 from simulators.rule_user import RuleUser
-from simulators.task import SPLITS, Split, Task, TaskKey, split_of
-from simulators.user import User, UserCall, UserReply
+from simulators.task import SPLITS, Task, TaskKey, split_of
+from simulators.user import UserCall, UserReply
+from tests.fakes import make_tasks, play, play_expert, play_random, score_of
 
 USER = RuleUser({"turtle": GYM})
 PUBLISHED = Path(__file__).parents[4] / "shared/data/userrl/gyms/stories.train.json"
 LEVEL_NUMBERS = range(len(LEVELS))
 NUM_EXAMPLES = 150
 """Dialogues of the fuzz test; 100,000 actions need 10,000 of them."""
-
-
-def make_tasks(*, num: int, split: Split = "test", difficulty: int = 0) -> list[Task]:
-    keys = (TaskKey(gym="turtle", split=split, index=i, seed=0, difficulty=difficulty) for i in range(num))
-    return [GYM.make_task(key) for key in keys]
-
-
-async def play(
-    task: Task, texts: Sequence[str], *, user: User = USER, persona: Persona = PLAIN
-) -> list[Step]:
-    env = GymEnv(GYM, task=task, user=user, persona=persona)
-    steps: list[Step] = []
-    for text in texts:
-        steps.append(await env.step(text))
-        if steps[-1].terminated or steps[-1].truncated:
-            break
-    return steps
-
-
-async def play_expert(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> list[Step]:
-    env = GymEnv(GYM, task=task, user=USER, persona=persona)
-    expert = attentive(GYM.expert(task.opening, random.Random(task.key.index), haste))
-    action = next(expert, None)
-    steps: list[Step] = []
-    while action is not None:
-        steps.append(await env.step(str(action)))
-        if steps[-1].terminated or steps[-1].truncated:
-            break
-        try:
-            action = expert.send(steps[-1].feedback)
-        except StopIteration:
-            break
-    return steps
-
-
-async def play_random(task: Task) -> list[Step]:
-    rng = random.Random(task.key.task_id)
-    return await play(task, [str(GYM.random_action(task, rng)) for _ in range(16)])
-
-
-def score_of(steps: Sequence[Step]) -> float:
-    return sum(step.reward for step in steps)
 
 
 CANDIDATES = {
@@ -116,7 +72,7 @@ TOLD = "[answer] maid boat love"
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 async def test_the_expert_solves_every_level_and_random_and_silence_do_not(difficulty: int):
-    tasks = make_tasks(num=200, difficulty=difficulty)
+    tasks = make_tasks("turtle", num=200, difficulty=difficulty)
     assert mean([score_of(await play_expert(task)) for task in tasks]) >= 0.95
     assert mean([score_of(await play_random(task)) for task in tasks]) <= 0.1
     assert mean([score_of(await play(task, ["[finish]"])) for task in tasks]) == 0
@@ -125,7 +81,7 @@ async def test_the_expert_solves_every_level_and_random_and_silence_do_not(diffi
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 async def test_the_expert_gets_along_with_all_sorts_of_people(difficulty: int):
-    tasks = make_tasks(num=100, difficulty=difficulty)
+    tasks = make_tasks("turtle", num=100, difficulty=difficulty)
     personas = [draw_persona("varied", seed=task.key.task_id) for task in tasks]
     played = zip(tasks, personas, strict=True)
     assert mean([score_of(await play_expert(task, persona=persona)) for task, persona in played]) >= 0.9
@@ -134,7 +90,10 @@ async def test_the_expert_gets_along_with_all_sorts_of_people(difficulty: int):
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 def test_no_story_is_in_two_splits(difficulty: int):
     stories = [
-        {" ".join(task.scenario["story"]) for task in make_tasks(num=300, split=split, difficulty=difficulty)}
+        {
+            " ".join(task.scenario["story"])
+            for task in make_tasks("turtle", num=300, split=split, difficulty=difficulty)
+        }
         for split in SPLITS
     ]
     assert not stories[0] & stories[1] and not stories[0] & stories[2] and not stories[1] & stories[2]
@@ -143,7 +102,7 @@ def test_no_story_is_in_two_splits(difficulty: int):
 
 def test_facts_hang_together_at_the_last_level_and_every_story_is_on_the_table():
     for difficulty in LEVEL_NUMBERS:
-        for task in make_tasks(num=100, difficulty=difficulty):
+        for task in make_tasks("turtle", num=100, difficulty=difficulty):
             scenario = task.scenario
             assert json.loads(json.dumps(scenario)) == scenario
             for value, listed in zip(scenario["story"], scenario["candidates"].values(), strict=True):
@@ -285,7 +244,7 @@ ACTIONS = st.one_of(
 @settings(max_examples=NUM_EXAMPLES, deadline=None)
 @given(difficulty=st.integers(0, 5), texts=st.lists(ACTIONS, min_size=16, max_size=16))
 def test_no_text_breaks_a_dialogue_or_its_bounds(difficulty: int, texts: list[str]):
-    for task in (*make_tasks(num=1, difficulty=difficulty), *PUBLISHED_STYLE):
+    for task in (*make_tasks("turtle", num=1, difficulty=difficulty), *PUBLISHED_STYLE):
         steps = asyncio.run(play(task, texts))
         assert steps[-1].terminated or steps[-1].truncated
         assert all(0 <= step.reward <= 1 for step in steps) and score_of(steps) <= 1
