@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from simulators.env import Expert, Gym, Outcome
+from simulators.gyms.persuade_data import content_of, read_views, takes_up
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
-from simulators.records import is_parquet, read_records
 from simulators.task import Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
 
@@ -99,11 +99,6 @@ COMMON_EVIDENCE: dict[str, str] = {
 WHY = re.compile(
     r"\b(why|reasons?|because|how come|explain|believe|think|else|concerns?|makes you|convinces?)\b", re.I
 )
-COUNTER = re.compile(
-    r"\b(but|however|not|no|never|nor|yet|instead|although|though|rather|contrary|actually|false|wrong|fails?"
-    r"|ignores?|overlooks?|otherwise|disagree|unlikely|despite|\w+n't)\b",
-    re.I,
-)
 NOT_ASKED = "You can ask me why."
 NOT_HEARD = "You have not heard my reason."
 """To an answer before the reason at hand was told: it costs a try, so that it pays to ask."""
@@ -116,12 +111,6 @@ VERDICTS: dict[str, str] = {
 """Verdict on an answer to what the person says; only the first moves the stance, the others cost a try."""
 MAX_ANSWER = 600
 """Characters of an answer that a person listens to."""
-MIN_TAKEN_UP = 3
-"""Content words of a reason that an answer in free words must take up."""
-MIN_OWN = 3
-"""Content words that it must add."""
-TRIES_IN_WORDS = 2
-"""Tries a reason of a published row has; the second is worth half."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,13 +164,7 @@ def make_task(key: TaskKey) -> Task:
 
 def load(path: Path) -> list[Task]:
     """Published rows to tasks: the reasons are the main sentences of the argument."""
-    root = "reward_model." if is_parquet(path) else ""
-    fields = {f"{root}{name}": str for name in ("id", "claim", "argument")}
-    rows = read_records(path, fields=fields, where={"reward_model.env_name": "PersuadeGym"})
-    return [
-        _task_of(index, claim=row[f"{root}claim"].strip(), argument=row[f"{root}argument"])
-        for index, row in enumerate(rows)
-    ]
+    return read_views(path, num_steps=NUM_STEPS)
 
 
 def start(task: Task) -> State:
@@ -216,7 +199,7 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     if call.scenario["evidence"]:
         words = set(re.findall(r"[a-z]+", call.question.lower()))
         return _judge_cited(call, [word for word in EVIDENCE if word in words])
-    return _judge_words(call, is_rebuttal=_takes_up(call))
+    return _judge_words(call, is_rebuttal=takes_up(call))
 
 
 def expert(opening: str, rng: random.Random, haste: float) -> Expert:
@@ -235,7 +218,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
             # As it stands in the dossier: whoever learns from this has only to copy on.
             yield Action(choice="answer", content=f"the {topic} {evidence.get(topic, '')}")
         else:
-            words = " ".join(_content(feedback)[:12])
+            words = " ".join(content_of(feedback)[:12])
             yield Action(choice="answer", content=f"However, recent figures suggest otherwise: {words}?")
 
 
@@ -243,22 +226,6 @@ def random_action(task: Task, rng: random.Random) -> Action:
     if rng.random() < 0.4:
         return Action(choice="action", content=rng.choice(("Why?", "What else?", "Hello.")))
     return Action(choice="answer", content=rng.choice(EVIDENCE))
-
-
-def _task_of(index: int, *, claim: str, argument: str) -> Task:
-    paragraphs = [part for part in re.split(r"\n\s*\n", argument) if part.strip()]
-    parts = [_sentences(part)[0] for part in paragraphs] if len(paragraphs) >= 3 else _sentences(argument)
-    parts = [part for part in dict.fromkeys(parts) if len(_content(part)) > MIN_TAKEN_UP] or [claim]
-    num_reasons = next(number for number in (6, 3, 2, 1) if number <= len(parts))
-    reasons = [
-        {"topic": "", "text": text, "weight": NUM_STEPS // num_reasons} for text in parts[:num_reasons]
-    ]
-    hidden = {"not_held": [], "evidence": {}, "hearsay": {}, "tries": TRIES_IN_WORDS}
-    return Task(
-        key=TaskKey(gym="persuade", split="train", index=index, seed=0, difficulty=0),
-        opening=f'I hold this view: "{claim}" Change my mind.',
-        scenario={"claim": claim, "reasons": reasons, **hidden},
-    )
 
 
 def _score(task: Task, state: State) -> float:
@@ -318,27 +285,6 @@ def _judge_words(call: UserCall, *, is_rebuttal: bool) -> UserReply:
 
 def _verdict(call: UserCall, verdict: str) -> UserReply:
     return UserReply(text=VERDICTS[verdict], facts={"reason": call.view["reason"], "verdict": verdict})
-
-
-def _takes_up(call: UserCall) -> bool:
-    """Whether free words counter the reason at hand, and this reason more than all others together."""
-    held = [set(_content(reason["text"])) for reason in call.scenario["reasons"]]
-    said = set(_content(call.question))
-    shared = [len(said & words) for words in held]
-    at = call.view["reason"]
-    others = set[str]().union(*held) - held[at]
-    is_about_it = shared[at] >= MIN_TAKEN_UP and shared.count(max(shared)) == 1 and shared[at] == max(shared)
-    is_about_it = is_about_it and len(said & others) < shared[at]
-    return is_about_it and len(said - held[at]) >= MIN_OWN and COUNTER.search(call.question) is not None
-
-
-def _sentences(text: str) -> list[str]:
-    return [part.strip() for part in re.split(r"(?<=[.!?])\s+", text.strip()) if part.strip()] or [text]
-
-
-def _content(text: str) -> list[str]:
-    """Words of five letters or more, each once: most of what carries content."""
-    return list(dict.fromkeys(re.findall(r"[a-z]{5,}", text.lower())))
 
 
 def _letters(text: str) -> frozenset[str]:
