@@ -48,8 +48,6 @@ class EngineActor:
         self._receiving = asyncio.Lock()
         self._num_receives = 0
         self._request_ids = itertools.count()
-        self._num_tokens = 0
-        self._num_completions = 0
 
     async def start(self) -> float:
         """Starts vLLM and samples once, so that the first completion is as fast as the next. Seconds."""
@@ -80,8 +78,6 @@ class EngineActor:
         spans = output.weight_versions or []
         versions = np.repeat([int(span.version) for span in spans], [span.end - span.start for span in spans])
         assert len(versions) == len(sampled), f"{spans} do not cover {len(sampled)} tokens"
-        self._num_tokens += len(sampled)
-        self._num_completions += 1
         return sampled, _flat(output.logprobs), versions.astype(np.int32)
 
     async def score(self, token_ids: TokenIds) -> NDArray[np.float32]:
@@ -126,14 +122,6 @@ class EngineActor:
             raise EngineError(
                 f"vLLM has died: {self._running().dead_error}; its log is under the Ray session's logs"
             )
-
-    async def stats(self) -> dict[str, float]:
-        """Totals since the start."""
-        return {
-            "engine/completions/total": float(self._num_completions),
-            "engine/tokens/total": float(self._num_tokens),
-            "engine/receives/total": float(self._num_receives),
-        }
 
     async def stop(self) -> None:
         """Ends vLLM and its processes; running completions fail."""
