@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from actors.config import EngineConfig, RolloutConfig
 from cluster.recipe import apply_overrides, nearest, read_toml, to_toml, validate
-from learners.config import LearnerConfig, SftConfig, TinyPolicyConfig
+from learners.config import LearnerConfig, TinyPolicyConfig
+from learners.sft_config import SftConfig
 from rewards.config import RewardConfig
 from simulators.config import SimulatorConfig
 from simulators.gyms import GYMS

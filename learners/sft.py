@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from learners.config import SftConfig
 from learners.samples import TrainingSample, samples_from_table
+from learners.sft_config import SftConfig
 
 
 def demonstrations_from_tables(tables: Sequence[pa.Table]) -> list[TrainingSample]:

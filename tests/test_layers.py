@@ -28,6 +28,8 @@ STANDS_ONLY_IN: dict[str, list[str]] = {
     "vllm": ["actors/vllm_*.py", "actors/weight_receiver.py"],
     "openai": ["simulators/chat.py"],
     "wandb": ["cluster/tracking.py", "cluster/wandb_run.py"],
+    "peft": ["learners/lora.py"],
+    "trl": ["tests/*", "bench/*"],
 }
 """Package to the files that may import it, at any depth of the code."""
 
@@ -35,6 +37,7 @@ NOT_AT_IMPORT_TIME: dict[str, set[str]] = {
     "simulators/*": {"torch", "vllm", "transformers"},
     "rewards/*": {"torch", "vllm", "transformers"},
     "*/config.py": {"torch", "vllm", "transformers", "ray", "pyarrow"},
+    "learners/*_config.py": {"torch", "vllm", "transformers", "ray", "pyarrow"},
     "cluster/cli.py": {"torch", "vllm", "transformers", "ray", "pyarrow"},
 }
 """Files to the packages that they may import inside a function at most."""

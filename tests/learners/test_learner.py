@@ -15,8 +15,9 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from safetensors.torch import load
 from transformers import AutoTokenizer
 
-from learners.config import LearnerConfig, LearnerSettings, SftConfig, TinyPolicyConfig
+from learners.config import LearnerConfig, LearnerSettings, TinyPolicyConfig
 from learners.learner import GRPOLearner
+from learners.sft_config import SftConfig
 from learners.tiny_policy import build
 from tests.learners.tiny import plain_model, random_table
 

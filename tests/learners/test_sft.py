@@ -5,9 +5,10 @@ from functools import partial
 
 import torch
 
-from learners.config import LearnerConfig, SftConfig
+from learners.config import LearnerConfig
 from learners.packing import micro_batches
 from learners.sft import batch_indices, demonstrations_from_tables, num_sft_steps
+from learners.sft_config import SftConfig
 from learners.step import accumulate_gradients, apply_gradients, make_optimizer, sft_sums
 from tests.learners.tiny import random_table, tiny_policy
 
