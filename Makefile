@@ -1,4 +1,4 @@
-# make train | make test | make test-fast | make bench-gyms | make lint | make setup | make clean
+# make train | make test | make test-fast | make bench-gyms | make bench-learner | make lint | make setup | make clean
 EXTRA  ?= cpu
 RECIPE ?= recipes/cpu-quickstart.toml
 RUN    ?=
@@ -11,7 +11,7 @@ ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA=$(EXTRA): known are cpu and gpu)
 endif
 
-.PHONY: setup train test test-fast bench-gyms lint clean
+.PHONY: setup train test test-fast bench-gyms bench-learner lint clean
 
 setup: $(READY)
 	@:
@@ -27,6 +27,9 @@ test-fast: setup
 
 bench-gyms: setup
 	$(BIN)/python bench/gyms.py $(ARGS)
+
+bench-learner: setup
+	$(BIN)/python bench/learner.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

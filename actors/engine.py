@@ -10,7 +10,7 @@ from simulators.message import Message
 
 
 class EngineError(Exception):
-    """The engine gave no completion. It ends a trajectory as a failure and never becomes a reward."""
+    """The engine gave no usable completion. It ends a trajectory as a failure and never becomes a reward."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,10 +14,15 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from simulators.message import CHOICES, TOOL_NAME, TOOL_SCHEMA, Action, Message
+from simulators.message import CHOICES, TOOL_NAME, TOOL_SCHEMA, Action, Message, ToolCall
 
+Tools = tuple[dict[str, Any], ...]
+"""Tool schemas in OpenAI's form, as templates take them."""
+GYM_TOOLS: Tools = (TOOL_SCHEMA,)
 TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 THOUGHT_END = "</think>"
+CALL_END = '"}}'
+"""What follows the content in a call that we write."""
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 """What JSON can escape but no text can hold: it would break the tokenizer and every table that stores it."""
 MARK = (
@@ -36,6 +41,7 @@ class Dialogue:
     context_ids: tuple[int, ...]  # [num_context_tokens]
     """The part of `token_ids` after the last completion; all of it where `forked`."""
     forked: bool
+    tools: Tools = field(repr=False)
     marked: tuple[dict[str, Any], ...] = field(repr=False)
     """The chat messages with a mark for each completion."""
     marked_text: str = field(repr=False)
@@ -58,16 +64,17 @@ class Renderer:
     def from_folder(cls, folder: str | Path) -> "Renderer":
         return cls(AutoTokenizer.from_pretrained(str(folder)))
 
-    def begin(self, messages: Sequence[Message]) -> Dialogue:
-        """The dialogue before its first completion."""
+    def begin(self, messages: Sequence[Message], *, tools: Tools = GYM_TOOLS) -> Dialogue:
+        """The dialogue before its first completion; `tools` are what the policy is told it may call."""
         chat = tuple(message.to_chat() for message in messages)
-        text = self._render(chat)
+        text = self._render(chat, tools=tools)
         ids = tuple(self.encode(text))
         return Dialogue(
             messages=tuple(messages),
             token_ids=ids,
             context_ids=ids,
             forked=True,
+            tools=tools,
             marked=chat,
             marked_text=text,
         )
@@ -83,13 +90,14 @@ class Renderer:
         messages = (*dialogue.messages, said, reply)
         mark = MARK.format(len(messages))
         marked = (*dialogue.marked, _marked(said, mark), reply.to_chat())
-        text = self._render(marked)
+        text = self._render(marked, tools=dialogue.tools)
         # A template that leaves thoughts out of earlier turns has lost one of the marks here.
         num_marks = 1 + (THOUGHT_END in said.content)
         kept = text.startswith(dialogue.marked_text) and text.count(mark) == num_marks
         tail = self._after(mark, text) if kept else None
         if tail is None:
-            ids = tuple(self.encode(self._render([message.to_chat() for message in messages])))
+            chat = [message.to_chat() for message in messages]
+            ids = tuple(self.encode(self._render(chat, tools=dialogue.tools)))
             context = ids
         else:
             stop = () if completion_ids and completion_ids[-1] == self.stop_id else (self.stop_id,)
@@ -100,6 +108,7 @@ class Renderer:
             token_ids=ids,
             context_ids=context,
             forked=tail is None,
+            tools=dialogue.tools,
             marked=marked,
             marked_text=text,
         )
@@ -114,14 +123,22 @@ class Renderer:
 
     def completion_of(self, action: Action) -> list[int]:
         """The ids of an assistant turn that thinks and makes this tool call, its stop token included."""
-        arguments = {"choice": action.choice, "content": action.content}
-        call = json.dumps({"name": TOOL_NAME, "arguments": arguments}, ensure_ascii=False)
-        thought = f"<think>{action.thought}</think>" if action.thought else ""
-        return [*self.encode(f"{thought}<tool_call>\n{call}\n</tool_call>"), self.stop_id]
+        return [*self.encode(_completion_text(action)), self.stop_id]
 
-    def _render(self, chat: Sequence[dict[str, Any]]) -> str:
+    def content_tokens(self, action: Action) -> list[bool]:  # [num_tokens]
+        """Which tokens of `completion_of` the action hold some of its content."""
+        text, content = _completion_text(action), json.dumps(action.content, ensure_ascii=False)[1:-1]
+        start = text.rindex(content + CALL_END)
+        end = start + len(content)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [*(first < end and last > start for first, last in encoded["offset_mapping"]), False]
+
+    def _render(self, chat: Sequence[dict[str, Any]], *, tools: Tools) -> str:
         text = self.tokenizer.apply_chat_template(
-            list(chat), tools=[TOOL_SCHEMA], add_generation_prompt=True, tokenize=False
+            list(chat),
+            tools=list(tools) or None,  # type: ignore[arg-type]
+            add_generation_prompt=True,
+            tokenize=False,
         )
         return str(text)
 
@@ -151,8 +168,49 @@ def parse_tool_call(text: str) -> Action | None:
     return Action(choice=choice, content=content)
 
 
+def _completion_text(action: Action) -> str:
+    thought = f"<think>{action.thought}</think>" if action.thought else ""
+    return f"{thought}{action.to_call()}"
+
+
+def read_completion(text: str) -> Message:
+    """What a completion says, as the template takes it, whatever tools it calls.
+
+    A call of the gyms' tool is read as in a rollout: the first one alone. Other calls are read if all of
+    them are JSON; else the text is but text.
+    """
+    action = parse_tool_call(text)
+    if action is not None:
+        return Message(role="assistant", content=spoken(text), action=action)
+    calls = _parse_calls(text)
+    return Message(role="assistant", content=spoken(text) if calls else text, calls=calls)
+
+
+def spoken(text: str) -> str:
+    """The completion without its tool call."""
+    return text.partition("<tool_call>")[0].strip()
+
+
+def _parse_calls(text: str) -> tuple[ToolCall, ...]:
+    """All calls after the thought; none unless each is an object with a name and arguments."""
+    _, thought_ended, rest = text.partition(THOUGHT_END)
+    calls: list[ToolCall] = []
+    for found in TOOL_CALL.findall(rest if thought_ended else text):
+        try:
+            call = json.loads(found)
+        except (ValueError, RecursionError):
+            return ()
+        name, arguments = call.get("name"), call.get("arguments")
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            return ()
+        calls.append(ToolCall(name=name, arguments=arguments))
+    return tuple(calls)
+
+
 def _marked(said: Message, mark: str) -> dict[str, Any]:
-    """The message with marks for its call's content and, where it has one, for its thought."""
+    """The message with marks for its call's content, or its text, and for its thought where it has one."""
     thought = f"<think>\n{mark}\n{THOUGHT_END}\n\n" if THOUGHT_END in said.content else ""
+    if said.action is None and not said.calls:
+        return Message(role="assistant", content=f"{thought}{mark}").to_chat()
     action = Action(choice="action", content=mark)
     return Message(role="assistant", content=thought, action=action).to_chat()

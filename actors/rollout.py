@@ -2,19 +2,20 @@
 not a crash."""
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from actors.engine import CompletionRequest, EngineError, PolicyEngine, Sampling
-from actors.renderer import Dialogue, Renderer, parse_tool_call
+from actors.renderer import Dialogue, Renderer, parse_tool_call, spoken
 from actors.trajectory import GroupOrder, StopReason, Trajectory, Turn
 from simulators.env import Env, Gym, GymEnv, Observation
 from simulators.gauges import UserTurn, count
-from simulators.message import Message
+from simulators.message import Action, Message
 from simulators.persona import PersonaMix, draw_persona
 from simulators.task import Task, TaskKey
 from simulators.user import SimulatorError, User
@@ -52,12 +53,13 @@ async def rollout(key: TaskKey, setting: Setting, *, seed: int) -> Trajectory:
     observation = Observation(system="", opening="")
     error = simulator = ""
     scenario: Mapping[str, Any] = {}
+    gold: Sequence[Action] = ()
     # The same person for the whole group: its trajectories are compared with each other.
     persona = draw_persona(setting.personas, seed=key.task_id)
     try:
         gym = setting.gyms[key.gym]
         task = gym.make_task(key)
-        scenario = task.scenario
+        scenario, gold = task.scenario, gym.gold(task)
         engine = setting.engine_for(task, seed)
         env = GymEnv(gym, task=task, user=setting.user, persona=persona, max_turns=setting.max_turns)
         observation = await env.reset()
@@ -84,6 +86,7 @@ async def rollout(key: TaskKey, setting: Setting, *, seed: int) -> Trajectory:
         persona=persona.name,
         simulator=simulator or next((turn.reply.simulator for turn in asked), ""),
         gauges=count(scenario, asked, user_left=stop_reason is StopReason.USER_LEFT),
+        gold=gold,
     )
 
 
@@ -114,6 +117,8 @@ async def _talk(
                 turn,
                 feedback=step.feedback,
                 reward=step.reward,
+                progress=step.progress,
+                news=step.news,
                 env_s=time.perf_counter() - started,
                 user_reply=step.user_reply,
             )
@@ -125,7 +130,7 @@ async def _talk(
         dialogue = setting.renderer.extend(
             dialogue,
             completion_ids=turn.completion.token_ids,
-            said=Message(role="assistant", content=_spoken(turn.text), action=turn.action),
+            said=Message(role="assistant", content=spoken(turn.text), action=turn.action),
             reply=Message(role="tool", content=step.feedback),
         )
     if not turns:
@@ -143,6 +148,8 @@ async def _complete(dialogue: Dialogue, setting: Setting, *, engine: PolicyEngin
             token_ids=dialogue.token_ids, messages=dialogue.messages, sampling=setting.sampling, seed=seed
         )
     )
+    if not math.isfinite(sum(completion.logprobs)):
+        raise EngineError("a token of the completion has a logprob that is not finite")
     text = setting.renderer.decode(completion.token_ids)
     return Turn(
         context_ids=dialogue.context_ids,
@@ -154,8 +161,3 @@ async def _complete(dialogue: Dialogue, setting: Setting, *, engine: PolicyEngin
         reward=0.0,
         policy_s=time.perf_counter() - started,
     )
-
-
-def _spoken(text: str) -> str:
-    """The completion without its tool call."""
-    return text.partition("<tool_call>")[0].strip()

@@ -55,8 +55,9 @@ class RolloutSetup:
     personas: PersonaMix
     connect_user: Callable[[str], User]
     """The simulator of this name; of an empty name: the recipe's mix."""
-    score: Callable[[pa.Table], pa.Table]
-    """Adds the `reward` column to a group's table."""
+    score: Callable[[pa.Table, bool], Awaitable[pa.Table]]
+    """(a group's table, whether learners may train on it) to the table with its `reward` column. May wait for
+    others, for a limited time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +116,8 @@ class RolloutActor(EnvRunner, Checkpointable):
         setting = self._setting(policy)
 
         async def roll_all() -> list[tuple[GroupSummary, pa.Table]]:
-            return list(await asyncio.gather(*(self._roll(order, setting) for order in orders)))
+            rolled = (self._roll(order, setting, is_trained=False) for order in orders)
+            return list(await asyncio.gather(*rolled))
 
         groups = asyncio.run_coroutine_threadsafe(roll_all(), self._loop).result()
         return ray.put(pa.concat_tables(table for _, table in groups))
@@ -140,15 +142,25 @@ class RolloutActor(EnvRunner, Checkpointable):
     async def _roll_for(
         self, feed: ActorHandle, order: GroupOrder, setting: Setting, room: asyncio.Semaphore
     ) -> None:
-        summary, table = await self._roll(order, setting)
-        room.release()
+        is_trained = order.task_key.split == "train"
+        summary, table = await self._roll(order, setting, is_trained=is_trained, has_rolled=room.release)
         async with asyncio.timeout(FEED_TIMEOUT_S):
             await cast(Awaitable[object], feed.put.remote(order, summary, table))
 
-    async def _roll(self, order: GroupOrder, setting: Setting) -> tuple[GroupSummary, pa.Table]:
+    async def _roll(
+        self,
+        order: GroupOrder,
+        setting: Setting,
+        *,
+        is_trained: bool,
+        has_rolled: Callable[[], object] = lambda: None,
+    ) -> tuple[GroupSummary, pa.Table]:
+        """Plays a group and has it scored; `has_rolled` is called between: the next dialogues need not wait
+        for a judge."""
         started = time.perf_counter()
         trajectories = await rollout_group(order, setting)
-        table = self._setup.score(to_table(order, trajectories))
+        has_rolled()
+        table = await self._setup.score(to_table(order, trajectories), is_trained)
         gauges = sum((trajectory.gauges for trajectory in trajectories), NO_COUNTS)
         return summarize(order, table, gauges=gauges, duration_s=time.perf_counter() - started), table
 

@@ -1,5 +1,8 @@
 """The numbers of a finished group, read off its table."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 
@@ -21,12 +24,19 @@ def summarize(
     versions = table["policy_versions"].combine_chunks().flatten().to_numpy()
     # The one row of a trajectory without turns holds no completion.
     num_tokens = _lengths(table["completion_ids"])
+    rewards = table["reward"].to_numpy()
+    spans = [slice(first, end) for first, end in pairwise([*first_rows.tolist(), table.num_rows])]
+    states = turn_states(table)
+    numbers: dict[str, int] = {}
     return GroupSummary(
         group_id=order.group_id,
         task_key=order.task_key,
-        rewards=np.bincount(of, weights=table["reward"].to_numpy(), minlength=size).tolist(),
+        rewards=np.bincount(of, weights=rewards, minlength=size).tolist(),
         scores=np.where(failed, np.nan, scores).tolist(),
         num_turns=np.bincount(of, weights=num_tokens > 0, minlength=size).astype(int).tolist(),
+        turn_rewards=[rewards[span].tolist() for span in spans],
+        turn_tokens=[num_tokens[span].tolist() for span in spans],
+        turn_states=[[numbers.setdefault(state, len(numbers)) for state in keys] for keys in states],
         stop_reasons=[StopReason(str(table["stop_reason"][int(row)])) for row in first_rows],
         simulator=simulator,
         persona=str(table["persona"][0]),
@@ -39,6 +49,23 @@ def summarize(
         user_retries=int(table["user_retries"].to_numpy().sum()),
         gauges=gauges,
     )
+
+
+def turn_states(table: pa.Table) -> list[list[str]]:  # [group_size][num_turns]
+    """What the policy had been told before each turn of a group's table, as a key by the gym's own `news`:
+    equal keys are equal states."""
+    of, told = table["trajectory"].to_numpy(), table["news"].to_pylist()
+    starts = np.flatnonzero(np.diff(of, prepend=-1)).tolist()
+    return [state_keys(told[first:end]) for first, end in pairwise([*starts, table.num_rows])]
+
+
+def state_keys(told: Sequence[str]) -> list[str]:  # [num_turns]
+    """A trajectory's state before each turn: what it has been told so far, in whatever order and however
+    often.
+
+    Two trajectories that asked the same questions in another order are in the same state.
+    """
+    return ["\x1f".join(sorted(set(told[:turn]))) for turn in range(len(told))]
 
 
 def _lengths(column: pa.ChunkedArray) -> np.ndarray:

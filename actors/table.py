@@ -33,6 +33,9 @@ SCHEMA = pa.schema(
         ("content", pa.string()),
         ("feedback", pa.string()),
         ("env_reward", pa.float64()),
+        ("progress", pa.float64()),
+        ("news", pa.string()),
+        ("gold", pa.string()),
         ("persona", pa.string()),
         ("simulator", pa.string()),
         ("user_model", pa.string()),
@@ -88,6 +91,9 @@ def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
         pa.array([turn.action.content if turn.action else None for turn in turns], pa.string()),
         pa.array([turn.feedback for turn in turns]),
         pa.array([turn.reward for turn in turns], pa.float64()),
+        pa.array([turn.progress for turn in turns], pa.float64()),
+        pa.array([turn.news or turn.feedback for turn in turns]),
+        pa.array([_gold_of(trajectory) for trajectory in of]),
         pa.array([trajectory.persona for trajectory in of]),
         pa.array([_answerer(trajectory, turn) for _, _, trajectory, turn in rows]),
         pa.array([reply.model for reply in replies]),
@@ -101,6 +107,12 @@ def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
         pa.array([turn.env_s for turn in turns], pa.float64()),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _gold_of(trajectory: Trajectory) -> str:
+    """A JSON list of {"choice", "content"}; empty where no gold call is known."""
+    calls = [{"choice": action.choice, "content": action.content} for action in trajectory.gold]
+    return json.dumps(calls, ensure_ascii=False) if calls else ""
 
 
 def _answerer(trajectory: Trajectory, turn: Turn) -> str:

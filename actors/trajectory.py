@@ -76,6 +76,10 @@ class Turn:
     """The env's reply; empty where the dialogue ended before one."""
     reward: float
     """Environment reward of this turn."""
+    progress: float = 0.0
+    """How far the dialogue has come after this turn, in [0, 1], as its gym says."""
+    news: str = ""
+    """What the feedback told, as a key of its gym; empty: its own text."""
     user_reply: UserReply | None = None
     """What the user said, meant, and who answered for it; None where nobody was asked."""
     policy_s: float = 0.0
@@ -94,13 +98,15 @@ class Trajectory:
     turns: Sequence[Turn]  # [num_turns]
     stop_reason: StopReason
     error: str = ""
-    """The failure's text where `stop_reason.failed`."""
+    """The failure's text where `stop_reason.failed`. In the table also why a trajectory has no reward."""
     persona: str = "plain"
     """How the user talked: the name of its `Persona`."""
     simulator: str = ""
     """Who played the user; empty where nobody was asked."""
     gauges: GaugeCounts = NO_COUNTS
     """What the simulator gauges count in this dialogue."""
+    gold: Sequence[Action] = ()
+    """The calls that solve the task, as its gym says; empty where it knows none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +132,13 @@ class GroupSummary:
     """Sum of each trajectory's environment rewards, in [0, 1]; NaN where it failed. What evaluation
     reports."""
     num_turns: Sequence[int]  # [group_size]
+    turn_rewards: Sequence[Sequence[float]]  # [group_size][num_turns]
+    """What the learner gets for each turn; NaN where the trajectory failed. As in the table, a trajectory
+    without turns has one, of no tokens."""
+    turn_tokens: Sequence[Sequence[int]]  # [group_size][num_turns]
+    """Completion tokens."""
+    turn_states: Sequence[Sequence[int]]  # [group_size][num_turns]
+    """What the policy had been told before each turn: equal numbers are equal states of the group."""
     stop_reasons: Sequence[StopReason]  # [group_size]
     simulator: str
     """Who played the user of this group; empty where nobody was asked."""

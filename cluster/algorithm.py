@@ -6,7 +6,6 @@ never tokens.
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,18 +18,19 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from actors.trajectory import GroupSummary
 from cluster.algorithm_config import GRPOConfig, merged
+from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
 from cluster.checks import check_same_run
 from cluster.cold_start import SftLog, cold_start
 from cluster.config import RunConfig
 from cluster.console import say
 from cluster.evaluate import evaluate
 from cluster.launch import resources, start_ray, start_services
-from cluster.learners import Learners, LogprobGapError
+from cluster.learners import Learners, LogprobGapError, SaveError
 from cluster.machine import ray_address
-from cluster.policy_folder import provide_policy
+from cluster.policy_folder import provide_policy, reference_folder
 from cluster.results import EvaluationRow, rows_as_json
 from cluster.rollouts import Rollouts
-from cluster.run_folder import RunFolder
+from cluster.run_folder import BestCheckpoint, RunFolder, write_folder, write_whole
 from cluster.step_metrics import Laps, age_metrics, rollout_metrics
 from learners.buffer import FinishedGroup
 from learners.config import LearnerSettings
@@ -38,12 +38,16 @@ from simulators.gauges import alarms
 from simulators.task import Split
 
 STATE_FILE = "driver.json"
-LEARNER_FOLDER = "learner"
 TAKE_TIMEOUT_S = 600.0
 """A step whose groups do not come within this time stops the run, saying which orders are stuck and with
 whom."""
 CALL_TIMEOUT_S = 120.0
 SUPERVISE_EVERY_S = 10.0
+OWN_SAVE_AFTER = 2
+"""Checkpoint intervals without a checkpoint of the run, after which the algorithm saves one by itself: for
+those who call `train` alone, learners can be replaced, too."""
+MOST_INTERVALS_KEPT = 4
+"""Checkpoint intervals whose groups are kept for learners that take the place of others."""
 MOST_LOST_GROUPS = 256
 """Far more in a row than are in flight when an endpoint goes away for a moment."""
 
@@ -83,12 +87,19 @@ class GRPO(Algorithm):
         )
         self.config = self._config_for_actors(policy_folder)
         super().setup(self.config)
-        self.learners = Learners(self.learner_group, num_learners=self.run.learner.num_learners)
+        self.learners = Learners(
+            self.learner_group,
+            most_steps=MOST_INTERVALS_KEPT * self.run.checkpoint.every_steps,
+            replaced=lambda group: setattr(self, "learner_group", group),
+        )
+        self.checkpoints = Checkpoints(self.folder, keep=self.run.checkpoint.keep, learners=self.learners)
         self.rollouts = Rollouts(
             self.env_runner_group,
             engines=self.services.engines,
             restore=lambda: self.restore_env_runners(self.env_runner_group),
         )
+        self._num_lost = 0
+        """Rollout actors that had died when the last checkpoint for their sake was begun."""
         self._send_weights()
 
     def _run_of_trial(self, run: RunConfig) -> RunConfig:
@@ -112,12 +123,17 @@ class GRPO(Algorithm):
         sync = self._send_weights()
         laps.end("sync")
         settled = self._release(groups)
+        self._keep_up_checkpoints()
         self.step_dialogues = ray.get(dialogues, timeout=CALL_TIMEOUT_S)
         times = laps.metrics()
         rollout = rollout_metrics(settled, duration_s=times["time/step_s"])
         ages = age_metrics([group.summary for group in groups], policy_version=self.policy_version - 1)
         buffer: Any = ray.get(self.services.buffer.metrics.remote(), timeout=CALL_TIMEOUT_S)
-        self._report({**times, **rollout, **ages, **update, **sync, **buffer})
+        own = {
+            "learner/rebuilds": float(self.learners.num_rebuilds),
+            "checkpoint/failures": float(self.checkpoints.num_failed),
+        }
+        self._report({**times, **rollout, **ages, **update, **sync, **buffer, **own})
 
     def cold_start(self, log: SftLog = lambda step, metrics: None) -> None:
         """The SFT stage; nothing where it is done. `log` may raise to stop it: a checkpoint goes on."""
@@ -129,7 +145,12 @@ class GRPO(Algorithm):
             log(step, metrics)
 
         cold_start(
-            self.run, learners=self.learners, rollouts=self.rollouts, done=self.num_sft_steps, log=note
+            self.run,
+            learners=self.learners,
+            rollouts=self.rollouts,
+            policy_folder=self.services.rollout_setup.policy_folder,
+            done=self.num_sft_steps,
+            log=note,
         )
         self.cold_started = True
         self._send_weights()
@@ -139,17 +160,38 @@ class GRPO(Algorithm):
         return dict(rows_as_json(self.evaluate_stage(f"step-{self.policy_version:05d}")))
 
     def evaluate_stage(self, stage: str, *, split: Split = "test") -> list[EvaluationRow]:
-        """Scores the policy on held-out tasks; `stage` names the rows and the file of their dialogues."""
+        """Scores the policy on tasks that it is not trained on; `stage` names the rows and the file of their
+        dialogues."""
         return evaluate(
             self.run, rollouts=self.rollouts, split=split, stage=stage, archive=self.folder.trajectories
         )
 
+    def begin_checkpoint(self, *, score: float | None = None) -> None:
+        """Begins a checkpoint in the run folder, which is written behind training. With a `score` on
+        validation tasks it is kept as the best."""
+        self.checkpoints.begin(self.policy_version, write=self._begin_writing, score=score)
+
+    def finish_checkpoint(self) -> None:
+        """Waits for the checkpoint that was begun; one that fails is said and counted."""
+        self.checkpoints.settle(wait=True)
+
     def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:
-        """Writes a checkpoint: the learners' shards and the driver's few numbers. Any number of learners can
-        go on from it."""
+        """Writes a checkpoint, whole when this returns: the learners' shards and the driver's few numbers.
+        Any number of learners can go on from it. Raises OSError."""
+        self.finish_checkpoint()
         # Absolute, since RLlib hands the path to pyarrow, which takes a relative one for a URI.
         folder = Path(super().save_to_path(Path(path).resolve() if path else None, **kwargs))
-        self.learners.save(folder / LEARNER_FOLDER)
+        self._begin_writing(folder, with_rllib=False)
+        try:
+            self.learners.saved(wait=True)
+        except SaveError as error:
+            raise OSError(f"{folder}: {error}") from None
+        return str(folder)
+
+    def _begin_writing(self, folder: Path, *, with_rllib: bool = True) -> int:
+        """Writes what is small, and begins with the learners' part: all of one moment, which is returned."""
+        if with_rllib:
+            super().save_to_path(folder)
         state = {
             "policy_version": self.policy_version,
             "num_sft_steps": self.num_sft_steps,
@@ -157,8 +199,17 @@ class GRPO(Algorithm):
             "iteration": self.iteration,
             "buffer": ray.get(self.services.buffer.state.remote(), timeout=CALL_TIMEOUT_S),
         }
-        (folder / STATE_FILE).write_text(json.dumps(state))
-        return str(folder)
+        write_whole(folder / STATE_FILE, json.dumps(state))
+        return self.learners.save(folder / LEARNER_FOLDER)
+
+    def _keep_up_checkpoints(self) -> None:
+        """Names what is written by now; saves where nobody else does, and where a rollout actor died, with
+        whose tables the last steps cannot be taken again."""
+        self.checkpoints.settle(wait=False)
+        is_long_ago = self.learners.num_steps_to_replay >= OWN_SAVE_AFTER * self.run.checkpoint.every_steps
+        if is_long_ago or self.rollouts.num_lost > self._num_lost:
+            self._num_lost = self.rollouts.num_lost
+            self.begin_checkpoint()
 
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         """Goes on from a checkpoint: weights, optimizer, task order, ledger."""
@@ -174,15 +225,21 @@ class GRPO(Algorithm):
 
     def write_model(self) -> Path:
         """Writes the policy as a folder that transformers and vLLM load."""
-        partial = self.folder.model.with_suffix(".partial")
-        self.learners.export(partial)
-        shutil.rmtree(self.folder.model, ignore_errors=True)
-        return partial.rename(self.folder.model)
+        return write_folder(self.folder.model, self.learners.export)
+
+    def write_best_model(self, best: BestCheckpoint) -> Path:
+        """Writes the policy of the best checkpoint in the same form."""
+        source = best.path / LEARNER_FOLDER
+        return write_folder(
+            self.folder.best_model, lambda folder: self.learners.export_checkpoint(source, folder)
+        )
 
     def cleanup(self) -> None:
         """Ends every process of the run; again, and after an unfinished `setup`, nothing."""
         if not hasattr(self, "services"):
             return
+        if hasattr(self, "checkpoints"):
+            self.checkpoints.close()
         super().cleanup()
         self.services.stop()
         del self.services
@@ -223,13 +280,15 @@ class GRPO(Algorithm):
                 say(f"step {self.policy_version + 1} waits for groups: {_first_line(error)}")
 
     def _expect_users(self) -> None:
-        """Raises where every dialogue fails, as with a spent budget: no wait would mend that."""
+        """Raises where every dialogue fails or goes unscored, as with a spent budget: no wait would mend
+        that."""
         num_lost: int = ray.get(
             cast(ray.ObjectRef, self.services.buffer.num_lost_in_a_row.remote()), timeout=CALL_TIMEOUT_S
         )
         if num_lost >= MOST_LOST_GROUPS:
             raise RuntimeError(
-                f"every dialogue of the last {num_lost} groups failed: stop_reason, error and simulator "
+                f"every dialogue of the last {num_lost} groups failed, or no judge could score it: "
+                "stop_reason, error and simulator "
                 f"in {self.folder.path / 'trajectories'} say how: mend it and go on by `userrl train`"
             )
 
@@ -283,6 +342,7 @@ class GRPO(Algorithm):
             sft=self.run.sft,
             temperature=self.run.rollout.temperature,
             seed=self.run.run.seed,
+            reference_folder=reference_folder(self.run, self.folder),
             gym_shares=self.run.gyms.shares,
         )
         config.freeze()

@@ -26,10 +26,13 @@ RLLIB_NAMES = {
 
 
 def merged(table: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested table with what differs."""
+    """The nested table with what differs. A section that was not there is taken as it comes."""
+
+    def is_section(key: str, value: Any) -> bool:
+        return isinstance(value, Mapping) and isinstance(table.get(key), dict) and key != "weights"
+
     return table | {
-        key: merged(table[key], value) if isinstance(value, Mapping) and key != "weights" else value
-        for key, value in changes.items()
+        key: merged(table[key], value) if is_section(key, value) else value for key, value in changes.items()
     }
 
 

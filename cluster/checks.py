@@ -8,16 +8,21 @@ import socket
 from pathlib import Path
 
 from cluster.config import RunConfig, load
+from cluster.demonstration_check import check_demonstrations
+from cluster.endpoint_check import check_endpoint
 from cluster.machine import has_cuda, num_gpu_users, planned_processes, ray_address, this_machine
 from cluster.policy_check import check_model
 from cluster.recipe import BadInput
 from cluster.run_folder import RunFolder
+from simulators.env import Gym
 from simulators.make import open_gyms
+from simulators.task import TaskKey
 
 CONNECT_TIMEOUT_S = 1.0
 CHANGEABLE = (
     *("grpo.num_steps", "ray.", "checkpoint.", "tracking.", "run.folder", "simulator."),
     *("learner.num_learners", "learner.num_threads", "rollout.num_actors", "engine.num_"),
+    *("reward.judge.base_url", "reward.judge.api_key_env", "reward.judge.max_", "reward.judge.timeout_s"),
 )
 """Keys that a stopped run may go on with changed; every other key would make it another run."""
 
@@ -26,8 +31,13 @@ def check(config: RunConfig) -> None:
     """Refuses what cannot run here. Raises `BadInput`."""
     if config.policy.path is not None:
         check_model(config.policy.path, key="policy.path")
+    if config.learner.reference:
+        check_model(config.learner.reference, key="learner.reference", speaks=False)
     check_gyms(config)
     check_users(config)
+    check_demonstrations(config)
+    if config.reward.judge is not None:
+        check_endpoint(config.reward.judge, section="reward.judge")
     address = ray_address(config)
     if address is None:
         check_resources(config)
@@ -37,11 +47,26 @@ def check(config: RunConfig) -> None:
 
 
 def check_gyms(config: RunConfig) -> None:
-    """Files of published tasks are there and have the released form."""
+    """Files of published tasks are there and have the released form; where gold answers are scored, some gym
+    has them."""
     try:
-        open_gyms(config.gyms.preset, config.gyms.constants, config.gyms.data)
+        gyms = open_gyms(config.gyms.preset, config.gyms.constants, config.gyms.data)
     except ValueError as error:
         raise BadInput(f"gyms: {error}") from None
+    if config.learner.information_gain == "gold_answer":
+        trained = sorted(config.gyms.trained)
+        if not any(_has_gold_answers(gyms[name], config) for name in trained):
+            raise BadInput(
+                f"learner.information_gain='gold_answer': the gyms trained on ({', '.join(trained)}) "
+                "know no gold answer: take masked_feedback, or train on a gym that knows"
+            )
+
+
+def _has_gold_answers(gym: Gym, config: RunConfig) -> bool:
+    """Whether its first training task has one."""
+    seed, difficulty = config.run.seed, config.gyms.difficulty
+    key = TaskKey(gym=gym.name, split="train", index=0, seed=seed, difficulty=difficulty)
+    return any(action.choice == "answer" for action in gym.gold(gym.make_task(key)))
 
 
 def check_users(config: RunConfig) -> None:

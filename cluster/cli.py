@@ -133,6 +133,7 @@ def _train(arguments: argparse.Namespace, config: RunConfig) -> None:
     check(config)
     check_same_run(config)
     check_hub(config.policy.path, key="policy.path")
+    check_hub(config.learner.reference or None, key="learner.reference")
     folder = RunFolder.of(config)
     if folder.state(num_steps=config.grpo.num_steps) == "finished":
         from cluster.results import print_rows, read_rows

@@ -20,6 +20,10 @@ from simulators.config import SimulatorConfig
 from simulators.gyms import GYMS
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+ONLY_SCORES = ("grpo", "dr_grpo", "rloo")
+"""Estimators that see a trajectory's score, and its turns only through a credit."""
+COMPARE_SCORES = (*ONLY_SCORES, "mt_grpo", "gigpo", "userrl_compat", "userrl_printed")
+"""Estimators that see a trajectory's score."""
 
 
 class RunNameConfig(BaseModel):
@@ -159,12 +163,16 @@ class GrpoRunConfig(BaseModel):
 
 
 class EvaluationConfig(BaseModel):
-    """Scores on held-out tasks: before SFT, after SFT, after GRPO."""
+    """Scores on held-out tasks: before SFT, after SFT, after GRPO. Scores on validation tasks in between."""
 
     model_config = FROZEN
 
     tasks_per_gym: int = Field(default=200, ge=1)
     """Held-out tasks of each gym, one dialogue each."""
+    every_steps: int = Field(default=0, ge=0)
+    """GRPO steps between two scores on validation tasks, by which the best checkpoint is kept; 0 is never."""
+    validation_tasks_per_gym: int = Field(default=25, ge=1)
+    """Validation tasks of each trained gym; neither trained on nor among the held-out ones."""
 
 
 class CheckpointConfig(BaseModel):
@@ -175,7 +183,7 @@ class CheckpointConfig(BaseModel):
     every_steps: int = Field(default=10, ge=1)
     """GRPO steps between two checkpoints; one more is saved when the run ends or is stopped."""
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints that stay on disk."""
+    """Newest checkpoints that stay on disk; beside them the best, where `evaluation.every_steps` is set."""
 
 
 class TrackingConfig(BaseModel):
@@ -230,12 +238,40 @@ class RunConfig(BaseModel):
                 f"learner.micro_batch_tokens={self.learner.micro_batch_tokens}: it must hold the "
                 f"longest dialogue: give at least engine.max_model_len={context}"
             )
+        if self.evaluation.every_steps:
+            for gym in sorted(self.gyms.trained.keys() & self.gyms.data.keys()):
+                raise ValueError(
+                    f"evaluation.every_steps={self.evaluation.every_steps}: gyms.data.{gym} has no tasks for "
+                    "validation only, and test tasks choose no checkpoint: leave the file out, or give 0"
+                )
         trajectories = self.buffer.groups_per_step * rollout.group_size
         if self.learner.num_learners > trajectories:
             raise ValueError(
                 f"learner.num_learners={self.learner.num_learners}: every learner needs a trajectory a step: "
                 f"give at most buffer.groups_per_step * rollout.group_size = {trajectories}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shaping_fits_the_learner(self) -> "RunConfig":
+        if not self.reward.weights.get("potential"):
+            return self
+        for gym in self.gyms.trained:
+            rule = self.learner.credit_of(gym)
+            where = f"reward.weights.potential: {gym} has advantage={rule.advantage}"
+            if rule.advantage not in COMPARE_SCORES:
+                continue
+            if rule.trajectory_score != "reward_to_go" and (rule.trajectory_score, rule.gamma) != ("sum", 1):
+                raise ValueError(
+                    f"{where} of trajectory_score={rule.trajectory_score}, gamma={rule.gamma:g}: shaping "
+                    "keeps the best policy the best only where both discount alike: take "
+                    "trajectory_score=reward_to_go, sum with gamma=1, or advantage=turn_loo"
+                )
+            if rule.turn_credit == "equalized" and rule.advantage in ONLY_SCORES:
+                raise ValueError(
+                    f"{where} of turn_credit=equalized: shaping adds up to nothing over a dialogue, so this "
+                    "never sees it: take advantage=turn_loo, or leave the weight out"
+                )
         return self
 
     def to_toml(self) -> str:

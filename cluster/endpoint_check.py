@@ -1,5 +1,5 @@
-"""Whether an endpoint that is to play the policy can be had: its URL, key, model. Asked before anything
-starts.
+"""Whether an endpoint that is to play the policy, or to judge, can be had: its URL, key, model. Asked before
+anything starts.
 
 Light: no client library, no Ray.
 """
@@ -48,8 +48,19 @@ def endpoint_of(
             "--api-key-env: this environment variable is not set: export it, or give "
             '--api-key-env "" for an endpoint without a key'
         )
-    models = _ask_models(config.base_url, key=key)
+    models = _ask_models(config.base_url, key=key, option="--policy", key_option="--api-key-env")
     return config if model else config.model_copy(update={"model": _only(models, url=config.base_url)})
+
+
+def check_endpoint(config: ChatConfig, *, section: str) -> None:
+    """Raises `BadInput` where the key of this section's endpoint is not set or refused, or nobody answers."""
+    key = os.environ.get(config.api_key_env, "").strip() if config.api_key_env else ""
+    if config.api_key_env and not key:
+        raise BadInput(
+            f"{section}: api_key_env={config.api_key_env!r} is not set: export the key under this name, or "
+            "give an empty api_key_env where none is needed"
+        )
+    _ask_models(config.base_url, key=key, option=f"{section}.base_url", key_option=f"{section}.api_key_env")
 
 
 def _only(models: list[str], *, url: str) -> str:
@@ -60,9 +71,9 @@ def _only(models: list[str], *, url: str) -> str:
     return models[0]
 
 
-def _ask_models(url: str, *, key: str) -> list[str]:
+def _ask_models(url: str, *, key: str, option: str, key_option: str) -> list[str]:
     """The names that GET /models lists; none where the endpoint has no such list. Raises `BadInput` where
-    nobody answers, or the key is refused."""
+    nobody answers, or the key is refused; `option` and `key_option` are where they were given."""
     request = urllib.request.Request(f"{url}/models")
     if key:
         request.add_header("Authorization", f"Bearer {key}")
@@ -72,14 +83,14 @@ def _ask_models(url: str, *, key: str) -> list[str]:
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise BadInput(
-                f"--policy={url}: refuses the key (status {error.code}): name the variable that holds it "
-                "with --api-key-env"
+                f"{option}={url}: refuses the key (status {error.code}): name the variable that holds it "
+                f"with {key_option}"
             ) from None
         return []
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise BadInput(
-            f"--policy={url}: nobody answers within {ASK_TIMEOUT_S:g} s ({reason}): start the endpoint, or "
+            f"{option}={url}: nobody answers within {ASK_TIMEOUT_S:g} s ({reason}): start the endpoint, or "
             "correct the URL, which ends with its version, as in http://127.0.0.1:8000/v1"
         ) from None
     except ValueError:

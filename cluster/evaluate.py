@@ -26,9 +26,12 @@ THE_MIX = ""
 def evaluate(
     config: RunConfig, *, rollouts: Rollouts, stage: str, archive: Path | None, split: Split = "test"
 ) -> list[EvaluationRow]:
-    """One dialogue on each held-out task; its tables go to `evaluation-<stage>.parquet` in the archive
-    folder."""
-    orders = evaluation_orders(config, split=split, num_trials=1)
+    """One dialogue on each held-out task, or on each validation task of the trained gyms; its tables go to
+    `evaluation-<stage>.parquet` in the archive folder."""
+    if split == "validation":
+        orders = validation_orders(config)
+    else:
+        orders = evaluation_orders(config, split=split, num_trials=1)
     mix = "+".join(user.name for user in config.simulator.users if user.weight > 0)
     aspects = num_aspects(config, orders)
     outcomes: list[Outcome] = []
@@ -39,7 +42,9 @@ def evaluate(
 
     path = None if archive is None else archive / f"evaluation-{stage}.parquet"
     play(orders, rollouts=rollouts, policy="engine", title=f"evaluate {stage}", keep=keep, archive=path)
-    return evaluation_rows(outcomes, stage=stage, seed=config.run.seed, held_out=config.gyms.held_out)
+    return evaluation_rows(
+        outcomes, stage=stage, seed=config.run.seed, held_out=config.gyms.held_out, split=split
+    )
 
 
 def play(
@@ -64,6 +69,17 @@ def play(
     if archive is not None:
         ray.get(feed.write.remote(archive), timeout=WRITE_TIMEOUT_S)
     ray.kill(feed)  # what is wanted of it is here or on disk
+
+
+def validation_orders(config: RunConfig) -> list[GroupOrder]:
+    """By what a checkpoint is chosen: a gym held out of training is held out of this choice as well."""
+    return orders_for(
+        list(config.gyms.trained),
+        split="validation",
+        num_tasks=config.evaluation.validation_tasks_per_gym,
+        seed=config.run.seed,
+        difficulty=config.gyms.difficulty,
+    )
 
 
 def evaluation_orders(config: RunConfig, *, split: Split, num_trials: int) -> list[GroupOrder]:

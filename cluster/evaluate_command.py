@@ -30,6 +30,7 @@ from cluster.report import rows_of, write_report
 from cluster.results import EvaluationRow, print_rows
 from cluster.rollouts import Rollouts
 from learners.tiny_policy import build
+from rewards.config import RewardConfig
 
 NO_CONTEXT_LIMIT = 2**24
 """Tokens of a dialogue whose policy reads messages, and so has no context of ours to fill."""
@@ -106,6 +107,8 @@ def _keep(journal: Journal, simulator: str, aspects: Mapping[str, int], tables: 
 @contextmanager
 def _rollouts(config: RunConfig, request: EvaluationRequest, *, policy_folder: str) -> Iterator[Rollouts]:
     """Rollout actors with everything that they lean on; all of it ends with the block."""
+    # What is reported is the environment's reward; nobody else need be there.
+    config = config.model_copy(update={"reward": RewardConfig()})
     started_ray = start_ray(ray_address(config))
     engines = []
     try:

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,10 @@ from cluster.console import quiet_libraries, say
 from cluster.machine import PlannedProcess, gpu_share, planned_processes, ray_address
 from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
+from learners.flat import is_flat
 from learners.order_list import OrderList
-from rewards.reward import with_rewards
+from rewards.reward import RewardContext
+from rewards.score import make_scorer
 from simulators.connect import connect_users
 from simulators.make import open_gyms
 from simulators.serve import build_app
@@ -135,7 +137,7 @@ def start_simulators(config: RunConfig, *, http: bool) -> None:
     """
     if ray.util.get_current_placement_group() is None:
         return _deploy(config, http)
-    task = ray.remote(_deploy).options(num_cpus=0, scheduling_strategy=_here())
+    task = beside_driver(_deploy)
     patience = sum(llm.start_timeout_s for llm in config.simulator.llms())
     ray.get(task.remote(config, http), timeout=DEPLOY_TIMEOUT_S + patience)
 
@@ -188,7 +190,12 @@ def create_order_list(orders: Sequence[GroupOrder]) -> ActorHandle:
 def make_rollout_setup(
     config: RunConfig, *, engines: Sequence[ActorHandle], policy_folder: str
 ) -> RolloutSetup:
-    """What rollout actors need to find the engines and the users."""
+    """What rollout actors need to find the engines, the users and the judge. Raises ValueError where the
+    judge's key is not set."""
+    context = RewardContext(
+        gammas={gym: config.learner.credit_of(gym).gamma for gym in config.gyms.evaluated},
+        max_completion_tokens=config.rollout.max_completion_tokens,
+    )
     return RolloutSetup(
         config=config.rollout,
         policy_folder=policy_folder,
@@ -197,7 +204,7 @@ def make_rollout_setup(
         open_gyms=partial(open_gyms, config.gyms.preset, config.gyms.constants, config.gyms.data),
         personas=config.simulator.personas,
         connect_user=partial(connect_user, config),
-        score=partial(with_rewards, weights=config.reward.weights),
+        score=make_scorer(config.reward, context=context, num_processes=config.rollout.num_actors),
     )
 
 
@@ -230,7 +237,22 @@ def _create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
     source = TaskSource(
         config.gyms.trained, split="train", seed=config.run.seed, difficulty=config.gyms.difficulty
     )
-    return _beside_driver(BufferActor).remote(sizes, source=source, run_folder=run_folder)
+    return _beside_driver(BufferActor).remote(
+        sizes,
+        source=source,
+        run_folder=run_folder,
+        is_flat=partial(
+            is_flat,
+            credit_of=config.learner.credit_of,
+            masks_truncated=config.learner.truncated == "mask",
+            has_gains=config.learner.information_gain != "none",
+        ),
+    )
+
+
+def beside_driver(work: Callable[..., object], *, num_returns: int = 1) -> Any:
+    """A Ray task on the driver's node, where the files are, outside the placement group of a Tune trial."""
+    return ray.remote(work).options(num_cpus=0, num_returns=num_returns, scheduling_strategy=_here())
 
 
 def _beside_driver(actor: type) -> Any:

@@ -1,18 +1,30 @@
-"""The driver's hold on the learners: one call reaches every rank, one error says which rank failed and
-why."""
+"""The driver's hold on the learners: one call reaches every rank, and learners that die or hang are replaced.
 
+New learners load the last whole checkpoint and take again every step since, on the same groups: they end with
+the same weights, and nothing else of the run notices.
+"""
+
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
-UPDATE_TIMEOUT_S = 1800.0
+from cluster.console import say
+from cluster.history import Call, History, HistoryError, Stage, Work
+from cluster.learner_calls import GO_ON, LearnerError, LostLearnerError, as_failure, ask
+
+CALL_TIMEOUT_S = 1800.0
 """Longest wait for one call; an optimizer step of a large policy takes minutes."""
+MOST_REBUILDS = 3
+"""For one call: learners that die again and again at the same place are not the machine's mishap."""
 
 
-class LearnerError(RuntimeError):
-    """A learner failed; the run goes on from its last checkpoint."""
+class SaveError(RuntimeError):
+    """A checkpoint was not written; training is as it was."""
 
 
 class LogprobGapError(RuntimeError):
@@ -22,23 +34,53 @@ class LogprobGapError(RuntimeError):
 class Learners:
     """All learners of a run, as one."""
 
-    def __init__(self, group: Any, *, num_learners: int):
+    def __init__(
+        self,
+        group: Any,
+        *,
+        most_steps: int,
+        replaced: Callable[[Any], None] = lambda group: None,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ):
+        """`group` is RLlib's LearnerGroup; `replaced` is told of the one that takes its place. Groups of
+        `most_steps` steps since the last checkpoint are kept to be trained again."""
+        self.num_rebuilds = 0
         self._group = group
-        self._num_learners = num_learners
+        self._replaced = replaced
+        self._timeout_s = timeout_s
+        self._history = History(most_steps=most_steps)
+        self._lost: LostLearnerError | None = None
+        """Why the learners must be replaced."""
+        self._holds_another = False
+        """Whether they are well, with the policy of another checkpoint than the history's."""
+        self._is_saving = False
+
+    @property
+    def num_steps_to_replay(self) -> int:
+        """GRPO steps since the last whole checkpoint."""
+        return self._history.num_steps
 
     def update(self, tables: Sequence[ray.ObjectRef], *, step: int) -> dict[str, float]:
-        """One GRPO step on these groups. Raises `LearnerError`."""
+        """One GRPO step on these groups. Raises `LearnerError`, as all methods do."""
         refs = list(tables)
-        return self._call(lambda learner: learner.update_groups(refs, step=step))[0]
+        return self._change("grpo", lambda learner: learner.update_groups(refs, step=step))
 
     def set_demonstrations(self, tables: Sequence[ray.ObjectRef]) -> int:
         """Keeps demonstrations for `sft_updates`; returns how many samples they give."""
         refs = list(tables)
-        return self._call(lambda learner: learner.set_demonstrations(refs))[0]
+
+        def work(learner: Any) -> int:
+            return learner.set_demonstrations(refs)
+
+        num_samples: int = self._call(work)[0]
+        self._history.set_demonstrations(work)
+        return num_samples
 
     def sft_updates(self, *, first_step: int, num_steps: int) -> dict[str, float]:
         """Steps of the cold start; the last one's metrics."""
-        return self._call(lambda learner: learner.sft_updates(first_step=first_step, num_steps=num_steps))[0]
+        return self._change(
+            "sft", lambda learner: learner.sft_updates(first_step=first_step, num_steps=num_steps)
+        )
 
     def weights(self, *, dtype: str) -> tuple[ray.ObjectRef, dict[str, float]]:
         """The policy's weights in the object store, put there by the first learner."""
@@ -49,24 +91,112 @@ class Learners:
 
         return next(packed for packed in self._call(put) if packed)
 
-    def save(self, folder: Path) -> None:
-        self._call(lambda learner: learner.save(str(folder)))
+    def save(self, folder: Path) -> int:
+        """Begins a checkpoint; `saved` says when it is whole. Returns its moment, for `rebase`."""
+        path = str(folder)
+        self._call(lambda learner: learner.save(path))
+        self._is_saving = True
+        return self._history.moment
+
+    def saved(self, *, wait: bool) -> bool:
+        """Whether every rank has written its part of the last `save`. Raises `SaveError`; replaces nobody."""
+        if not self._is_saving:
+            raise SaveError("a learner died while it was written")
+        try:
+            reports = self._ask(lambda learner: learner.saved(wait=wait))
+        except LostLearnerError as error:
+            self._lost, self._is_saving = error, False
+            raise SaveError(f"{error}, while it was written") from None
+        errors = [report.error for report in reports if report.error]
+        if errors:
+            self._is_saving = False
+            raise SaveError(errors[0])
+        self._is_saving = not all(report.done for report in reports)
+        return not self._is_saving
+
+    def rebase(self, checkpoint: Path, *, moment: int) -> None:
+        """New learners may start from this checkpoint, which stays where it is: nothing before it is kept."""
+        self._history.rebase(checkpoint, moment=moment)
 
     def load(self, folder: Path) -> None:
-        self._call(lambda learner: learner.load(str(folder)))
+        path = str(folder)
+        self._call(lambda learner: learner.load(path))
+        self._history.restart(folder)
 
     def export(self, folder: Path) -> None:
-        self._call(lambda learner: learner.export(str(folder)))
+        """Writes the policy as a folder that transformers and vLLM load."""
+        path = str(folder)
+        self._call(lambda learner: learner.export(path))
 
-    def _call(self, work: Callable[[Any], Any]) -> list[Any]:
-        """Every rank's answer, rank 0 first."""
-        results = list(self._group.foreach_learner(work, timeout_seconds=UPDATE_TIMEOUT_S))
-        for rank, result in enumerate(results):
-            if not result.ok:
-                raise LearnerError(f"learner {rank} failed: {result.get()}") from result.get()
-        if len(results) < self._num_learners:
-            raise LearnerError(
-                f"{len(results)} of {self._num_learners} learners answered within {UPDATE_TIMEOUT_S:.0f} s: "
-                "go on from the last checkpoint with `userrl train RUN_FOLDER`"
+    def export_checkpoint(self, checkpoint: Path, folder: Path) -> None:
+        """Writes a checkpoint's policy as `export` does. Whatever is asked next is asked of the policy of
+        before."""
+        source, target = str(checkpoint), str(folder)
+
+        def work(learner: Any) -> None:  # one call: whoever takes over in the middle begins with the load
+            learner.load(source)
+            learner.export(target)
+
+        self._call(work)
+        self._holds_another = True
+
+    def _change(self, stage: Stage, work: Work) -> dict[str, float]:
+        answers = self._call(work)
+        self._history.add(Call(stage=stage, work=work))
+        return answers[0]
+
+    def _call(self, work: Work) -> list[Any]:
+        """Every rank's answer, rank 0 first, of learners that are what the history says."""
+        for _ in range(1 + MOST_REBUILDS):
+            try:
+                if self._lost or self._holds_another:
+                    self._restore()
+                return self._ask(work)
+            except LostLearnerError as error:
+                self._lost = error
+        raise LearnerError(
+            f"{self._lost}, and so did {MOST_REBUILDS} times those in its place: give them more memory, "
+            f"or {GO_ON}"
+        )
+
+    def _restore(self) -> None:
+        """Makes the learners what the history says, with new ones where some are lost."""
+        start, base = time.perf_counter(), self._history.checkpoint
+        why = self._lost or "the learners hold the policy of another checkpoint"
+        try:
+            replay = self._history.replay()
+        except HistoryError as error:
+            raise LearnerError(f"{why}: {error}: {GO_ON}") from None
+        is_new = self._lost is not None or base is None
+        if is_new:
+            say(f"{why}: new ones are started")
+            self._is_saving = False
+            self._renew()
+        for work in replay:
+            self._ask(work)
+        self._lost, self._holds_another = None, False
+        if is_new:
+            self.num_rebuilds += 1
+            origin = "the untrained policy" if base is None else base.parent.name
+            say(
+                f"new learners went on from {origin}, {self._history.num_steps} steps taken again | "
+                f"{time.perf_counter() - start:.1f}s"
             )
-        return [result.get() for result in results]
+
+    def _renew(self) -> None:
+        """New processes in place of all learners, dead or alive: ranks do not outlive each other."""
+        for actor in self._actors():
+            ray.kill(actor)
+        self._group.shutdown()
+        args, kwargs = self._group.get_ctor_args_and_kwargs()
+        try:
+            self._group = type(self._group)(*args, **kwargs)
+        except RayError as error:
+            raise as_failure({0: error}, timeout_s=self._timeout_s) from error
+        self._replaced(self._group)
+
+    def _ask(self, work: Work) -> list[Any]:
+        return ask(self._actors(), work, timeout_s=self._timeout_s)
+
+    def _actors(self) -> list[ActorHandle]:
+        return self._group._workers

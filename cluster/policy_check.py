@@ -17,8 +17,9 @@ SCRIPTED_POLICIES = ("expert", "hasty", "random", "silent")
 HUB_TIMEOUT_S = 1.5
 
 
-def check_model(path: str, *, key: str) -> None:
-    """A folder must hold a causal LM with a chat template; a hub name is only known when it is loaded."""
+def check_model(path: str, *, key: str, speaks: bool = True) -> None:
+    """A folder must hold a causal LM, with a chat template if it `speaks`; a hub name is only known when it
+    is loaded."""
     if is_hub_name(path):
         return
     folder = Path(path).expanduser()
@@ -26,7 +27,7 @@ def check_model(path: str, *, key: str) -> None:
         raise BadInput(f"{key}={path!r}: no such folder: give a model folder, or a hub name as ORG/NAME")
     if not (folder / "config.json").is_file():
         raise BadInput(f"{key}={path!r}: no config.json there: give the folder that holds the model")
-    if not _has_chat_template(folder):
+    if speaks and not _has_chat_template(folder):
         raise BadInput(
             f"{key}={path!r}: its tokenizer has no chat template: add chat_template.jinja, "
             "or take the model's instruct version"

@@ -22,3 +22,11 @@ def provide_policy(config: RunConfig, folder: RunFolder) -> str:
     if not (folder.policy / "config.json").exists():
         build(folder.policy, config.policy.tiny, max_tokens=config.engine.max_model_len, seed=config.run.seed)
     return str(folder.policy.resolve())
+
+
+def reference_folder(config: RunConfig, folder: RunFolder) -> str:
+    """Where the KL's reference model lies: the one that the recipe names, or a folder for the learners'
+    own."""
+    if config.learner.reference:
+        return local_folder(config.learner.reference)
+    return str(folder.reference.resolve())

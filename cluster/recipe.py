@@ -112,7 +112,7 @@ _RULES = {
     "int_from_float": "must be a whole number", "float_type": "must be a number",
     "float_parsing": "must be a number", "finite_number": "must be a finite number",
     "bool_type": "must be true or false", "bool_parsing": "must be true or false",
-    "string_type": "must be text", "list_type": "must be a list",
+    "string_type": "must be text", "list_type": "must be a list", "tuple_type": "must be a list",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from cluster.results import (
     AVERAGE,
@@ -25,6 +26,7 @@ from cluster.results import (
 )
 from cluster.run_folder import write_whole
 from cluster.scores import Outcome
+from simulators.task import Split
 
 LEGEND = """\
 `score` is the mean over tasks of the mean over trials, with a 95 % interval that resamples tasks; a failed
@@ -55,6 +57,7 @@ def rows_of(
         seed=0,
         held_out=held_out,
         success_score=success_score,
+        split=cast("Split", evaluation.settings.get("split", "test")),
     )
     return with_summary(rows)
 

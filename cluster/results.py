@@ -6,7 +6,7 @@ A failed dialogue is no score: it is left out and counted. Knows no engine and n
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from cluster.scores import (
     task_means,
     time_weighted,
 )
+from simulators.task import Split
 
 AVERAGE, MACRO, MICRO, HELD_OUT = "average", "macro", "micro", "held_out"
 JOINED = (AVERAGE, MACRO, MICRO, HELD_OUT)
@@ -65,6 +66,8 @@ class EvaluationRow:
     """pass^k for k = 1, 2, ...; the first is the success rate."""
     pass_at_k: tuple[float, ...] = ()  # [num_trials]
     """Unbiased pass@k for k = 1, 2, ..."""
+    split: str = "test"
+    """Whose tasks were played: what is chosen by validation tasks is never chosen by test tasks."""
 
 
 def evaluation_rows(
@@ -74,6 +77,7 @@ def evaluation_rows(
     seed: int,
     held_out: Collection[str] = (),
     success_score: float = SUCCESS_SCORE,
+    split: Split = "test",
 ) -> list[EvaluationRow]:
     """For each simulator, in order of appearance: one row a gym, by name, their average and,
     where some of the gyms are held out, these gyms' own. Raises `ValueError` without outcomes."""
@@ -90,7 +94,14 @@ def evaluation_rows(
         rows += [*gym_rows, joined_row(gym_rows, gym=AVERAGE)]
         apart = [row for row in gym_rows if row.gym in held_out]
         rows += [joined_row(apart, gym=HELD_OUT)] if apart else []
-    return rows
+    return [replace(row, split=split) for row in rows]
+
+
+def validation_score(rows: Sequence[EvaluationRow]) -> float:
+    """By what the best checkpoint is chosen: the macro average of validation tasks; NaN where all failed."""
+    assert {row.split for row in rows} == {"validation"}, "only validation tasks choose a checkpoint"
+    (average,) = [row for row in rows if row.gym == AVERAGE]
+    return average.score
 
 
 def with_summary(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
@@ -159,6 +170,7 @@ def joined_row(rows: Sequence[EvaluationRow], *, gym: str) -> EvaluationRow:
         time_weighted=joined([row.time_weighted for row in rows]),
         pass_hat_k=tuple(joined(values) for values in zip(*(row.pass_hat_k for row in rows), strict=True)),
         pass_at_k=tuple(joined(values) for values in zip(*(row.pass_at_k for row in rows), strict=True)),
+        split=rows[0].split,
     )
 
 
@@ -178,6 +190,13 @@ def write_rows(path: Path, rows: Sequence[EvaluationRow]) -> None:
     stages = {row.stage for row in rows}
     kept = [row for row in read_rows(path) if row.stage not in stages]
     write_whole(path, json.dumps(rows_as_json([*kept, *rows]), indent=2) + "\n")
+
+
+def keep_rows(path: Path, is_kept: Callable[[EvaluationRow], bool]) -> None:
+    """Drops the file's other rows."""
+    rows = read_rows(path)
+    if not all(map(is_kept, rows)):
+        write_whole(path, json.dumps(rows_as_json(list(filter(is_kept, rows))), indent=2) + "\n")
 
 
 def read_rows(path: Path) -> list[EvaluationRow]:

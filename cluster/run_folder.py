@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,20 @@ from cluster.config import RunConfig
 from cluster.recipe import BadInput
 
 RunState = Literal["fresh", "stopped", "finished"]
+SCORE_FILE = "score.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestCheckpoint:
+    """A checkpoint and the score that it was kept for."""
+
+    path: Path
+    step: int
+    """GRPO steps behind the policy."""
+    score: float
+    """Macro average over the trained gyms."""
+    split: str
+    """Whose tasks it was scored on."""
 
 
 class RunFolder:
@@ -25,14 +40,22 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         """One object a step."""
         self.evaluation = path / "evaluation.json"
+        """Scores on test tasks."""
+        self.validation = path / "validation.json"
+        """Scores on validation tasks, by which the best checkpoint is chosen. No test task is among them."""
         self.trajectories = path / "trajectories"
         """Parquet files."""
         self.checkpoints = path / "checkpoints"
-        """`step-00010/`: complete if its name says so, since it gets the name last."""
+        """`step-00010/`: complete if its name says so, since it gets the name last. `best-00010/`: the one
+        with the best score on validation tasks."""
         self.policy = path / "policy"
         """The untrained policy, where this run made it."""
         self.model = path / "model"
         """The trained policy: a folder that transformers and vLLM load."""
+        self.best_model = path / "best_model"
+        """The policy of the best checkpoint, in the same form."""
+        self.reference = path / "reference"
+        """The policy as GRPO began, where the recipe asks for its KL: written anew whenever GRPO begins."""
         self.reward_curve = path / "reward_curve.png"
         self.wandb = path / "wandb"
         self.error_log = path / "error.log"
@@ -91,20 +114,47 @@ class RunFolder:
         steps = self._steps()
         return steps[-1] if steps else None
 
-    def save_checkpoint(self, step: int, *, write: Callable[[Path], object], keep: int) -> Path:
-        """Has `write` fill a folder, names it when it is complete, then deletes all but the newest `keep`."""
-        final, partial = self.checkpoint(step), self.checkpoints / f"partial-{step:05d}"
-        for leftover in self.checkpoints.glob("partial-*"):
-            shutil.rmtree(leftover)
+    def begin_checkpoint(self, step: int) -> Path:
+        """An empty folder to write a checkpoint into. Leftovers of unfinished ones go away."""
+        self.clear_partial()
+        partial = self.checkpoints / f"partial-{step:05d}"
         partial.mkdir(parents=True)
-        write(partial)
-        if final.exists():
-            final.rename(self.checkpoints / f"partial-{step:05d}-old")
-        partial.rename(final)
-        shutil.rmtree(self.checkpoints / f"partial-{step:05d}-old", ignore_errors=True)
+        return partial
+
+    def complete_checkpoint(self, step: int, *, keep: int) -> Path:
+        """Names the folder of `begin_checkpoint`, then deletes all but the newest `keep`."""
+        final = self.checkpoint(step)
+        replace_folder(final, self.checkpoints / f"partial-{step:05d}")
         for old in self._steps()[:-keep]:
-            shutil.rmtree(self.checkpoint(old))
+            if old != step:
+                shutil.rmtree(self.checkpoint(old))
         return final
+
+    def clear_partial(self) -> None:
+        """Deletes what was begun and never named."""
+        for leftover in self.checkpoints.glob("partial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    @property
+    def best(self) -> BestCheckpoint | None:
+        """The complete checkpoint with the best score on validation tasks; None where none was scored."""
+        scored = [
+            BestCheckpoint(path=path, **json.loads((path / SCORE_FILE).read_text(encoding="utf-8")))
+            for path in self.checkpoints.glob("best-*")
+        ]
+        return max(scored, key=lambda best: (best.score, -best.step), default=None)
+
+    def keep_best(self, step: int, *, score: float) -> BestCheckpoint:
+        """Keeps the complete checkpoint of `step` as the best, whatever becomes of it among the newest."""
+        before, final = list(self.checkpoints.glob("best-*")), self.checkpoints / f"best-{step:05d}"
+        partial = self.checkpoints / f"partial-best-{step:05d}"
+        shutil.copytree(self.checkpoint(step), partial, copy_function=_link)
+        write_whole(partial / SCORE_FILE, json.dumps({"step": step, "score": score, "split": "validation"}))
+        replace_folder(final, partial)
+        for old in before:
+            if old != final:
+                shutil.rmtree(old)
+        return BestCheckpoint(path=final, step=step, score=score, split="validation")
 
     def _steps(self) -> list[int]:
         names = (folder.name.removeprefix("step-") for folder in self.checkpoints.glob("step-*"))
@@ -119,3 +169,42 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_folder(final: Path, write: Callable[[Path], None]) -> Path:
+    """Has `write` fill a folder, which gets its name when it is whole."""
+    partial = final.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write(partial)
+    replace_folder(final, partial)
+    return final
+
+
+def replace_folder(final: Path, partial: Path) -> None:
+    """Gives a whole folder its name, in place of what has it; after a crash one of the two has it, or the old
+    one is beside it as `...-old`."""
+    old = partial.with_name(f"{partial.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    for path in (*partial.rglob("*"), partial):
+        _to_disk(path)
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    _to_disk(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under a second name, or its copy where the file system has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -98,8 +98,9 @@ class Tracker:
 
     def log_evaluation(self, rows: Sequence[EvaluationRow], *, step: int) -> None:
         """Scores of one evaluation; `step` is the number of GRPO steps behind the policy."""
-        scores = {f"evaluation/{row.gym}/score": row.score for row in rows}
-        turns = {f"evaluation/{row.gym}/turns": row.turns for row in rows}
+        place = "evaluation" if rows[0].split == "test" else rows[0].split
+        scores = {f"{place}/{row.gym}/score": row.score for row in rows}
+        turns = {f"{place}/{row.gym}/turns": row.turns for row in rows}
         self._wandb.log({"step": step, **scores, **turns})
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The main job: evaluate, SFT, evaluate, GRPO, evaluate. A thin face of `GRPO`; a stopped run goes on where
 it was."""
 
+import math
 from collections.abc import Mapping
 
 from cluster.algorithm import GRPO
@@ -8,10 +9,13 @@ from cluster.algorithm_config import GRPOConfig
 from cluster.config import RunConfig
 from cluster.console import quiet_libraries, say
 from cluster.curve import draw_reward_curve
-from cluster.results import print_rows, read_rows, write_rows
+from cluster.results import keep_rows, print_rows, read_rows, validation_score, write_rows
 from cluster.run_folder import RunFolder
 from cluster.stop_signal import StopSignal, stop_between_steps
 from cluster.tracking import Tracker, dialogue_rows
+
+VALIDATION = "validation-"
+"""Before the step, in the stage of validation rows."""
 
 
 def train(config: RunConfig, *, as_json: bool) -> None:
@@ -27,6 +31,7 @@ def train(config: RunConfig, *, as_json: bool) -> None:
             if folder.latest_step is not None:
                 algorithm.restore_from_path(folder.checkpoint(folder.latest_step))
                 say(f"goes on from checkpoint {folder.checkpoint(folder.latest_step)}")
+            _cut_validation(folder, resume_step=resume_step)
             _stages(algorithm, tracker=tracker, folder=folder)
         finally:
             algorithm.stop()
@@ -42,6 +47,9 @@ def _stages(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder) -> None:
         _evaluate(algorithm, "sft", tracker=tracker, folder=folder)
         _grpo(algorithm, tracker=tracker, folder=folder, stop=stop)
     _evaluate(algorithm, "grpo", tracker=tracker, folder=folder)
+    if folder.best is not None:
+        say(f"best checkpoint: step {folder.best.step}, validation score {folder.best.score:.3f}")
+        algorithm.write_best_model(folder.best)
     algorithm.write_model()
 
 
@@ -55,23 +63,27 @@ def _cold_start(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder, stop: S
     def log(step: int, metrics: Mapping[str, float]) -> None:
         tracker.log_sft(step, metrics=metrics)
         if stop.asked:
-            _save(algorithm, folder)
+            algorithm.begin_checkpoint()
+            algorithm.finish_checkpoint()
             raise KeyboardInterrupt
 
     algorithm.cold_start(log)
-    _save(algorithm, folder)
+    algorithm.begin_checkpoint()
 
 
 def _grpo(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder, stop: StopSignal) -> None:
-    """GRPO steps up to the last, saved now and then, and where it was stopped."""
+    """GRPO steps up to the last, scored and saved now and then, and saved where it was stopped."""
     config = algorithm.run
+    _save(algorithm, score=_validate(algorithm, tracker=tracker, folder=folder))
     while algorithm.policy_version < config.grpo.num_steps and not stop.asked:
         algorithm.train()
         step = algorithm.policy_version
         dialogues = [row for table in algorithm.step_dialogues for row in dialogue_rows(table, step=step)]
         tracker.log_step(step, metrics=algorithm.step_metrics, dialogues=dialogues)
-        if stop.asked or step % config.checkpoint.every_steps == 0 or step == config.grpo.num_steps:
-            _save(algorithm, folder)
+        score = None if stop.asked else _validate(algorithm, tracker=tracker, folder=folder)
+        is_due = step % config.checkpoint.every_steps == 0 or step == config.grpo.num_steps
+        _save(algorithm, score=score, is_due=is_due or stop.asked)
+    algorithm.finish_checkpoint()
     if stop.asked:
         raise KeyboardInterrupt
 
@@ -86,8 +98,30 @@ def _evaluate(algorithm: GRPO, stage: str, *, tracker: Tracker, folder: RunFolde
     tracker.log_evaluation(rows, step=algorithm.policy_version)
 
 
-def _save(algorithm: GRPO, folder: RunFolder) -> None:
-    config = algorithm.run
-    folder.save_checkpoint(
-        algorithm.policy_version, write=lambda path: algorithm.save_to_path(path), keep=config.checkpoint.keep
-    )
+def _save(algorithm: GRPO, *, score: float | None, is_due: bool = False) -> None:
+    """Begins a checkpoint where one is due or the policy scores better than all before."""
+    if is_due or score is not None:
+        algorithm.begin_checkpoint(score=score)
+
+
+def _validate(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder) -> float | None:
+    """Scores the policy on validation tasks where that is due and was not done before a stop. Returns the
+    score where it is the best so far."""
+    step, every_steps = algorithm.policy_version, algorithm.run.evaluation.every_steps
+    is_due = every_steps and (step % every_steps == 0 or step == algorithm.run.grpo.num_steps)
+    stage = f"{VALIDATION}{step:05d}"
+    if not is_due or any(row.stage == stage for row in read_rows(folder.validation)):
+        return None
+    rows = algorithm.evaluate_stage(stage, split="validation")
+    write_rows(folder.validation, rows)
+    tracker.log_evaluation(rows, step=step)
+    algorithm.finish_checkpoint()  # it may be the best
+    score, best = validation_score(rows), folder.best
+    so_far = "" if best is None else f" | best so far {best.score:.3f} at step {best.step}"
+    say(f"validation at step {step}: {score:.3f}{so_far}")
+    return score if score > (best.score if best else -math.inf) else None  # NaN is no score
+
+
+def _cut_validation(folder: RunFolder, *, resume_step: int) -> None:
+    """Drops the scores of later steps, which are trained again."""
+    keep_rows(folder.validation, lambda row: int(row.stage.removeprefix(VALIDATION)) <= resume_step)

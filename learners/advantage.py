@@ -6,7 +6,7 @@ the same shape. A trajectory with a non-finite reward failed: it is left out of 
 compared by, and its advantages are NaN. Which estimator to take, and how to add one: docs/credit.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -29,7 +29,9 @@ from learners.turn_advantage import (
     TurnAdvantages,
     TurnRewards,
     gigpo_advantages,
+    igpo_advantages,
     mt_grpo_advantages,
+    turn_gae,
     turn_loo_advantages,
     turn_mean_advantages,
 )
@@ -42,8 +44,10 @@ class GroupTurns:
     rewards: TurnRewards
     num_tokens: Sequence[Int[ndarray, "num_turns"]]  # [group_size]
     """Completion tokens of each turn."""
-    states: Sequence[Sequence[str]]  # [group_size][num_turns]
+    states: Sequence[Sequence[Hashable]]  # [group_size][num_turns]
     """What the policy knew before each turn, as a key; empty where nobody gave any."""
+    values: Sequence[Float[ndarray, "num_turns"]] = ()  # [group_size]
+    """What the critic expects before each turn; empty where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +58,7 @@ class CreditRule:
     trajectory_score: str
     turn_credit: str
     gamma: float
+    gae_lambda: float = 0.9
 
     def check(self, *, where: str = "") -> None:
         """Raises ValueError for names that do not go together; `where` opens its line."""
@@ -92,9 +97,10 @@ class Estimator(Protocol):
         rewards: TurnRewards,
         *,
         num_tokens: Sequence[ndarray] | None = None,
-        states: Sequence[Sequence[str]] | None = None,
+        states: Sequence[Sequence[Hashable]] | None = None,
+        values: Sequence[ndarray] | None = None,
     ) -> TurnAdvantages:
-        """`num_tokens` not given: every turn is as long as any other. `states`: see `GroupTurns`."""
+        """`num_tokens` not given: every turn is as long as any other. The others: see `GroupTurns`."""
         ...
 
 
@@ -133,12 +139,35 @@ def compat_advantages(turns: GroupTurns, rule: CreditRule) -> TurnAdvantages:
     )
 
 
+def gae_advantages(turns: GroupTurns, rule: CreditRule) -> TurnAdvantages:
+    """`turn_gae` of each trajectory by itself: the critic, not the group, is the baseline. Nothing is
+    expected after the last turn, whatever ended the dialogue: its budget of turns is part of the task."""
+    if len(turns.values) != len(turns.rewards):
+        raise ValueError(
+            f"values of {len(turns.values)} trajectories: turn_gae needs the critic's of all "
+            f"{len(turns.rewards)}"
+        )
+    return [
+        turn_gae(rewards, values=values, gamma=rule.gamma, gae_lambda=rule.gae_lambda)
+        for rewards, values in zip(turns.rewards, turns.values, strict=True)
+    ]
+
+
 def make_estimator(
-    advantage: str, *, trajectory_score: str, gamma: float, turn_credit: str = "equalized"
+    advantage: str,
+    *,
+    trajectory_score: str,
+    gamma: float,
+    turn_credit: str = "equalized",
+    gae_lambda: float = 0.9,
 ) -> Estimator:
     """The estimator that `LearnerConfig`'s names ask for."""
     rule = CreditRule(
-        advantage=advantage, trajectory_score=trajectory_score, turn_credit=turn_credit, gamma=gamma
+        advantage=advantage,
+        trajectory_score=trajectory_score,
+        turn_credit=turn_credit,
+        gamma=gamma,
+        gae_lambda=gae_lambda,
     )
     return partial(_estimate, rule=rule)
 
@@ -147,7 +176,8 @@ def _estimate(
     rewards: TurnRewards,
     *,
     num_tokens: Sequence[ndarray] | None = None,
-    states: Sequence[Sequence[str]] | None = None,
+    states: Sequence[Sequence[Hashable]] | None = None,
+    values: Sequence[ndarray] | None = None,
     rule: CreditRule,
 ) -> TurnAdvantages:
     """The rule on the trajectories that did not fail, NaN on the others."""
@@ -158,10 +188,11 @@ def _estimate(
             np.ones(len(rewards[row]), int) if num_tokens is None else num_tokens[row] for row in kept
         ],
         states=[states[row] for row in kept] if states is not None else [],
+        values=[values[row] for row in kept] if values is not None else [],
     )
     advantages = [np.full(len(turns), np.nan) for turns in rewards]
-    for row, values in zip(kept, ADVANTAGES[rule.advantage](group, rule), strict=True):
-        advantages[row] = values
+    for row, found in zip(kept, ADVANTAGES[rule.advantage](group, rule), strict=True):
+        advantages[row] = found
     return advantages
 
 
@@ -177,6 +208,10 @@ ADVANTAGES: dict[str, Callable[[GroupTurns, CreditRule], TurnAdvantages]] = {
     "gigpo": lambda turns, rule: gigpo_advantages(
         turns.rewards, states=turns.states, outcomes=rule.scores(turns.rewards), gamma=rule.gamma
     ),
+    "igpo": lambda turns, rule: igpo_advantages(turns.rewards, gamma=rule.gamma),
+    "turn_gae": gae_advantages,
 }
-CREDITS_ITSELF = ("turn_mean", "turn_loo", "mt_grpo", "gigpo")
+ASK_THE_MODEL: tuple[str, ...] = ("turn_gae",)
+"""Estimators that need the model's own numbers: only the learner can say what is flat."""
+CREDITS_ITSELF = ("turn_mean", "turn_loo", "mt_grpo", "gigpo", "igpo", "turn_gae")
 """Estimators to which a turn credit says nothing."""

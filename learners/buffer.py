@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from actors.trajectory import GroupOrder, GroupSummary
-from learners.ledger import TRAINED, Ledger, LedgerCounts, drop_reason, outcomes_of, usable_trajectories
+from learners.ledger import (
+    TRAINED,
+    IsFlat,
+    Ledger,
+    LedgerCounts,
+    drop_reason,
+    outcomes_of,
+    usable_trajectories,
+)
 from simulators.task import TaskKey, TaskSource
 
 
@@ -27,7 +35,7 @@ class FinishedGroup:
 
     @property
     def usable(self) -> tuple[int, ...]:
-        """Indexes of the trajectories to train; the others failed."""
+        """Indexes of the trajectories to train; the others failed or have no finite reward."""
         return usable_trajectories(self.summary)
 
 
@@ -58,12 +66,13 @@ class Buffer:
     """Hands out orders and keeps what comes back. Every open order is in exactly one of four places:
     waiting to be issued again, with a holder, ready, or taken."""
 
-    def __init__(self, sizes: BufferSizes, *, source: TaskSource):
+    def __init__(self, sizes: BufferSizes, *, source: TaskSource, is_flat: IsFlat):
         self.sizes = sizes
+        self.is_flat = is_flat
         self.num_puts_ignored = 0
         """Groups that came back a second time, or after their fate was known."""
         self.num_lost_in_a_row = 0
-        """Groups since the last one in which any trajectory went to its end."""
+        """Groups since the last one in which any trajectory went to its end and got a reward."""
         self._source = source
         self._counts = LedgerCounts()
         self._next_group_id = 0
@@ -94,10 +103,10 @@ class Buffer:
         # A group may come home after its holder was given up for dead: it is as good as the one to come.
         self._held.pop(group_id, None)
         self._waiting.pop(group_id, None)
-        is_lost = all(reason.failed for reason in summary.stop_reasons)
+        is_lost = not usable_trajectories(summary)
         self.num_lost_in_a_row = self.num_lost_in_a_row + 1 if is_lost else 0
         group = FinishedGroup(order=order, summary=summary, payload=payload)
-        reason = drop_reason(summary)
+        reason = drop_reason(summary, is_flat=self.is_flat)
         if reason is None:
             self._ready[group_id] = group
         else:
@@ -183,9 +192,11 @@ class Buffer:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], *, sizes: BufferSizes, source: TaskSource) -> Self:
+    def from_state(
+        cls, state: dict[str, Any], *, sizes: BufferSizes, source: TaskSource, is_flat: IsFlat
+    ) -> Self:
         """Goes on from `state`: nothing is skipped and nothing is booked twice. Sets `source.num_drawn`."""
-        buffer = cls(sizes, source=source)
+        buffer = cls(sizes, source=source, is_flat=is_flat)
         source.num_drawn = state["num_drawn"]
         buffer._next_group_id = state["next_group_id"]
         buffer._counts = LedgerCounts(**state["ledger"])

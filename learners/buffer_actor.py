@@ -17,7 +17,7 @@ from actors.trajectory import GroupOrder, GroupSummary
 from learners.archive import Archive, ArchiveEntry
 from learners.buffer import Buffer, BufferSizes, FinishedGroup, SettledGroup
 from learners.feed import Feed
-from learners.ledger import Ledger
+from learners.ledger import IsFlat, Ledger
 from simulators.task import TaskSource
 
 FLUSH_TIMEOUT_S = 60.0
@@ -31,10 +31,10 @@ TEXT_COLUMNS = (
 class BufferActor(Feed):
     """The feed of training."""
 
-    def __init__(self, sizes: BufferSizes, *, source: TaskSource, run_folder: Path):
+    def __init__(self, sizes: BufferSizes, *, source: TaskSource, run_folder: Path, is_flat: IsFlat):
         super().__init__()
         self._source = source
-        self._buffer = Buffer(sizes, source=source)
+        self._buffer = Buffer(sizes, source=source, is_flat=is_flat)
         self._archive = Archive(run_folder / "trajectories")
         self._last_step = 0
         self._closed = False
@@ -97,7 +97,7 @@ class BufferActor(Feed):
         }
 
     async def num_lost_in_a_row(self) -> int:
-        """Groups since the last one in which any trajectory went to its end."""
+        """Groups since the last one in which any trajectory went to its end and got a reward."""
         return self._buffer.num_lost_in_a_row
 
     async def state(self) -> dict[str, Any]:
@@ -109,7 +109,9 @@ class BufferActor(Feed):
 
         Call it while no rollout actor works: a result begun before it would be taken for one begun after it.
         """
-        self._buffer = Buffer.from_state(state, sizes=self._buffer.sizes, source=self._source)
+        self._buffer = Buffer.from_state(
+            state, sizes=self._buffer.sizes, source=self._source, is_flat=self._buffer.is_flat
+        )
         await self._notify()
 
     async def close(self) -> None:

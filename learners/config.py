@@ -11,7 +11,17 @@ from learners.sft_config import SftConfig
 from simulators.gyms import GYMS
 
 AdvantageName = Literal[
-    "grpo", "dr_grpo", "rloo", "userrl_compat", "userrl_printed", "turn_mean", "turn_loo", "mt_grpo", "gigpo"
+    "grpo",
+    "dr_grpo",
+    "rloo",
+    "userrl_compat",
+    "userrl_printed",
+    "turn_mean",
+    "turn_loo",
+    "mt_grpo",
+    "gigpo",
+    "igpo",
+    "turn_gae",
 ]
 ScoreName = Literal["sum", "mean", "reward_to_go", "max", "last"]
 CreditName = Literal["naive", "equalized", "reward_to_go", "exponential"]
@@ -102,6 +112,17 @@ class LearnerConfig(BaseModel):
     entropy_target: float = Field(default=0.0, ge=0)
     """Nats: the entropy coefficient rises below this and falls above it, where it does not count. 0 leaves it
     as it is."""
+    kl: Literal["none", "k1", "k2", "k3"] = "none"
+    """How the KL to a reference model is estimated: k1 is taken from the advantages, k2 and k3 are added to
+    the loss. none loads no reference. See docs/losses.md."""
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """How much the KL counts; 0 only measures it."""
+    reference: str = ""
+    """The KL's reference model: a folder or a hub name. Not given: the policy as GRPO began, after the cold
+    start."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """mask: a trajectory that was cut off, by the turns or the tokens it may take, counts in its group's
+    baseline but is not learned from (DAPO's overlong filtering, arXiv 2503.14476)."""
     aggregation: Literal["token_mean", "sequence_mean", "constant_length", "token_budget"] = "token_mean"
     """How tokens add up to a loss: all alike; each trajectory alike; by a constant length for each trajectory
     (Dr. GRPO); by a fixed number of tokens that a step takes (C3PO)."""
@@ -113,7 +134,8 @@ class LearnerConfig(BaseModel):
     gym's gradient."""
     trajectory_score: ScoreName = "reward_to_go"
     """What a group compares: the sum of a trajectory's turn rewards, their mean, the discounted sum seen from
-    its first turn, the best, or the last. turn_mean and turn_loo have no use for it."""
+    its first turn, the best, or the last. Those that credit each turn by itself, such as turn_loo and
+    turn_gae, have no use for it."""
     turn_credit: CreditName = "equalized"
     """How a trajectory's advantage is spread over its turns: alike, or by each turn's reward, reward-to-go or
     exponentially mapped reward. Estimators that credit each turn themselves take equalized."""
@@ -121,8 +143,21 @@ class LearnerConfig(BaseModel):
     """Discount per turn of `reward_to_go`: less than 1 prefers the quicker of two equal successes."""
     advantage: AdvantageName = "grpo"
     """grpo divides by the group's standard deviation; dr_grpo only subtracts its mean; rloo subtracts the
-    others' mean. turn_mean, turn_loo, mt_grpo and gigpo credit each turn by what came of it; userrl_compat
-    and userrl_printed are for comparison. See docs/credit.md."""
+    others' mean. turn_mean, turn_loo, mt_grpo, gigpo and igpo credit each turn by what came of it;
+    turn_gae subtracts what a critic expected, which is trained beside the policy; userrl_compat and
+    userrl_printed are for comparison. See docs/credit.md."""
+    gae_lambda: float = Field(default=0.9, ge=0, le=1)
+    """turn_gae: how far an advantage looks past the critic's word for the next turn; 1 waits for the rewards
+    themselves."""
+    critic_lr: float = Field(default=1e-3, gt=0)
+    """turn_gae: the critic's learning rate, after warm-up. The critic is a small head of its own, so that the
+    default suits any policy."""
+    information_gain: Literal["none", "gold_answer", "masked_feedback"] = "none"
+    """What a turn's feedback was worth, added to the turn's reward: how much likelier it made the gold
+    answer, or what the policy said next, against the same dialogue with that feedback masked."""
+    information_gain_weight: float = Field(default=1.0, gt=0)
+    """How much a turn's gain counts beside its reward. IGPO's gold_answer takes 1, InfoPO's masked_feedback
+    0.1."""
     by_gym: dict[str, GymCreditConfig] = {}
     """Gyms whose credit differs, such as tau = { trajectory_score = "last" }."""
     max_logprob_gap: float = Field(default=0.02, gt=0)
@@ -132,8 +167,18 @@ class LearnerConfig(BaseModel):
     """Most tokens that one forward pass takes; memory grows with it, gradients do not depend on it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of matrix products; the weights themselves stay float32. Match the engine's."""
+    lora_rank: int = Field(default=0, ge=0)
+    """Train adapters of this rank beside the decoder's linear layers (LoRA), which wants about ten times the
+    learning rate; 0 trains all weights."""
+    lora_alpha: int = Field(default=32, gt=0)
+    """An adapter's product is scaled by lora_alpha / lora_rank."""
     recompute_activations: bool = False
     """Keep only each layer's input for the backward pass: far less memory, a third more work."""
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether some gym's advantage asks for one."""
+        return any(self.credit_of(gym).advantage == "turn_gae" for gym in ("", *self.by_gym))
 
     def credit_of(self, gym: str) -> CreditRule:
         """How this gym's rewards become advantages."""
@@ -143,6 +188,7 @@ class LearnerConfig(BaseModel):
             trajectory_score=own.trajectory_score or self.trajectory_score,
             turn_credit=own.turn_credit or self.turn_credit,
             gamma=own.gamma or self.gamma,
+            gae_lambda=self.gae_lambda,
         )
 
     @field_validator("by_gym")
@@ -175,6 +221,12 @@ class LearnerConfig(BaseModel):
                 f"importance=truncated: loss={self.loss} holds the ratio already and would count it twice: "
                 "take loss=reinforce, or importance=masked"
             )
+        if self.kl == "none" and (self.kl_coefficient or self.reference):
+            key = "kl_coefficient" if self.kl_coefficient else "reference"
+            raise ValueError(
+                f"{key}={getattr(self, key)!r}: kl=none has no reference model to use it on: take kl=k1, k2 "
+                "or k3, or leave it out"
+            )
         if (self.aggregation in ("constant_length", "token_budget")) != (self.aggregation_tokens > 0):
             raise ValueError(
                 f"aggregation_tokens={self.aggregation_tokens}: aggregation={self.aggregation} "
@@ -195,5 +247,8 @@ class LearnerSettings:
     """Of the engine's sampling: logprobs are those of the distribution that was sampled from."""
     seed: int
     """Run seed; fixes batches of demonstrations and the packing."""
+    reference_folder: str = ""
+    """Where the KL's reference model lies: `learner.reference`'s folder, or the one that the learners write
+    as GRPO begins, which all of them must be able to reach."""
     gym_shares: Mapping[str, float] = field(default_factory=dict)
     """Part of the loss of each gym that is trained on, for `per_gym_denominator`; together 1."""

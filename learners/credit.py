@@ -1,5 +1,5 @@
-"""Credit inside one trajectory: its turn rewards as one score, and as one weight a turn. Pure NumPy; knows no
-group and no tokens beyond their number.
+"""Credit inside one trajectory: its turn rewards as one score, and as one weight a turn. NumPy, but for the
+released arithmetic; knows no group and no tokens beyond their number.
 
 The published scheme is UserRL's (arXiv 2509.19736 §4.2 to §4.4): score x credit, any pair. The functions
 named `userrl_...` are what its released code computes, which differs; take them to reproduce a published
@@ -8,6 +8,7 @@ number.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -20,6 +21,8 @@ TurnCredit = Callable[[Float[ndarray, "num_turns"], float], Float[ndarray, "num_
 
 EXPONENT = 2.0
 """k of the exponential mapping (UserRL, Table 6)."""
+ROUNDING = 1e-12
+"""Credits of both signs that cancel leave about so much of their sizes' sum, which says nothing."""
 USERRL_EPSILON = 1e-6
 """What the released code adds to a group's standard deviation."""
 USERRL_SCORES = ("sum", "reward_to_go")
@@ -92,12 +95,13 @@ def spread(
     """A trajectory's advantage over its turns by weight: A c_t N / sum of c over tokens, N the tokens whose
     credit is not zero, so that these keep `advantage` as their mean (UserRL's release, `core_algos.py`).
 
-    Credits that sum to zero give zeros. Equal credits give `advantage` itself.
+    Credits that sum to zero, or to what rounding leaves of it, give zeros. Equal credits give `advantage`
+    itself.
     """
     if len(credits) and credits[0] != 0 and (credits == credits[0]).all():
         return np.full(len(credits), advantage)
     total = float(credits @ num_tokens)
-    if total == 0:
+    if abs(total) <= ROUNDING * float(np.abs(credits) @ num_tokens):
         return np.zeros(len(credits))
     return advantage * (credits * float(num_tokens[credits != 0].sum()) / total)
 
@@ -139,25 +143,24 @@ def userrl_compat(
 
     z_i = (R_i - mean R) / (std R + 1e-6), the deviation divided by n - 1; a group of one has mean 0 and
     deviation 1. Then A_t = z_i c_t N_nonzero / sum of c over tokens, and zeros where that sum is zero.
-    To the bit for equal credits and up to 8 trajectories, its own group size; else up to the order in which
-    its hardware adds float32, which is the last bits.
+
+    In torch, operation by operation: its float32 mean, deviation and sum are the release's, for groups of any
+    size. Equal credits agree to the last bit. Unequal ones do where nothing stands between the policy's
+    tokens; zeros there, for the user's and for padding, change the order of the sum, and so its last bits.
     """
+    import torch  # here, so that reading a configuration does not load it
+
     plain = [[float(reward) for reward in turns] for turns in rewards]
-    scores = np.array(
-        [userrl_score(turns, method=trajectory_score, gamma=gamma) for turns in plain], np.float32
-    )
-    mean, std = np.float32(0.0), np.float32(1.0)
-    if len(scores) > 1:
-        mean = scores.cumsum()[-1] / np.float32(len(scores))  # one after the other, as torch adds so few
-        std = np.float32(scores.astype(float).std(ddof=1))
+    tensor = partial(torch.tensor, dtype=torch.float32)
+    scores = tensor([userrl_score(turns, method=trajectory_score, gamma=gamma) for turns in plain])
+    mean, std = (scores.mean(), scores.std()) if len(scores) > 1 else (tensor(0.0), tensor(1.0))
     advantages = []
     for turns, score, lengths in zip(plain, scores, num_tokens, strict=True):
-        credits = np.array(userrl_credits(turns, method=turn_credit, gamma=gamma), np.float32)
-        of_tokens = np.repeat(credits, lengths)
-        total = np.float32(of_tokens.sum(dtype=float))
-        z = (score - mean) / (std + np.float32(USERRL_EPSILON))
-        factor = z * np.float32(np.count_nonzero(of_tokens)) / total if total != 0 else np.float32(0.0)
-        advantages.append((credits * factor).astype(float))
+        credits = tensor(userrl_credits(turns, method=turn_credit, gamma=gamma))
+        of_tokens = credits.repeat_interleave(torch.as_tensor(np.asarray(lengths, np.int64)))
+        total = of_tokens.sum()
+        factor = (score - mean) / (std + USERRL_EPSILON) * of_tokens.count_nonzero() / total
+        advantages.append((credits * (factor if total != 0 else 0.0)).numpy().astype(float))
     return advantages
 
 

@@ -24,13 +24,16 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from transformers import AutoTokenizer
 
-from learners.checkpoint import Progress, export_model, load_checkpoint, save_checkpoint
+from actors.renderer import Renderer
+from learners.checkpoint import CheckpointWriter, Progress, SaveReport, export_model, load_checkpoint
 from learners.config import LearnerSettings
 from learners.loss_aggregation import take
 from learners.loss_entropy import EntropyControl
 from learners.packing import micro_batches
-from learners.policy import full_state_dict, load_policy, shard
-from learners.samples import TrainingSample, gym_advantages, samples_from_table
+from learners.policy import Policy, full_state_dict, load_policy, shard
+from learners.reference import load_reference, reference_logprobs, write_reference
+from learners.samples import TrainingSample
+from learners.scoring import Scorer
 from learners.sft import batch_indices, demonstrations_from_tables, num_sft_steps
 from learners.step import (
     LossFn,
@@ -41,8 +44,11 @@ from learners.step import (
     make_optimizer,
     sft_sums,
     step_metrics,
+    total_loss,
     warmed_up,
+    with_critic,
 )
+from learners.step_samples import samples_of_step
 from learners.weight_sender import pack_weights
 
 FETCH_TIMEOUT_S = 120.0
@@ -72,9 +78,17 @@ class GRPOLearner(TorchLearner):
             device=self._device,
             recompute_activations=config.recompute_activations,
             entropies_have_gradient=config.entropy_coefficient > 0 or config.entropy_target > 0,
+            lora_rank=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            has_critic=config.has_critic,
+            seed=settings.seed,
         )
         self._policy = shard(policy, num_ranks=self._num_ranks, device=self._device)
         self._optimizer = make_optimizer(self._policy, config=config)
+        needs_renderer = config.information_gain != "none"
+        self._renderer = Renderer.from_folder(settings.policy_folder) if needs_renderer else None
+        self._checkpoints = CheckpointWriter()
+        self._reference: Policy | None = None
         self._stage = ""
         self._entropy = EntropyControl(coefficient=config.entropy_coefficient)
         self._demonstrations: list[TrainingSample] = []
@@ -87,13 +101,10 @@ class GRPOLearner(TorchLearner):
         rank.
         """
         self._enter_stage("grpo")
-        credit_of = self._settings.learner.credit_of
-        samples = [
-            sample
-            for table in _fetch(group_refs)
-            for sample in samples_from_table(table, advantages=gym_advantages(table, credit_of))
-        ]
         config = self._settings.learner
+        samples, credit_metrics = samples_of_step(
+            _fetch(group_refs), config=config, renderer=self._renderer, scorer=self._scorer(step)
+        )
         samples, weights = take(
             samples,
             config=config,
@@ -104,7 +115,13 @@ class GRPOLearner(TorchLearner):
             used = self._entropy.used(target=config.entropy_target)
             config = config.model_copy(update={"entropy_coefficient": used})
         num_loss_tokens = sum(sample.num_loss_tokens for sample in samples)
-        loss_fn = partial(grpo_sums, config=config, num_tokens=num_loss_tokens, policy_version=step)
+        loss_fn = partial(
+            grpo_sums,
+            config=config,
+            num_tokens=num_loss_tokens,
+            policy_version=step,
+            reference=partial(reference_logprobs, self._reference) if self._reference is not None else None,
+        )
         lr = warmed_up(config.lr, step=step, warmup_steps=config.warmup_steps)
         metrics = self._step(
             samples, weights=weights, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step
@@ -112,7 +129,7 @@ class GRPOLearner(TorchLearner):
         if config.entropy_target and "learner/entropy" in metrics:
             self._entropy = self._entropy.after(metrics["learner/entropy"], target=config.entropy_target)
             metrics["learner/entropy_coefficient"] = config.entropy_coefficient
-        return metrics
+        return metrics | credit_metrics
 
     def set_demonstrations(self, table_refs: Sequence[ray.ObjectRef]) -> int:
         """Keeps the SFT stage's demonstrations; returns how many samples they give."""
@@ -135,15 +152,21 @@ class GRPOLearner(TorchLearner):
         return pack_weights(state, dtype=dtype) if self._rank == 0 else None
 
     def save(self, path: str) -> None:
-        """Writes a checkpoint into the folder `path`, which all learners must be able to reach."""
-        save_checkpoint(
+        """Begins a checkpoint in the folder `path`, which all learners must be able to reach; `saved` says
+        when it is whole."""
+        self._checkpoints.save(
             Path(path), self._policy, self._optimizer, Progress(stage=self._stage, entropy=self._entropy)
         )
+
+    def saved(self, *, wait: bool) -> SaveReport:
+        """How far this rank is with the last `save`. Not collective."""
+        return self._checkpoints.report(wait=wait)
 
     def load(self, path: str) -> None:
         """Goes on from a checkpoint, whatever number of learners wrote it."""
         progress = load_checkpoint(Path(path), self._policy, self._optimizer)
         self._stage, self._entropy = progress.stage, progress.entropy
+        self._take_reference(self._stage, begins=False)
 
     def export(self, folder: str) -> None:
         """Writes the policy with its tokenizer as a Hugging Face folder."""
@@ -168,8 +191,20 @@ class GRPOLearner(TorchLearner):
     def _enter_stage(self, stage: str) -> None:
         """Begins a stage with fresh optimizer moments: those of another loss would steer its first steps."""
         if stage != self._stage:
-            self._stage = stage
             self._optimizer = make_optimizer(self._policy, config=self._settings.learner)
+            self._take_reference(stage, begins=True)
+            self._stage = stage
+
+    def _take_reference(self, stage: str, *, begins: bool) -> None:
+        """GRPO's KL is measured from the policy as that stage `begins`, or from the model that was named."""
+        settings, config = self._settings, self._settings.learner
+        self._reference = None
+        if stage != "grpo" or config.kl == "none":
+            return
+        ranks = {"num_ranks": self._num_ranks, "device": self._device}
+        if begins and not config.reference:
+            write_reference(Path(settings.reference_folder), self._policy, rank=self._rank, **ranks)
+        self._reference = load_reference(settings.reference_folder, policy=self._policy, **ranks)
 
     def _sft_update(self, step: int) -> dict[str, float]:
         config = self._settings.sft
@@ -186,6 +221,16 @@ class GRPOLearner(TorchLearner):
         loss_fn = partial(sft_sums, num_tokens=num_loss_tokens)
         return self._step(samples, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step)
 
+    def _scorer(self, step: int) -> Scorer:
+        return Scorer(
+            policy=self._policy,
+            device=self._device,
+            max_tokens=self._settings.learner.micro_batch_tokens,
+            rank=self._rank,
+            num_ranks=self._num_ranks,
+            seed=self._settings.seed + step,
+        )
+
     def _step(
         self,
         samples: Sequence[TrainingSample],
@@ -200,6 +245,9 @@ class GRPOLearner(TorchLearner):
         if not num_loss_tokens:
             return {"learner/num_tokens": 0.0, "learner/num_loss_tokens": 0.0, "learner/num_skipped": 1.0}
         start, config = time.perf_counter(), self._settings.learner
+        if self._policy.critic is not None:
+            num_turns = sum(sample.num_returns for sample in samples)
+            loss_fn = partial(with_critic, loss_fn=loss_fn, num_turns=num_turns)
         batches = micro_batches(
             samples,
             weights=weights,
@@ -212,7 +260,7 @@ class GRPOLearner(TorchLearner):
             self._policy, batches, loss_fn=loss_fn, device=self._device, num_ranks=self._num_ranks
         )
         grad_norm = apply_gradients(
-            self._policy, self._optimizer, lr=lr, max_grad_norm=config.max_grad_norm, loss=sums["loss"]
+            self._policy, self._optimizer, lr=lr, max_grad_norm=config.max_grad_norm, loss=total_loss(sums)
         )
         return step_metrics(
             sums,

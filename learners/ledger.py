@@ -2,17 +2,19 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.trajectory import GroupSummary
 
+IsFlat = Callable[[GroupSummary], bool]
+"""Whether a group's estimator has nothing to compare: `learners.flat.is_flat` with the run's rules."""
 TRAINED = "trained"
-DROP_REASONS: tuple[str, ...] = ("flat", "failed", "too_few", "stale")
-"""flat: all usable rewards of the group are equal, so there is no gradient. failed: not the policy's doing.
-too_few: fewer than two members of the group are usable. stale: older than allowed when a step wanted it."""
-FLAT_TOLERANCE = 1e-6
-"""Rewards are sums of floats: a spread below this is rounding, and dividing by its std would blow it up."""
+DROP_REASONS: tuple[str, ...] = ("flat", "failed", "unscored", "no_tokens", "too_few", "stale")
+"""flat: the gym's estimator gives no usable token an advantage, so there is no gradient. failed: not the
+policy's doing. unscored: no finite reward, as where a judge gave no rating. no_tokens: the policy said
+nothing. too_few: fewer than two members of the group are usable. stale: older than allowed when a step wanted
+it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,22 +64,32 @@ class LedgerCounts:
 
 
 def usable_trajectories(summary: GroupSummary) -> tuple[int, ...]:
-    """Indexes of the trajectories that may be trained: not failed, and with a finite reward."""
-    pairs = zip(summary.stop_reasons, summary.rewards, strict=True)
-    return tuple(
-        index for index, (reason, reward) in enumerate(pairs) if not reason.failed and math.isfinite(reward)
-    )
+    """Indexes of the trajectories that may be trained: not failed, with a finite reward and a token."""
+    return tuple(index for index, reason in enumerate(_unusable(summary)) if not reason)
 
 
-def drop_reason(summary: GroupSummary) -> str | None:
+def _unusable(summary: GroupSummary) -> list[str]:  # [group_size]
+    """Why each trajectory cannot be trained, whatever its group is; empty where it can."""
+    reasons = []
+    for stop_reason, reward, num_tokens in zip(
+        summary.stop_reasons, summary.rewards, summary.turn_tokens, strict=True
+    ):
+        if stop_reason.failed:
+            reasons.append("failed")
+        elif not math.isfinite(reward):
+            reasons.append("unscored")
+        else:
+            reasons.append("" if sum(num_tokens) else "no_tokens")
+    return reasons
+
+
+def drop_reason(summary: GroupSummary, *, is_flat: IsFlat) -> str | None:
     """Why a group as a whole cannot be trained, its age aside; None where it can."""
-    rewards = [summary.rewards[index] for index in usable_trajectories(summary)]
-    if len(rewards) < 2:
+    if len(usable_trajectories(summary)) < 2:
         return "too_few"
-    return "flat" if max(rewards) - min(rewards) <= FLAT_TOLERANCE else None
+    return "flat" if is_flat(summary) else None
 
 
 def outcomes_of(summary: GroupSummary, outcome: str) -> tuple[str, ...]:
-    """One outcome for each trajectory [group_size]: `outcome` where it is usable, "failed" where not."""
-    usable = set(usable_trajectories(summary))
-    return tuple(outcome if index in usable else "failed" for index in range(len(summary.rewards)))
+    """One outcome for each trajectory [group_size]: `outcome` where it is usable, its reason where not."""
+    return tuple(reason or outcome for reason in _unusable(summary))

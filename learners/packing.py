@@ -1,7 +1,7 @@
 """Micro-batches: a plan that every learner makes alike, and packed tensors without padding. Knows no model
 and no Ray.
 
-Legend: T tokens of a row, L of them in the loss.
+Legend: T tokens of a row, L of them in the loss, K turns with a token in the loss.
 """
 
 import heapq
@@ -37,6 +37,10 @@ class MicroBatch:
     """Which turn of the row, numbered through all samples from 0."""
     weights: Float64[Tensor, "L"]
     """How much the token weighs in the loss; 1 for the mean over all tokens of the step."""
+    states: Int64[Tensor, "K"]
+    """Where in the row the token before each turn's completion stands: there the critic reads."""
+    returns: Float32[Tensor, "K"]
+    """What the critic learns to say of each turn's state; NaN where none is wanted."""
 
 
 def plan(
@@ -92,7 +96,7 @@ def pack(
         return MicroBatch(
             lengths=(1,), token_ids=zero, position_ids=zero, predictors=none, targets=none,
             behavior_logprobs=nothing, policy_versions=none.int(), advantages=nothing,
-            sequences=none, turns=none, weights=nothing.double(),
+            sequences=none, turns=none, weights=nothing.double(), states=none, returns=nothing,
         )  # fmt: skip
     lengths = tuple(sample.num_tokens for sample in samples)
     token_ids = np.concatenate([sample.token_ids for sample in samples]).astype(np.int64)
@@ -100,6 +104,8 @@ def pack(
     sequences = np.repeat(np.arange(len(samples)), lengths)
     turns = np.concatenate([sample.turns for sample in samples])
     new_turn = (np.diff(sequences, prepend=0) != 0) | (np.diff(turns, prepend=turns[:1]) != 0)
+    row_turns = np.cumsum(new_turn)[kept]
+    firsts = np.flatnonzero(np.diff(row_turns, prepend=-1))
     each = np.ones(len(samples)) if weights is None else weights
     return MicroBatch(
         lengths=lengths,
@@ -111,8 +117,10 @@ def pack(
         policy_versions=torch.from_numpy(np.concatenate([s.policy_versions for s in samples])[kept]),
         advantages=torch.from_numpy(np.concatenate([s.advantages for s in samples])[kept]),
         sequences=torch.from_numpy(sequences[kept]),
-        turns=torch.from_numpy(np.cumsum(new_turn)[kept]),
+        turns=torch.from_numpy(row_turns),
         weights=torch.from_numpy(each[sequences[kept]]),
+        states=torch.from_numpy((kept - 1)[firsts]),
+        returns=torch.from_numpy(np.concatenate([s.returns for s in samples])[kept][firsts]),
     )
 
 

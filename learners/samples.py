@@ -3,14 +3,17 @@ no Ray."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int32
 from numpy import ndarray
 
+from actors.summary import turn_states
+from actors.trajectory import StopReason
 from learners.advantage import CreditRule, Estimator, make_estimator
+from learners.dropped import drop_reasons
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -31,6 +34,8 @@ class TrainingSample:
     """The turn's advantage; 0 where `loss_mask` is False."""
     turns: Int32[ndarray, "T"]
     """The turn within its trajectory that the token belongs to, from 0; its context counts with it."""
+    returns: Float32[ndarray, "T"]
+    """What the critic should have said before the token's turn; NaN where no critic learns from it."""
 
     @property
     def num_tokens(self) -> int:
@@ -39,6 +44,16 @@ class TrainingSample:
     @property
     def num_loss_tokens(self) -> int:
         return int(self.loss_mask.sum())
+
+    @property
+    def scored_turns(self) -> Int32[ndarray, "K"]:
+        """The turns with a token in the loss, in order."""
+        return np.unique(self.turns[self.loss_mask])
+
+    @property
+    def num_returns(self) -> int:
+        """Turns that the critic learns from."""
+        return len(np.unique(self.turns[self.loss_mask & np.isfinite(self.returns)]))
 
 
 class _Ragged:
@@ -53,51 +68,47 @@ class _Ragged:
         return self._values[self._offsets[row] : self._offsets[row + 1]]
 
 
-def gym_advantages(table: pa.Table, credit_of: Callable[[str], CreditRule]) -> ndarray:  # [num_rows]
+def gym_advantages(
+    table: pa.Table, credit_of: Callable[[str], CreditRule], *, values: ndarray | None = None
+) -> ndarray:  # [num_rows]
     """`row_advantages` of one group by the rule of its gym."""
     rule = credit_of(table["gym"][0].as_py())
-    return row_advantages(table, make_estimator(**asdict(rule)))
+    return row_advantages(table, make_estimator(**asdict(rule)), values=values)
 
 
-def row_advantages(table: pa.Table, estimator: Estimator) -> ndarray:  # [num_rows]
+def row_advantages(
+    table: pa.Table, estimator: Estimator, *, values: ndarray | None = None
+) -> ndarray:  # [num_rows]
     """One group's advantages in the table's row order, NaN on each turn of a trajectory that failed or has
-    no reward."""
+    no reward. `values` [num_rows] are the critic's, before each turn."""
     trajectories = table["trajectory"].to_numpy()
     rewards = np.where(table["failed"].to_numpy(), np.nan, table["reward"].to_numpy())
     inner = np.flatnonzero(np.diff(trajectories, prepend=-1))[1:]
     num_tokens = np.diff(table["completion_ids"].combine_chunks().offsets.to_numpy())
-    feedbacks = table["feedback"].to_pylist()
     advantages = estimator(
         np.split(rewards, inner),
         num_tokens=np.split(num_tokens, inner),
-        states=[
-            state_keys(feedbacks[first:end]) for first, end in pairwise([0, *inner.tolist(), table.num_rows])
-        ],
+        states=turn_states(table),
+        values=None if values is None else np.split(values, inner),
     )
     return np.concatenate(advantages)
 
 
-def state_keys(feedbacks: Sequence[str]) -> list[str]:  # [num_turns]
-    """A trajectory's state before each turn: what the env has told so far, in whatever order and however
-    often.
+def samples_from_table(
+    table: pa.Table, *, advantages: ndarray, returns: ndarray | None = None
+) -> list[TrainingSample]:
+    """The table's samples. A trajectory that may not be trained (`drop_reasons`) gives none, and neither does
+    a sample without completion tokens.
 
-    Two trajectories that asked the same questions in another order are in the same state.
-    """
-    return ["\x1f".join(sorted(set(feedbacks[:turn]))) for turn in range(len(feedbacks))]
-
-
-def samples_from_table(table: pa.Table, *, advantages: ndarray) -> list[TrainingSample]:
-    """The table's samples. A trajectory that failed or has a non-finite advantage gives none, and neither
-    does a sample without completion tokens.
-
-    `advantages` is [num_rows]; demonstrations pass ones. Rows stand in order of (group_id, trajectory, turn).
+    `advantages` is [num_rows]; demonstrations pass ones. `returns` [num_rows] are what the critic learns; not
+    given: nothing. Rows stand in order of (group_id, trajectory, turn).
     """
     groups, trajectories = table["group_id"].to_numpy(), table["trajectory"].to_numpy()
     gyms, turns = table["gym"].to_pylist(), table["turn"].to_numpy()
     new_trajectory = (np.diff(groups, prepend=-1) != 0) | (np.diff(trajectories, prepend=-1) != 0)
     starts = np.flatnonzero(new_trajectory | table["forked"].to_numpy())
-    bad = table["failed"].to_numpy() | ~np.isfinite(advantages)
-    bad_trajectories = set(zip(groups[bad].tolist(), trajectories[bad].tolist(), strict=True))
+    targets = np.full(table.num_rows, np.nan) if returns is None else returns
+    dropped = drop_reasons(table, advantages=advantages)
     columns = [
         _Ragged(table, name)
         for name in ("context_ids", "completion_ids", "behavior_logprobs", "policy_versions")
@@ -105,13 +116,33 @@ def samples_from_table(table: pa.Table, *, advantages: ndarray) -> list[Training
     samples = []
     for first, last in pairwise([*starts.tolist(), table.num_rows]):
         key = (int(groups[first]), int(trajectories[first]))
-        if key not in bad_trajectories:
+        if key not in dropped:
             sample = _sample(
-                key, columns, gym=gyms[first], turns=turns, rows=range(first, last), advantages=advantages
+                key,
+                columns,
+                gym=gyms[first],
+                turns=turns,
+                rows=range(first, last),
+                advantages=advantages,
+                returns=targets,
             )
             if sample.loss_mask.any():
                 samples.append(sample)
     return samples
+
+
+def without_truncated(
+    samples: Sequence[TrainingSample], *, tables: Sequence[pa.Table]
+) -> tuple[list[TrainingSample], int]:
+    """The samples of trajectories that came to an end, and how many others there were: cut off by the turns
+    or the tokens they may take, which says little of how they acted (DAPO, arXiv 2503.14476 section 3.4)."""
+    cut: set[tuple[int, int]] = set()
+    for table in tables:
+        keys = zip(table["group_id"].to_pylist(), table["trajectory"].to_pylist(), strict=True)
+        cut.update(compress(keys, (StopReason(r).truncated for r in table["stop_reason"].to_pylist())))
+    keys_of = {(sample.group_id, sample.trajectory) for sample in samples}
+    kept = [sample for sample in samples if (sample.group_id, sample.trajectory) not in cut]
+    return kept, len(keys_of & cut)
 
 
 def _sample(
@@ -122,6 +153,7 @@ def _sample(
     turns: ndarray,
     rows: range,
     advantages: ndarray,
+    returns: ndarray,
 ) -> TrainingSample:
     """Contexts and completions of these rows, end to end."""
     context_ids, completion_ids, logprobs, versions = columns
@@ -149,4 +181,5 @@ def _sample(
         policy_versions=version,
         advantages=advantage,
         turns=np.repeat(turns[rows.start : rows.stop], lengths),
+        returns=np.repeat(returns[rows.start : rows.stop].astype(np.float32), lengths),
     )

@@ -13,22 +13,32 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from learners.config import LearnerConfig
-from learners.loss import LossTokens, policy_loss, sft_loss
+from learners.critic import critic_loss
+from learners.loss import LossTokens, kl_k3, policy_loss, sft_loss
 from learners.loss_importance import importance_weights
+from learners.loss_kl import with_kl_in_advantages, with_kl_in_loss
 from learners.packing import MicroBatch
-from learners.policy import Policy, TokenLogprobs
+from learners.policy import Policy, PolicyOutput
 
 Sums = dict[str, Float[Tensor, ""]]
 """Named sums over tokens; they add up over micro-batches and learners."""
-LossFn = Callable[[MicroBatch, TokenLogprobs], Sums]
-"""Must hold `loss`, the only entry with a gradient."""
+LossFn = Callable[[MicroBatch, PolicyOutput], Sums]
+"""Must hold `loss`; it and `critic_loss` are the only entries with a gradient."""
+ReferenceFn = Callable[[MicroBatch], Float[Tensor, "L"]]
+"""The reference model's logprobs of the loss tokens."""
 
 
 def grpo_sums(
-    batch: MicroBatch, policy: TokenLogprobs, *, config: LearnerConfig, num_tokens: int, policy_version: int
+    batch: MicroBatch,
+    policy: PolicyOutput,
+    *,
+    config: LearnerConfig,
+    num_tokens: int,
+    policy_version: int,
+    reference: ReferenceFn | None = None,
 ) -> Sums:
-    """The policy loss, less the entropy bonus, and what is reported of it; the gap counts tokens that this
-    very version sampled."""
+    """The policy loss with its KL to the reference where there is one, less the entropy bonus, and what is
+    reported of it; the gap counts tokens that this very version sampled."""
     tokens = LossTokens(
         policy_logprobs=policy.logprobs,
         behavior_logprobs=batch.behavior_logprobs,
@@ -36,9 +46,17 @@ def grpo_sums(
         turns=batch.turns,
         sequences=batch.sequences,
     )
+    reference_logprobs = reference(batch) if reference else None
+    if reference_logprobs is not None:
+        tokens = with_kl_in_advantages(tokens, reference_logprobs, config)
     importance = importance_weights(tokens, config)
-    result = policy_loss(tokens, weights=batch.weights * importance, num_tokens=num_tokens, config=config)
+    weights = batch.weights * importance
+    result = policy_loss(tokens, weights=weights, num_tokens=num_tokens, config=config)
     loss = result.loss
+    if reference_logprobs is not None:
+        loss = with_kl_in_loss(
+            loss, tokens, reference_logprobs, weights=weights, num_tokens=num_tokens, config=config
+        )
     if config.entropy_coefficient:
         bonus = (batch.weights.to(policy.entropies.dtype) * policy.entropies).sum() / num_tokens
         loss = loss - config.entropy_coefficient * bonus
@@ -55,11 +73,19 @@ def grpo_sums(
     }
     if config.importance != "none":
         sums |= {"importance": importance.sum(), "left_out": (importance == 0).sum()}
+    if reference_logprobs is not None:
+        sums["reference_kl"] = kl_k3(policy.logprobs.detach(), reference_logprobs).sum()
     return sums
 
 
-def sft_sums(batch: MicroBatch, policy: TokenLogprobs, *, num_tokens: int) -> Sums:
+def sft_sums(batch: MicroBatch, policy: PolicyOutput, *, num_tokens: int) -> Sums:
     return {"loss": sft_loss(policy.logprobs, num_tokens=num_tokens), "entropy": policy.entropies.sum()}
+
+
+def with_critic(batch: MicroBatch, policy: PolicyOutput, *, loss_fn: LossFn, num_turns: int) -> Sums:
+    """The sums of `loss_fn`, and the critic's own loss over the step's `num_turns` turns with a return."""
+    sums = loss_fn(batch, policy)
+    return sums | {"critic_loss": critic_loss(policy.values, batch.returns, num_turns=num_turns)}
 
 
 def accumulate_gradients(
@@ -74,7 +100,9 @@ def accumulate_gradients(
     for batch in batches:
         batch = to_device(batch, device)
         sums = loss_fn(batch, policy(batch))
-        (sums["loss"] * num_ranks).backward()
+        # The critic reads the policy's states detached: adding its loss changes no gradient of the policy.
+        loss = sums["loss"] + sums["critic_loss"] if "critic_loss" in sums else sums["loss"]
+        (loss * num_ranks).backward()
         for name, value in sums.items():
             total[name] = total.get(name, 0.0) + value.detach().double()
     values = torch.stack(list(total.values()))
@@ -87,18 +115,32 @@ def apply_gradients(
     policy: Policy, optimizer: Optimizer, *, lr: float, max_grad_norm: float, loss: float
 ) -> float:
     """Clips and takes the step. A non-finite loss or norm leaves weights and optimizer untouched; returns the
-    norm.
+    policy's norm, or the critic's where that is not finite.
 
-    The loss and the norm are the same on every rank, so all ranks decide alike.
+    The critic is clipped by itself: its errors must not shorten the policy's step. The loss and the norms are
+    the same on every rank, so all ranks decide alike.
     """
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm)
-    norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    norm = _clipped_norm(policy.own_parameters(), max_grad_norm)
+    if policy.critic is not None:
+        critic_norm = _clipped_norm(policy.critic.parameters(), max_grad_norm)
+        norm = norm if math.isfinite(critic_norm) else critic_norm
     if math.isfinite(norm) and math.isfinite(loss):
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _clipped_norm(parameters: Iterable[Tensor], max_grad_norm: float) -> float:
+    """Scales the gradients down to the norm where theirs is larger; returns what it was."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def total_loss(sums: dict[str, float]) -> float:
+    """The policy's and the critic's: not finite where either is not."""
+    return sums["loss"] + sums.get("critic_loss", 0.0)
 
 
 def step_metrics(
@@ -118,7 +160,7 @@ def step_metrics(
         "learner/lr": lr,
         "learner/num_tokens": float(num_tokens),
         "learner/num_loss_tokens": float(num_loss_tokens),
-        "learner/num_skipped": float(not (math.isfinite(grad_norm) and math.isfinite(sums["loss"]))),
+        "learner/num_skipped": float(not (math.isfinite(grad_norm) and math.isfinite(total_loss(sums)))),
         "learner/tokens_per_s": num_tokens / duration_s,
     }
     if "ratio" in sums:
@@ -133,16 +175,24 @@ def step_metrics(
     if "importance" in sums:
         metrics["learner/importance/weight"] = sums["importance"] / num_loss_tokens
         metrics["learner/importance/left_out_fraction"] = sums["left_out"] / num_loss_tokens
+    if sums.get("critic_loss"):  # exactly 0 where no turn had a return, as in the cold start
+        metrics["learner/critic/loss"] = sums["critic_loss"]
+    if "reference_kl" in sums:
+        metrics["learner/reference_kl"] = sums["reference_kl"] / num_loss_tokens
     return metrics
 
 
 def make_optimizer(policy: Policy, *, config: LearnerConfig) -> AdamW:
-    """AdamW; norms and biases (one-dimensional) do not decay."""
-    parameters = list(policy.parameters())
+    """AdamW on what trains; norms and biases (one-dimensional) do not decay, nor does the critic, which
+    learns at `critic_lr` while the policy learns at `lr`."""
+    parameters = [parameter for parameter in policy.own_parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if policy.critic is not None:
+        critic = {"params": list(policy.critic.parameters()), "lr_factor": config.critic_lr / config.lr}
+        groups.append(critic | {"weight_decay": 0.0})
     return AdamW([group for group in groups if group["params"]], lr=config.lr, betas=(0.9, 0.95))
 
 

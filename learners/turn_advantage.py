@@ -5,7 +5,7 @@ without turns gives an empty row.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -59,7 +59,8 @@ def mt_grpo_advantages(
     """A_t = z(r_t) + lambda z(outcome) before the last turn, z(outcome) on the last (MT-GRPO, arXiv
     2505.11821): z is GRPO's score, of a turn's reward among the group's turns of that index.
 
-    Last turns are not among those that a turn's reward is compared with.
+    The paper has two turns, of which the first is rewarded by itself; its released code puts the weight on
+    z(r_t) instead, and both are 1. Last turns are not among those that a turn's reward is compared with.
     """
     last = group_relative(outcomes, divide_by_std=True)
     values, compared = _padded([turns[:-1] for turns in rewards])
@@ -78,22 +79,23 @@ def mt_grpo_advantages(
 def gigpo_advantages(
     rewards: TurnRewards,
     *,
-    states: Sequence[Sequence[str]],  # [group_size][num_turns]
+    states: Sequence[Sequence[Hashable]],  # [group_size][num_turns]
     outcomes: Float[ndarray, "group_size"],
     gamma: float,
     state_weight: float = STATE_WEIGHT,
 ) -> TurnAdvantages:
-    """A_t = z(outcome) + omega z(G_t among turns in the same state) (GiGPO, arXiv 2505.10978).
+    """A_t = z(outcome) + omega z(G_t among turns in the same state) (GiGPO, arXiv 2505.10978 eq. 3, 7, 8).
 
-    `states[i][t]` names what the policy saw before turn t; equal names anywhere in the group are one state. A
-    state that was seen once adds nothing.
+    `states[i][t]` names what the policy saw before turn t; equal names anywhere in the group are one state,
+    also within one trajectory. A state that was seen once adds nothing. Both comparisons divide by the
+    deviation, one of the paper's two norms.
     """
     if len(states) != len(rewards):
         raise ValueError(f"states of {len(states)} trajectories: gigpo needs those of all {len(rewards)}")
     episode = group_relative(outcomes, divide_by_std=True)
     to_go = [reward_to_go(turns, gamma=gamma) for turns in rewards]
     advantages = [np.full(len(turns), episode[row]) for row, turns in enumerate(rewards)]
-    visits: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    visits: dict[Hashable, list[tuple[int, int]]] = defaultdict(list)
     for row, (keys, turns) in enumerate(zip(states, rewards, strict=True)):
         for turn, (key, _) in enumerate(zip(keys, turns, strict=True)):
             visits[key].append((row, turn))
@@ -102,6 +104,21 @@ def gigpo_advantages(
         for (row, turn), value in zip(places, relative, strict=True):
             advantages[row][turn] += state_weight * value
     return advantages
+
+
+def igpo_advantages(rewards: TurnRewards, *, gamma: float) -> TurnAdvantages:
+    """A_t = sum over j >= t of gamma^(j-t) z(r_j), z among all turns of the group (IGPO, arXiv 2510.14967;
+    its released code, mode "joint", gamma 1).
+
+    Meant for turn rewards to which information gain was added: each turn before the last then has one, and
+    the outcome is the last turn's. Turns differ within a trajectory, so equal trajectories do not give zeros;
+    fewer than two do.
+    """
+    if len(rewards) < 2:
+        return [np.zeros(len(turns)) for turns in rewards]
+    relative = group_relative(np.concatenate(rewards), divide_by_std=True)
+    ends = np.cumsum([len(turns) for turns in rewards])
+    return [reward_to_go(turns, gamma=gamma) for turns in np.split(relative, ends[:-1])]
 
 
 def turn_gae(

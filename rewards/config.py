@@ -1,26 +1,66 @@
 """Settings of the rewards room. Light: no heavy import, so that a recipe is checked in an instant."""
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from typing import Self
 
-REWARD_NAMES = ("environment", "turn", "no_tool_call")
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from simulators.chat_config import ChatConfig
+
+REWARD_NAMES = (
+    *("environment", "outcome", "turn", "length", "overlong", "format", "no_tool_call", "tool_call"),
+    *("potential", "judge"),
+)
+
+
+class JudgeConfig(ChatConfig):
+    """A model that rates whole dialogues, at any endpoint that speaks OpenAI's chat protocol."""
+
+    rubric: str = Field(min_length=1)
+    """What to rate, and what makes a dialogue good or bad, in words. The scale, 0 to 10, is added."""
+    votes: int = Field(default=3, ge=1)
+    """Independent ratings of each dialogue; their median counts, and more than half must be usable."""
+
+    @model_validator(mode="after")
+    def _votes_differ(self) -> Self:
+        if self.votes > 1 and self.temperature == 0:
+            raise ValueError(
+                f"votes={self.votes}: at temperature=0 each vote is the same: take a temperature above 0, or "
+                "votes = 1"
+            )
+        return self
 
 
 class RewardConfig(BaseModel):
     """What a turn is worth to the learner: the weighted sum of named reward functions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     weights: dict[str, float] = {"environment": 1.0}
-    """Reward function to weight: `environment` is the gym's own reward; `turn` is 1 a turn and `no_tool_call`
-    1 where the policy made no valid tool call, both meant for negative weights. Evaluation reports the
-    environment's alone."""
+    """Reward function to weight; see docs/rewards.md for all of them. Costs (turn, length, no_tool_call) are
+    meant for negative weights. Evaluation reports the environment's alone."""
+    judge: JudgeConfig | None = None
+    """Who rates dialogues, for the weight `judge`."""
 
     @field_validator("weights")
     @classmethod
     def _names_are_known(cls, weights: dict[str, float]) -> dict[str, float]:
-        for name in weights:
+        for name, weight in weights.items():
             if name not in REWARD_NAMES:
                 raise ValueError(
                     f"{name!r}: unknown reward function: the known ones are {', '.join(REWARD_NAMES)}"
                 )
+            if not abs(weight) < float("inf"):
+                raise ValueError(f"{name}={weight}: a weight must be a finite number: give one such as 0.1")
         return weights
+
+    @model_validator(mode="after")
+    def _judge_is_asked(self) -> Self:
+        if ("judge" in self.weights) != (self.judge is not None):
+            raise ValueError(
+                "weights.judge needs somebody who judges: give reward.judge base_url, model and rubric"
+                if self.judge is None
+                else "judge: nobody would ask it: give weights.judge a weight, or leave the section out"
+            )
+        return self

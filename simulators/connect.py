@@ -45,10 +45,9 @@ def connect_users(
     return next(iter(connected.values())) if len(connected) == 1 else MixedUser(connected, weights=weights)
 
 
-def chat_config(
-    user: EndpointConfig | LlmServeConfig, *, url: str = "", num_processes: int = 1
-) -> ChatConfig:
-    """How a user's model is called: one process's share of what the run may use. `url` of a hosted one."""
+def chat_config(user: ChatConfig | LlmServeConfig, *, url: str = "", num_processes: int = 1) -> ChatConfig:
+    """How a user's or a judge's model is called: one process's share of what the run may use. `url` of a
+    hosted one."""
     if isinstance(user, LlmServeConfig):
         chat = ChatConfig(
             base_url=url,

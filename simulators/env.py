@@ -5,8 +5,9 @@ difference.
 """
 
 import asyncio
+import json
 import random
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +46,10 @@ class Step:
     """The turn budget ran out. Under `published` rules both may be true, as in the released gyms."""
     user_reply: UserReply | None
     """The user's reply behind the feedback; None where no user was asked."""
+    progress: float = 0.0
+    """How far the dialogue has come after this action, in [0, 1]; 0 where the gym does not say."""
+    news: str = ""
+    """What the feedback told, as a key; empty: its own text. See `Gym.news`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +108,26 @@ def nothing_to_see(state: Any) -> Mapping[str, Any]:
     return {}
 
 
+def no_gold(task: Task) -> Sequence[Action]:
+    """No calls are known to solve the task."""
+    return ()
+
+
+def no_progress(task: Task, state: Any) -> float:
+    """Nothing is known of how far a dialogue has come."""
+    return 0.0
+
+
+def own_words(action: Action | None, feedback: str, reply: UserReply | None) -> str:
+    """Feedback is news by its own text."""
+    return feedback
+
+
+def meaning(action: Action | None, feedback: str, reply: UserReply | None) -> str:
+    """A user's reply is news by what it meant, whoever worded it; other feedback by its own text."""
+    return json.dumps(dict(reply.facts), sort_keys=True) if reply and reply.facts else feedback
+
+
 def no_published_data(path: Path) -> list[Task]:
     """Refuses: this gym's published data were never released."""
     raise ValueError(f"data={path}: this gym has no published data: leave the path out to generate tasks")
@@ -146,6 +171,15 @@ class Gym:
     """(best score so far, this turn's score) to the turn's reward."""
     flag: Callable[[Action | None, bool, bool], tuple[bool, bool]] = one_end
     """(action, done, last turn of the budget) to (terminated, truncated); either ends the episode."""
+    gold: Callable[[Task], Sequence[Action]] = no_gold
+    """The calls that solve the task, for somebody who knows its hidden part; empty where none are known. What
+    the rules want asked or looked up before is not among them."""
+    progress: Callable[[Task, Any], float] = no_progress
+    """(task, state): how far a dialogue has come, in [0, 1] and 0 before the first turn, for potential-based
+    shaping: what was learned of the hidden part, and what was done. Never shown to the policy."""
+    news: Callable[[Action | None, str, UserReply | None], str] = own_words
+    """(action, feedback, reply): what a turn told the policy, as a key in which wording plays no part.
+    Dialogues that were told the same are in one state, for estimators that compare within it (GiGPO)."""
     max_turns: int = MAX_TURNS
     """The turn budget, in training and evaluation alike."""
 
@@ -222,6 +256,7 @@ class GymEnv:
     def _take(self, action: Action | None, reply: UserReply | None) -> Step:
         """The state's one way forward: all at once, after everything that can fail."""
         outcome = self._outcome(action, reply)
+        progress = self._gym.progress(self._task, outcome.state)
         reward = self._gym.pay(self._best, outcome.score)
         self._best = max(self._best, outcome.score)
         self._state = outcome.state
@@ -237,6 +272,8 @@ class GymEnv:
             terminated=terminated,
             truncated=truncated,
             user_reply=reply,
+            progress=progress,
+            news=self._gym.news(action, outcome.feedback, reply),
         )
 
     def _outcome(self, action: Action | None, reply: UserReply | None) -> Outcome:

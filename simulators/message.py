@@ -1,5 +1,7 @@
 """Messages and the one tool: the language that environments, users and policies speak. Knows no tokens."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,6 +40,22 @@ class Action:
     def __str__(self) -> str:
         return f"[{self.choice}] {self.content}"
 
+    def to_call(self) -> "ToolCall":
+        return ToolCall(name=TOOL_NAME, arguments={"choice": self.choice, "content": self.content})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolCall:
+    """A call of any tool: demonstrations from files may have other tools than the gyms' one."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        """As a policy writes it: Qwen3's form."""
+        call = json.dumps({"name": self.name, "arguments": self.arguments}, ensure_ascii=False)
+        return f"<tool_call>\n{call}\n</tool_call>"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
@@ -47,14 +65,17 @@ class Message:
     content: str
     action: Action | None = None
     """The tool call of an assistant message; None where it made no valid one."""
+    calls: tuple[ToolCall, ...] = ()
+    """Calls that are no `action`: of other tools, or several at once. In the gyms there are none."""
 
     def to_chat(self) -> dict[str, Any]:
         """The form that `apply_chat_template` of transformers takes."""
-        if self.action is None:
+        calls = (self.action.to_call(),) if self.action else self.calls
+        if not calls:
             return {"role": self.role, "content": self.content}
-        arguments = {"choice": self.action.choice, "content": self.action.content}
-        call = {"type": "function", "function": {"name": TOOL_NAME, "arguments": arguments}}
-        return {"role": self.role, "content": self.content, "tool_calls": [call]}
+        functions = [{"name": call.name, "arguments": dict(call.arguments)} for call in calls]
+        tool_calls = [{"type": "function", "function": function} for function in functions]
+        return {"role": self.role, "content": self.content, "tool_calls": tool_calls}
 
 
 def parse_action(text: str) -> Action | None:

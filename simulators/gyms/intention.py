@@ -13,12 +13,12 @@ detail: `detail: value; detail: value`.
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import Expert, Gym, Outcome, meaning
 from simulators.gyms.intention_data import load, named_values
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
@@ -204,6 +204,20 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     yield Action(choice="answer", content=" ".join(told))
 
 
+def gold(task: Task) -> Sequence[Action]:
+    """All wishes in one answer, as the expert writes them."""
+    wishes = task.scenario["wishes"]
+    is_generated = all(slot in SLOTS for slot in wishes)
+    told = [value if is_generated else f"{slot}: {value};" for slot, value in wishes.items()]
+    return (Action(choice="answer", content=" ".join(told)),)
+
+
+def progress(task: Task, state: State) -> float:
+    """Share of the wishes that the user has told, by importance."""
+    weights = task.scenario["weights"]
+    return sum(weights[slot] for slot in state.told) / sum(weights.values())
+
+
 def random_action(task: Task, rng: random.Random) -> Action:
     options = task.scenario["options"]
     if rng.random() < 0.5:
@@ -324,4 +338,7 @@ GYM = Gym(
     role=LlmRole(instructions=_instructions, schema=_schema, read=_read),
     load=load,
     view=view,
+    gold=gold,
+    progress=progress,
+    news=meaning,
 )

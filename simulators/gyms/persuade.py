@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import Expert, Gym, Outcome, meaning
 from simulators.gyms.persuade_data import content_of, read_views, takes_up
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
@@ -222,6 +222,23 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
             yield Action(choice="answer", content=f"However, recent figures suggest otherwise: {words}?")
 
 
+def gold(task: Task) -> Sequence[Action]:
+    """The evidence against each reason in turn, as it stands in the dossier; published rows have none."""
+    by_topic = {topic: word for word, topic in task.scenario["evidence"].items()}
+    topics = [reason["topic"] for reason in task.scenario["reasons"] if reason["topic"] in by_topic]
+    return [Action(choice="answer", content=f"the {topic} {by_topic[topic]}") for topic in topics]
+
+
+def progress(task: Task, state: State) -> float:
+    """Steps of the stance moved, of all; half of a reason's steps once it has been told."""
+    reasons = task.scenario["reasons"]
+    at_hand = (
+        reasons[state.num_settled]["weight"] if state.is_told and state.num_settled < len(reasons) else 0
+    )
+    worth = at_hand / (1 + state.num_misses)
+    return (state.moved + 0.5 * worth) / NUM_STEPS
+
+
 def random_action(task: Task, rng: random.Random) -> Action:
     if rng.random() < 0.4:
         return Action(choice="action", content=rng.choice(("Why?", "What else?", "Hello.")))
@@ -341,4 +358,7 @@ GYM = Gym(
     role=LlmRole(instructions=_instructions, schema=_schema, read=_read),
     load=load,
     view=view,
+    gold=gold,
+    progress=progress,
+    news=meaning,
 )

@@ -13,7 +13,7 @@ Published questions (id, question, answer) need a web search: wrap their user in
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ class State:
     is_web: bool
     """Whether the task's searches go out to the web, and its user judges the answers."""
     num_searches: int = 0
+    num_hops: int = 0
+    """Facts of the chain that the documents shown so far have told, from the shop on without a gap."""
     num_wrong: int = 0
     score: float = 0.0
 
@@ -153,6 +155,16 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     yield Action(choice="answer", content=rng.choice(names))
 
 
+def gold(task: Task) -> Sequence[Action]:
+    """The one name that is asked for."""
+    return (Action(choice="answer", content=task.scenario["answers"][0]),)
+
+
+def progress(task: Task, state: State) -> float:
+    """Share of the chain's facts that the documents shown so far have told; of the web nothing is known."""
+    return 0.0 if state.is_web else state.num_hops / len(task.scenario["chain"])
+
+
 def random_action(task: Task, rng: random.Random) -> Action:
     choice = rng.choice(("action", "search", "answer"))
     names = (*corpus.CITIES, *corpus.RIVERS)
@@ -171,8 +183,21 @@ def _search(task: Task, state: State, query: str, reply: UserReply | None) -> Ou
     if state.num_searches >= NUM_SEARCHES:
         return Outcome(state=state, feedback="No searches are left.", score=state.score)
     documents = () if state.is_web else corpus.search(query, level=task.scenario["level"])
-    state = replace(state, num_searches=state.num_searches + 1)
+    num_hops = 0 if state.is_web else _follow(task, state.num_hops, documents)
+    state = replace(state, num_searches=state.num_searches + 1, num_hops=num_hops)
     return Outcome(state=state, feedback="\n".join(documents) or "Nothing found.", score=state.score)
+
+
+def _follow(task: Task, num_hops: int, documents: Sequence[str]) -> int:
+    """Hops of the chain that are known once these documents have been read."""
+    facts, chain = corpus.make_world().facts, task.scenario["chain"]
+    entity, text = task.scenario["entity"], "\n".join(documents)
+    for at, relation in enumerate(chain):
+        found = facts[entity, relation]
+        if at >= num_hops and _read_fact(text, entity=entity, relation=relation) != found:
+            return at
+        entity = found
+    return len(chain)
 
 
 def _judged(state: State, verdict: object, *, feedback: str) -> Outcome:
@@ -287,4 +312,6 @@ GYM = Gym(
     random_action=random_action,
     role=LlmRole(instructions=_instructions, schema=_schema, read=_read),
     load=load,
+    gold=gold,
+    progress=progress,
 )

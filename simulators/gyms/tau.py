@@ -5,6 +5,7 @@ Levels: 0 a stall with a handful of tools, 1 a retail shop and one wish, 2 two w
 customer. All or nothing, graded once, at the end: no credit can be collected on the way.
 """
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -102,6 +103,18 @@ def finish(task: Task, state: State) -> Outcome:
 
 def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     return stall_expert(rng, haste) if opening == STALL_OPENING else retail_expert(rng, haste)
+
+
+def gold(task: Task) -> Sequence[Action]:
+    """The tool calls that leave the database as it should be, as JSON."""
+    return [Action(choice="answer", content=json.dumps(call)) for call in task.scenario["gold"]]
+
+
+def progress(task: Task, state: State) -> float:
+    """Half for having found out who the customer is, half for the share of its wishes that it has told."""
+    is_all = customer.REQUEST in state.told  # a request in one piece
+    told = 1.0 if is_all else len(state.told) / max(1, len(task.scenario["wishes"]))
+    return 0.5 * state.is_identified + 0.5 * told
 
 
 def random_action(task: Task, rng: random.Random) -> Action:
@@ -217,5 +230,7 @@ GYM = Gym(
     load=load,
     view=view,
     finish=finish,
+    gold=gold,
+    progress=progress,
     max_turns=MAX_TURNS,
 )

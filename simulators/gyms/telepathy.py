@@ -6,6 +6,7 @@ look or number alone tells a split. One guess only: with all candidates on the t
 for enumeration.
 """
 
+import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import Expert, Gym, Outcome, meaning
 from simulators.gyms.telepathy_data import ENTITY_ROLE, REFUSAL, answer_about, is_right, load
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
@@ -46,7 +47,10 @@ NUMBERS = tuple(str(number) for number in range(10, 100))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-    """Nothing changes before the guess, and the guess ends the dialogue."""
+    """The guess ends the dialogue; before it, nothing changes but what was told."""
+
+    heard: frozenset[tuple[str, bool]] = frozenset()
+    """(property, whether the card has it), as the user said."""
 
 
 def make_task(key: TaskKey) -> Task:
@@ -75,6 +79,9 @@ def asks_user(state: State, action: Action) -> bool:
 
 def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
     if reply is not None:
+        asked, holds = reply.facts.get("property"), reply.facts.get("holds")
+        if asked in PROPERTIES and isinstance(holds, bool):
+            state = State(heard=state.heard | {(asked, holds)})
         return Outcome(state=state, feedback=reply.text, score=0.0)
     if action.choice == "search":
         return Outcome(state=state, feedback="There is nothing to search here.", score=0.0)
@@ -122,7 +129,26 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
                 values = [value]
         remaining = {number: look for number, look in remaining.items() if look[position] == values[0]}
     number, look = next(iter(remaining.items()))
-    yield Action(choice="answer", content=" ".join(["the", *look[1:], number]))
+    yield Action(choice="answer", content=_named_card(number, look))
+
+
+def gold(task: Task) -> Sequence[Action]:
+    """The card's number, with its look as the expert says it; or the published entity."""
+    scenario = task.scenario
+    if "target_entity" in scenario:
+        return (Action(choice="answer", content=scenario["target_entity"]),)
+    number = scenario["target"]
+    return (Action(choice="answer", content=_named_card(number, scenario["cards"][number])),)
+
+
+def progress(task: Task, state: State) -> float:
+    """1 - log n / log N: of N cards on the table, n fit all that was heard. Of a published entity nothing is
+    known."""
+    if "target_entity" in task.scenario:
+        return 0.0
+    looks = list(task.scenario["cards"].values())
+    num_left = sum(all((asked in look) == holds for asked, holds in state.heard) for look in looks)
+    return 1.0 - math.log(max(1, num_left)) / math.log(len(looks))
 
 
 def random_action(task: Task, rng: random.Random) -> Action:
@@ -176,6 +202,11 @@ def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     return UserReply(text=REFUSAL) if asked == "none" else _tell(call, asked)
 
 
+def _named_card(number: str, look: Sequence[str]) -> str:
+    """The family goes without saying."""
+    return " ".join(["the", *look[1:], number])
+
+
 def _mentions(text: str, word: str) -> bool:
     return re.search(rf"\b{re.escape(word)}s?\b", text, re.IGNORECASE) is not None
 
@@ -196,5 +227,8 @@ GYM = Gym(
     expert=expert,
     random_action=random_action,
     load=load,
+    gold=gold,
+    progress=progress,
+    news=meaning,
     role=LlmRole(instructions=_instructions, schema=_properties, read=_read),
 )

@@ -11,13 +11,13 @@ which values stand together most often.
 
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import Expert, Gym, Outcome, meaning
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
@@ -162,6 +162,22 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
         yield Action(choice="answer", content=results.split()[0])
 
 
+def gold(task: Task) -> Sequence[Action]:
+    """The cheapest option that fits, for each part of the trip."""
+    wishes, catalogue = task.scenario["wishes"], task.scenario["catalogue"]
+    return [
+        Action(choice="answer", content=_fitting(catalogue[part], wishes[part])[0])
+        for part in PARTS
+        if part in wishes
+    ]
+
+
+def progress(task: Task, state: State) -> float:
+    """Share of the wishes told and the parts booked, one counting as much as the other."""
+    num_all = len(_wishes_of(task)) + len(task.scenario["wishes"])
+    return (len(state.told) + len(state.booked)) / num_all
+
+
 def random_action(task: Task, rng: random.Random) -> Action:
     part = rng.choice(list(task.scenario["wishes"]))
     choice = rng.choice(("action", "search", "answer"))
@@ -232,7 +248,7 @@ def _book(task: Task, state: State, content: str) -> Outcome:
     if part in state.booked:
         return Outcome(state=state, feedback=f"The {part} is booked already.", score=state.score)
     wishes = task.scenario["wishes"][part]
-    fitting = [option["id"] for option in catalogue[part] if _fits(option["values"], wishes.values())]
+    fitting = _fitting(catalogue[part], wishes)
     worth = 1.0 if ids[0] == fitting[0] else SECOND_BEST if ids[0] in fitting else 0.0
     heard = len(state.told & wishes.keys()) / len(wishes)
     state = replace(state, booked=state.booked | {part}, score=state.score + worth * heard / len(catalogue))
@@ -241,6 +257,11 @@ def _book(task: Task, state: State, content: str) -> Outcome:
     )
     done = len(state.booked) == len(catalogue)
     return Outcome(state=state, feedback=f"That is {verdict}.", score=state.score, done=done)
+
+
+def _fitting(options: Sequence[Mapping[str, Any]], wishes: Mapping[str, str]) -> list[str]:
+    """Ids of the options that fit all wishes, cheapest first."""
+    return [option["id"] for option in options if _fits(option["values"], wishes.values())]
 
 
 def _wishes_of(task: Task) -> list[tuple[str, str, str]]:
@@ -304,4 +325,7 @@ GYM = Gym(
     expert=expert,
     random_action=random_action,
     role=LlmRole(instructions=_instructions, schema=_slots, read=_read),
+    gold=gold,
+    progress=progress,
+    news=meaning,
 )

@@ -9,13 +9,14 @@ value, or two for one fact, costs what a right one gains. Two attempts, the seco
 Under the same rules, released stories (turtle_data) have statements for facts, and nothing need be settled.
 """
 
+import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import Expert, Gym, Outcome, meaning
 from simulators.gyms.turtle_data import load, told_statements, verdict_by_words
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
@@ -158,6 +159,25 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     yield Action(choice="answer", content=" ".join(values[0] for values in left.values() if values))
 
 
+def gold(task: Task) -> Sequence[Action]:
+    """The whole story."""
+    scenario = task.scenario
+    text = scenario["bottom"] if "statements" in scenario else " ".join(scenario["story"])
+    return (Action(choice="answer", content=text),)
+
+
+def progress(task: Task, state: State) -> float:
+    """1 - log n / log N: of N stories that the opening allows, fact by fact, n fit all that was heard. In a
+    released story nothing need be settled: what the answers earned."""
+    scenario = task.scenario
+    if "statements" in scenario:
+        return state.score
+    left = _narrow(scenario["candidates"], state.heard, is_linked=scenario["is_linked"])
+    num_left = math.prod(max(1, len(values)) for values in left.values())
+    num_all = math.prod(map(len, scenario["candidates"].values()))
+    return 1.0 - math.log(num_left) / math.log(num_all)
+
+
 def random_action(task: Task, rng: random.Random) -> Action:
     candidates = task.scenario.get("candidates") or {"": task.scenario["surface"].split()}
     if rng.random() < 0.5:
@@ -297,4 +317,7 @@ GYM = Gym(
     random_action=random_action,
     role=LlmRole(instructions=_instructions, schema=_schema, read=_read),
     load=load,
+    gold=gold,
+    progress=progress,
+    news=meaning,
 )

@@ -13,7 +13,7 @@ Chosen where the facts are silent: a fixed text after a guess where the judge sa
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,10 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
         yield Action(choice="answer", content=guess)
 
 
+def gold(task: Task) -> Sequence[Action]:
+    return (Action(choice="answer", content=task.scenario["target_entity"]),)
+
+
 def random_action(task: Task, rng: random.Random) -> Action:
     if rng.random() < 0.5:
         return Action(choice="answer", content="something")
@@ -158,5 +162,6 @@ _GYM = Gym(
     role=LlmRole(instructions=instructions, schema=schema, read=read),
     load=load,
     parse=parse_cutting,
+    gold=gold,
     pay=each_turn,
 )

@@ -9,12 +9,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from actors.engine import Sampling
-from actors.renderer import Renderer, parse_tool_call
+from actors.renderer import Renderer, parse_tool_call, read_completion
 from actors.rollout import Setting, rollout
 from actors.trajectory import Trajectory
 from learners.tiny_policy import CHAT_TEMPLATE, make_tokenizer
 from simulators.gyms import GYMS
-from simulators.message import TOOL_NAME, Action, Message
+from simulators.message import TOOL_NAME, Action, Message, ToolCall
 from simulators.rule_user import RuleUser
 from tests.fakes import TextEngine, make_key
 
@@ -249,3 +249,15 @@ def test_what_does_not_fit_the_tools_schema_is_no_call(text: str):
 )
 def test_the_first_call_after_the_thought_counts(text: str):
     assert parse_tool_call(text) == Action(choice="answer", content="F3")
+
+
+def test_calls_of_any_tool_are_read_from_a_completion_and_of_the_gyms_tool_the_first():
+    look = ToolCall(name="look", arguments={"at": "sky"})
+    both = read_completion(f"<think>Hm.</think>Now: {look}\n{look}")
+    assert (both.content, both.action, both.calls) == ("<think>Hm.</think>Now:", None, (look, look))
+    functions = [entry["function"] for entry in both.to_chat()["tool_calls"]]
+    assert functions == [{"name": "look", "arguments": {"at": "sky"}}] * 2
+    own = read_completion(call("search", "a") + call("finish", ""))
+    assert (own.action, own.calls) == (Action(choice="search", content="a"), ())
+    for text in ("No call.", "<tool_call>{broken}</tool_call>", '<tool_call>{"name": 3}</tool_call>'):
+        assert read_completion(text) == Message(role="assistant", content=text)

@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
-from actors.engine import PolicyEngine, Sampling
+from actors.engine import CompletionRequest, PolicyEngine, Sampling
 from actors.renderer import Renderer
 from actors.rollout import Setting, rollout, rollout_group
 from actors.scripted import Script, ScriptedEngine
 from actors.summary import summarize
 from actors.table import to_table
-from actors.trajectory import GroupOrder, StopReason, Trajectory
+from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory
 from learners.tiny_policy import make_tokenizer
-from rewards.reward import with_rewards
+from rewards.reward import RewardContext, with_rewards
 from simulators.gyms import GYMS
 from simulators.message import Action
 from simulators.rule_user import RuleUser
@@ -113,6 +114,22 @@ async def test_an_engine_that_fails_ends_the_trajectory_as_data(renderer: Render
     assert (trajectory.stop_reason, trajectory.error) == (StopReason.ENGINE_ERROR, "nothing left to say")
 
 
+@pytest.mark.parametrize("logprob", [math.nan, math.inf, -math.inf])
+async def test_a_logprob_that_is_not_finite_is_the_engines_failure(renderer: Renderer, logprob: float):
+    """One of them would make a whole step so: it never comes to the learner."""
+    engine = TextEngine(renderer, [ask(renderer)] * 3)
+    complete = engine.complete
+
+    async def complete_badly(request: CompletionRequest) -> Completion:
+        completion = await complete(request)
+        return replace(completion, logprobs=[*completion.logprobs[:-1], logprob])
+
+    engine.complete = complete_badly
+    trajectory = await rollout(KEY, make_setting(renderer, lambda task, seed: engine), seed=0)
+    assert trajectory.stop_reason is StopReason.ENGINE_ERROR and not trajectory.turns
+    assert "logprob that is not finite" in trajectory.error
+
+
 async def test_an_environment_that_raises_ends_the_trajectory_as_data(renderer: Renderer):
     user = ScriptedUser(fails_on=frozenset({0}), error=KeyError("terms"))
     trajectory = await say(renderer, [ask(renderer)], user=user)
@@ -129,7 +146,7 @@ async def test_no_failure_becomes_a_reward(renderer: Renderer):
     order = GroupOrder(group_id=0, task_key=KEY, group_size=3, seed=0)
     users = [ScriptedUser(fails_on=frozenset({index})) for index in range(3)]
     trajectories = [await say(renderer, [ask(renderer), "Well."], user=user) for user in users]
-    table = with_rewards(to_table(order, trajectories), {"environment": 1.0, "turn": -0.1})
+    table = with_rewards(to_table(order, trajectories), {"environment": 1.0, "turn": -0.1}, RewardContext())
     summary = summarize(order, table, duration_s=0)
     assert [math.isnan(score) for score in summary.scores] == [True, False, False]
     assert [math.isnan(reward) for reward in summary.rewards] == [True, False, False]
@@ -180,5 +197,7 @@ async def test_the_experts_rollout_scores_one_and_the_silent_ones_zero(renderer:
             ),
         )
         trajectory = await rollout(make_key(gym, index=2), setting, seed=0)
+        assert list(trajectory.gold) == list(GYMS[gym].gold(GYMS[gym].make_task(make_key(gym, index=2))))
+        assert (max(turn.progress for turn in trajectory.turns) > 0) == (script == "expert")
         assert trajectory.stop_reason is StopReason.TERMINATED, trajectory.error
         assert sum(turn.reward for turn in trajectory.turns) == pytest.approx(score)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.summary import summarize
+from actors.summary import state_keys, summarize
 from actors.table import to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
-from rewards.reward import with_rewards
+from rewards.reward import RewardContext, with_rewards
 from simulators.user import UserReply
 from tests.fakes import make_key
 
@@ -47,12 +47,16 @@ def test_numbers_of_a_group_by_hand():
         trajectory([], StopReason.ENGINE_ERROR),
         trajectory([turn(reward=0.0, versions=[6, 7])], StopReason.MAX_TURNS),
     ]
-    table = with_rewards(to_table(order, trajectories), {"environment": 2.0, "turn": -0.1})
+    table = with_rewards(to_table(order, trajectories), {"environment": 2.0, "turn": -0.1}, RewardContext())
     summary = summarize(order, table, duration_s=3.5)
     assert (summary.group_id, summary.task_key, summary.duration_s) == (9, KEY, 3.5)
     np.testing.assert_allclose(summary.scores, [0.75, math.nan, math.nan, 0.0])
     np.testing.assert_allclose(summary.rewards, [1.3, math.nan, math.nan, -0.1])
     assert list(summary.num_turns) == [2, 1, 0, 1]
+    for row, expected in zip(summary.turn_rewards, [[0.4, 0.9], [math.nan], [math.nan], [-0.1]], strict=True):
+        np.testing.assert_allclose(row, expected)
+    assert summary.turn_tokens == [[2, 3], [1], [0], [2]]
+    assert summary.turn_states == [[0, 0], [0], [0], [0]]
     assert list(summary.stop_reasons) == [t.stop_reason for t in trajectories]
     assert summary.num_policy_tokens == 8
     assert (summary.oldest_version, summary.newest_version) == (4, 7)
@@ -62,7 +66,7 @@ def test_numbers_of_a_group_by_hand():
 def test_a_group_without_a_token_has_a_summary():
     order = GroupOrder(group_id=0, task_key=KEY, group_size=2, seed=1)
     trajectories = [trajectory([], StopReason.ERROR), trajectory([], StopReason.MAX_TOKENS)]
-    table = with_rewards(to_table(order, trajectories), {"environment": 1.0})
+    table = with_rewards(to_table(order, trajectories), {"environment": 1.0}, RewardContext())
     summary = summarize(order, table, duration_s=1.0)
     np.testing.assert_allclose(summary.scores, [math.nan, 0.0])
     assert (list(summary.num_turns), summary.num_policy_tokens) == ([0, 0], 0)
@@ -78,7 +82,7 @@ def test_a_group_belongs_to_the_user_who_played_or_failed_it_and_never_to_the_we
             for name in answered_by
         ]
         failed = replace(trajectory(turns, StopReason.ROLE_FLIP), simulator=asked)
-        table = with_rewards(to_table(order, [failed]), {"environment": 1.0})
+        table = with_rewards(to_table(order, [failed]), {"environment": 1.0}, RewardContext())
         return summarize(order, table, duration_s=1.0).simulator
 
     assert simulator_of(answered_by=[], asked="qwen") == "qwen"
@@ -91,6 +95,7 @@ def test_python_numbers_only_travel():
     table = with_rewards(
         to_table(order, [trajectory([turn(reward=1.0, versions=[0])], StopReason.TERMINATED)]),
         {"environment": 1.0},
+        RewardContext(),
     )
     summary = summarize(order, table, duration_s=1.0)
     assert [type(x) for x in (*summary.rewards, *summary.scores)] == [float, float]
@@ -100,3 +105,9 @@ def test_python_numbers_only_travel():
         int,
     ]
     assert summary.scores == pytest.approx([1.0])
+
+
+def test_a_state_is_what_was_told_so_far_in_any_order():
+    assert state_keys(["x", "y", "z"]) == ["", "x", "x\x1fy"]
+    assert state_keys(["y", "x", "x", "z"])[2:] == ["x\x1fy", "x\x1fy"]
+    assert state_keys([]) == []

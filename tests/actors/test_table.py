@@ -22,6 +22,7 @@ FULL = Turn(
     action=Action(choice="search", content="flight sea"),
     feedback="F30 costs 7",
     reward=0.1,
+    progress=0.5,
     user_reply=UserReply(
         text="F30",
         facts={"part": "flight"},
@@ -46,7 +47,12 @@ MUTE = Turn(
 )
 TRAJECTORIES = [
     Trajectory(
-        task_key=KEY, system="S", opening="O", turns=[FULL, MUTE], stop_reason=StopReason.NO_TOOL_CALL
+        task_key=KEY,
+        system="S",
+        opening="O",
+        turns=[FULL, MUTE],
+        stop_reason=StopReason.NO_TOOL_CALL,
+        gold=[Action(choice="answer", content="F30", thought="not told")],
     ),
     Trajectory(
         task_key=KEY, system="", opening="", turns=[], stop_reason=StopReason.ERROR, error="KeyError: 'x'"
@@ -82,6 +88,9 @@ def test_every_column_of_a_turn_comes_back():
         "content": "flight sea",
         "feedback": "F30 costs 7",
         "env_reward": 0.1,
+        "progress": 0.5,
+        "news": "F30 costs 7",
+        "gold": '[{"choice": "answer", "content": "F30"}]',
         "persona": "plain",
         "simulator": "rules",
         "user_model": "m",
@@ -94,6 +103,12 @@ def test_every_column_of_a_turn_comes_back():
         "policy_s": 1.5,
         "env_s": 0.75,
     }
+
+
+def test_every_turn_has_the_gold_calls_of_its_trajectory_and_the_progress_after_it():
+    table = to_table(ORDER, TRAJECTORIES)
+    assert [bool(gold) for gold in table["gold"].to_pylist()] == [True, True, False, False]
+    assert table["progress"].to_pylist() == [0.5, 0.0, 0.0, 0.5]
 
 
 def test_rows_are_turns_in_order():

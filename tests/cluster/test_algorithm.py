@@ -103,6 +103,17 @@ def test_evaluation_is_a_rollout_without_a_learner(trained: Any) -> None:
     assert algorithm.policy_version == 2
 
 
+def test_a_killed_learner_is_replaced_and_agrees_with_the_engine(trained: Any) -> None:
+    algorithm, _, _, _, _ = trained
+    before = algorithm.step_metrics["ledger/trained"]
+    (pid,) = [result.get() for result in algorithm.learner_group.foreach_learner(lambda _: os.getpid())]
+    os.kill(pid, signal.SIGKILL)
+    algorithm.train()
+    assert algorithm.step_metrics["learner/rebuilds"] == 1
+    assert algorithm.step_metrics["ledger/trained"] == before + 16
+    assert_promises_hold(algorithm.step_metrics, most_age=0)
+
+
 def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(trained: Any) -> None:
     algorithm, _, _, _, _ = trained
     before = algorithm.step_metrics["ledger/trained"]

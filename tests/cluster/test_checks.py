@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from cluster.machine import Machine, gpu_share, planned_processes
 from cluster.policy_check import check_hub, check_model, check_policy, is_hub_name
 from cluster.recipe import BadInput
 from cluster.run_folder import RunFolder
+from simulators.env import no_gold
+from simulators.gyms import GYMS
 
 
 def model_folder(path: Path, *, template: str | None) -> Path:
@@ -176,3 +179,44 @@ def test_a_hub_name_that_cannot_be_had_is_refused_in_time(
         assert time.monotonic() - start < 2.5
         (tmp_path / "models--models--none").mkdir()
         check_hub("models/none", key="policy.path")
+
+
+def judged(url: str, **changes: str) -> RunConfig:
+    judge = {"base_url": url, "model": "m", "api_key_env": "", "rubric": "Rate it.", **changes}
+    return RunConfig.model_validate({"reward": {"weights": {"judge": 1.0}, "judge": judge}})
+
+
+def test_a_judge_without_its_key_or_without_an_endpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with pytest.raises(BadInput, match=r"reward\.judge: api_key_env='JUDGE_KEY' is not set"):
+        check(judged("http://127.0.0.1:1/v1", api_key_env="JUDGE_KEY"))
+    with pytest.raises(BadInput, match=r"reward\.judge\.base_url=http://127\.0\.0\.1:1/v1: nobody answers"):
+        check(judged("http://127.0.0.1:1/v1"))
+
+
+def test_shaping_is_refused_where_the_learner_would_discount_otherwise_or_never_see_it() -> None:
+    def shaped(**learner: object) -> RunConfig:
+        return RunConfig.model_validate({"reward": {"weights": {"potential": 1.0}}, "learner": learner})
+
+    assert shaped(advantage="turn_loo", gamma=0.5)
+    assert shaped(advantage="gigpo") and shaped(turn_credit="naive")
+    assert shaped(advantage="mt_grpo", trajectory_score="sum", gamma=1.0)
+    with pytest.raises(ValueError, match="only where both discount alike: take"):
+        shaped(advantage="mt_grpo", trajectory_score="sum")
+    with pytest.raises(ValueError, match="only where both discount alike: take"):
+        shaped(advantage="turn_loo", by_gym={"tau": {"advantage": "rloo", "trajectory_score": "last"}})
+    with pytest.raises(ValueError, match="function has advantage=grpo of turn_credit=equalized"):
+        shaped()
+
+
+def test_gold_answers_are_refused_where_no_trained_gym_knows_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig.model_validate(
+        {"learner": {"information_gain": "gold_answer"}, "gyms": {"weights": {"search": 1, "tau": 1}}}
+    )
+    checks.check_gyms(config)
+    ignorant = {name: replace(gym, gold=no_gold) for name, gym in GYMS.items()}
+    monkeypatch.setattr(checks, "open_gyms", lambda *names: {**ignorant, "tau": GYMS["tau"]})
+    checks.check_gyms(config)
+    monkeypatch.setattr(checks, "open_gyms", lambda *names: {**ignorant, "turtle": GYMS["turtle"]})
+    with pytest.raises(BadInput, match=r"\(search, tau\) know no gold answer: take masked_feedback"):
+        checks.check_gyms(config)

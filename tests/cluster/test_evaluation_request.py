@@ -9,9 +9,10 @@ import pytest
 
 from cluster.cli import main
 from cluster.config import RunConfig
-from cluster.endpoint_check import endpoint_of
+from cluster.endpoint_check import check_endpoint, endpoint_of
 from cluster.evaluation_request import EvaluationRequest, make_request, with_users
 from cluster.recipe import BadInput
+from simulators.chat_config import ChatConfig
 
 KEY = "sk-loopback-0123456789"
 DEFAULTS = RunConfig()
@@ -175,3 +176,15 @@ def test_an_endpoint_that_cannot_be_used_is_refused(url: str, api_key_env: str |
         endpoint_of(url, model="m", api_key_env=api_key_env, temperature=1.0, timeout_s=1.0)
     assert KEY not in str(refusal.value)
     assert "secret" not in str(refusal.value)
+
+
+def test_a_judges_endpoint_must_take_its_key(endpoint: Served) -> None:
+    url, answers, keys = endpoint
+    config = ChatConfig(base_url=url, model="m", api_key_env="LOOPBACK_KEY")
+    answers["/v1/models"] = b'{"data": [{"id": "m"}]}'
+    check_endpoint(config, section="reward.judge")
+    assert keys == [f"Bearer {KEY}"]
+    answers.clear()
+    with pytest.raises(BadInput, match=r"status 401.*with reward\.judge\.api_key_env") as refusal:
+        check_endpoint(config, section="reward.judge")
+    assert KEY not in str(refusal.value)

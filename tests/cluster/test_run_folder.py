@@ -7,7 +7,7 @@ import pytest
 from cluster.config import RunConfig, load
 from cluster.recipe import BadInput
 from cluster.results import evaluation_rows, write_rows
-from cluster.run_folder import RunFolder, write_whole
+from cluster.run_folder import RunFolder, replace_folder, write_whole
 from cluster.scores import Outcome
 
 
@@ -17,15 +17,20 @@ def folder_at(path: Path) -> RunFolder:
     return folder
 
 
-def write_model(path: Path) -> None:
-    (path / "weights").write_text("1")
+def save(folder: RunFolder, step: int, *, keep: int = 2) -> None:
+    (folder.begin_checkpoint(step) / "weights").write_text(str(step))
+    folder.complete_checkpoint(step, keep=keep)
+
+
+def names(folder: RunFolder) -> list[str]:
+    return sorted(path.name for path in folder.checkpoints.iterdir())
 
 
 def test_a_run_is_fresh_then_stopped_then_finished(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").state(num_steps=2) == "fresh"
     folder = folder_at(tmp_path)
     assert folder.state(num_steps=2) == "stopped"
-    folder.save_checkpoint(2, write=write_model, keep=2)
+    save(folder, 2)
     outcome = Outcome(gym="function", task_id="task", score=1.0, num_turns=3)
     write_rows(folder.evaluation, evaluation_rows([outcome], stage="grpo", seed=0))
     assert folder.state(num_steps=2) == "stopped"
@@ -38,25 +43,57 @@ def test_a_run_is_fresh_then_stopped_then_finished(tmp_path: Path) -> None:
 def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
     assert folder.latest_step is None
-    folder.save_checkpoint(10, write=write_model, keep=2)
-
-    def write_half(path: Path) -> None:
-        write_model(path)
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        folder.save_checkpoint(20, write=write_half, keep=2)
+    save(folder, 10)
+    (folder.begin_checkpoint(20) / "weights").write_text("half of it")
     assert folder.latest_step == 10
-    folder.save_checkpoint(30, write=write_model, keep=2)
-    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-00010", "step-00030"]
+    save(folder, 30)
+    assert names(folder) == ["step-00010", "step-00030"]
 
 
 def test_only_the_newest_checkpoints_are_kept_and_one_can_be_written_again(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
     for step in (0, 10, 20, 20):
-        folder.save_checkpoint(step, write=write_model, keep=2)
-    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-00010", "step-00020"]
-    assert (folder.checkpoint(20) / "weights").read_text() == "1"
+        save(folder, step)
+    assert names(folder) == ["step-00010", "step-00020"]
+    assert (folder.checkpoint(20) / "weights").read_text() == "20"
+
+
+def test_the_best_checkpoint_outlives_the_newest_and_costs_no_second_copy(tmp_path: Path) -> None:
+    folder = folder_at(tmp_path)
+    assert folder.best is None
+    save(folder, 10, keep=1)
+    folder.keep_best(10, score=0.5)
+    files = [folder.best.path / "weights", folder.checkpoint(10) / "weights"] if folder.best else []
+    assert len({path.stat().st_ino for path in files}) == 1
+    save(folder, 20, keep=1)
+    assert names(folder) == ["best-00010", "step-00020"]
+    best = RunFolder(folder.path).best  # as a resumed run sees it
+    assert best is not None
+    assert (best.step, best.score, best.split) == (10, 0.5, "validation")
+    assert (best.path / "weights").read_text() == "10"
+    folder.keep_best(20, score=0.75)
+    assert names(folder) == ["best-00020", "step-00020"]
+
+
+def test_a_second_best_that_a_crash_left_behind_does_not_count(tmp_path: Path) -> None:
+    folder = folder_at(tmp_path)
+    for step, score in ((10, 0.5), (20, 0.75)):
+        save(folder, step)
+        folder.keep_best(step, score=score)
+        (folder.checkpoints / f"best-{step:05d}").rename(folder.path / f"{step}")
+    for step in (10, 20):
+        (folder.path / f"{step}").rename(folder.checkpoints / f"best-{step:05d}")
+    assert folder.best is not None and folder.best.step == 20
+
+
+def test_a_whole_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        partial = tmp_path / "partial"
+        (partial / "inner").mkdir(parents=True)
+        (partial / "inner" / "file").write_text(text)
+        replace_folder(tmp_path / "final", partial)
+        assert (tmp_path / "final" / "inner" / "file").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
 def test_the_resolved_recipe_lies_in_the_folder(tmp_path: Path) -> None:

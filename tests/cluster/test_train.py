@@ -44,6 +44,8 @@ num_epochs = 2.0
 num_steps = 40
 [evaluation]
 tasks_per_gym = 4
+every_steps = 2
+validation_tasks_per_gym = 2
 """
 WAIT_S = 240.0
 
@@ -123,6 +125,13 @@ def assert_whole(run: Path) -> None:
         assert (run / name).stat().st_size > 0
     assert list((run / "trajectories").glob("step-*.parquet"))
     assert list((run / "wandb").glob("offline-run-*/*.wandb")) or os.environ.get("WANDB_API_KEY")
-    tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    assert tokenizer.chat_template
-    assert AutoModelForCausalLM.from_pretrained(run / "model").config.vocab_size == len(tokenizer)
+    validated = {row["stage"] for row in json.loads((run / "validation.json").read_text())["rows"]}
+    due = {step for step in (0, *steps_of(run)) if step % 2 == 0 or step == steps_of(run)[-1]}
+    assert validated == {f"validation-{step:05d}" for step in due}
+    (best,) = (run / "checkpoints").glob("best-*")
+    assert json.loads((best / "score.json").read_text())["split"] == "validation"
+    for name in ("model", "best_model"):
+        tokenizer = AutoTokenizer.from_pretrained(run / name)
+        assert tokenizer.chat_template
+        assert AutoModelForCausalLM.from_pretrained(run / name).config.vocab_size == len(tokenizer)
+    assert not list(run.glob("*.partial")) + list((run / "checkpoints").glob("partial-*"))

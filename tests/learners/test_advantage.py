@@ -1,5 +1,7 @@
 """Advantages against numbers worked out by hand."""
 
+import statistics
+from dataclasses import asdict
 from typing import get_args
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.advantage import ADVANTAGES, CreditRule, make_estimator
+from learners.advantage import ADVANTAGES, ASK_THE_MODEL, CreditRule, make_estimator
 from learners.config import GymCreditConfig, LearnerConfig
 from learners.credit import CREDITS, SCORES, discounted_reward, total_reward
 from learners.group_baseline import group_relative
@@ -90,9 +92,14 @@ every_advantage = pytest.mark.parametrize("advantage", ADVANTAGES)
 
 
 def estimate(advantage: str, rows: list[np.ndarray], *, credit: str = "equalized") -> list[np.ndarray]:
-    """On turns of one token each, all of a trajectory's turns in states of their own index."""
+    """On turns of one token each, all of a trajectory's turns in states of their own index; the critic
+    expects nothing."""
     estimator = make_estimator(advantage, trajectory_score="sum", turn_credit=credit, gamma=1.0)
-    return estimator(rows, states=[[str(turn) for turn in range(len(row))] for row in rows])
+    return estimator(
+        rows,
+        states=[[str(turn) for turn in range(len(row))] for row in rows],
+        values=[np.zeros(len(row)) for row in rows],
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,13 @@ def test_a_group_that_failed_whole_is_nan(advantage: str):
     assert np.isnan(np.concatenate(estimate(advantage, ragged([NAN], [NAN, 0.0])))).all()
 
 
-@pytest.mark.parametrize("advantage", [name for name in ADVANTAGES if not name.startswith("userrl_")])
+COMPARES_TRAJECTORIES = [
+    name for name in ADVANTAGES if not name.startswith("userrl_") and name not in ("igpo", *ASK_THE_MODEL)
+]
+"""The others have advantages without a peer, or within a trajectory."""
+
+
+@pytest.mark.parametrize("advantage", COMPARES_TRAJECTORIES)
 @pytest.mark.parametrize(
     "rows", [ragged([0.1, 0.7]), ragged([0.1, 0.7], [0.1, 0.7], [0.1, 0.7])], ids=["one", "equal"]
 )
@@ -157,6 +170,29 @@ def test_the_printed_equation_by_hand():
     first, second = estimate("userrl_printed", ragged([0.0, 1.0], [0.0]), credit="naive")
     assert first == pytest.approx([-1.0, 1.0], abs=1e-5)
     assert second == pytest.approx([-1.0], abs=1e-5)
+
+
+PAIRS = [(score, credit) for score in SCORES for credit in CREDITS]
+
+
+@pytest.mark.parametrize(("score", "credit"), PAIRS)
+def test_any_pair_can_be_set_for_one_gym(score: str, credit: str):
+    """Both gyms of a recipe, each by its own pair: A c_t N / sum of c over tokens, in plain arithmetic."""
+    config = LearnerConfig.model_validate(
+        {"gamma": 0.5, "by_gym": {"tau": {"trajectory_score": score, "turn_credit": credit}}}
+    )
+    rows, lengths = ragged([0.0, 0.25, 1.0], [0.5, 0.125], [0.0]), [[3, 1, 2], [4, 2], [5]]
+    for gym, (own_score, own_credit) in (("tau", (score, credit)), ("travel", ("reward_to_go", "equalized"))):
+        estimator = make_estimator(**asdict(config.credit_of(gym)))
+        found = estimator(rows, num_tokens=[np.array(n) for n in lengths])
+        scores = [SCORES[own_score](row, 0.5) for row in rows]
+        mean, std = statistics.fmean(scores), statistics.pstdev(scores)
+        for row, num_tokens, value, values in zip(rows, lengths, scores, found, strict=True):
+            weights = CREDITS[own_credit](row, 0.5).tolist()
+            total = sum(w * n for w, n in zip(weights, num_tokens, strict=True))
+            kept = sum(n for w, n in zip(weights, num_tokens, strict=True) if w)
+            z = (value - mean) / std
+            assert values == pytest.approx([z * w * kept / total if total else 0.0 for w in weights])
 
 
 def test_a_gym_may_have_its_own_credit():

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from functools import partial
 
 import pytest
 from hypothesis import settings
@@ -11,6 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer import Buffer, BufferSizes, FinishedGroup
+from learners.config import LearnerConfig
+from learners.flat import is_flat
+from learners.ledger import DROP_REASONS
 from simulators.task import TaskSource
 
 OK, FAILED = StopReason.TERMINATED, StopReason.SIMULATOR_ERROR
@@ -31,6 +35,13 @@ def make_sizes(
     )
 
 
+IS_FLAT = partial(is_flat, credit_of=LearnerConfig().credit_of)
+
+
+def make_buffer(sizes: BufferSizes) -> Buffer:
+    return Buffer(sizes, source=source(), is_flat=IS_FLAT)
+
+
 def summary_of(
     order: GroupOrder, rewards: list[float], *, reasons: list[StopReason] | None = None, oldest: int = 0
 ) -> GroupSummary:
@@ -40,6 +51,9 @@ def summary_of(
         rewards=rewards,
         scores=rewards,
         num_turns=[1] * len(rewards),
+        turn_rewards=[[reward] for reward in rewards],
+        turn_tokens=[[1]] * len(rewards),
+        turn_states=[[0]] * len(rewards),
         stop_reasons=reasons or [OK] * len(rewards),
         num_policy_tokens=10,
         oldest_version=oldest,
@@ -54,14 +68,24 @@ def summary_of(
 
 
 def test_groups_in_which_everything_failed_are_counted_until_one_succeeds():
-    buffer = Buffer(make_sizes(), source=source())
+    buffer = make_buffer(make_sizes())
     counts = []
     for reasons in ([FAILED, FAILED], [FAILED, FAILED], [OK, FAILED], [FAILED, FAILED]):
         order = buffer.issue("a")
         assert order is not None
-        buffer.put(order, summary=summary_of(order, [math.nan, math.nan], reasons=reasons), payload=None)
+        rewards = [math.nan if reason.failed else 0.5 for reason in reasons]
+        buffer.put(order, summary=summary_of(order, rewards, reasons=reasons), payload=None)
         counts.append(buffer.num_lost_in_a_row)
     assert counts == [1, 2, 0, 1]
+
+
+def test_groups_without_any_reward_are_lost_like_those_that_failed():
+    buffer = make_buffer(make_sizes())
+    for count, rewards in enumerate(([math.nan, math.nan], [math.inf, math.nan]), start=1):
+        finish(buffer, rewards)
+        assert buffer.num_lost_in_a_row == count
+    finish(buffer, [math.nan, 0.5])
+    assert buffer.num_lost_in_a_row == 0
 
 
 def finish(buffer: Buffer, rewards: list[float], *, oldest: int = 0) -> GroupOrder:
@@ -72,7 +96,7 @@ def finish(buffer: Buffer, rewards: list[float], *, oldest: int = 0) -> GroupOrd
 
 
 def test_synchronous_training_orders_one_step_and_no_more():
-    buffer = Buffer(make_sizes(groups_per_step=2, max_off_policy_steps=0), source=source())
+    buffer = make_buffer(make_sizes(groups_per_step=2, max_off_policy_steps=0))
     assert [buffer.issue("a") is None for _ in range(3)] == [False, False, True]
 
 
@@ -81,7 +105,7 @@ def test_slots_are_one_step_of_groups_for_each_allowed_version():
 
 
 def test_a_slot_is_freed_by_release_and_not_by_take():
-    buffer = Buffer(make_sizes(groups_per_step=1), source=source())
+    buffer = make_buffer(make_sizes(groups_per_step=1))
     order = finish(buffer, [0.0, 1.0])
     assert buffer.take(1, policy_version=0) is not None
     assert buffer.issue("a") is None
@@ -90,14 +114,14 @@ def test_a_slot_is_freed_by_release_and_not_by_take():
 
 
 def test_a_flat_group_is_dropped_and_frees_its_slot():
-    buffer = Buffer(make_sizes(groups_per_step=1), source=source())
+    buffer = make_buffer(make_sizes(groups_per_step=1))
     finish(buffer, [0.3, 0.1 + 0.2])
-    assert buffer.ledger().dropped == {"flat": 2, "failed": 0, "too_few": 0, "stale": 0}
+    assert buffer.ledger().dropped == dict.fromkeys(DROP_REASONS, 0) | {"flat": 2}
     assert buffer.issue("a") is not None
 
 
 def test_a_failed_trajectory_is_dropped_alone_where_two_others_differ():
-    buffer = Buffer(make_sizes(group_size=3, groups_per_step=1), source=source())
+    buffer = make_buffer(make_sizes(group_size=3, groups_per_step=1))
     order = buffer.issue("a")
     assert order is not None
     summary = summary_of(order, [0.0, 1.0, math.nan], reasons=[OK, OK, FAILED])
@@ -110,23 +134,28 @@ def test_a_failed_trajectory_is_dropped_alone_where_two_others_differ():
 
 
 @pytest.mark.parametrize(
-    ("rewards", "dropped"),
+    ("rewards", "reasons", "dropped"),
     [
-        ([0.0, math.nan, math.inf], {"too_few": 1, "failed": 2}),
-        ([0.5, 0.5, math.nan], {"flat": 2, "failed": 1}),
-        ([math.nan] * 3, {"failed": 3}),
+        ([0.0, math.nan, math.inf], [OK, FAILED, FAILED], {"too_few": 1, "failed": 2}),
+        ([0.5, 0.5, math.nan], [OK, OK, FAILED], {"flat": 2, "failed": 1}),
+        ([math.nan] * 3, [FAILED] * 3, {"failed": 3}),
+        ([0.0, math.nan, math.inf], [OK, OK, OK], {"too_few": 1, "unscored": 2}),
+        ([0.5, 0.5, math.nan], [OK, OK, OK], {"flat": 2, "unscored": 1}),
+        ([math.nan] * 3, [OK, FAILED, OK], {"failed": 1, "unscored": 2}),
     ],
 )
-def test_what_failures_leave_over_is_booked_under_its_own_reason(
-    rewards: list[float], dropped: dict[str, int]
+def test_what_failures_and_missing_rewards_leave_over_is_booked_under_its_own_reason(
+    rewards: list[float], reasons: list[StopReason], dropped: dict[str, int]
 ):
-    buffer = Buffer(make_sizes(group_size=3, groups_per_step=1), source=source())
-    finish(buffer, rewards)
+    buffer = make_buffer(make_sizes(group_size=3, groups_per_step=1))
+    order = buffer.issue("a")
+    assert order is not None
+    buffer.put(order, summary=summary_of(order, rewards, reasons=reasons), payload=None)
     assert {reason: count for reason, count in buffer.ledger().dropped.items() if count} == dropped
 
 
 def test_a_group_one_step_too_old_is_stale_and_one_just_in_time_is_not():
-    buffer = Buffer(make_sizes(groups_per_step=1, max_off_policy_steps=1), source=source())
+    buffer = make_buffer(make_sizes(groups_per_step=1, max_off_policy_steps=1))
     finish(buffer, [0.0, 1.0], oldest=1)
     kept = finish(buffer, [0.0, 1.0], oldest=2)
     groups = buffer.take(1, policy_version=3)
@@ -135,14 +164,14 @@ def test_a_group_one_step_too_old_is_stale_and_one_just_in_time_is_not():
 
 
 def test_take_gives_the_oldest_groups_first():
-    buffer = Buffer(make_sizes(groups_per_step=2, max_off_policy_steps=3), source=source())
+    buffer = make_buffer(make_sizes(groups_per_step=2, max_off_policy_steps=3))
     ids = [finish(buffer, [0.0, 1.0], oldest=oldest).group_id for oldest in (3, 1, 2)]
     groups = buffer.take(2, policy_version=3)
     assert groups is not None and [group.order.group_id for group in groups] == [ids[1], ids[2]]
 
 
 def test_forgotten_orders_are_issued_again_first_and_not_booked_twice():
-    buffer = Buffer(make_sizes(groups_per_step=2, max_off_policy_steps=1), source=source())
+    buffer = make_buffer(make_sizes(groups_per_step=2, max_off_policy_steps=1))
     first, second, third = (buffer.issue(holder) for holder in ("dead", "alive", "dead"))
     assert first and second and third
     assert buffer.forget("dead") == [first.group_id, third.group_id]
@@ -151,7 +180,7 @@ def test_forgotten_orders_are_issued_again_first_and_not_booked_twice():
 
 
 def test_a_second_put_is_ignored_and_counted():
-    buffer = Buffer(make_sizes(), source=source())
+    buffer = make_buffer(make_sizes())
     order = finish(buffer, [0.0, 1.0])
     before = buffer.ledger()
     assert not buffer.put(order, summary=summary_of(order, [1.0, 1.0]), payload=None)
@@ -159,7 +188,7 @@ def test_a_second_put_is_ignored_and_counted():
 
 
 def test_a_group_that_comes_home_after_its_holder_was_forgotten_is_used_once():
-    buffer = Buffer(make_sizes(groups_per_step=1), source=source())
+    buffer = make_buffer(make_sizes(groups_per_step=1))
     order = buffer.issue("dead")
     assert order is not None
     buffer.forget("dead")
@@ -168,11 +197,13 @@ def test_a_group_that_comes_home_after_its_holder_was_forgotten_is_used_once():
 
 
 def test_metrics_name_every_reason_from_the_first_step():
-    assert Buffer(make_sizes(), source=source()).ledger().metrics() == {
+    assert make_buffer(make_sizes()).ledger().metrics() == {
         "ledger/issued": 0.0,
         "ledger/trained": 0.0,
         "ledger/dropped/flat": 0.0,
         "ledger/dropped/failed": 0.0,
+        "ledger/dropped/unscored": 0.0,
+        "ledger/dropped/no_tokens": 0.0,
         "ledger/dropped/too_few": 0.0,
         "ledger/dropped/stale": 0.0,
         "ledger/in_flight": 0.0,
@@ -200,7 +231,7 @@ class BufferLaws(RuleBasedStateMachine):
         self.sizes = make_sizes(
             group_size=3, groups_per_step=groups_per_step, max_off_policy_steps=max_off_policy_steps
         )
-        self.buffer = Buffer(self.sizes, source=source())
+        self.buffer = make_buffer(self.sizes)
         self.version = 0
         self.working: list[tuple[GroupOrder, int]] = []  # (order, version it began on)
         self.tasks: dict[int, int] = {}  # group id to task index
@@ -275,7 +306,7 @@ class BufferLaws(RuleBasedStateMachine):
     def save_and_restore(self) -> None:
         before = self.buffer.ledger()
         state = json.loads(json.dumps(self.buffer.state()))
-        self.buffer = Buffer.from_state(state, sizes=self.sizes, source=source())
+        self.buffer = Buffer.from_state(state, sizes=self.sizes, source=source(), is_flat=IS_FLAT)
         assert self.buffer.ledger() == before
         self.working, self.taken = [], []
 

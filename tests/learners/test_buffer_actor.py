@@ -4,6 +4,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from ray import cloudpickle
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
+from learners.config import LearnerConfig
+from learners.flat import is_flat
 from learners.order_list import TOKEN_COLUMNS, OrderList
 from simulators.task import TaskKey, TaskSource
 
@@ -50,7 +53,8 @@ def make_buffer(run_folder: Path, *, groups_per_step: int = 1, max_off_policy_st
         group_size=2, groups_per_step=groups_per_step, max_off_policy_steps=max_off_policy_steps, seed=7
     )
     source = TaskSource({"function": 1.0}, split="train", seed=7, difficulty=0)
-    return start(BufferActor, sizes, source=source, run_folder=run_folder)
+    rule = partial(is_flat, credit_of=LearnerConfig().credit_of)
+    return start(BufferActor, sizes, source=source, run_folder=run_folder, is_flat=rule)
 
 
 def summary_of(order: GroupOrder, rewards: tuple[float, float]) -> GroupSummary:
@@ -60,6 +64,9 @@ def summary_of(order: GroupOrder, rewards: tuple[float, float]) -> GroupSummary:
         rewards=rewards,
         scores=rewards,
         num_turns=(1, 1),
+        turn_rewards=[[reward] for reward in rewards],
+        turn_tokens=[[1], [1]],
+        turn_states=[[0], [0]],
         stop_reasons=(StopReason.TERMINATED,) * 2,
         num_policy_tokens=4,
         oldest_version=0,

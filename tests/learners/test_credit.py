@@ -1,13 +1,9 @@
-"""Scores and credits of one trajectory by hand; the released arithmetic against its published numbers and an
-independent token-level computation."""
+"""Scores and credits of one trajectory by hand; the released arithmetic against its published numbers."""
 
 import math
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from learners.credit import CREDITS, SCORES, spread, userrl_compat, userrl_credits, userrl_score
 
@@ -76,6 +72,8 @@ def test_spread_of_equal_credits_is_the_advantage_to_the_bit():
 def test_spread_of_no_credit_is_zero():
     assert spread(2.0, np.zeros(2), num_tokens=np.array([1, 1])).tolist() == [0.0, 0.0]
     assert spread(2.0, np.array([1.0, -1.0]), num_tokens=np.array([3, 3])).tolist() == [0.0, 0.0]
+    almost = np.array([0.1, 0.2, -0.1 - 0.2 - 1e-16])  # what rounding leaves is no sum to divide by
+    assert spread(2.0, almost, num_tokens=np.ones(3, int)).tolist() == [0.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -132,44 +130,3 @@ def test_it_has_neither_naive_credit_nor_other_scores():
         compat(EXAMPLE, score="sum", credit="naive")
     with pytest.raises(ValueError, match="max: the release knows two"):
         compat(EXAMPLE, score="max", credit="equalized")
-
-
-def by_tokens(
-    rows: list[list[float]], lengths: list[list[int]], *, score: str, credit: str
-) -> list[list[float]]:
-    """The same equations on float32 tokens, in torch: one row of tokens a trajectory, padded, masked."""
-    scores = torch.tensor([userrl_score(row, method=score, gamma=0.8) for row in rows])
-    mean, std = (scores.mean(), scores.std()) if len(rows) > 1 else (torch.tensor(0.0), torch.tensor(1.0))
-    advantages = []
-    for row, num_tokens, value in zip(rows, lengths, scores, strict=True):
-        credits = torch.tensor(userrl_credits(row, method=credit, gamma=0.8))
-        tokens = torch.cat([credits.repeat_interleave(torch.tensor(num_tokens)), torch.zeros(7)])
-        total = tokens.sum()
-        if total != 0:
-            tokens = tokens * ((value - mean) / (std + 1e-6) * tokens.count_nonzero() / total)
-        else:
-            tokens = tokens * 0.0
-        firsts = np.cumsum([0, *num_tokens[:-1]])
-        advantages.append([float(tokens[first]) for first in firsts])
-    return advantages
-
-
-TURNS = st.lists(st.tuples(st.integers(0, 10), st.integers(1, 40)), min_size=1, max_size=6)
-
-
-@settings(deadline=None)
-@given(
-    group=st.lists(TURNS, min_size=1, max_size=8),
-    score=st.sampled_from(["sum", "reward_to_go"]),
-    credit=st.sampled_from(["equalized", "reward_to_go", "exponential"]),
-)
-def test_compat_is_the_token_level_computation(group: list[list[tuple[int, int]]], score: str, credit: str):
-    rows = [[reward / 10 for reward, _ in turns] for turns in group]
-    lengths = [[length for _, length in turns] for turns in group]
-    ours = compat(rows, score=score, credit=credit, lengths=lengths)
-    theirs = by_tokens(rows, lengths, score=score, credit=credit)
-    scores = [userrl_score(row, method=score, gamma=0.8) for row in rows]
-    # Scores that differ by rounding alone are divided by 1e-6: their last digit becomes a hundredth part.
-    tolerance = 0.5 if len(rows) > 1 and max(scores) - min(scores) < 1e-3 else 1e-5
-    for mine, reference in zip(ours, theirs, strict=True):
-        assert mine == pytest.approx(reference, rel=1e-5, abs=tolerance)

@@ -35,6 +35,7 @@ def sample(num_loss_tokens: int, *, group_id: int = 0, trajectory: int, gym: str
         policy_versions=np.zeros(length, np.int32),
         advantages=np.ones(length, np.float32),
         turns=np.zeros(length, np.int32),
+        returns=np.full(length, np.nan, np.float32),
     )
 
 

@@ -10,7 +10,6 @@ from learners.samples import (
     gym_advantages,
     row_advantages,
     samples_from_table,
-    state_keys,
 )
 from tests.learners.tiny import make_table, make_turn
 
@@ -104,12 +103,6 @@ def test_credit_is_spread_over_tokens_not_turns():
     table = make_table([(turns, DONE), (other, DONE)])
     estimator = make_estimator("dr_grpo", trajectory_score="sum", turn_credit="naive", gamma=1.0)
     assert row_advantages(table, estimator).tolist() == [0.0, 1.0, 0.25, -0.5]
-
-
-def test_a_state_is_what_was_told_so_far_in_any_order():
-    assert state_keys(["x", "y", "z"]) == ["", "x", "x\x1fy"]
-    assert state_keys(["y", "x", "x", "z"])[2:] == ["x\x1fy", "x\x1fy"]
-    assert state_keys([]) == []
 
 
 def test_gigpo_takes_its_states_from_the_table():

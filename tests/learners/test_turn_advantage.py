@@ -11,6 +11,7 @@ from learners.turn_advantage import (
     TurnAdvantages,
     TurnRewards,
     gigpo_advantages,
+    igpo_advantages,
     mt_grpo_advantages,
     turn_gae,
     turn_loo_advantages,
@@ -76,6 +77,22 @@ def test_gigpo_by_hand():
 def test_gigpo_without_states_is_refused():
     with pytest.raises(ValueError, match="gigpo needs"):
         gigpo_advantages(ragged([1.0]), states=[], outcomes=np.array([1.0]), gamma=1.0)
+
+
+def test_igpo_by_hand():
+    """Turn rewards 0, 1, 0, 0 of the whole group: mean 1/4, deviation sqrt(3)/4, so 1 is sqrt(3) and 0 is
+    -1/sqrt(3); then each turn adds half of what follows."""
+    advantages = igpo_advantages(ragged([0, 1], [0, 0]), gamma=0.5)
+    low, high = -(3**-0.5), 3**0.5
+    assert advantages[0] == pytest.approx([low + high / 2, high])
+    assert advantages[1] == pytest.approx([1.5 * low, low])
+
+
+def test_igpo_tells_turns_apart_where_trajectories_are_equal():
+    """z is -1 and 1: the first turn gets the sum of both, the second its own."""
+    assert lists(igpo_advantages(ragged([0, 1], [0, 1]), gamma=1.0)) == [[0.0, 1.0], [0.0, 1.0]]
+    assert lists(igpo_advantages(ragged([0, 1]), gamma=1.0)) == [[0.0, 0.0]]
+    assert lists(igpo_advantages(ragged([1, 1], [1]), gamma=1.0)) == [[0.0, 0.0], [0.0]]
 
 
 def test_gae_by_hand():

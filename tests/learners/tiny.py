@@ -11,17 +11,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwe
 from actors.table import REWARD, to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from learners.attention import PACKED_CAUSAL
+from learners.critic import Critic
 from learners.policy import Policy
+from learners.scoring import Scorer
 from simulators.task import TaskKey
 
 VOCAB_SIZE = 50
 
 
-def tiny_model() -> Qwen3ForCausalLM:
+def tiny_model(vocab_size: int = VOCAB_SIZE) -> Qwen3ForCausalLM:
     """Random weights, always the same; grouped-query attention and a tied head."""
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -102,3 +104,19 @@ def random_table(*, group_id: int, group_size: int = 4, seed: int = 0, version: 
         ]
         trajectories.append((turns, StopReason.TERMINATED))
     return make_table(trajectories, group_id=group_id)
+
+
+def critic_policy(*, dtype: torch.dtype = torch.float64) -> Policy:
+    """The tiny policy with a critic that already has an opinion."""
+    critic = Critic(32, seed=0)
+    with torch.no_grad():
+        critic.outer.weight.normal_(generator=torch.Generator().manual_seed(1))
+    model = tiny_model()
+    model.set_attn_implementation(PACKED_CAUSAL)
+    return Policy(model, temperature=1.0, critic=critic).to(dtype)
+
+
+def scorer_of(policy: Policy, *, max_tokens: int = 128) -> Scorer:
+    """All of the pass on one rank."""
+    device = torch.device("cpu")
+    return Scorer(policy=policy, device=device, max_tokens=max_tokens, rank=0, num_ranks=1, seed=0)

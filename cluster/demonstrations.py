@@ -1,0 +1,186 @@
+"""Where demonstrations come from: scripted experts, earlier runs' best trajectories, ShareGPT files.
+
+Every source gives tables in the object store. Tasks beside the driver read and render; the driver holds
+references and counts.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayTaskError
+
+from actors.renderer import Renderer
+from actors.trajectory import GroupOrder
+from cluster.config import RunConfig
+from cluster.console import say, stage_progress
+from cluster.launch import beside_driver
+from cluster.recipe import BadInput
+from cluster.rollouts import Rollouts
+from learners.best_trajectories import best_trajectories, load_trajectories
+from learners.sft import sample_lengths, without_overlong
+from learners.sharegpt import count_rows, read_dialogues
+from learners.sharegpt_table import dialogues_table
+from simulators.task import TaskSource
+
+ROWS_PER_TASK = 512
+"""Rows of a file that one task renders. Fixed, so that the order of the samples is the same everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Harvest:
+    """What a task made, in numbers."""
+
+    num_trajectories: Mapping[str, int]
+    """By the table's `gym`: of a file, its name."""
+    num_samples: int
+    num_overlong: int
+    """Trajectories that were left out, since the policy's context does not hold them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demonstrations:
+    """All that is imitated, as references in a fixed order, and what the driver knows of it."""
+
+    tables: Sequence[ray.ObjectRef]
+    num_samples: Mapping[str, int]
+    """By source, but for the experts, of whose failures only the learners know."""
+
+
+def gather_demonstrations(config: RunConfig, *, rollouts: Rollouts, policy_folder: str) -> Demonstrations:
+    """Asks every source that the recipe names. Raises `BadInput` for one that cannot be used or gives
+    nothing."""
+    parts: dict[str, list[tuple[ray.ObjectRef, Harvest]]] = {}
+    # Before the experts play, which takes longest: what is refused is refused at once.
+    if config.sft.runs:
+        parts["runs"] = _from_runs(config, policy_folder=policy_folder)
+    if config.sft.files:
+        parts["files"] = _from_files(config, policy_folder=policy_folder)
+    played = _from_experts(config, rollouts=rollouts) if config.sft.num_demonstrations else []
+    return Demonstrations(
+        tables=[*played, *(table for part in parts.values() for table, _ in part)],
+        num_samples={name: sum(made.num_samples for _, made in part) for name, part in parts.items()},
+    )
+
+
+def _from_experts(config: RunConfig, *, rollouts: Rollouts) -> list[ray.ObjectRef]:
+    """Dialogues like any other, with the expert in the engine's place."""
+    seed = config.run.seed
+    source = TaskSource(config.gyms.trained, split="train", seed=seed, difficulty=config.gyms.difficulty)
+    orders = [
+        GroupOrder(group_id=i, task_key=source.draw(), group_size=1, seed=seed)
+        for i in range(config.sft.num_demonstrations)
+    ]
+    with stage_progress("demonstrations", total=len(orders)) as advance:
+        return rollouts.sample(orders, policy=config.sft.demonstrator, advance=advance)
+
+
+def _from_runs(config: RunConfig, *, policy_folder: str) -> list[tuple[ray.ObjectRef, Harvest]]:
+    """The best trajectories of earlier runs, of the gyms that are trained on and no other."""
+    gyms, max_tokens = list(config.gyms.trained), config.engine.max_model_len
+    table, made = beside_driver(_load_best, num_returns=2).remote(
+        config.sft.runs,
+        gyms=gyms,
+        per_gym=config.sft.best_per_gym,
+        policy_folder=policy_folder,
+        max_tokens=max_tokens,
+    )
+    best = _result(made, key="sft.runs")
+    if not best.num_samples:
+        raise BadInput(
+            f"sft.runs: nothing in {', '.join(map(str, config.sft.runs))} can be imitated: no dialogue on a "
+            f"training task of {', '.join(gyms)} ended with a score above 0 within "
+            f"engine.max_model_len={max_tokens} tokens: leave the runs out"
+        )
+    counts = ", ".join(f"{gym} {best.num_trajectories.get(gym, 0)}" for gym in gyms)
+    say(f"best of {len(config.sft.runs)} run(s): {counts}{_overlong([best], max_tokens=max_tokens)}")
+    return [(table, best)]
+
+
+def _from_files(config: RunConfig, *, policy_folder: str) -> list[tuple[ray.ObjectRef, Harvest]]:
+    """Dialogues of files, rendered for this policy, some hundred in a task and a task a core."""
+    max_tokens = config.engine.max_model_len
+    try:
+        num_rows = {file: count_rows(file) for file in config.sft.files}
+    except ValueError as error:
+        raise BadInput(f"sft.files: {error}") from None
+    chunks = [(file, start) for file, n in num_rows.items() for start in range(0, n, ROWS_PER_TASK)]
+    task = beside_driver(_render_rows, num_returns=2)
+    waiting = iter(enumerate(chunks))
+    running: dict[ray.ObjectRef, tuple[int, ray.ObjectRef]] = {}
+    done: dict[int, tuple[ray.ObjectRef, Harvest]] = {}
+    with stage_progress("dialogues of files", total=sum(num_rows.values())) as advance:
+        while len(done) < len(chunks):
+            for index, (file, start) in islice(waiting, (os.cpu_count() or 1) - len(running)):
+                table, made = task.remote(
+                    file, start=start, policy_folder=policy_folder, max_tokens=max_tokens
+                )
+                running[made] = index, table
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            index, table = running.pop(ready)
+            done[index] = table, _result(ready, key="sft.files")
+            file, start = chunks[index]
+            advance(min(ROWS_PER_TASK, num_rows[file] - start), "")
+    parts = [done[index] for index in range(len(chunks))]
+    harvests = [made for _, made in parts]
+    kept = sum(sum(made.num_trajectories.values()) for made in harvests)
+    if not kept:
+        raise BadInput(
+            f"sft.files: each of the {sum(num_rows.values())} rows is longer than "
+            f"engine.max_model_len={max_tokens} tokens: raise it, or leave the files out"
+        )
+    say(f"dialogues of {len(num_rows)} file(s): {kept}{_overlong(harvests, max_tokens=max_tokens)}")
+    return parts
+
+
+def _overlong(harvests: Sequence[Harvest], *, max_tokens: int) -> str:
+    count = sum(made.num_overlong for made in harvests)
+    return f" | {count} left out, longer than engine.max_model_len={max_tokens}" if count else ""
+
+
+def _result(made: ray.ObjectRef, *, key: str) -> Harvest:
+    """What the task says it made. Raises `BadInput` with the task's own line where its input was bad."""
+    try:
+        return ray.get(made)
+    except RayTaskError as error:
+        if not isinstance(error.cause, ValueError):
+            raise
+        reason = str(error.cause)
+    raise BadInput(f"{key}: {reason}")  # outside the `except`: the task's traceback says nothing more
+
+
+def _load_best(
+    runs: Sequence[Path], *, gyms: Sequence[str], per_gym: int, policy_folder: str, max_tokens: int
+) -> tuple[pa.Table, Harvest]:
+    """A task's work: chooses, then loads."""
+    best = best_trajectories(runs, gyms=gyms, per_gym=per_gym)
+    chosen = [one for of_gym in best.values() for one in of_gym]
+    return _harvest(load_trajectories(chosen, renderer=_renderer(policy_folder)), max_tokens=max_tokens)
+
+
+def _render_rows(file: Path, *, start: int, policy_folder: str, max_tokens: int) -> tuple[pa.Table, Harvest]:
+    """A task's work: reads and renders some rows of a file."""
+    dialogues = list(read_dialogues(file, start=start, stop=start + ROWS_PER_TASK))
+    table = dialogues_table(dialogues, gym=file.stem, renderer=_renderer(policy_folder))
+    return _harvest(table, max_tokens=max_tokens)
+
+
+def _harvest(table: pa.Table, *, max_tokens: int) -> tuple[pa.Table, Harvest]:
+    table, num_overlong = without_overlong(table, max_tokens=max_tokens)
+    first_turns = table.filter(pa.array(table["turn"].to_numpy() == 0))
+    num_trajectories = Counter(first_turns["gym"].to_pylist())
+    num_samples = len(sample_lengths(table))
+    return table, Harvest(
+        num_trajectories=num_trajectories, num_samples=num_samples, num_overlong=num_overlong
+    )
+
+
+@cache
+def _renderer(policy_folder: str) -> Renderer:
+    return Renderer.from_folder(policy_folder)

@@ -1,0 +1,80 @@
+"""One question to every learner, and what its failures mean: a death that new learners mend, or an error that
+they would share."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
+from torch.distributed import DistError
+
+from cluster.history import Work
+
+GRACE_S = 5.0
+"""Wait for the other ranks once one has failed: who died is seen a moment after its peers complain."""
+GO_ON = "go on from the last checkpoint with `userrl train RUN_FOLDER`"
+
+
+class LearnerError(RuntimeError):
+    """A learner failed in a way that new ones would share; the run goes on from its last checkpoint."""
+
+
+class LostLearnerError(RuntimeError):
+    """A learner died or hangs: new ones may do better."""
+
+
+def ask(actors: Sequence[ActorHandle], work: Work, *, timeout_s: float) -> list[Any]:
+    """Every rank's answer, in their order. Raises soon after a rank fails, whatever its peers wait for, where
+    RLlib's `foreach_learner` would wait for them all."""
+    pending: dict[ray.ObjectRef, int] = {actor.apply.remote(work): rank for rank, actor in enumerate(actors)}
+    answers: dict[int, Any] = {}
+    errors: dict[int, RayError] = {}
+    deadline = time.monotonic() + timeout_s
+    while pending and (ready := _first_ready(pending, deadline=deadline)):
+        rank = pending.pop(ready)
+        try:
+            answers[rank] = ray.get(ready)
+        except RayError as error:
+            errors[rank] = error
+            deadline = min(deadline, time.monotonic() + GRACE_S)
+    if errors or pending:
+        raise as_failure(errors, timeout_s=timeout_s, silent=list(pending.values()))
+    return [answers[rank] for rank in sorted(answers)]
+
+
+def _first_ready(pending: Mapping[ray.ObjectRef, int], *, deadline: float) -> ray.ObjectRef | None:
+    ready, _ = ray.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
+    return ready[0] if ready else None
+
+
+def as_failure(
+    errors: Mapping[int, RayError], *, timeout_s: float, silent: Sequence[int] = ()
+) -> LostLearnerError | LearnerError:
+    """What to raise: a death explains the other ranks' errors; an error without one comes back with new
+    learners."""
+    raised = {rank: error for rank, error in errors.items() if isinstance(error, RayTaskError)}
+    for rank in errors.keys() - raised.keys():
+        return LostLearnerError(f"learner {rank} died")
+    for rank, error in sorted(raised.items()):
+        if not _lost_its_peer(error.cause):
+            failure = LearnerError(f"learner {rank} failed: {_in_one_line(error.cause)}")
+            failure.__cause__ = error
+            return failure
+    if raised:
+        return LostLearnerError(f"learner {min(raised)} lost the others")
+    return LostLearnerError(f"learner {min(silent)} did not answer for {timeout_s:.0f} s")
+
+
+def _lost_its_peer(error: BaseException) -> bool:
+    """Whether a collective broke: NCCL's errors have a class, gloo's only a text."""
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _in_one_line(error: BaseException) -> str:
+    if isinstance(error, ObjectLostError):
+        return f"a group's table is lost with the rollout actor that held it: {GO_ON}"
+    if isinstance(error, GetTimeoutError):
+        return f"a group's table did not come in time: {GO_ON}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,64 @@
+"""The critic: what the policy can expect before a turn, read off the policy's own hidden state. A head of a
+few weights; it never moves the policy.
+
+Used where a gym's advantage is `turn_gae` (Turn-PPO, arXiv 2512.17008). Knows no tables and no Ray.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+WIDTH = 256
+"""Units of the hidden layer, or as many as the policy's hidden state has where those are fewer."""
+
+
+class Critic(nn.Module):
+    """V of a state: layer norm, one hidden layer, one number. The last layer begins at zero, so that an
+    untrained critic expects nothing and advantages are plain returns.
+
+    Weights are float32 whatever the policy computes in. The same seed gives the same critic on every rank.
+    """
+
+    def __init__(self, hidden_size: int, *, seed: int):
+        super().__init__()
+        width = min(WIDTH, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.inner = nn.Linear(hidden_size, width)
+        self.outer = nn.Linear(width, 1)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(seed)
+            self.inner.weight.normal_(0.0, hidden_size**-0.5, generator=generator)
+            self.inner.bias.zero_()
+            self.outer.weight.zero_()
+            self.outer.bias.zero_()
+
+    def forward(self, hidden: Float[Tensor, "K hidden_size"]) -> Float[Tensor, "K"]:
+        """No gradient reaches `hidden`."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            states = self.norm(hidden.detach().to(self.norm.weight.dtype))
+            # The sum of one number: an index would be a view, which FSDP2 warns of.
+            return self.outer(torch.tanh(self.inner(states))).sum(-1)
+
+
+def critic_loss(
+    values: Float[Tensor, "K"], returns: Float[Tensor, "K"], *, num_turns: int
+) -> Float[Tensor, ""]:
+    """A micro-batch's part of the mean squared error over the step's `num_turns` turns (PPO, arXiv
+    1707.06347 eq. 9, without a clip: each step goes over its turns once).
+
+    A turn without a return counts for nothing. Where none has one the gradient is zero, not missing: every
+    rank's collectives stay alike, and the optimizer's state is whole in every checkpoint.
+    """
+    known = returns.isfinite()
+    errors = values[known] - returns[known].to(values.dtype)
+    return errors.square().sum() / max(1, num_turns)
+
+
+def explained_variance(
+    values: Float[np.ndarray, "num_turns"], returns: Float[np.ndarray, "num_turns"]
+) -> float | None:
+    """1 - Var(return - V) / Var(return): 1 for a critic that knows, 0 for one that says the mean. None where
+    all returns are equal."""
+    variance = float(np.var(returns)) if len(returns) else 0.0
+    return 1.0 - float(np.var(returns - values)) / variance if variance > 0 else None

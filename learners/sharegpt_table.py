@@ -1,0 +1,82 @@
+"""Dialogues of a ShareGPT file as the table that their rollout would have made: same ids, same masks.
+
+The policy's turns are its completions, token for token as `Renderer.encode` gives them and with the token
+that ends a turn; all else is context, as the policy's own chat template renders it.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+from jinja2.exceptions import TemplateError
+
+from actors.renderer import Renderer, parse_tool_call, read_completion
+from actors.table import REWARD, SCHEMA, to_table
+from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from learners.sharegpt import SharedDialogue
+from simulators.message import Message
+from simulators.task import TaskKey
+
+
+def dialogues_table(dialogues: Sequence[SharedDialogue], *, gym: str, renderer: Renderer) -> pa.Table:
+    """A group of one trajectory for each dialogue, ended by its environment and worth nothing: imitation
+    reads no reward.
+
+    Raises ValueError, one line, for a dialogue that the chat template refuses or that holds its end token.
+    """
+    tables = [_table(dialogue, gym=gym, renderer=renderer) for dialogue in dialogues]
+    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    return table.append_column(REWARD, pa.array([0.0] * table.num_rows, REWARD.type))
+
+
+def _table(dialogue: SharedDialogue, *, gym: str, renderer: Renderer) -> pa.Table:
+    key = TaskKey(gym=gym, split="train", index=dialogue.index, seed=0, difficulty=0)
+    trajectory = Trajectory(
+        task_key=key,
+        system=dialogue.system,
+        opening=dialogue.heard[0].content,
+        turns=render_turns(dialogue, renderer=renderer),
+        stop_reason=StopReason.TERMINATED,
+    )
+    return to_table(GroupOrder(group_id=dialogue.index, task_key=key, group_size=1, seed=0), [trajectory])
+
+
+def render_turns(dialogue: SharedDialogue, *, renderer: Renderer) -> list[Turn]:
+    """The dialogue's turns in tokens. A template that changes earlier text forks it, as in a rollout."""
+    for text in (dialogue.system, *(message.content for message in dialogue.heard), *dialogue.said):
+        if renderer.stop_text in text:
+            raise ValueError(
+                f"{dialogue.place}: its text holds {renderer.stop_text}, which ends a turn of this policy: "
+                "take it out"
+            )
+    try:
+        return _render_turns(dialogue, renderer)
+    except TemplateError as error:
+        raise ValueError(
+            f"{dialogue.place}: the policy's chat template refuses it ({' '.join(str(error).split())}): "
+            "change the row, or leave it out"
+        ) from None
+
+
+def _render_turns(dialogue: SharedDialogue, renderer: Renderer) -> list[Turn]:
+    opening = [Message(role="system", content=dialogue.system)] if dialogue.system else []
+    rendered = renderer.begin([*opening, dialogue.heard[0]], tools=dialogue.tools)
+    turns: list[Turn] = []
+    for number, text in enumerate(dialogue.said):
+        reply = dialogue.heard[number + 1] if number + 1 < len(dialogue.heard) else None
+        ids = [*renderer.encode(text), renderer.stop_id]
+        zeros = [0] * len(ids)
+        turns.append(
+            Turn(
+                context_ids=rendered.context_ids,
+                forked=rendered.forked,
+                completion=Completion(token_ids=ids, logprobs=zeros, policy_versions=zeros),
+                text=text,
+                action=parse_tool_call(text),
+                feedback=reply.content if reply else "",
+                reward=0.0,
+            )
+        )
+        if number + 1 < len(dialogue.said):
+            assert reply is not None
+            rendered = renderer.extend(rendered, completion_ids=ids, said=read_completion(text), reply=reply)
+    return turns

@@ -1,0 +1,111 @@
+"""A step's samples from its groups: gains that the policy itself gives are added to the rewards, the critic
+is asked, and every turn gets its advantage. No Ray; every rank computes the same.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from actors.renderer import Renderer
+from actors.table import REWARD
+from learners.config import LearnerConfig
+from learners.critic import explained_variance
+from learners.dropped import drop_metrics, num_dropped
+from learners.information_gain import INFORMATION_GAINS, InformationGain
+from learners.samples import TrainingSample, gym_advantages, samples_from_table, without_truncated
+from learners.scoring import Scorer, TurnKey, by_turn, turn_values
+
+
+def samples_of_step(
+    tables: Sequence[pa.Table], *, config: LearnerConfig, renderer: Renderer | None, scorer: Scorer
+) -> tuple[list[TrainingSample], dict[str, float]]:
+    """The samples of these groups, and what is reported of gains and critic. `renderer` is needed for gains
+    alone. Collective where the policy is asked."""
+    metrics: dict[str, float] = {}
+    tables = [table for table in tables if table.num_rows]
+    if tables and config.information_gain != "none":
+        assert renderer is not None, "gains are scored on rendered tokens"
+        whole = pa.concat_tables(tables)
+        gain = INFORMATION_GAINS[config.information_gain](whole, scorable(whole), renderer, scorer)
+        tables = [with_gain(table, gain, weight=config.information_gain_weight) for table in tables]
+        metrics = gain_metrics(gain, tables)
+    values = critic_values(tables, config=config, scorer=scorer)
+    samples: list[TrainingSample] = []
+    expected, received = [], []
+    dropped: Counter[str] = Counter()
+    for table in tables:
+        returns: np.ndarray | None = None
+        if _asks_critic(table, config):
+            keys = turn_keys(table)
+            before = np.array([values.get(key, 0.0) for key in keys])
+            advantages = gym_advantages(table, config.credit_of, values=before)
+            returns = advantages + before
+            seen = np.array([key in values for key in keys]) & np.isfinite(returns)
+            expected += before[seen].tolist()
+            received += returns[seen].tolist()
+        else:
+            advantages = gym_advantages(table, config.credit_of)
+        mine = samples_from_table(table, advantages=advantages, returns=returns)
+        sampled = {(sample.group_id, sample.trajectory) for sample in mine}
+        dropped += num_dropped(table, advantages=advantages, sampled=sampled)
+        samples += mine
+    metrics |= drop_metrics(dropped)
+    explained = explained_variance(np.array(expected), np.array(received))
+    if explained is not None:
+        metrics["learner/critic/explained_variance"] = explained
+    if config.truncated == "mask":
+        samples, num_masked = without_truncated(samples, tables=tables)
+        metrics["learner/num_masked"] = float(num_masked)
+    return samples, metrics
+
+
+def critic_values(
+    tables: Sequence[pa.Table], *, config: LearnerConfig, scorer: Scorer
+) -> dict[TurnKey, float]:
+    """What the critic expects before each turn of the gyms that ask it. A turn without tokens has no state to
+    read and is not in it: its value counts as 0."""
+    samples = [sample for table in tables if _asks_critic(table, config) for sample in scorable(table)]
+    return by_turn(samples, scorer(samples, read=turn_values))
+
+
+def scorable(table: pa.Table) -> list[TrainingSample]:
+    """The samples of the trajectories that have a reward, to be read and not to be trained."""
+    return samples_from_table(table, advantages=table["reward"].to_numpy())
+
+
+def with_gain(table: pa.Table, gain: InformationGain, *, weight: float) -> pa.Table:
+    """The table with weight x gain added to each turn's reward. A gain that is not finite leaves its
+    trajectory without a reward, and so untrained: never with a wrong one."""
+    gains = np.array([gain.by_turn.get(key, 0.0) for key in turn_keys(table)])
+    rewards = pa.array(table["reward"].to_numpy() + weight * gains)
+    return table.set_column(table.schema.get_field_index(REWARD.name), REWARD, rewards)
+
+
+def gain_metrics(gain: InformationGain, tables: Sequence[pa.Table]) -> dict[str, float]:
+    """Mean gain of a turn that has a finite one, over all gyms and by gym, how many have, and what was left
+    out."""
+    gym_of = {key: table["gym"][0].as_py() for table in tables for key in turn_keys(table)}
+    of_gym: Mapping[str, list[float]] = defaultdict(list)
+    for key, value in gain.by_turn.items():
+        if np.isfinite(value):
+            of_gym[gym_of[key]].append(value)
+    metrics = {f"learner/information_gain/{gym}": float(np.mean(of_gym[gym])) for gym in sorted(of_gym)}
+    finite = [value for values in of_gym.values() for value in values]
+    if finite:
+        metrics["learner/information_gain/mean"] = float(np.mean(finite))
+    return metrics | {
+        "learner/information_gain/num_turns": float(len(finite)),
+        "learner/information_gain/num_too_long": float(gain.num_too_long),
+    }
+
+
+def turn_keys(table: pa.Table) -> list[TurnKey]:  # [num_rows]
+    columns = (table[name].to_pylist() for name in ("group_id", "trajectory", "turn"))
+    return list(zip(*columns, strict=True))
+
+
+def _asks_critic(table: pa.Table, config: LearnerConfig) -> bool:
+    """Whether the credit of the group's gym needs the critic."""
+    return config.credit_of(table["gym"][0].as_py()).advantage == "turn_gae"

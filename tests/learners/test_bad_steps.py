@@ -1,0 +1,81 @@
+"""No step that is not finite touches weights or optimizer: through the learner itself, in a LearnerGroup."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import torch
+
+from actors.table import REWARD
+from tests.learners.test_bad_numbers import GOOD, group_of, turns_of
+from tests.learners.test_learner import cluster, make_group, on_each, policy_folder  # noqa: F401
+
+pytestmark = pytest.mark.slow
+
+POISON: dict[str, Callable[[], list[pa.Table]]] = {
+    "every reward": lambda: [with_rewards(group_of(*GOOD), math.nan)],
+    "every logprob": lambda: [group_of(*(turns_of(float(i), logprob=math.nan) for i in range(3)))],
+    "no groups": list,
+    "an empty group": lambda: [group_of(*GOOD).slice(0, 0)],
+}
+
+
+def with_rewards(table: pa.Table, reward: float) -> pa.Table:
+    index = table.schema.get_field_index(REWARD.name)
+    return table.set_column(index, REWARD, pa.array(np.full(table.num_rows, reward)))
+
+
+def test_no_bad_step_touches_weights_or_optimizer(policy_folder: str):  # noqa: F811
+    """Through the learner itself. In between good steps move the weights: what must not move could."""
+    group = make_group(policy_folder, num_learners=0)
+
+    def step(tables: list[pa.Table], number: int) -> dict[str, float]:
+        refs = [ray.put(table) for table in tables]
+        (metrics,) = on_each(group, lambda learner: learner.update_groups(refs, step=number))
+        return metrics
+
+    def state() -> tuple[dict[str, torch.Tensor], str]:
+        ((weights, optimizer),) = on_each(
+            group,
+            lambda learner: (
+                {name: tensor.clone() for name, tensor in learner._policy.state_dict().items()},
+                str(learner._optimizer.state_dict()),
+            ),
+        )
+        return weights, optimizer
+
+    def moved(before: tuple[dict[str, torch.Tensor], str]) -> bool:
+        weights, optimizer = state()
+        same_weights = all(tensor.equal(before[0][name]) for name, tensor in weights.items())
+        assert same_weights == (optimizer == before[1])
+        return not same_weights
+
+    assert step([group_of(*GOOD)], 0)["learner/num_skipped"] == 0.0
+    for name, tables in POISON.items():
+        before = state()
+        metrics = step(tables(), 1)
+        assert metrics["learner/num_skipped"] == 1.0, name
+        assert not moved(before), name
+        assert metrics["learner/num_loss_tokens"] == 0.0, name
+
+    for value in (math.nan, math.inf):
+        before = state()
+        hooks = on_each(
+            group,
+            lambda learner, v=value: learner._policy.head.register_hook(lambda gradient: gradient + v),
+        )
+        metrics = step([group_of(*GOOD)], 1)
+        assert metrics["learner/num_skipped"] == 1.0 and not math.isfinite(metrics["learner/grad_norm"])
+        assert not moved(before)
+        for hook in hooks:
+            hook.remove()
+
+    before = state()
+    mixed = group_of(*GOOD, turns_of(math.nan), turns_of(0.5, logprob=math.nan))
+    metrics = step([mixed, group_of(*GOOD).slice(0, 0)], 1)
+    assert metrics["learner/num_skipped"] == 0.0
+    assert (metrics["learner/num_dropped/unscored"], metrics["learner/num_dropped/bad_logprob"]) == (1.0, 1.0)
+    assert math.isfinite(metrics["learner/loss"]) and moved(before)
