@@ -6,7 +6,6 @@ never tokens.
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +15,6 @@ import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from actors.trajectory import GroupSummary
 from cluster.algorithm_config import GRPOConfig, merged
 from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
 from cluster.checks import check_same_run
@@ -24,6 +22,7 @@ from cluster.cold_start import SftLog, cold_start
 from cluster.config import RunConfig
 from cluster.console import say
 from cluster.evaluate import evaluate
+from cluster.groups import CALL_TIMEOUT_S, Groups
 from cluster.launch import resources, start_ray, start_services
 from cluster.learners import Learners, LogprobGapError, SaveError
 from cluster.machine import ray_address
@@ -32,24 +31,16 @@ from cluster.results import EvaluationRow, rows_as_json
 from cluster.rollouts import Rollouts
 from cluster.run_folder import BestCheckpoint, RunFolder, write_folder, write_whole
 from cluster.step_metrics import Laps, age_metrics, rollout_metrics
-from learners.buffer import FinishedGroup
 from learners.config import LearnerSettings
 from simulators.gauges import alarms
 from simulators.task import Split
 
 STATE_FILE = "driver.json"
-TAKE_TIMEOUT_S = 600.0
-"""A step whose groups do not come within this time stops the run, saying which orders are stuck and with
-whom."""
-CALL_TIMEOUT_S = 120.0
-SUPERVISE_EVERY_S = 10.0
 OWN_SAVE_AFTER = 2
 """Checkpoint intervals without a checkpoint of the run, after which the algorithm saves one by itself: for
 those who call `train` alone, learners can be replaced, too."""
 MOST_INTERVALS_KEPT = 4
 """Checkpoint intervals whose groups are kept for learners that take the place of others."""
-MOST_LOST_GROUPS = 256
-"""Far more in a row than are in flight when an endpoint goes away for a moment."""
 
 
 class GRPO(Algorithm):
@@ -98,6 +89,9 @@ class GRPO(Algorithm):
             engines=self.services.engines,
             restore=lambda: self.restore_env_runners(self.env_runner_group),
         )
+        self.groups = Groups(
+            self.services.buffer, run=self.run, rollouts=self.rollouts, archive=self.folder.trajectories
+        )
         self._num_lost = 0
         """Rollout actors that had died when the last checkpoint for their sake was begun."""
         self._send_weights()
@@ -114,26 +108,25 @@ class GRPO(Algorithm):
         """One GRPO step: consumes whole scored groups, produces the next policy version in the engines."""
         self.cold_start()
         laps = Laps()
-        groups = self._take()
+        groups = self.groups.take(policy_version=self.policy_version)
         laps.end("rollout")
-        dialogues = self._dialogues(groups)
+        dialogues = self.groups.dialogues(groups)
         update = self.learners.update([group.payload for group in groups], step=self.policy_version)
         laps.end("update")
         self.policy_version += 1
         sync = self._send_weights()
         laps.end("sync")
-        settled = self._release(groups)
+        settled = self.groups.release(groups, policy_version=self.policy_version)
         self._keep_up_checkpoints()
         self.step_dialogues = ray.get(dialogues, timeout=CALL_TIMEOUT_S)
         times = laps.metrics()
         rollout = rollout_metrics(settled, duration_s=times["time/step_s"])
         ages = age_metrics([group.summary for group in groups], policy_version=self.policy_version - 1)
-        buffer: Any = ray.get(self.services.buffer.metrics.remote(), timeout=CALL_TIMEOUT_S)
         own = {
             "learner/rebuilds": float(self.learners.num_rebuilds),
             "checkpoint/failures": float(self.checkpoints.num_failed),
         }
-        self._report({**times, **rollout, **ages, **update, **sync, **buffer, **own})
+        self._report({**times, **rollout, **ages, **update, **sync, **self.groups.metrics(), **own})
 
     def cold_start(self, log: SftLog = lambda step, metrics: None) -> None:
         """The SFT stage; nothing where it is done. `log` may raise to stop it: a checkpoint goes on."""
@@ -197,7 +190,7 @@ class GRPO(Algorithm):
             "num_sft_steps": self.num_sft_steps,
             "cold_started": self.cold_started,
             "iteration": self.iteration,
-            "buffer": ray.get(self.services.buffer.state.remote(), timeout=CALL_TIMEOUT_S),
+            "buffer": self.groups.state(),
         }
         write_whole(folder / STATE_FILE, json.dumps(state))
         return self.learners.save(folder / LEARNER_FOLDER)
@@ -220,7 +213,7 @@ class GRPO(Algorithm):
         self.num_sft_steps = state["num_sft_steps"]
         self.cold_started = state["cold_started"]
         self._iteration = state["iteration"]
-        ray.get(self.services.buffer.restore.remote(state["buffer"]), timeout=CALL_TIMEOUT_S)
+        self.groups.restore(state["buffer"])
         self._send_weights()
 
     def write_model(self) -> Path:
@@ -261,55 +254,12 @@ class GRPO(Algorithm):
         """Restarted rollout actors take part again. They hold no weights, so nothing is sent to them."""
         return env_runner_group.probe_unhealthy_env_runners()
 
-    def _take(self) -> list[FinishedGroup]:
-        """Whole groups for one step; keeps an eye on the rollout actors while it waits."""
-        deadline = time.monotonic() + TAKE_TIMEOUT_S
-        while True:
-            self.rollouts.supervise(self.services.buffer, group_size=self.run.rollout.group_size)
-            try:
-                return ray.get(
-                    self.services.buffer.take.remote(
-                        self.run.buffer.groups_per_step, self.policy_version, timeout_s=SUPERVISE_EVERY_S
-                    ),
-                    timeout=CALL_TIMEOUT_S,
-                )
-            except TimeoutError as error:
-                if time.monotonic() > deadline:
-                    raise
-                self._expect_users()
-                say(f"step {self.policy_version + 1} waits for groups: {_first_line(error)}")
-
-    def _expect_users(self) -> None:
-        """Raises where every dialogue fails or goes unscored, as with a spent budget: no wait would mend
-        that."""
-        num_lost: int = ray.get(
-            cast(ray.ObjectRef, self.services.buffer.num_lost_in_a_row.remote()), timeout=CALL_TIMEOUT_S
-        )
-        if num_lost >= MOST_LOST_GROUPS:
-            raise RuntimeError(
-                f"every dialogue of the last {num_lost} groups failed, or no judge could score it: "
-                "stop_reason, error and simulator "
-                f"in {self.folder.path / 'trajectories'} say how: mend it and go on by `userrl train`"
-            )
-
-    def _release(self, groups: list[FinishedGroup]) -> list[GroupSummary]:
-        """Frees the groups' slots; the summaries of all that was settled since the step before."""
-        ids = [group.order.group_id for group in groups]
-        release = self.services.buffer.release.remote(
-            ids, policy_version=self.policy_version, step=self.policy_version
-        )
-        return ray.get(release, timeout=CALL_TIMEOUT_S)
-
     def _send_weights(self) -> dict[str, float]:
         """Learners to engines, in flight: the policy version is live in every engine when this returns."""
         payload, metrics = self.learners.weights(dtype=self.run.engine.dtype)
         receiving = [engine.receive.remote(payload, self.policy_version) for engine in self.services.engines]
         received: list[dict[str, float]] = ray.get(receiving, timeout=self.run.engine.start_timeout_s)
         return {**metrics, **{key: max(one[key] for one in received) for key in received[0]}}
-
-    def _dialogues(self, groups: list[FinishedGroup]) -> ray.ObjectRef:
-        ids = [group.order.group_id for group in groups]
-        return self.services.buffer.dialogues.remote(ids, self.run.tracking.dialogues_per_step)
 
     def _report(self, metrics: dict[str, float]) -> None:
         """Keeps and logs the step's numbers. Raises where engine and learner disagree."""
@@ -347,7 +297,3 @@ class GRPO(Algorithm):
         )
         config.freeze()
         return config
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[-1]

@@ -1,177 +1,62 @@
-"""The learner: RLlib's `TorchLearner` as a shell that holds the policy and its optimizer and calls the pure
-parts.
+"""The learner as RLlib knows learners: a `TorchLearner` that fetches tables for a `PolicyLearner`.
 
-The driver calls its methods through `learner_group.foreach_learner`, on every rank alike: all but `get_state`
-are collective. There is no RLModule: dialogues are sampled by the engine, and the policy's weights travel
-through `weights`.
+The driver calls its methods through Ray, on every rank alike: all but `saved` and `get_state` are collective.
+There is no RLModule: dialogues are sampled by the engine, and the policy's weights travel through `weights`.
 """
 
-import os
-import time
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import Literal, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
-from transformers import AutoTokenizer
 
-from actors.renderer import Renderer
-from learners.checkpoint import CheckpointWriter, Progress, SaveReport, export_model, load_checkpoint
-from learners.config import LearnerSettings
-from learners.loss_aggregation import take
-from learners.loss_entropy import EntropyControl
-from learners.packing import micro_batches
-from learners.policy import Policy, full_state_dict, load_policy, shard
-from learners.reference import load_reference, reference_logprobs, write_reference
-from learners.samples import TrainingSample
-from learners.scoring import Scorer
-from learners.sft import batch_indices, demonstrations_from_tables, num_sft_steps
-from learners.step import (
-    LossFn,
-    accumulate_gradients,
-    apply_gradients,
-    decayed,
-    grpo_sums,
-    make_optimizer,
-    sft_sums,
-    step_metrics,
-    total_loss,
-    warmed_up,
-    with_critic,
-)
-from learners.step_samples import samples_of_step
-from learners.weight_sender import pack_weights
+from learners.checkpoint import SaveReport
+from learners.policy_learner import PolicyLearner
 
 FETCH_TIMEOUT_S = 120.0
 """Longest wait for a step's tables."""
 
 
 class GRPOLearner(TorchLearner):
-    """One training rank. Reads everything from `config.learner_settings`, a `LearnerSettings`."""
+    """One training rank as a process. `config.learner_settings`, a `LearnerSettings`, says everything."""
 
     def build(self) -> None:
-        """Loads the policy, shards it over the learners, makes the optimizer. Called once, by the
-        LearnerGroup."""
-        settings: LearnerSettings = vars(self.config)["learner_settings"]
-        config = settings.learner
-        self._settings = settings
-        self._num_ranks = dist.get_world_size() if dist.is_initialized() else 1
-        self._rank = dist.get_rank() if dist.is_initialized() else 0
-        self._device = torch.device("cuda" if config.num_gpus_per_learner else "cpu")
-        if not config.num_gpus_per_learner:
-            torch.set_num_threads(
-                config.num_threads or max(1, len(os.sched_getaffinity(0)) // self._num_ranks)
-            )
-        policy = load_policy(
-            settings.policy_folder,
-            temperature=settings.temperature,
-            dtype=getattr(torch, config.dtype),
-            device=self._device,
-            recompute_activations=config.recompute_activations,
-            entropies_have_gradient=config.entropy_coefficient > 0 or config.entropy_target > 0,
-            lora_rank=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            has_critic=config.has_critic,
-            seed=settings.seed,
-        )
-        self._policy = shard(policy, num_ranks=self._num_ranks, device=self._device)
-        self._optimizer = make_optimizer(self._policy, config=config)
-        needs_renderer = config.information_gain != "none"
-        self._renderer = Renderer.from_folder(settings.policy_folder) if needs_renderer else None
-        self._checkpoints = CheckpointWriter()
-        self._reference: Policy | None = None
-        self._stage = ""
-        self._entropy = EntropyControl(coefficient=config.entropy_coefficient)
-        self._demonstrations: list[TrainingSample] = []
+        """Called once, by the LearnerGroup."""
+        self._learner = PolicyLearner(vars(self.config)["learner_settings"])
         self._is_built = True
 
     def update_groups(self, group_refs: Sequence[ray.ObjectRef], *, step: int) -> dict[str, float]:
-        """One GRPO step on whole scored groups: references to their tables, the same list on every rank.
-
-        `step` is the policy version before the update, and decides the warm-up. Metrics are the same on every
-        rank.
-        """
-        self._enter_stage("grpo")
-        config = self._settings.learner
-        samples, credit_metrics = samples_of_step(
-            _fetch(group_refs), config=config, renderer=self._renderer, scorer=self._scorer(step)
-        )
-        samples, weights = take(
-            samples,
-            config=config,
-            gym_shares=self._settings.gym_shares,
-            seed=self._settings.seed + step,
-        )
-        if config.entropy_target:
-            used = self._entropy.used(target=config.entropy_target)
-            config = config.model_copy(update={"entropy_coefficient": used})
-        num_loss_tokens = sum(sample.num_loss_tokens for sample in samples)
-        loss_fn = partial(
-            grpo_sums,
-            config=config,
-            num_tokens=num_loss_tokens,
-            policy_version=step,
-            reference=partial(reference_logprobs, self._reference) if self._reference is not None else None,
-        )
-        lr = warmed_up(config.lr, step=step, warmup_steps=config.warmup_steps)
-        metrics = self._step(
-            samples, weights=weights, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step
-        )
-        if config.entropy_target and "learner/entropy" in metrics:
-            self._entropy = self._entropy.after(metrics["learner/entropy"], target=config.entropy_target)
-            metrics["learner/entropy_coefficient"] = config.entropy_coefficient
-        return metrics | credit_metrics
+        """`PolicyLearner.update_groups` on references to the groups' tables."""
+        return self._learner.update_groups(_fetch(group_refs), step=step)
 
     def set_demonstrations(self, table_refs: Sequence[ray.ObjectRef]) -> int:
-        """Keeps the SFT stage's demonstrations; returns how many samples they give."""
-        self._demonstrations = demonstrations_from_tables(_fetch(table_refs))
-        return len(self._demonstrations)
+        """`PolicyLearner.set_demonstrations` on references to tables."""
+        return self._learner.set_demonstrations(_fetch(table_refs))
 
     def sft_updates(self, *, first_step: int, num_steps: int) -> dict[str, float]:
-        """SFT steps from `first_step` on, each on its own batch of demonstrations; the last one's metrics."""
-        self._enter_stage("sft")
-        metrics: dict[str, float] = {}
-        for step in range(first_step, first_step + num_steps):
-            metrics = self._sft_update(step)
-        return metrics
+        return self._learner.sft_updates(first_step=first_step, num_steps=num_steps)
 
     def weights(
         self, *, dtype: Literal["float32", "bfloat16", "auto"]
     ) -> tuple[NDArray[np.uint8], dict[str, float]] | None:
-        """`pack_weights` of the whole policy on rank 0, None on the others."""
-        state = full_state_dict(self._policy, keep=self._rank == 0)
-        return pack_weights(state, dtype=dtype) if self._rank == 0 else None
+        return self._learner.weights(dtype=dtype)
 
     def save(self, path: str) -> None:
-        """Begins a checkpoint in the folder `path`, which all learners must be able to reach; `saved` says
-        when it is whole."""
-        self._checkpoints.save(
-            Path(path), self._policy, self._optimizer, Progress(stage=self._stage, entropy=self._entropy)
-        )
+        self._learner.save(path)
 
     def saved(self, *, wait: bool) -> SaveReport:
-        """How far this rank is with the last `save`. Not collective."""
-        return self._checkpoints.report(wait=wait)
+        return self._learner.saved(wait=wait)
 
     def load(self, path: str) -> None:
-        """Goes on from a checkpoint, whatever number of learners wrote it."""
-        progress = load_checkpoint(Path(path), self._policy, self._optimizer)
-        self._stage, self._entropy = progress.stage, progress.entropy
-        self._take_reference(self._stage, begins=False)
+        self._learner.load(path)
 
     def export(self, folder: str) -> None:
-        """Writes the policy with its tokenizer as a Hugging Face folder."""
-        tokenizer = AutoTokenizer.from_pretrained(self._settings.policy_folder)
-        export_model(Path(folder), self._policy, tokenizer=tokenizer, is_writer=self._rank == 0)
+        self._learner.export(folder)
 
     def get_state(self, *args: object, **kwargs: object) -> dict[str, object]:
         """Nothing: RLlib asks one rank alone, where a sharded policy cannot be gathered. See `save` and
@@ -187,89 +72,6 @@ class GRPOLearner(TorchLearner):
     def compute_loss_for_module(self, **kwargs: object) -> NoReturn:
         """RLlib's own update path, which cuts batches without regard to groups: not taken."""
         raise NotImplementedError("GRPOLearner learns through update_groups and sft_updates")
-
-    def _enter_stage(self, stage: str) -> None:
-        """Begins a stage with fresh optimizer moments: those of another loss would steer its first steps."""
-        if stage != self._stage:
-            self._optimizer = make_optimizer(self._policy, config=self._settings.learner)
-            self._take_reference(stage, begins=True)
-            self._stage = stage
-
-    def _take_reference(self, stage: str, *, begins: bool) -> None:
-        """GRPO's KL is measured from the policy as that stage `begins`, or from the model that was named."""
-        settings, config = self._settings, self._settings.learner
-        self._reference = None
-        if stage != "grpo" or config.kl == "none":
-            return
-        ranks = {"num_ranks": self._num_ranks, "device": self._device}
-        if begins and not config.reference:
-            write_reference(Path(settings.reference_folder), self._policy, rank=self._rank, **ranks)
-        self._reference = load_reference(settings.reference_folder, policy=self._policy, **ranks)
-
-    def _sft_update(self, step: int) -> dict[str, float]:
-        config = self._settings.sft
-        indices = batch_indices(
-            len(self._demonstrations), batch_size=config.batch_size, step=step, seed=self._settings.seed
-        )
-        samples = [self._demonstrations[index] for index in indices]
-        num_loss_tokens = sum(sample.num_loss_tokens for sample in samples)
-        lr = decayed(
-            warmed_up(config.lr, step=step, warmup_steps=config.warmup_steps),
-            step=step,
-            num_steps=num_sft_steps(config, num_samples=len(self._demonstrations)),
-        )
-        loss_fn = partial(sft_sums, num_tokens=num_loss_tokens)
-        return self._step(samples, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step)
-
-    def _scorer(self, step: int) -> Scorer:
-        return Scorer(
-            policy=self._policy,
-            device=self._device,
-            max_tokens=self._settings.learner.micro_batch_tokens,
-            rank=self._rank,
-            num_ranks=self._num_ranks,
-            seed=self._settings.seed + step,
-        )
-
-    def _step(
-        self,
-        samples: Sequence[TrainingSample],
-        *,
-        weights: NDArray[np.float64] | None = None,
-        loss_fn: LossFn,
-        num_loss_tokens: int,
-        lr: float,
-        step: int,
-    ) -> dict[str, float]:
-        """One optimizer step on these samples; a step without a token to learn from is skipped."""
-        if not num_loss_tokens:
-            return {"learner/num_tokens": 0.0, "learner/num_loss_tokens": 0.0, "learner/num_skipped": 1.0}
-        start, config = time.perf_counter(), self._settings.learner
-        if self._policy.critic is not None:
-            num_turns = sum(sample.num_returns for sample in samples)
-            loss_fn = partial(with_critic, loss_fn=loss_fn, num_turns=num_turns)
-        batches = micro_batches(
-            samples,
-            weights=weights,
-            max_tokens=config.micro_batch_tokens,
-            rank=self._rank,
-            num_ranks=self._num_ranks,
-            seed=self._settings.seed + step,
-        )
-        sums = accumulate_gradients(
-            self._policy, batches, loss_fn=loss_fn, device=self._device, num_ranks=self._num_ranks
-        )
-        grad_norm = apply_gradients(
-            self._policy, self._optimizer, lr=lr, max_grad_norm=config.max_grad_norm, loss=total_loss(sums)
-        )
-        return step_metrics(
-            sums,
-            grad_norm=grad_norm,
-            lr=lr,
-            num_tokens=sum(sample.num_tokens for sample in samples),
-            num_loss_tokens=num_loss_tokens,
-            duration_s=time.perf_counter() - start,
-        )
 
 
 def _fetch(refs: Sequence[ray.ObjectRef]) -> list[pa.Table]:

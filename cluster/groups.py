@@ -1,0 +1,98 @@
+"""The driver's hold on the buffer: whole groups for a step, with an eye on those who make them. Holds
+references, never tokens."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+
+from actors.trajectory import GroupSummary
+from cluster.config import RunConfig
+from cluster.console import say
+from cluster.rollouts import Rollouts
+from learners.buffer import FinishedGroup
+
+TAKE_TIMEOUT_S = 600.0
+"""A step whose groups do not come within this time stops the run, saying which orders are stuck and with
+whom."""
+CALL_TIMEOUT_S = 120.0
+SUPERVISE_EVERY_S = 10.0
+MOST_LOST_GROUPS = 256
+"""Far more in a row than are in flight when an endpoint goes away for a moment."""
+
+
+class Groups:
+    """The groups of a run, from the buffer and back to it."""
+
+    def __init__(self, buffer: ActorHandle, *, run: RunConfig, rollouts: Rollouts, archive: Path):
+        self._buffer: Any = buffer
+        self._run = run
+        self._rollouts = rollouts
+        self._archive = archive
+        """Where a person finds the dialogues."""
+
+    def take(self, *, policy_version: int) -> list[FinishedGroup]:
+        """Whole groups for one step on `policy_version`; sees to the rollout actors while it waits."""
+        deadline = time.monotonic() + TAKE_TIMEOUT_S
+        while True:
+            self._rollouts.supervise(self._buffer, group_size=self._run.rollout.group_size)
+            try:
+                return self._get(
+                    self._buffer.take.remote(
+                        self._run.buffer.groups_per_step, policy_version, timeout_s=SUPERVISE_EVERY_S
+                    )
+                )
+            except TimeoutError as error:
+                if time.monotonic() > deadline:
+                    raise
+                self._expect_users()
+                say(f"step {policy_version + 1} waits for groups: {_first_line(error)}")
+
+    def release(self, groups: Sequence[FinishedGroup], *, policy_version: int) -> list[GroupSummary]:
+        """Frees the groups' slots: the weights of their step are live as `policy_version`. Summaries of all
+        that was settled since the step before."""
+        return self._get(
+            self._buffer.release.remote(_ids(groups), policy_version=policy_version, step=policy_version)
+        )
+
+    def dialogues(self, groups: Sequence[FinishedGroup]) -> "ray.ObjectRef[list[pa.Table]]":
+        """Some dialogues of taken groups as text, to be awaited."""
+        return self._buffer.dialogues.remote(_ids(groups), self._run.tracking.dialogues_per_step)
+
+    def metrics(self) -> dict[str, float]:
+        """The ledger's and the buffer's."""
+        return self._get(self._buffer.metrics.remote())
+
+    def state(self) -> dict[str, Any]:
+        """JSON for a checkpoint."""
+        return self._get(self._buffer.state.remote())
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`."""
+        self._get(self._buffer.restore.remote(state))
+
+    def _expect_users(self) -> None:
+        """Raises where every dialogue fails or goes unscored, as with a spent budget: no wait would mend
+        that."""
+        num_lost: int = self._get(self._buffer.num_lost_in_a_row.remote())
+        if num_lost >= MOST_LOST_GROUPS:
+            raise RuntimeError(
+                f"every dialogue of the last {num_lost} groups failed, or no judge could score it: "
+                f"stop_reason, error and simulator in {self._archive} say how: mend it and go on by "
+                "`userrl train`"
+            )
+
+    def _get(self, reference: Any) -> Any:
+        return ray.get(reference, timeout=CALL_TIMEOUT_S)
+
+
+def _ids(groups: Sequence[FinishedGroup]) -> list[int]:
+    return [group.order.group_id for group in groups]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[-1]
