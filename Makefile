@@ -23,7 +23,7 @@ test: setup
 	$(BIN)/pytest $(ARGS)
 
 test-fast: setup
-	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/pytest -n auto -m "not slow and not gpu" $(ARGS)
 
 bench-gyms: setup
 	$(BIN)/python bench/gyms.py $(ARGS)

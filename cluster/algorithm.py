@@ -92,8 +92,6 @@ class GRPO(Algorithm):
         self.groups = Groups(
             self.services.buffer, run=self.run, rollouts=self.rollouts, archive=self.folder.trajectories
         )
-        self._num_lost = 0
-        """Rollout actors that had died when the last checkpoint for their sake was begun."""
         self._send_weights()
 
     def _run_of_trial(self, run: RunConfig) -> RunConfig:
@@ -196,12 +194,9 @@ class GRPO(Algorithm):
         return self.learners.save(folder / LEARNER_FOLDER)
 
     def _keep_up_checkpoints(self) -> None:
-        """Names what is written by now; saves where nobody else does, and where a rollout actor died, with
-        whose tables the last steps cannot be taken again."""
+        """Names what is written by now, and saves where nobody else does."""
         self.checkpoints.settle(wait=False)
-        is_long_ago = self.learners.num_steps_to_replay >= OWN_SAVE_AFTER * self.run.checkpoint.every_steps
-        if is_long_ago or self.rollouts.num_lost > self._num_lost:
-            self._num_lost = self.rollouts.num_lost
+        if self.learners.num_steps_to_replay >= OWN_SAVE_AFTER * self.run.checkpoint.every_steps:
             self.begin_checkpoint()
 
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:

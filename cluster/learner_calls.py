@@ -74,7 +74,7 @@ def _lost_its_peer(error: BaseException) -> bool:
 
 def _in_one_line(error: BaseException) -> str:
     if isinstance(error, ObjectLostError):
-        return f"a group's table is lost with the rollout actor that held it: {GO_ON}"
+        return f"a table of dialogues is lost with the process that held it: {GO_ON}"
     if isinstance(error, GetTimeoutError):
-        return f"a group's table did not come in time: {GO_ON}"
+        return f"a table of dialogues did not come in time: {GO_ON}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

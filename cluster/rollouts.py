@@ -40,8 +40,6 @@ class Rollouts:
         self._absent_since: float | None = None
         self._holders: dict[ActorHandle, dict[int, str]] = {}
         """By feed: which life of each rollout actor works for it."""
-        self.num_lost = 0
-        """Lives of rollout actors that ended; their tables went with them."""
 
     def supervise(
         self, feed: ActorHandle, *, policy: str = "engine", simulator: str = "", group_size: int
@@ -66,7 +64,6 @@ class Rollouts:
         before = self._holders.get(feed, {})
         for index, holder in before.items():
             if holders.get(index) != holder:
-                self.num_lost += 1
                 ray.get(feed.forget.remote(holder), timeout=CALL_TIMEOUT_S)
         self._holders[feed] = holders
 

@@ -129,9 +129,9 @@ class LearnerConfig(BaseModel):
     aggregation_tokens: int = Field(default=0, ge=0)
     """constant_length: tokens that a trajectory counts as, best the longest allowed. token_budget: loss
     tokens of a step; trajectories beyond them are left out."""
-    per_gym_denominator: bool = False
-    """Aggregate each gym by itself and add the gyms up by `gyms.weights`: mixing gyms then changes no other
-    gym's gradient."""
+    per_gym_denominator: bool = True
+    """Aggregate each gym by itself and add the gyms up by `gyms.weights`, so that mixing gyms changes no other
+    gym's gradient; false: all tokens of a step as one."""
     trajectory_score: ScoreName = "reward_to_go"
     """What a group compares: the sum of a trajectory's turn rewards, their mean, the discounted sum seen from
     its first turn, the best, or the last. Those that credit each turn by itself, such as turn_loo and
@@ -251,4 +251,5 @@ class LearnerSettings:
     """Where the KL's reference model lies: `learner.reference`'s folder, or the one that the learners write
     as GRPO begins, which all of them must be able to reach."""
     gym_shares: Mapping[str, float] = field(default_factory=dict)
-    """Part of the loss of each gym that is trained on, for `per_gym_denominator`; together 1."""
+    """Part of the loss of each gym that is trained on, for `per_gym_denominator`; together 1. Empty: a step is
+    one part."""

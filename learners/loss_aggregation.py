@@ -29,7 +29,7 @@ def take(
     seed: int,
 ) -> tuple[list[TrainingSample], Float64[ndarray, "num_samples"]]:
     """The samples that the step learns from, and their weights, as the configuration asks."""
-    shares = gym_shares if config.per_gym_denominator else None
+    shares = gym_shares if config.per_gym_denominator and gym_shares else None
     taken = list(samples)
     if config.aggregation == "token_budget":
         taken = within_budget(samples, budget=config.aggregation_tokens, gym_shares=shares, seed=seed)

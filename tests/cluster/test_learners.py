@@ -305,7 +305,7 @@ def test_what_cannot_be_taken_again_ends_the_run_and_says_how_it_goes_on() -> No
     ray.kill(owner)
     ray.kill(groups[-1]._workers[1])
     with pytest.raises(
-        LearnerError, match=r"table is lost with the rollout actor.*go on from the last checkpoint"
+        LearnerError, match=r"lost with the process that held it.*go on from the last checkpoint"
     ):
         learners.update([], step=1)
 
