@@ -41,7 +41,6 @@ class OurSide:
             folder,
             temperature=TEMPERATURE,
             dtype=torch.float32,
-            device=torch.device("cpu"),
             recompute_activations=False,
         )
         self._optimizer = make_optimizer(self.policy, config=CONFIG)
@@ -79,8 +78,8 @@ class TrlSide:
             max_completion_length=4096,
             loss_type="dapo",
             beta=0.0,
-            epsilon=CONFIG.clip_low,
-            epsilon_high=CONFIG.clip_high,
+            epsilon=CONFIG.clip[0],
+            epsilon_high=CONFIG.clip[1],
             delta=CONFIG.dual_clip,
             temperature=TEMPERATURE,
             learning_rate=LR,

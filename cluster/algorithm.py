@@ -29,13 +29,15 @@ from cluster.machine import ray_address
 from cluster.policy_folder import provide_policy, reference_folder
 from cluster.results import EvaluationRow, rows_as_json
 from cluster.rollouts import Rollouts
-from cluster.run_folder import BestCheckpoint, RunFolder, write_folder, write_whole
+from cluster.run_folder import STATE_FILE, BestCheckpoint, RunFolder, write_folder, write_whole
 from cluster.step_metrics import Laps, age_metrics, rollout_metrics
+from learners.checkpoint import withdraw
 from learners.config import LearnerSettings
 from simulators.gauges import alarms
 from simulators.task import Split
 
-STATE_FILE = "driver.json"
+SFT_STEPS_PER_CHECKPOINT = 50
+"""Optimizer steps of the cold start between two checkpoints."""
 OWN_SAVE_AFTER = 2
 """Checkpoint intervals without a checkpoint of the run, after which the algorithm saves one by itself: for
 those who call `train` alone, learners can be replaced, too."""
@@ -133,7 +135,10 @@ class GRPO(Algorithm):
 
         def note(step: int, metrics: Mapping[str, float]) -> None:
             self.num_sft_steps = step
+            self.checkpoints.settle(wait=False)
             log(step, metrics)
+            if step % SFT_STEPS_PER_CHECKPOINT == 0:
+                self.begin_checkpoint()
 
         cold_start(
             self.run,
@@ -170,6 +175,8 @@ class GRPO(Algorithm):
         """Writes a checkpoint, whole when this returns: the learners' shards and the driver's few numbers.
         Any number of learners can go on from it. Raises OSError."""
         self.finish_checkpoint()
+        if path is not None:  # what is overwritten is no checkpoint any more
+            withdraw(Path(path) / LEARNER_FOLDER)
         # Absolute, since RLlib hands the path to pyarrow, which takes a relative one for a URI.
         folder = Path(super().save_to_path(Path(path).resolve() if path else None, **kwargs))
         self._begin_writing(folder, with_rllib=False)
@@ -217,6 +224,8 @@ class GRPO(Algorithm):
 
     def write_best_model(self, best: BestCheckpoint) -> Path:
         """Writes the policy of the best checkpoint in the same form."""
+        if self.folder.is_best(self.policy_version):
+            return write_folder(self.folder.best_model, self.learners.export)
         source = best.path / LEARNER_FOLDER
         return write_folder(
             self.folder.best_model, lambda folder: self.learners.export_checkpoint(source, folder)
@@ -268,7 +277,9 @@ class GRPO(Algorithm):
         if gap > limit:  # NaN where no token of the step is of the current version: nothing to compare
             raise LogprobGapError(
                 f"learner/logprob_gap/mean={gap:.4f}: engine and learner must agree on sampled tokens within "
-                f"learner.max_logprob_gap={limit}: give both the same dtype, or look for a failed weight sync"
+                f"learner.max_logprob_gap={limit}: go on by `userrl train RUN_FOLDER`, with a higher "
+                "limit where it is rounding; to give learner.dtype and engine.dtype alike, begin a new run "
+                "with --run NAME"
             )
 
     def _config_for_actors(self, policy_folder: str) -> AlgorithmConfig:

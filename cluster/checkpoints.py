@@ -55,20 +55,35 @@ class Checkpoints:
             if not self._learners.saved(wait=wait):
                 return
             self._begun = None
-            final = self._folder.complete_checkpoint(begun.step, keep=self._keep)
-            self._learners.rebase(final / LEARNER_FOLDER, moment=begun.moment)
-            if begun.score is not None:
-                self._folder.keep_best(begun.step, score=begun.score)
+            final = self._folder.complete_checkpoint(begun.step)
         except (OSError, SaveError) as error:
             self._begun = None
             self._fail(begun.step, error)
+            return
+        self._learners.rebase(final / LEARNER_FOLDER, moment=begun.moment)
+        self._tidy(begun)
 
     def close(self) -> None:
         """Names what is written already; for a run that ends, whatever state its learners are in."""
         try:
             self.settle(wait=False)
+            reason = "the learners have not said that it is whole"
         except LearnerError as error:
-            say(f"the last checkpoint is not named: {error}")
+            reason = str(error)
+        if self._begun is not None:
+            say(f"the last checkpoint is not named: {reason}")
+
+    def _tidy(self, begun: _Begun) -> None:
+        """What the disk refuses here leaves the checkpoint as good as it is."""
+        if begun.score is not None:
+            try:
+                self._folder.keep_best(begun.step, score=begun.score)
+            except OSError as error:
+                say(f"checkpoint of step {begun.step} is written, but not kept as the best: {error}")
+        try:
+            self._folder.keep_newest(self._keep, beside=begun.step)
+        except OSError as error:
+            say(f"checkpoint of step {begun.step} is written, but older ones are not deleted: {error}")
 
     def _fail(self, step: int, error: Exception) -> None:
         self.num_failed += 1

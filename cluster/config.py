@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from actors.config import EngineConfig, RolloutConfig
 from cluster.recipe import apply_overrides, nearest, read_toml, to_toml, validate
+from learners.advantage import ADVANTAGES
 from learners.config import LearnerConfig, TinyPolicyConfig
 from learners.sft_config import SftConfig
 from rewards.config import RewardConfig
@@ -20,10 +21,6 @@ from simulators.config import SimulatorConfig
 from simulators.gyms import GYMS
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-ONLY_SCORES = ("grpo", "dr_grpo", "rloo")
-"""Estimators that see a trajectory's score, and its turns only through a credit."""
-COMPARE_SCORES = (*ONLY_SCORES, "mt_grpo", "gigpo", "userrl_compat", "userrl_printed")
-"""Estimators that see a trajectory's score."""
 
 
 class RunNameConfig(BaseModel):
@@ -258,19 +255,12 @@ class RunConfig(BaseModel):
             return self
         for gym in self.gyms.trained:
             rule = self.learner.credit_of(gym)
-            where = f"reward.weights.potential: {gym} has advantage={rule.advantage}"
-            if rule.advantage not in COMPARE_SCORES:
-                continue
-            if rule.trajectory_score != "reward_to_go" and (rule.trajectory_score, rule.gamma) != ("sum", 1):
+            if not rule.estimator.keeps_shaping:
+                fitting = [name for name, entry in ADVANTAGES.items() if entry.keeps_shaping]
                 raise ValueError(
-                    f"{where} of trajectory_score={rule.trajectory_score}, gamma={rule.gamma:g}: shaping "
-                    "keeps the best policy the best only where both discount alike: take "
-                    "trajectory_score=reward_to_go, sum with gamma=1, or advantage=turn_loo"
-                )
-            if rule.turn_credit == "equalized" and rule.advantage in ONLY_SCORES:
-                raise ValueError(
-                    f"{where} of turn_credit=equalized: shaping adds up to nothing over a dialogue, so this "
-                    "never sees it: take advantage=turn_loo, or leave the weight out"
+                    f"reward.weights.potential: {gym} has advantage={rule.advantage}, which does not see "
+                    "shaping, or would take another policy for the best: take one of "
+                    f"{', '.join(fitting)}, or leave the weight out"
                 )
         return self
 

@@ -29,7 +29,7 @@ def say(line: str) -> None:
 def step_line(step: int, *, num_steps: int, metrics: Mapping[str, float]) -> str:
     """One step for people.
 
-    Example: `step 12/60 | 4.2s | reward 0.41 | turns 5.2 | lag 0 | 8.1k tok/s | dropped flat 16 failed 0 |
+    Example: `step 12/60 | 4.2s | reward 0.41 | turns 5.2 | lag 0 | 8.1k tok/s | dropped flat 16 |
     ledger 640 = 512 + 112 + 16` (issued = trained + dropped + in flight, in trajectories).
     """
     dropped = {
@@ -43,7 +43,7 @@ def step_line(step: int, *, num_steps: int, metrics: Mapping[str, float]) -> str
         f"turns {metrics['rollout/turns/mean']:.1f}",
         f"lag {metrics['buffer/age/max']:g}",
         f"{metrics['rollout/tokens_per_s'] / 1000:.1f}k tok/s",
-        "dropped " + (" ".join(f"{reason} {count:.0f}" for reason, count in dropped.items()) or "0"),
+        "dropped " + (" ".join(f"{reason} {count:.0f}" for reason, count in dropped.items() if count) or "0"),
         f"ledger {issued:.0f} = {trained:.0f} + {sum(dropped.values()):.0f} + {in_flight:.0f}",
     ]
     return " | ".join(parts)

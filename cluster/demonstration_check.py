@@ -11,7 +11,7 @@ from learners.sharegpt import count_rows
 
 def check_demonstrations(config: RunConfig) -> None:
     """Raises `BadInput`. Whether a run's tokens are this policy's is seen for certain when they are read."""
-    if RunFolder.of(config).latest_step:
+    if RunFolder.of(config).cold_started:
         return  # this run's cold start is behind it, and its demonstrations may be gone
     for run in config.sft.runs:
         if not any(RunFolder(run).trajectories.glob("step-*.parquet")):

@@ -5,12 +5,13 @@ references and counts.
 """
 
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -25,7 +26,7 @@ from cluster.recipe import BadInput
 from cluster.rollouts import Rollouts
 from learners.best_trajectories import best_trajectories, load_trajectories
 from learners.sft import sample_lengths, without_overlong
-from learners.sharegpt import count_rows, read_dialogues
+from learners.sharegpt import SharedDialogue, read_dialogues
 from learners.sharegpt_table import dialogues_table
 from simulators.task import TaskSource
 
@@ -106,37 +107,46 @@ def _from_runs(config: RunConfig, *, policy_folder: str) -> list[tuple[ray.Objec
 def _from_files(config: RunConfig, *, policy_folder: str) -> list[tuple[ray.ObjectRef, Harvest]]:
     """Dialogues of files, rendered for this policy, some hundred in a task and a task a core."""
     max_tokens = config.engine.max_model_len
-    try:
-        num_rows = {file: count_rows(file) for file in config.sft.files}
-    except ValueError as error:
-        raise BadInput(f"sft.files: {error}") from None
-    chunks = [(file, start) for file, n in num_rows.items() for start in range(0, n, ROWS_PER_TASK)]
+    chunks, num_rows = _read_files(config.sft.files)
     task = beside_driver(_render_rows, num_returns=2)
-    waiting = iter(enumerate(chunks))
     running: dict[ray.ObjectRef, tuple[int, ray.ObjectRef]] = {}
     done: dict[int, tuple[ray.ObjectRef, Harvest]] = {}
-    with stage_progress("dialogues of files", total=sum(num_rows.values())) as advance:
-        while len(done) < len(chunks):
-            for index, (file, start) in islice(waiting, (os.cpu_count() or 1) - len(running)):
+    with stage_progress("dialogues of files", total=num_rows) as advance:
+        while chunks or running:
+            while chunks and len(running) < (os.cpu_count() or 1):
+                file, rows = chunks.popleft()  # rendered rows need not stay in the object store
                 table, made = task.remote(
-                    file, start=start, policy_folder=policy_folder, max_tokens=max_tokens
+                    rows, gym=file.stem, policy_folder=policy_folder, max_tokens=max_tokens
                 )
-                running[made] = index, table
+                running[made] = len(done) + len(running), table
             (ready,), _ = ray.wait(list(running), num_returns=1)
             index, table = running.pop(ready)
-            done[index] = table, _result(ready, key="sft.files")
-            file, start = chunks[index]
-            advance(min(ROWS_PER_TASK, num_rows[file] - start), "")
-    parts = [done[index] for index in range(len(chunks))]
+            harvest = _result(ready, key="sft.files")
+            done[index] = table, harvest
+            advance(sum(harvest.num_trajectories.values()) + harvest.num_overlong, "")
+    parts = [done[index] for index in sorted(done)]
     harvests = [made for _, made in parts]
     kept = sum(sum(made.num_trajectories.values()) for made in harvests)
     if not kept:
         raise BadInput(
-            f"sft.files: each of the {sum(num_rows.values())} rows is longer than "
+            f"sft.files: each of the {num_rows} rows is longer than "
             f"engine.max_model_len={max_tokens} tokens: raise it, or leave the files out"
         )
-    say(f"dialogues of {len(num_rows)} file(s): {kept}{_overlong(harvests, max_tokens=max_tokens)}")
+    say(f"dialogues of {len(config.sft.files)} file(s): {kept}{_overlong(harvests, max_tokens=max_tokens)}")
     return parts
+
+
+def _read_files(files: Sequence[Path]) -> tuple[deque[tuple[Path, ray.ObjectRef]], int]:
+    """References to the files' rows, some hundred each, and how many rows there are. Each file is read once,
+    by a task of its own, and whole before anything is rendered."""
+    chunks: deque[tuple[Path, ray.ObjectRef]] = deque()
+    num_rows = 0
+    task = beside_driver(_read_rows, num_returns="streaming")
+    for file, reading in [(file, task.remote(file)) for file in files]:
+        *rows, count = reading
+        num_rows += _result(count, key="sft.files")
+        chunks.extend((file, ref) for ref in rows)
+    return chunks, num_rows
 
 
 def _overlong(harvests: Sequence[Harvest], *, max_tokens: int) -> str:
@@ -144,7 +154,7 @@ def _overlong(harvests: Sequence[Harvest], *, max_tokens: int) -> str:
     return f" | {count} left out, longer than engine.max_model_len={max_tokens}" if count else ""
 
 
-def _result(made: ray.ObjectRef, *, key: str) -> Harvest:
+def _result(made: ray.ObjectRef, *, key: str) -> Any:
     """What the task says it made. Raises `BadInput` with the task's own line where its input was bad."""
     try:
         return ray.get(made)
@@ -164,10 +174,21 @@ def _load_best(
     return _harvest(load_trajectories(chosen, renderer=_renderer(policy_folder)), max_tokens=max_tokens)
 
 
-def _render_rows(file: Path, *, start: int, policy_folder: str, max_tokens: int) -> tuple[pa.Table, Harvest]:
-    """A task's work: reads and renders some rows of a file."""
-    dialogues = list(read_dialogues(file, start=start, stop=start + ROWS_PER_TASK))
-    table = dialogues_table(dialogues, gym=file.stem, renderer=_renderer(policy_folder))
+def _read_rows(file: Path) -> Iterator[list[SharedDialogue] | int]:
+    """A task's work: the file's rows in chunks, and last how many they are. Where a row is refused, that is
+    what comes last."""
+    count, dialogues = 0, read_dialogues(file)
+    while chunk := list(islice(dialogues, ROWS_PER_TASK)):
+        count += len(chunk)
+        yield chunk
+    yield count
+
+
+def _render_rows(
+    dialogues: Sequence[SharedDialogue], *, gym: str, policy_folder: str, max_tokens: int
+) -> tuple[pa.Table, Harvest]:
+    """A task's work: renders some rows of a file."""
+    table = dialogues_table(dialogues, gym=gym, renderer=_renderer(policy_folder))
     return _harvest(table, max_tokens=max_tokens)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import serve
@@ -250,7 +250,7 @@ def _create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
     )
 
 
-def beside_driver(work: Callable[..., object], *, num_returns: int = 1) -> Any:
+def beside_driver(work: Callable[..., object], *, num_returns: int | Literal["streaming"] = 1) -> Any:
     """A Ray task on the driver's node, where the files are, outside the placement group of a Tune trial."""
     return ray.remote(work).options(num_cpus=0, num_returns=num_returns, scheduling_strategy=_here())
 

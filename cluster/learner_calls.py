@@ -25,6 +25,10 @@ class LostLearnerError(RuntimeError):
     """A learner died or hangs: new ones may do better."""
 
 
+class SilentLearnerError(LostLearnerError):
+    """A learner has not answered in time."""
+
+
 def ask(actors: Sequence[ActorHandle], work: Work, *, timeout_s: float) -> list[Any]:
     """Every rank's answer, in their order. Raises soon after a rank fails, whatever its peers wait for, where
     RLlib's `foreach_learner` would wait for them all."""
@@ -64,7 +68,7 @@ def as_failure(
             return failure
     if raised:
         return LostLearnerError(f"learner {min(raised)} lost the others")
-    return LostLearnerError(f"learner {min(silent)} did not answer for {timeout_s:.0f} s")
+    return SilentLearnerError(f"learner {min(silent)} did not answer for {timeout_s:.0f} s")
 
 
 def _lost_its_peer(error: BaseException) -> bool:

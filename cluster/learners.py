@@ -11,14 +11,16 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
 
 from cluster.console import say
 from cluster.history import Call, History, HistoryError, Stage, Work
-from cluster.learner_calls import GO_ON, LearnerError, LostLearnerError, as_failure, ask
+from cluster.learner_calls import GO_ON, LearnerError, LostLearnerError, SilentLearnerError, ask
+from cluster.learner_room import rebuilt
 
 CALL_TIMEOUT_S = 1800.0
 """Longest wait for one call; an optimizer step of a large policy takes minutes."""
+POLL_TIMEOUT_S = 10.0
+"""Longest wait for a question that is not waited for; who is too busy to answer is asked again later."""
 MOST_REBUILDS = 3
 """For one call: learners that die again and again at the same place are not the machine's mishap."""
 
@@ -99,12 +101,16 @@ class Learners:
         return self._history.moment
 
     def saved(self, *, wait: bool) -> bool:
-        """Whether every rank has written its part of the last `save`. Raises `SaveError`; replaces nobody."""
+        """Whether every rank has written its part of the last `save`, as far as it says so: without `wait` it
+        has little time to. Raises `SaveError`; replaces nobody."""
         if not self._is_saving:
             raise SaveError("a learner died while it was written")
         try:
-            reports = self._ask(lambda learner: learner.saved(wait=wait))
+            timeout_s = self._timeout_s if wait else min(self._timeout_s, POLL_TIMEOUT_S)
+            reports = ask(self._actors(), lambda learner: learner.saved(wait=wait), timeout_s=timeout_s)
         except LostLearnerError as error:
+            if isinstance(error, SilentLearnerError) and not wait:
+                return False
             self._lost, self._is_saving = error, False
             raise SaveError(f"{error}, while it was written") from None
         errors = [report.error for report in reports if report.error]
@@ -171,7 +177,7 @@ class Learners:
         if is_new:
             say(f"{why}: new ones are started")
             self._is_saving = False
-            self._renew()
+            self._renew(why=str(why))
         for work in replay:
             self._ask(work)
         self._lost, self._holds_another = None, False
@@ -183,16 +189,12 @@ class Learners:
                 f"{time.perf_counter() - start:.1f}s"
             )
 
-    def _renew(self) -> None:
+    def _renew(self, *, why: str) -> None:
         """New processes in place of all learners, dead or alive: ranks do not outlive each other."""
         for actor in self._actors():
             ray.kill(actor)
         self._group.shutdown()
-        args, kwargs = self._group.get_ctor_args_and_kwargs()
-        try:
-            self._group = type(self._group)(*args, **kwargs)
-        except RayError as error:
-            raise as_failure({0: error}, timeout_s=self._timeout_s) from error
+        self._group = rebuilt(self._group, why=why, timeout_s=self._timeout_s)
         self._replaced(self._group)
 
     def _ask(self, work: Work) -> list[Any]:

@@ -81,35 +81,33 @@ class Rollouts:
     def sample(
         self, orders: Sequence[GroupOrder], *, policy: str, advance: Callable[[int, str], None]
     ) -> list[ray.ObjectRef]:
-        """Rolls out orders in rounds, a chunk an actor; references to one table a chunk. A chunk whose actor
-        died is done again by another."""
-        chunks = [orders[start : start + CHUNK] for start in range(0, len(orders), CHUNK)]
-        tables: list[ray.ObjectRef] = []
+        """Rolls out orders in rounds, a chunk an actor; references to one table a chunk, in their order. A
+        chunk whose actor died is done again by another."""
+        chunks = dict(enumerate(orders[start : start + CHUNK] for start in range(0, len(orders), CHUNK)))
+        tables: dict[int, ray.ObjectRef] = {}
         num_tries = 0
-        while chunks:
+        while waiting := [i for i in chunks if i not in tables]:
             self._restore()
             workers = self._env_runners.healthy_env_runner_ids()
             self._expect_alive(len(workers))
             if not workers:
                 time.sleep(LOOK_EVERY_S)
                 continue
-            round_, chunks = chunks[: len(workers)], chunks[len(workers) :]
+            round_ = waiting[: len(workers)]
             done = self._env_runners.foreach_env_runner(
-                [partial(_sample, index=i, orders=chunk, policy=policy) for i, chunk in enumerate(round_)],
+                [partial(_sample, index=i, orders=chunks[i], policy=policy) for i in round_],
                 remote_worker_ids=workers[: len(round_)],
                 local_env_runner=False,
                 timeout_seconds=WITHOUT_PROGRESS_S,
             )
-            tables += [table for _, table in done]
-            advance(sum(len(round_[i]) for i, _ in done), "")
-            finished = {i for i, _ in done}
-            num_tries = 0 if finished else num_tries + 1
+            tables |= dict(done)
+            advance(sum(len(chunks[i]) for i, _ in done), "")
+            num_tries = 0 if done else num_tries + 1
             if num_tries == MOST_TRIES:
                 raise RuntimeError(
                     f"rollout actors failed {MOST_TRIES} times in a row: see /tmp/ray/session_latest/logs"
                 )
-            chunks = [chunk for i, chunk in enumerate(round_) if i not in finished] + chunks
-        return tables
+        return [tables[i] for i in chunks]
 
     def run(
         self,

@@ -15,6 +15,10 @@ from cluster.recipe import BadInput
 
 RunState = Literal["fresh", "stopped", "finished"]
 SCORE_FILE = "score.json"
+STATE_FILE = "driver.json"
+"""The driver's part of a checkpoint."""
+OLD = "-old"
+"""Ends the name of what `replace_folder` is about to delete."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,10 +98,12 @@ class RunFolder:
             yield
 
     def state(self, *, num_steps: int) -> RunState:
-        """`finished` once GRPO is evaluated, its model written and no step of `num_steps` is missing."""
+        """`finished` once no step of `num_steps` is missing, the models are written and GRPO is evaluated."""
         if not self.config.exists():
             return "fresh"
-        done = (self.latest_step or 0) >= num_steps and (self.model / "config.json").exists()
+        models = [self.model, *([self.best_model] if self.best else [])]
+        written = all((model / "config.json").exists() for model in models)
+        done = (self.latest_step or 0) >= num_steps and written
         return "finished" if done and "grpo" in self._evaluated_stages() else "stopped"
 
     def _evaluated_stages(self) -> set[str]:
@@ -106,13 +112,18 @@ class RunFolder:
         return {row["stage"] for row in json.loads(self.evaluation.read_text())["rows"]}
 
     def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step:05d}"
+        return self._complete("step").get(step, self.checkpoints / f"step-{step:05d}")
 
     @property
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step; None where there is none."""
-        steps = self._steps()
-        return steps[-1] if steps else None
+        return max(self._complete("step"), default=None)
+
+    @property
+    def cold_started(self) -> bool:
+        """Whether the newest complete checkpoint has SFT behind it."""
+        state = self.checkpoint(self.latest_step or 0) / STATE_FILE
+        return state.exists() and json.loads(state.read_text(encoding="utf-8"))["cold_started"]
 
     def begin_checkpoint(self, step: int) -> Path:
         """An empty folder to write a checkpoint into. Leftovers of unfinished ones go away."""
@@ -121,18 +132,22 @@ class RunFolder:
         partial.mkdir(parents=True)
         return partial
 
-    def complete_checkpoint(self, step: int, *, keep: int) -> Path:
-        """Names the folder of `begin_checkpoint`, then deletes all but the newest `keep`."""
-        final = self.checkpoint(step)
+    def complete_checkpoint(self, step: int) -> Path:
+        """Names the folder of `begin_checkpoint`."""
+        final = self.checkpoints / f"step-{step:05d}"
         replace_folder(final, self.checkpoints / f"partial-{step:05d}")
-        for old in self._steps()[:-keep]:
-            if old != step:
-                shutil.rmtree(self.checkpoint(old))
         return final
 
+    def keep_newest(self, count: int, *, beside: int) -> None:
+        """Deletes all but the newest complete checkpoints; not that of step `beside`, whatever its age."""
+        for step, old in sorted(self._complete("step").items())[:-count]:
+            if step != beside:
+                self._delete(old)
+
     def clear_partial(self) -> None:
-        """Deletes what was begun and never named."""
-        for leftover in self.checkpoints.glob("partial-*"):
+        """Deletes what was begun and never named, and what something else has replaced."""
+        replaced = (old for old in self.checkpoints.glob(f"*{OLD}") if _plain(old).exists())
+        for leftover in (*self.checkpoints.glob("partial-*"), *replaced):
             shutil.rmtree(leftover, ignore_errors=True)
 
     @property
@@ -140,9 +155,14 @@ class RunFolder:
         """The complete checkpoint with the best score on validation tasks; None where none was scored."""
         scored = [
             BestCheckpoint(path=path, **json.loads((path / SCORE_FILE).read_text(encoding="utf-8")))
-            for path in self.checkpoints.glob("best-*")
+            for path in self._complete("best").values()
         ]
         return max(scored, key=lambda best: (best.score, -best.step), default=None)
+
+    def is_best(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is the best one, by its very files."""
+        best, own = self.best, self.checkpoint(step) / STATE_FILE
+        return best is not None and own.exists() and own.samefile(best.path / STATE_FILE)
 
     def keep_best(self, step: int, *, score: float) -> BestCheckpoint:
         """Keeps the complete checkpoint of `step` as the best, whatever becomes of it among the newest."""
@@ -153,12 +173,23 @@ class RunFolder:
         replace_folder(final, partial)
         for old in before:
             if old != final:
-                shutil.rmtree(old)
+                self._delete(old)
         return BestCheckpoint(path=final, step=step, score=score, split="validation")
 
-    def _steps(self) -> list[int]:
-        names = (folder.name.removeprefix("step-") for folder in self.checkpoints.glob("step-*"))
-        return sorted(int(name) for name in names if name.isdecimal())
+    def _delete(self, folder: Path) -> None:
+        """Takes the name first: what is half deleted must not pass for whole."""
+        nameless = folder.with_name(f"partial-{folder.name}")
+        folder.rename(nameless)
+        shutil.rmtree(nameless)
+
+    def _complete(self, kind: str) -> dict[int, Path]:
+        """Complete checkpoints by step; where a crash came between the two names, the old one."""
+        found: dict[int, Path] = {}
+        for path in sorted(self.checkpoints.glob(f"{kind}-*"), reverse=True):  # plain names after old ones
+            step = _plain(path).name.removeprefix(f"{kind}-")
+            if step.isdecimal():
+                found[int(step)] = path
+        return found
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -182,16 +213,20 @@ def write_folder(final: Path, write: Callable[[Path], None]) -> Path:
 
 def replace_folder(final: Path, partial: Path) -> None:
     """Gives a whole folder its name, in place of what has it; after a crash one of the two has it, or the old
-    one is beside it as `...-old`."""
-    old = partial.with_name(f"{partial.name}-old")
-    shutil.rmtree(old, ignore_errors=True)
+    one has it with `-old` behind."""
+    old = final.with_name(f"{final.name}{OLD}")
     for path in (*partial.rglob("*"), partial):
         _to_disk(path)
     if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     partial.rename(final)
     _to_disk(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _plain(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(OLD))
 
 
 def _to_disk(path: Path) -> None:

@@ -31,7 +31,7 @@ def train(config: RunConfig, *, as_json: bool) -> None:
             if folder.latest_step is not None:
                 algorithm.restore_from_path(folder.checkpoint(folder.latest_step))
                 say(f"goes on from checkpoint {folder.checkpoint(folder.latest_step)}")
-            _cut_validation(folder, resume_step=resume_step)
+            _cut_scores(folder, resume_step=resume_step, num_steps=config.grpo.num_steps)
             _stages(algorithm, tracker=tracker, folder=folder)
         finally:
             algorithm.stop()
@@ -46,11 +46,11 @@ def _stages(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder) -> None:
         _cold_start(algorithm, tracker=tracker, folder=folder, stop=stop)
         _evaluate(algorithm, "sft", tracker=tracker, folder=folder)
         _grpo(algorithm, tracker=tracker, folder=folder, stop=stop)
-    _evaluate(algorithm, "grpo", tracker=tracker, folder=folder)
+    algorithm.write_model()
     if folder.best is not None:
         say(f"best checkpoint: step {folder.best.step}, validation score {folder.best.score:.3f}")
         algorithm.write_best_model(folder.best)
-    algorithm.write_model()
+    _evaluate(algorithm, "grpo", tracker=tracker, folder=folder)
 
 
 def _cold_start(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder, stop: StopSignal) -> None:
@@ -89,9 +89,8 @@ def _grpo(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder, stop: StopSig
 
 
 def _evaluate(algorithm: GRPO, stage: str, *, tracker: Tracker, folder: RunFolder) -> None:
-    """Evaluates, unless the rows of this stage are there from before a stop. GRPO's are made anew: more steps
-    may have been asked of a finished run."""
-    if stage != "grpo" and any(row.stage == stage for row in read_rows(folder.evaluation)):
+    """Evaluates, unless the rows of this stage are there from before a stop."""
+    if any(row.stage == stage for row in read_rows(folder.evaluation)):
         return
     rows = algorithm.evaluate_stage(stage)
     write_rows(folder.evaluation, rows)
@@ -105,16 +104,18 @@ def _save(algorithm: GRPO, *, score: float | None, is_due: bool = False) -> None
 
 
 def _validate(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder) -> float | None:
-    """Scores the policy on validation tasks where that is due and was not done before a stop. Returns the
-    score where it is the best so far."""
+    """Scores the policy on validation tasks where that is due; scores from before a stop are taken as they
+    are. Returns the score where it is better than the best checkpoint's."""
     step, every_steps = algorithm.policy_version, algorithm.run.evaluation.every_steps
     is_due = every_steps and (step % every_steps == 0 or step == algorithm.run.grpo.num_steps)
     stage = f"{VALIDATION}{step:05d}"
-    if not is_due or any(row.stage == stage for row in read_rows(folder.validation)):
+    if not is_due:
         return None
-    rows = algorithm.evaluate_stage(stage, split="validation")
-    write_rows(folder.validation, rows)
-    tracker.log_evaluation(rows, step=step)
+    rows = [row for row in read_rows(folder.validation) if row.stage == stage]
+    if not rows:
+        rows = algorithm.evaluate_stage(stage, split="validation")
+        write_rows(folder.validation, rows)
+        tracker.log_evaluation(rows, step=step)
     algorithm.finish_checkpoint()  # it may be the best
     score, best = validation_score(rows), folder.best
     so_far = "" if best is None else f" | best so far {best.score:.3f} at step {best.step}"
@@ -122,6 +123,8 @@ def _validate(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder) -> float 
     return score if score > (best.score if best else -math.inf) else None  # NaN is no score
 
 
-def _cut_validation(folder: RunFolder, *, resume_step: int) -> None:
-    """Drops the scores of later steps, which are trained again."""
+def _cut_scores(folder: RunFolder, *, resume_step: int, num_steps: int) -> None:
+    """Drops the scores of later steps, which are trained again, and GRPO's where steps are still to come."""
+    if resume_step < num_steps:
+        keep_rows(folder.evaluation, lambda row: row.stage != "grpo")
     keep_rows(folder.validation, lambda row: int(row.stage.removeprefix(VALIDATION)) <= resume_step)

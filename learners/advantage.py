@@ -60,9 +60,16 @@ class CreditRule:
     gamma: float
     gae_lambda: float = 0.9
 
+    @property
+    def estimator(self) -> "Advantage":
+        return ADVANTAGES[self.advantage]
+
     def check(self, *, where: str = "") -> None:
-        """Raises ValueError for names that do not go together; `where` opens its line."""
-        if self.advantage in CREDITS_ITSELF and self.turn_credit != "equalized":
+        """Raises ValueError for an unknown name, or names that do not go together; `where` opens its line."""
+        if self.advantage not in ADVANTAGES:
+            known = ", ".join(ADVANTAGES)
+            raise ValueError(f"{where}advantage={self.advantage}: unknown: take one of {known}")
+        if not self.estimator.spreads and self.turn_credit != "equalized":
             raise ValueError(
                 f"{where}turn_credit={self.turn_credit}: advantage={self.advantage} credits each turn "
                 "itself: take turn_credit=equalized, or advantage=grpo"
@@ -87,6 +94,20 @@ class CreditRule:
         """Each turn's weight within its trajectory."""
         credit = CREDITS[self.turn_credit]
         return [credit(turns, self.gamma) for turns in rewards]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advantage:
+    """An estimator, and what others must know of it."""
+
+    estimate: Callable[[GroupTurns, CreditRule], TurnAdvantages]
+    spreads: bool = False
+    """It spreads a trajectory's advantage over the turns by `turn_credit`; the others credit each turn
+    themselves."""
+    asks_critic: bool = False
+    """It needs `GroupTurns.values`: only the learner can say what is flat."""
+    keeps_shaping: bool = False
+    """It adds up discounted rewards turn by turn: shaping by potential makes no other policy the best."""
 
 
 class Estimator(Protocol):
@@ -161,7 +182,7 @@ def make_estimator(
     turn_credit: str = "equalized",
     gae_lambda: float = 0.9,
 ) -> Estimator:
-    """The estimator that `LearnerConfig`'s names ask for."""
+    """The estimator that `LearnerConfig`'s names ask for. Raises ValueError as `CreditRule.check` does."""
     rule = CreditRule(
         advantage=advantage,
         trajectory_score=trajectory_score,
@@ -169,6 +190,7 @@ def make_estimator(
         gamma=gamma,
         gae_lambda=gae_lambda,
     )
+    rule.check()
     return partial(_estimate, rule=rule)
 
 
@@ -191,27 +213,36 @@ def _estimate(
         values=[values[row] for row in kept] if values is not None else [],
     )
     advantages = [np.full(len(turns), np.nan) for turns in rewards]
-    for row, found in zip(kept, ADVANTAGES[rule.advantage](group, rule), strict=True):
+    for row, found in zip(kept, rule.estimator.estimate(group, rule), strict=True):
         advantages[row] = found
     return advantages
 
 
-ADVANTAGES: dict[str, Callable[[GroupTurns, CreditRule], TurnAdvantages]] = {
-    "grpo": partial(spread_advantages, compare=partial(group_relative, divide_by_std=True)),
-    "dr_grpo": partial(spread_advantages, compare=partial(group_relative, divide_by_std=False)),
-    "rloo": partial(spread_advantages, compare=leave_one_out),
-    "userrl_compat": compat_advantages,
-    "userrl_printed": printed_advantages,
-    "turn_mean": lambda turns, rule: turn_mean_advantages(turns.rewards, gamma=rule.gamma),
-    "turn_loo": lambda turns, rule: turn_loo_advantages(turns.rewards, gamma=rule.gamma),
-    "mt_grpo": lambda turns, rule: mt_grpo_advantages(turns.rewards, outcomes=rule.scores(turns.rewards)),
-    "gigpo": lambda turns, rule: gigpo_advantages(
-        turns.rewards, states=turns.states, outcomes=rule.scores(turns.rewards), gamma=rule.gamma
+ADVANTAGES: dict[str, Advantage] = {
+    "grpo": Advantage(
+        estimate=partial(spread_advantages, compare=partial(group_relative, divide_by_std=True)), spreads=True
     ),
-    "igpo": lambda turns, rule: igpo_advantages(turns.rewards, gamma=rule.gamma),
-    "turn_gae": gae_advantages,
+    "dr_grpo": Advantage(
+        estimate=partial(spread_advantages, compare=partial(group_relative, divide_by_std=False)),
+        spreads=True,
+    ),
+    "rloo": Advantage(estimate=partial(spread_advantages, compare=leave_one_out), spreads=True),
+    "userrl_compat": Advantage(estimate=compat_advantages, spreads=True),
+    "userrl_printed": Advantage(estimate=printed_advantages, spreads=True),
+    "turn_mean": Advantage(
+        estimate=lambda turns, rule: turn_mean_advantages(turns.rewards, gamma=rule.gamma), keeps_shaping=True
+    ),
+    "turn_loo": Advantage(
+        estimate=lambda turns, rule: turn_loo_advantages(turns.rewards, gamma=rule.gamma), keeps_shaping=True
+    ),
+    "mt_grpo": Advantage(
+        estimate=lambda turns, rule: mt_grpo_advantages(turns.rewards, outcomes=rule.scores(turns.rewards))
+    ),
+    "gigpo": Advantage(
+        estimate=lambda turns, rule: gigpo_advantages(
+            turns.rewards, states=turns.states, outcomes=rule.scores(turns.rewards), gamma=rule.gamma
+        )
+    ),
+    "igpo": Advantage(estimate=lambda turns, rule: igpo_advantages(turns.rewards, gamma=rule.gamma)),
+    "turn_gae": Advantage(estimate=gae_advantages, asks_critic=True, keeps_shaping=True),
 }
-ASK_THE_MODEL: tuple[str, ...] = ("turn_gae",)
-"""Estimators that need the model's own numbers: only the learner can say what is flat."""
-CREDITS_ITSELF = ("turn_mean", "turn_loo", "mt_grpo", "gigpo", "igpo", "turn_gae")
-"""Estimators to which a turn credit says nothing."""

@@ -1,23 +1,34 @@
 """Checkpoints of a learner group: model and optimizer, sharded on disk, resumable on another number of
 learners.
 
-`torch.distributed.checkpoint` writes `.metadata` last: a folder without it was never finished.
+`torch.distributed.checkpoint` writes `.metadata` last: a folder without it was never finished. Beside tensors
+stand a format number and a few words, see `_entries`; checkpoints of before there was one have format 0.
 """
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors import SafetensorError
 from torch import distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
+from learners.checkpoint_match import check_same_policy
+from learners.lora import adapter_scale
 from learners.loss_entropy import EntropyControl
 from learners.policy import Policy, full_state_dict
+
+FORMAT = 1
+"""Of the checkpoints that are written. 0 had the same tensors, and neither a format nor an adapter scale."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +43,11 @@ class Progress:
 def is_checkpoint(path: Path) -> bool:
     """True where a checkpoint was finished."""
     return (path / ".metadata").is_file()
+
+
+def withdraw(path: Path) -> None:
+    """What lies there is no finished checkpoint from here on; another may be written over it."""
+    (path / ".metadata").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +77,7 @@ class CheckpointWriter:
         checkpoint before. Collective."""
         self.report(wait=True)
         model, optim = _state(policy, optimizer)
-        state = {"model": model, "optimizer": optim, **_entries(progress)}
+        state = {"model": model, "optimizer": optim, **_entries(policy, progress)}
         writing = async_save(
             state, checkpoint_id=path, process_group=self._group, no_dist=self._group is None
         )
@@ -77,14 +93,6 @@ class CheckpointWriter:
         return SaveReport(done=True, error="" if error is None else _first_cause(error))
 
 
-def save_checkpoint(path: Path, policy: Policy, optimizer: Optimizer, progress: Progress) -> None:
-    """A whole checkpoint when it returns. Raises OSError where one rank failed. Collective."""
-    writer = CheckpointWriter()
-    writer.save(path, policy, optimizer, progress)
-    if error := writer.report(wait=True).error:
-        raise OSError(error)
-
-
 def _first_cause(error: BaseException) -> str:
     """One line. A `CheckpointException` holds what went wrong on each rank."""
     failures = getattr(error, "failures", None) or {0: (error,)}
@@ -94,14 +102,24 @@ def _first_cause(error: BaseException) -> str:
 
 def load_checkpoint(path: Path, policy: Policy, optimizer: Optimizer) -> Progress:
     """Collective: loads in place, whatever number of ranks wrote it. Raises FileNotFoundError for an
-    unfinished one."""
+    unfinished one, ValueError for one of other settings, and OSError for a damaged one, each in one line."""
     if not is_checkpoint(path):
         raise FileNotFoundError(
             f"{path}: no finished checkpoint there (no .metadata): name a folder that holds one"
         )
     model, optim = _state(policy, optimizer)
-    state: dict[str, Any] = {"model": model, "optimizer": optim, **_entries(Progress(stage=""))}
-    load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+    entries = _entries(policy, Progress(stage=""))
+    written = _read_metadata(path)
+    try:
+        check_same_policy(path, written, model)
+        words: dict[str, Any] = {
+            name: value for name, value in entries.items() if name in written.state_dict_metadata
+        }
+        _load(words, path)
+        _check_entries(path, words, entries)
+        _load({"model": model, "optimizer": optim}, path)
+    except CheckpointException as error:
+        raise _damaged(path, _first_cause(error)) from None
     whole = len(model) == len(policy.state_dict())
     set_state_dict(
         policy,
@@ -111,13 +129,45 @@ def load_checkpoint(path: Path, policy: Policy, optimizer: Optimizer) -> Progres
         options=StateDictOptions(strict=whole),
     )
     return Progress(
-        stage=state["stage"],
-        entropy=EntropyControl(coefficient=state["entropy_coefficient"], last_entropy=state["last_entropy"]),
+        stage=words["stage"],
+        entropy=EntropyControl(coefficient=words["entropy_coefficient"], last_entropy=words["last_entropy"]),
     )
 
 
-def _entries(progress: Progress) -> dict[str, str | float]:
+def _read_metadata(path: Path) -> Metadata:
+    try:
+        return FileSystemReader(path).read_metadata()
+    except Exception as error:  # there is nothing that a pickle with a wrong byte does not raise
+        raise _damaged(path, f".metadata: {error}") from None
+
+
+def _damaged(path: Path, reason: str) -> OSError:
+    return OSError(f"{path}: the checkpoint is damaged ({reason}): go on from another one")
+
+
+def _load(state: dict[str, Any], path: Path) -> None:
+    load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+
+
+def _check_entries(path: Path, words: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+    """Raises ValueError for a format of later, and for adapters that count otherwise."""
+    if words.get("format", 0) > FORMAT:
+        raise ValueError(
+            f"{path}: format={words['format']} of a later version, and this one reads up to {FORMAT}: go on "
+            "with the version that wrote it"
+        )
+    ours, theirs = entries["adapter_scale"], words.get("adapter_scale")
+    if theirs not in (None, ours):
+        raise ValueError(
+            f"{path}: written with lora_alpha / lora_rank = {theirs:g}, and this run has {ours:g}: give the "
+            "settings of the run that wrote it, or begin a new run"
+        )
+
+
+def _entries(policy: Policy, progress: Progress) -> dict[str, str | float]:
     return {
+        "format": FORMAT,
+        "adapter_scale": adapter_scale(policy.model),
         "stage": progress.stage,
         "entropy_coefficient": progress.entropy.coefficient,
         "last_entropy": progress.entropy.last_entropy,
@@ -137,9 +187,12 @@ def export_model(
     folder: Path, policy: Policy, *, tokenizer: PreTrainedTokenizerBase | None, is_writer: bool
 ) -> None:
     """Writes the model, with its tokenizer if given, as a folder that `transformers` and vLLM load.
-    Collective."""
+    Collective. Raises OSError where it cannot be written."""
     state = full_state_dict(policy, keep=is_writer)
     if is_writer:
-        policy.model.save_pretrained(folder, state_dict=state)
+        try:
+            policy.model.save_pretrained(folder, state_dict=state)
+        except SafetensorError as error:  # what a full disk raises
+            raise OSError(f"{folder}: cannot be written ({error})") from None
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

@@ -7,22 +7,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from learners.advantage import CreditRule
+from learners.loss import POLICY_LOSSES
 from learners.sft_config import SftConfig
 from simulators.gyms import GYMS
 
-AdvantageName = Literal[
-    "grpo",
-    "dr_grpo",
-    "rloo",
-    "userrl_compat",
-    "userrl_printed",
-    "turn_mean",
-    "turn_loo",
-    "mt_grpo",
-    "gigpo",
-    "igpo",
-    "turn_gae",
-]
 ScoreName = Literal["sum", "mean", "reward_to_go", "max", "last"]
 CreditName = Literal["naive", "equalized", "reward_to_go", "exponential"]
 
@@ -51,7 +39,7 @@ class GymCreditConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    advantage: AdvantageName | None = None
+    advantage: str | None = None
     """As `learner.advantage`."""
     trajectory_score: ScoreName | None = None
     """As `learner.trajectory_score`."""
@@ -59,6 +47,8 @@ class GymCreditConfig(BaseModel):
     """As `learner.turn_credit`."""
     gamma: float | None = Field(default=None, gt=0, le=1)
     """As `learner.gamma`."""
+    gae_lambda: float | None = Field(default=None, ge=0, le=1)
+    """As `learner.gae_lambda`."""
 
 
 class LearnerConfig(BaseModel):
@@ -81,14 +71,15 @@ class LearnerConfig(BaseModel):
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients whose global norm is larger are scaled down to it."""
-    loss: Literal["ppo", "gspo", "turn", "cispo", "sapo", "reinforce"] = "ppo"
+    loss: str = "ppo"
     """The policy loss: ppo, gspo and turn clip the ratio of a token, a sequence or a turn; cispo bounds it as
     a weight; sapo fades with it; reinforce has none. See docs/losses.md."""
-    clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """ppo, gspo and turn clip the probability ratio at 1 - clip_low. gspo and turn need their own, far
-    smaller one."""
-    clip_high: float = Field(default=0.28, gt=0)
-    """ppo, gspo and turn clip the probability ratio at 1 + clip_high; cispo's weights go no further."""
+    clip_low: float | None = Field(default=None, gt=0, lt=1)
+    """ppo, gspo and turn clip the probability ratio at 1 - clip_low. Not given: the loss's own, 0.2 for ppo,
+    0.003 for turn, 0.0003 for gspo, whose ratios are means of many tokens."""
+    clip_high: float | None = Field(default=None, gt=0)
+    """ppo, gspo and turn clip the probability ratio at 1 + clip_high; cispo's weights go no further. Not
+    given: 0.28 for ppo and cispo, 0.004 for turn, 0.0004 for gspo."""
     dual_clip: float = Field(default=3.0, gt=1)
     """Where the advantage is negative, the ratio counts no more than this (dual-clip PPO, arXiv
     1912.09729). Only ppo has it."""
@@ -130,8 +121,8 @@ class LearnerConfig(BaseModel):
     """constant_length: tokens that a trajectory counts as, best the longest allowed. token_budget: loss
     tokens of a step; trajectories beyond them are left out."""
     per_gym_denominator: bool = True
-    """Aggregate each gym by itself and add the gyms up by `gyms.weights`, so that mixing gyms changes no other
-    gym's gradient; false: all tokens of a step as one."""
+    """Aggregate each gym by itself and add the gyms up by `gyms.weights`, so that mixing gyms changes no
+    other gym's gradient; false: all tokens of a step as one."""
     trajectory_score: ScoreName = "reward_to_go"
     """What a group compares: the sum of a trajectory's turn rewards, their mean, the discounted sum seen from
     its first turn, the best, or the last. Those that credit each turn by itself, such as turn_loo and
@@ -141,7 +132,7 @@ class LearnerConfig(BaseModel):
     exponentially mapped reward. Estimators that credit each turn themselves take equalized."""
     gamma: float = Field(default=0.95, gt=0, le=1)
     """Discount per turn of `reward_to_go`: less than 1 prefers the quicker of two equal successes."""
-    advantage: AdvantageName = "grpo"
+    advantage: str = "grpo"
     """grpo divides by the group's standard deviation; dr_grpo only subtracts its mean; rloo subtracts the
     others' mean. turn_mean, turn_loo, mt_grpo, gigpo and igpo credit each turn by what came of it;
     turn_gae subtracts what a critic expected, which is trained beside the policy; userrl_compat and
@@ -178,7 +169,16 @@ class LearnerConfig(BaseModel):
     @property
     def has_critic(self) -> bool:
         """Whether some gym's advantage asks for one."""
-        return any(self.credit_of(gym).advantage == "turn_gae" for gym in ("", *self.by_gym))
+        return any(self.credit_of(gym).estimator.asks_critic for gym in ("", *self.by_gym))
+
+    @property
+    def clip(self) -> tuple[float, float]:
+        """How far below and above 1 a ratio is clipped."""
+        low, high = POLICY_LOSSES[self.loss].clip
+        return (
+            low if self.clip_low is None else self.clip_low,
+            high if self.clip_high is None else self.clip_high,
+        )
 
     def credit_of(self, gym: str) -> CreditRule:
         """How this gym's rewards become advantages."""
@@ -188,7 +188,7 @@ class LearnerConfig(BaseModel):
             trajectory_score=own.trajectory_score or self.trajectory_score,
             turn_credit=own.turn_credit or self.turn_credit,
             gamma=own.gamma or self.gamma,
-            gae_lambda=self.gae_lambda,
+            gae_lambda=self.gae_lambda if own.gae_lambda is None else own.gae_lambda,
         )
 
     @field_validator("by_gym")
@@ -208,15 +208,9 @@ class LearnerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _loss_settings_fit(self) -> "LearnerConfig":
-        if self.loss in ("gspo", "turn") and (
-            self.clip_low == type(self).model_fields["clip_low"].default
-            or self.clip_high == type(self).model_fields["clip_high"].default
-        ):
-            raise ValueError(
-                f"loss={self.loss}: clip_low={self.clip_low:g}, clip_high={self.clip_high:g}: ppo's clip is "
-                "too wide for the mean ratio of many tokens: set both (GSPO's paper: 0.0003 and 0.0004)"
-            )
-        if self.importance == "truncated" and self.loss != "reinforce":
+        if self.loss not in POLICY_LOSSES:
+            raise ValueError(f"loss={self.loss}: unknown: take one of {', '.join(POLICY_LOSSES)}")
+        if self.importance == "truncated" and POLICY_LOSSES[self.loss].holds_ratio:
             raise ValueError(
                 f"importance=truncated: loss={self.loss} holds the ratio already and would count it twice: "
                 "take loss=reinforce, or importance=masked"
@@ -251,5 +245,5 @@ class LearnerSettings:
     """Where the KL's reference model lies: `learner.reference`'s folder, or the one that the learners write
     as GRPO begins, which all of them must be able to reach."""
     gym_shares: Mapping[str, float] = field(default_factory=dict)
-    """Part of the loss of each gym that is trained on, for `per_gym_denominator`; together 1. Empty: a step is
-    one part."""
+    """Part of the loss of each gym that is trained on, for `per_gym_denominator`; together 1. Empty: a step
+    is one part."""

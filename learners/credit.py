@@ -125,7 +125,7 @@ def userrl_credits(rewards: Sequence[float], *, method: str, gamma: float) -> li
         return _backward(rewards, gamma=gamma)
     if method == "exponential":
         scale = 1 - math.exp(-EXPONENT)
-        return [round(0.5 + 0.5 * ((1 - math.exp(-EXPONENT * reward)) / scale), 4) for reward in rewards]
+        return [round(0.5 + 0.5 * ((1 - _exp(-EXPONENT * reward)) / scale), 4) for reward in rewards]
     raise ValueError(
         f"turn_credit={method}: the release knows three: take 'equalized', 'reward_to_go' or 'exponential'"
     )
@@ -162,6 +162,14 @@ def userrl_compat(
         factor = (score - mean) / (std + USERRL_EPSILON) * of_tokens.count_nonzero() / total
         advantages.append((credits * (factor if total != 0 else 0.0)).numpy().astype(float))
     return advantages
+
+
+def _exp(power: float) -> float:
+    """e^power; NaN beyond all numbers, so that the trajectory is dropped and not the run."""
+    try:
+        return math.exp(power)
+    except OverflowError:
+        return math.nan
 
 
 def _backward(rewards: Sequence[float], *, gamma: float) -> list[float]:

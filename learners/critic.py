@@ -42,9 +42,9 @@ class Critic(nn.Module):
 
 
 def critic_loss(
-    values: Float[Tensor, "K"], returns: Float[Tensor, "K"], *, num_turns: int
+    values: Float[Tensor, "K"], returns: Float[Tensor, "K"], *, weights: Float[Tensor, "K"]
 ) -> Float[Tensor, ""]:
-    """A micro-batch's part of the mean squared error over the step's `num_turns` turns (PPO, arXiv
+    """A micro-batch's part of the step's weighted squared error, sum of weight x (V - return)^2 (PPO, arXiv
     1707.06347 eq. 9, without a clip: each step goes over its turns once).
 
     A turn without a return counts for nothing. Where none has one the gradient is zero, not missing: every
@@ -52,7 +52,7 @@ def critic_loss(
     """
     known = returns.isfinite()
     errors = values[known] - returns[known].to(values.dtype)
-    return errors.square().sum() / max(1, num_turns)
+    return (weights[known].to(values.dtype) * errors.square()).sum()
 
 
 def explained_variance(

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 
 from actors.trajectory import GroupSummary
-from learners.advantage import ASK_THE_MODEL, CreditRule, make_estimator
+from learners.advantage import CreditRule, make_estimator
 
 
 def is_flat(
@@ -23,9 +23,11 @@ def is_flat(
     model's own numbers can tell.
     """
     rule = credit_of(summary.task_key.gym)
-    if has_gains or rule.advantage in ASK_THE_MODEL:
+    if has_gains or rule.estimator.asks_critic:
         return False
     reasons = summary.stop_reasons
+    if rule.estimator.spreads and len(_earned(summary)) == 1:
+        return True  # whatever rounding makes of it
     num_tokens = [np.array(lengths, int) for lengths in summary.turn_tokens]
     advantages = make_estimator(**asdict(rule))(
         [
@@ -40,3 +42,9 @@ def is_flat(
         for values, lengths, reason in zip(advantages, num_tokens, reasons, strict=True)
         if not (masks_truncated and reason.truncated)
     )
+
+
+def _earned(summary: GroupSummary) -> set[tuple[float, ...]]:
+    """What the trajectories that did not fail earned, turn by turn."""
+    pairs = zip(summary.turn_rewards, summary.stop_reasons, strict=True)
+    return {tuple(rewards) for rewards, reason in pairs if not reason.failed and np.isfinite(rewards).all()}

@@ -24,8 +24,11 @@ def group_relative(
     valid = np.isfinite(scores)
     if not valid.any():
         return np.full_like(scores, np.nan)
-    centred = np.where(valid, scores, np.nan) - scores[valid].mean()
-    std = scores[valid].std()
+    with np.errstate(over="ignore", invalid="ignore"):
+        centred = np.where(valid, scores, np.nan) - scores[valid].mean()
+        std = scores[valid].std()
+    if not np.isfinite(std):
+        return np.full_like(scores, np.nan)
     if std < FLAT_STD:
         return np.where(valid, 0.0, np.nan)
     return centred / std if divide_by_std else centred

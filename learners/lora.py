@@ -57,6 +57,12 @@ def adapter_of(model: PreTrainedModel, name: str) -> Adapter | None:
     return Adapter(a=a, b=b, scale=layer.scaling[ADAPTER])
 
 
+def adapter_scale(model: PreTrainedModel) -> float:
+    """What the products of the model's adapters are scaled by; 0 without adapters."""
+    layers = (module for module in model.modules() if isinstance(module, LoraLayer))
+    return next((layer.scaling[ADAPTER] for layer in layers), 0.0)
+
+
 def merge(weight: Tensor, adapter: Adapter) -> Tensor:
     """W + scale x B A in the adapter's precision: exactly W while B is zero."""
     return weight.to(adapter.b.dtype) + adapter.scale * (adapter.b @ adapter.a)

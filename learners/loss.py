@@ -5,17 +5,27 @@ times its token's weight, and divides by the token count of the whole step, so t
 micro-batches and learners however the samples are packed. Every ratio is against the engine that sampled,
 token for token.
 
+torch is not imported here, only its tensors' methods are called: the configuration reads the names of
+`POLICY_LOSSES` in an instant.
+
 Legend: L tokens in the loss. `segments` number the turn or sequence that each of them belongs to, from 0 up.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
+    from torch import Tensor
 
-from learners.config import LearnerConfig
+    from learners.config import LearnerConfig
+
+MOST_LOG_RATIO = 20.0
+"""A log ratio counts no more than this, either way: exp(20) is beyond every bound, and finite, so that a
+token that is masked or clipped away leaves a gradient of 0 and not of 0 times infinity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +41,8 @@ class LossTokens:
 
     @property
     def log_ratio(self) -> Float[Tensor, "L"]:
-        """log(policy / behavior) of each token."""
-        return self.policy_logprobs - self.behavior_logprobs
+        """log(policy / behavior) of each token, within `MOST_LOG_RATIO`."""
+        return _log_ratio(self.policy_logprobs, self.behavior_logprobs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +55,15 @@ class TokenObjective:
     """Where a bound changed the token's gradient."""
 
 
-PolicyLossFn = Callable[[LossTokens, LearnerConfig], TokenObjective]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """A policy loss, and what others must know of it."""
+
+    objective: Callable[[LossTokens, LearnerConfig], TokenObjective]
+    clip: tuple[float, float] = (0.2, 0.28)
+    """`clip_low` and `clip_high` where the recipe gives none."""
+    holds_ratio: bool = True
+    """It holds policy / behavior itself: an importance weight would count it twice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,16 +87,15 @@ def policy_loss(
 
     `weights` are 1 for the mean over all tokens; `num_tokens` is the step's, over all learners.
     """
-    objective = POLICY_LOSSES[config.loss](tokens, config)
+    objective = POLICY_LOSSES[config.loss].objective(tokens, config)
     loss = -(weights.to(objective.values.dtype) * objective.values).sum() / num_tokens
-    with torch.no_grad():
-        log_ratio = tokens.log_ratio
-        return PolicyLoss(
-            loss=loss,
-            num_clipped=objective.clipped.sum().to(log_ratio.dtype),
-            ratio_sum=log_ratio.exp().sum(),
-            kl_sum=kl_k3(tokens.behavior_logprobs, tokens.policy_logprobs).sum(),
-        )
+    log_ratio, policy_logprobs = tokens.log_ratio.detach(), tokens.policy_logprobs.detach()
+    return PolicyLoss(
+        loss=loss,
+        num_clipped=objective.clipped.sum().to(log_ratio.dtype),
+        ratio_sum=log_ratio.exp().sum(),
+        kl_sum=kl_k3(tokens.behavior_logprobs, policy_logprobs).sum(),
+    )
 
 
 def ppo_clip(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
@@ -88,9 +105,9 @@ def ppo_clip(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
     """
     ratio, advantages = tokens.log_ratio.exp(), tokens.advantages
     objective = _clipped(ratio, advantages, config)
-    bounded = torch.maximum(objective.values, config.dual_clip * advantages)
+    bounded = objective.values.maximum(config.dual_clip * advantages)
     return TokenObjective(
-        values=torch.where(advantages < 0, bounded, objective.values),
+        values=bounded.where(advantages < 0, objective.values),
         clipped=objective.clipped | ((advantages < 0) & (ratio > config.dual_clip)),
     )
 
@@ -117,9 +134,10 @@ def cispo(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
     runs there is no lower bound.
     """
     ratio = tokens.log_ratio.detach().exp()
-    weights = ratio.clamp(max=1 + config.clip_high)
+    highest = 1 + config.clip[1]
+    weights = ratio.clamp(max=highest)
     return TokenObjective(
-        values=weights * tokens.advantages * tokens.policy_logprobs, clipped=ratio > 1 + config.clip_high
+        values=weights * tokens.advantages * tokens.policy_logprobs, clipped=ratio > highest
     )
 
 
@@ -131,12 +149,10 @@ def sapo(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
     sigmoid, and never stops.
     """
     ratio = tokens.log_ratio.exp()
-    positive = torch.full_like(ratio, config.sapo_positive)
-    tau = torch.where(tokens.advantages > 0, positive, torch.full_like(ratio, config.sapo_negative))
-    gates = torch.sigmoid(tau * (ratio - 1)) * 4 / tau
-    return TokenObjective(
-        values=gates * tokens.advantages, clipped=torch.zeros_like(tokens.advantages, dtype=torch.bool)
-    )
+    gains = tokens.advantages > 0
+    tau = ratio.new_full(ratio.shape, config.sapo_negative).masked_fill(gains, config.sapo_positive)
+    gates = (tau * (ratio - 1)).sigmoid() * 4 / tau
+    return TokenObjective(values=gates * tokens.advantages, clipped=_nowhere(gains))
 
 
 def reinforce(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
@@ -144,7 +160,7 @@ def reinforce(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
     policy."""
     return TokenObjective(
         values=tokens.advantages * tokens.policy_logprobs,
-        clipped=torch.zeros_like(tokens.advantages, dtype=torch.bool),
+        clipped=_nowhere(tokens.advantages > 0),
     )
 
 
@@ -163,7 +179,7 @@ def segment_sum(values: Float[Tensor, "L"], segments: Int64[Tensor, "L"]) -> Flo
 
 def segment_mean(values: Float[Tensor, "L"], segments: Int64[Tensor, "L"]) -> Float[Tensor, "L"]:
     """At each token, the mean over its segment."""
-    return segment_sum(values, segments) / segment_sum(torch.ones_like(values), segments)
+    return segment_sum(values, segments) / segment_sum(values.new_ones(len(values)), segments)
 
 
 def kl_k1(sampled_logprobs: Float[Tensor, "L"], other_logprobs: Float[Tensor, "L"]) -> Float[Tensor, "L"]:
@@ -180,7 +196,7 @@ def kl_k2(sampled_logprobs: Float[Tensor, "L"], other_logprobs: Float[Tensor, "L
 
 def kl_k3(sampled_logprobs: Float[Tensor, "L"], other_logprobs: Float[Tensor, "L"]) -> Float[Tensor, "L"]:
     """q / p - 1 - log(q / p): unbiased and never negative, GRPO's choice (arXiv 2402.03300 eq. 4)."""
-    log_ratio = other_logprobs - sampled_logprobs
+    log_ratio = _log_ratio(other_logprobs, sampled_logprobs)
     return log_ratio.exp() - 1 - log_ratio
 
 
@@ -193,18 +209,26 @@ def _clipped(
     ratio: Float[Tensor, "L"], advantages: Float[Tensor, "L"], config: LearnerConfig
 ) -> TokenObjective:
     """min(r A, clip(r) A), and where that stopped the gradient."""
-    low, high = 1 - config.clip_low, 1 + config.clip_high
+    low, high = 1 - config.clip[0], 1 + config.clip[1]
     return TokenObjective(
-        values=torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages),
+        values=(ratio * advantages).minimum(ratio.clamp(low, high) * advantages),
         clipped=((advantages > 0) & (ratio > high)) | ((advantages < 0) & (ratio < low)),
     )
 
 
-POLICY_LOSSES: dict[str, PolicyLossFn] = {
-    "ppo": ppo_clip,
-    "gspo": gspo,
-    "turn": turn_clip,
-    "cispo": cispo,
-    "sapo": sapo,
-    "reinforce": reinforce,
+def _log_ratio(over: Float[Tensor, "L"], under: Float[Tensor, "L"]) -> Float[Tensor, "L"]:
+    return (over - under).clamp(-MOST_LOG_RATIO, MOST_LOG_RATIO)
+
+
+def _nowhere(like: Bool[Tensor, "L"]) -> Bool[Tensor, "L"]:
+    return like & ~like
+
+
+POLICY_LOSSES: dict[str, Loss] = {
+    "ppo": Loss(objective=ppo_clip),
+    "gspo": Loss(objective=gspo, clip=(3e-4, 4e-4)),
+    "turn": Loss(objective=turn_clip, clip=(3e-3, 4e-3)),
+    "cispo": Loss(objective=cispo),
+    "sapo": Loss(objective=sapo),
+    "reinforce": Loss(objective=reinforce, holds_ratio=False),
 }

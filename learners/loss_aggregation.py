@@ -29,7 +29,7 @@ def take(
     seed: int,
 ) -> tuple[list[TrainingSample], Float64[ndarray, "num_samples"]]:
     """The samples that the step learns from, and their weights, as the configuration asks."""
-    shares = gym_shares if config.per_gym_denominator and gym_shares else None
+    shares = shares_of(config, gym_shares)
     taken = list(samples)
     if config.aggregation == "token_budget":
         taken = within_budget(samples, budget=config.aggregation_tokens, gym_shares=shares, seed=seed)
@@ -40,6 +40,23 @@ def take(
         gym_shares=shares,
     )
     return taken, weights
+
+
+def shares_of(config: LearnerConfig, gym_shares: Mapping[str, float]) -> Mapping[str, float] | None:
+    """Each gym's part of a step; None where a step is one part."""
+    return gym_shares if config.per_gym_denominator and gym_shares else None
+
+
+def turn_weights(
+    samples: Sequence[TrainingSample], *, gym_shares: Mapping[str, float] | None
+) -> Float64[ndarray, "num_samples"]:
+    """How much each sample's turns weigh in the critic's loss: the mean over the turns with a return, of the
+    step or of each gym, and gyms added up by their share."""
+    weights = np.zeros(len(samples))
+    for share, indices in _parts(samples, gym_shares):
+        num_turns = sum(samples[index].num_returns for index in indices)
+        weights[indices] = share / max(1, num_turns)
+    return weights
 
 
 def sample_weights(

@@ -10,10 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from learners.config import LearnerConfig
-from learners.loss import LossTokens, segment_sum
-
-MOST_LOG_RATIO = 20.0
-"""A segment's log ratio counts no more than this, either way: exp(20) is beyond any bound, and finite."""
+from learners.loss import MOST_LOG_RATIO, POLICY_LOSSES, LossTokens, segment_sum
 
 
 def product_ratio(log_ratio: Float[Tensor, "L"], segments: Int64[Tensor, "L"]) -> Float[Tensor, "L"]:
@@ -48,7 +45,7 @@ def masked_weights(
 def importance_weights(tokens: LossTokens, config: LearnerConfig) -> Float[Tensor, "L"]:
     """The weights that the configuration asks for.
 
-    Only `reinforce` takes the ratio itself from here. The other losses hold the ratio already, and would
+    Only a loss without a ratio (`reinforce`) takes it from here. The others hold it already, and would
     count it twice: for them a mask leaves segments out and changes no other token.
     """
     log_ratio = tokens.log_ratio.detach()
@@ -62,6 +59,5 @@ def importance_weights(tokens: LossTokens, config: LearnerConfig) -> Float[Tenso
         return truncated_weights(log_ratio, segments, high=high)
     if config.importance == "none":
         return torch.ones_like(log_ratio)
-    if config.loss == "reinforce":
-        return masked_weights(log_ratio, segments, low=low, high=high)
-    return kept(log_ratio, segments, low=low, high=high)
+    weights = kept if POLICY_LOSSES[config.loss].holds_ratio else masked_weights
+    return weights(log_ratio, segments, low=low, high=high)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from learners.samples import TrainingSample
 
+SampleWeights = Float64[np.ndarray, "num_samples"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MicroBatch:
@@ -41,6 +43,8 @@ class MicroBatch:
     """Where in the row the token before each turn's completion stands: there the critic reads."""
     returns: Float32[Tensor, "K"]
     """What the critic learns to say of each turn's state; NaN where none is wanted."""
+    turn_weights: Float64[Tensor, "K"]
+    """How much the turn weighs in the critic's loss."""
 
 
 def plan(
@@ -85,10 +89,13 @@ def _fill(
 
 
 def pack(
-    samples: Sequence[TrainingSample], *, weights: Float64[np.ndarray, "num_samples"] | None = None
+    samples: Sequence[TrainingSample],
+    *,
+    weights: SampleWeights | None = None,
+    turn_weights: SampleWeights | None = None,
 ) -> MicroBatch:
-    """The samples end to end, each sample's tokens under its weight (1 where none are given). No sample at
-    all: one token that counts for nothing, so that a rank without work still takes part in every
+    """The samples end to end, each sample's tokens and turns under its weights (1 where none are given). No
+    sample at all: one token that counts for nothing, so that a rank without work still takes part in every
     collective."""
     if not samples:
         zero = torch.zeros(1, dtype=torch.int64)
@@ -97,6 +104,7 @@ def pack(
             lengths=(1,), token_ids=zero, position_ids=zero, predictors=none, targets=none,
             behavior_logprobs=nothing, policy_versions=none.int(), advantages=nothing,
             sequences=none, turns=none, weights=nothing.double(), states=none, returns=nothing,
+            turn_weights=nothing.double(),
         )  # fmt: skip
     lengths = tuple(sample.num_tokens for sample in samples)
     token_ids = np.concatenate([sample.token_ids for sample in samples]).astype(np.int64)
@@ -106,7 +114,8 @@ def pack(
     new_turn = (np.diff(sequences, prepend=0) != 0) | (np.diff(turns, prepend=turns[:1]) != 0)
     row_turns = np.cumsum(new_turn)[kept]
     firsts = np.flatnonzero(np.diff(row_turns, prepend=-1))
-    each = np.ones(len(samples)) if weights is None else weights
+    ones = np.ones(len(samples))
+    each, each_turn = (ones if given is None else given for given in (weights, turn_weights))
     return MicroBatch(
         lengths=lengths,
         token_ids=torch.from_numpy(token_ids),
@@ -121,20 +130,26 @@ def pack(
         weights=torch.from_numpy(each[sequences[kept]]),
         states=torch.from_numpy((kept - 1)[firsts]),
         returns=torch.from_numpy(np.concatenate([s.returns for s in samples])[kept][firsts]),
+        turn_weights=torch.from_numpy(each_turn[sequences[kept][firsts]]),
     )
 
 
 def micro_batches(
     samples: Sequence[TrainingSample],
     *,
-    weights: Float64[np.ndarray, "num_samples"] | None = None,
+    weights: SampleWeights | None = None,
+    turn_weights: SampleWeights | None = None,
     max_tokens: int,
     rank: int,
     num_ranks: int,
     seed: int,
 ) -> Iterator[MicroBatch]:
-    """This rank's micro-batches of the step, packed one at a time; `weights` as in `pack`."""
+    """This rank's micro-batches of the step, packed one at a time; weights as in `pack`."""
     lengths = [sample.num_tokens for sample in samples]
     for indices in plan(lengths, max_tokens=max_tokens, num_ranks=num_ranks, seed=seed)[rank]:
-        chosen = None if weights is None else weights[list(indices)]
-        yield pack([samples[index] for index in indices], weights=chosen)
+        mine = list(indices)
+        yield pack(
+            [samples[index] for index in mine],
+            weights=None if weights is None else weights[mine],
+            turn_weights=None if turn_weights is None else turn_weights[mine],
+        )

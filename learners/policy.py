@@ -151,7 +151,6 @@ def load_policy(
     *,
     temperature: float,
     dtype: torch.dtype,
-    device: torch.device,
     recompute_activations: bool,
     entropies_have_gradient: bool = False,
     lora_rank: int = 0,
@@ -160,7 +159,8 @@ def load_policy(
     seed: int = 0,
     frozen: bool = False,
 ) -> Policy:
-    """Loads a Hugging Face causal LM (a folder or a hub name) with float32 weights, whole, onto `device`.
+    """Loads a Hugging Face causal LM (a folder or a hub name) with float32 weights, whole, into CPU memory:
+    `shard` brings it to the device, which may hold no more than a part of it.
 
     With `lora_rank` only adapters train; `frozen`, nothing does. Adapters and critic are drawn from `seed`.
     Linear layers that do not train are stored in the format that they are multiplied in.
@@ -186,7 +186,7 @@ def load_policy(
         entropies_have_gradient=entropies_have_gradient,
         critic=Critic(hidden_size, seed=seed) if has_critic else None,
     )
-    return policy.to(device).train(not frozen)
+    return policy.train(not frozen)
 
 
 def _narrow_frozen(model: PreTrainedModel, *, dtype: torch.dtype) -> None:
@@ -203,32 +203,36 @@ def _narrow_frozen(model: PreTrainedModel, *, dtype: torch.dtype) -> None:
 
 
 def shard(policy: Policy, *, num_ranks: int, device: torch.device) -> Policy:
-    """Shards the policy in place over the process group: each decoder layer is gathered when used.
+    """Brings the policy to `device`, in place: whole where there is one rank, else sharded over the process
+    group, each decoder layer gathered when used.
 
-    In bfloat16 the shards and the optimizer's moments stay float32 and so does the sum of gradients over
-    ranks; only what is gathered to compute with is bfloat16.
+    `fully_shard` moves a unit's weights and buffers itself and keeps this rank's part, so that a device never
+    holds more than its shards and one whole unit. In bfloat16 the shards and the optimizer's moments stay
+    float32 and so does the sum of gradients over ranks; only what is gathered to compute with is bfloat16.
     """
-    if num_ranks > 1:
-        mesh = init_device_mesh(device.type, (num_ranks,))
-        rounds = policy.dtype is torch.bfloat16
-        precision = MixedPrecisionPolicy(
-            param_dtype=policy.dtype if rounds else None, reduce_dtype=torch.float32 if rounds else None
-        )
-        trains = any(parameter.requires_grad for parameter in policy.parameters())
-        for layer in policy.layers:
-            fully_shard(layer, mesh=mesh, mp_policy=precision)
-        if policy.critic is not None:
-            fully_shard(policy.critic, mesh=mesh)
-        # FSDP keeps the outermost weights gathered for a backward pass; where none comes, they need not stay.
-        fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=None if trains else True)
+    if num_ranks == 1:
+        return policy.to(device)
+    mesh = init_device_mesh(device.type, (num_ranks,))
+    rounds = policy.dtype is torch.bfloat16
+    precision = MixedPrecisionPolicy(
+        param_dtype=policy.dtype if rounds else None, reduce_dtype=torch.float32 if rounds else None
+    )
+    trains = any(parameter.requires_grad for parameter in policy.parameters())
+    for layer in policy.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    if policy.critic is not None:
+        fully_shard(policy.critic, mesh=mesh)
+    # FSDP keeps the outermost weights gathered for a backward pass; where none comes, they need not stay.
+    fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=None if trains else True)
     return policy
 
 
-def full_state_dict(policy: Policy, *, keep: bool) -> dict[str, Tensor]:
+def full_state_dict(policy: Policy, *, keep: bool, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The model's weights under their Hugging Face names, whole, on CPU, each tied weight once, with adapters
-    merged in; float32 whatever they are stored in.
+    merged in; in `dtype`, or else in float32 whatever they are stored in.
 
-    Collective: every rank calls it; those with `keep=False` get an empty dict.
+    Each is rounded as it is gathered, after adapters were merged, so that no wider copy of all of them is
+    ever made. Collective: every rank calls it; those with `keep=False` get an empty dict.
     """
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -244,7 +248,7 @@ def full_state_dict(policy: Policy, *, keep: bool) -> dict[str, Tensor]:
             adapter = adapter._replace(a=_whole(adapter.a), b=_whole(adapter.b))
             whole = merge(whole, adapter) if keep else whole
         if keep:
-            state[plain] = whole.to(torch.promote_types(whole.dtype, torch.float32)).cpu()
+            state[plain] = whole.to(dtype or torch.promote_types(whole.dtype, torch.float32)).cpu()
     return state
 
 

@@ -20,14 +20,14 @@ from transformers import AutoTokenizer
 from actors.renderer import Renderer
 from learners.checkpoint import CheckpointWriter, Progress, SaveReport, export_model, load_checkpoint
 from learners.config import LearnerSettings
-from learners.loss_aggregation import take
+from learners.loss_aggregation import shares_of, take, turn_weights
 from learners.loss_entropy import EntropyControl
 from learners.packing import micro_batches
 from learners.policy import Policy, full_state_dict, load_policy, shard
 from learners.reference import load_reference, reference_logprobs, write_reference
 from learners.samples import TrainingSample
 from learners.scoring import Scorer
-from learners.sft import batch_indices, demonstrations_from_tables, num_sft_steps
+from learners.sft import Demonstrations, batch_indices, num_sft_steps
 from learners.step import (
     LossFn,
     accumulate_gradients,
@@ -42,7 +42,7 @@ from learners.step import (
     with_critic,
 )
 from learners.step_samples import samples_of_step
-from learners.weight_sender import pack_weights
+from learners.weight_sender import WIRE_DTYPES, pack_weights
 
 
 class PolicyLearner:
@@ -63,7 +63,6 @@ class PolicyLearner:
             settings.policy_folder,
             temperature=settings.temperature,
             dtype=getattr(torch, config.dtype),
-            device=self._device,
             recompute_activations=config.recompute_activations,
             entropies_have_gradient=config.entropy_coefficient > 0 or config.entropy_target > 0,
             lora_rank=config.lora_rank,
@@ -79,7 +78,7 @@ class PolicyLearner:
         self._reference: Policy | None = None
         self._stage = ""
         self._entropy = EntropyControl(coefficient=config.entropy_coefficient)
-        self._demonstrations: list[TrainingSample] = []
+        self._demonstrations = Demonstrations([])
 
     def update_groups(self, tables: Sequence[pa.Table], *, step: int) -> dict[str, float]:
         """One GRPO step on whole scored groups, a table each, the same list on every rank.
@@ -92,6 +91,7 @@ class PolicyLearner:
         samples, credit_metrics = samples_of_step(
             tables, config=config, renderer=self._renderer, scorer=self._scorer(step)
         )
+        num_usable = len(samples)
         samples, weights = take(
             samples,
             config=config,
@@ -116,11 +116,14 @@ class PolicyLearner:
         if config.entropy_target and "learner/entropy" in metrics:
             self._entropy = self._entropy.after(metrics["learner/entropy"], target=config.entropy_target)
             metrics["learner/entropy_coefficient"] = config.entropy_coefficient
+        if config.aggregation == "token_budget":
+            metrics["learner/num_left_out"] = float(num_usable - len(samples))
+            metrics["learner/budget_filled"] = num_loss_tokens / config.aggregation_tokens
         return metrics | credit_metrics
 
     def set_demonstrations(self, tables: Sequence[pa.Table]) -> int:
         """Keeps the SFT stage's demonstrations; returns how many samples they give."""
-        self._demonstrations = demonstrations_from_tables(tables)
+        self._demonstrations = Demonstrations(tables)
         return len(self._demonstrations)
 
     def sft_updates(self, *, first_step: int, num_steps: int) -> dict[str, float]:
@@ -134,9 +137,9 @@ class PolicyLearner:
     def weights(
         self, *, dtype: Literal["float32", "bfloat16", "auto"]
     ) -> tuple[NDArray[np.uint8], dict[str, float]] | None:
-        """`pack_weights` of the whole policy on rank 0, None on the others."""
-        state = full_state_dict(self._policy, keep=self._rank == 0)
-        return pack_weights(state, dtype=dtype) if self._rank == 0 else None
+        """`pack_weights` of the whole policy on rank 0, None on the others; "auto": as wide as it trains."""
+        state = full_state_dict(self._policy, keep=self._rank == 0, dtype=WIRE_DTYPES[dtype])
+        return pack_weights(state) if self._rank == 0 else None
 
     def save(self, path: str) -> None:
         """Begins a checkpoint in the folder `path`, which all learners must be able to reach; `saved` says
@@ -164,6 +167,8 @@ class PolicyLearner:
         """Begins a stage with fresh optimizer moments: those of another loss would steer its first steps."""
         if stage != self._stage:
             self._optimizer = make_optimizer(self._policy, config=self._settings.learner)
+            if stage == "grpo":
+                self._demonstrations = Demonstrations([])  # they would hold their place in the object store
             self._take_reference(stage, begins=True)
             self._stage = stage
 
@@ -217,12 +222,14 @@ class PolicyLearner:
         if not num_loss_tokens:
             return {"learner/num_tokens": 0.0, "learner/num_loss_tokens": 0.0, "learner/num_skipped": 1.0}
         start, config = time.perf_counter(), self._settings.learner
+        of_turns = None
         if self._policy.critic is not None:
-            num_turns = sum(sample.num_returns for sample in samples)
-            loss_fn = partial(with_critic, loss_fn=loss_fn, num_turns=num_turns)
+            of_turns = turn_weights(samples, gym_shares=shares_of(config, self._settings.gym_shares))
+            loss_fn = partial(with_critic, loss_fn=loss_fn)
         batches = micro_batches(
             samples,
             weights=weights,
+            turn_weights=of_turns,
             max_tokens=config.micro_batch_tokens,
             rank=self._rank,
             num_ranks=self._num_ranks,

@@ -47,7 +47,6 @@ def load_reference(folder: str, *, policy: Policy, num_ranks: int, device: torch
         folder,
         temperature=policy.temperature,
         dtype=policy.dtype,
-        device=device,
         recompute_activations=False,
         frozen=True,
     )

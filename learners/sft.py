@@ -8,23 +8,61 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
+from learners.dropped import drop_reasons
 from learners.samples import TrainingSample, samples_from_table
 from learners.sft_config import SftConfig
 
 
-def demonstrations_from_tables(tables: Sequence[pa.Table]) -> list[TrainingSample]:
-    """All samples of the demonstrations. Rewards and behavior logprobs are not read; failed trajectories
-    give none."""
-    return [
-        sample for table in tables for sample in samples_from_table(table, advantages=np.ones(table.num_rows))
-    ]
+class Demonstrations(Sequence[TrainingSample]):
+    """All samples of the demonstrations, each made when it is asked for. What is kept are the tables, which
+    the ranks of a machine share in the object store, and where in them each sample lies.
+
+    Rewards and behavior logprobs are not learned from; failed trajectories give no sample.
+    """
+
+    def __init__(self, tables: Sequence[pa.Table]):
+        self._tables = tables
+        places = [(number, *rows) for number, table in enumerate(tables) for rows in _rows_of_samples(table)]
+        self._places = np.array(places, np.int64).reshape(-1, 3)  # table, first row, number of rows
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> TrainingSample:  # type: ignore[override]  # slices are not asked for
+        number, first, num_rows = self._places[index].tolist()
+        rows = self._tables[number].slice(first, num_rows)
+        (sample,) = samples_from_table(rows, advantages=np.ones(num_rows))
+        return sample
+
+
+def _rows_of_samples(table: pa.Table) -> list[tuple[int, int]]:
+    """(first row, number of rows) of each sample that `samples_from_table` makes of the table."""
+    if not table.num_rows:
+        return []
+    starts = _starts(table)
+    sizes = np.diff([*starts.tolist(), table.num_rows])
+    dropped = drop_reasons(table, advantages=np.ones(table.num_rows))
+    groups, trajectories = (table[name].to_numpy()[starts] for name in ("group_id", "trajectory"))
+    keys = zip(groups.tolist(), trajectories.tolist(), strict=True)
+    kept = np.array([key not in dropped for key in keys]) & _has_loss(table, starts)
+    return list(zip(starts[kept].tolist(), sizes[kept].tolist(), strict=True))
+
+
+def _has_loss(table: pa.Table, starts: ndarray) -> ndarray:  # [num_samples]
+    """Whether the policy said something that can be predicted: a sample's first token cannot."""
+    context, completion = _part_lengths(table)
+    before = np.cumsum(context + completion) - context - completion
+    is_first = before == np.repeat(before[starts], np.diff([*starts.tolist(), table.num_rows]))
+    said = np.add.reduceat(completion, starts)
+    said_first = np.add.reduceat((is_first & (context == 0) & (completion > 0)).astype(np.int64), starts)
+    return said > said_first
 
 
 def sample_lengths(table: pa.Table) -> ndarray:  # [num_samples]
     """Tokens of each sample of trajectories that did not fail, in order, without a look at any."""
     if not table.num_rows:
         return np.zeros(0, np.int64)
-    return np.add.reduceat(_num_tokens(table), _starts(table))
+    return np.add.reduceat(sum(_part_lengths(table)), _starts(table))
 
 
 def without_overlong(table: pa.Table, *, max_tokens: int) -> tuple[pa.Table, int]:
@@ -38,10 +76,11 @@ def without_overlong(table: pa.Table, *, max_tokens: int) -> tuple[pa.Table, int
     return table.filter(pa.array(~left_out[np.cumsum(new) - 1])), int(left_out.sum())
 
 
-def _num_tokens(table: pa.Table) -> ndarray:  # [num_rows]
+def _part_lengths(table: pa.Table) -> tuple[ndarray, ndarray]:  # [num_rows] each
+    """Tokens of each row's context and of its completion."""
     offsets = (table[name].combine_chunks().offsets for name in ("context_ids", "completion_ids"))
     context, completion = (np.diff(one.to_numpy()) for one in offsets)
-    return context + completion
+    return context, completion
 
 
 def _is_new_trajectory(table: pa.Table) -> ndarray:  # [num_rows]

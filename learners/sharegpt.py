@@ -8,18 +8,19 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from learners.json_rows import read_rows, refuse, short, strict_json
 from simulators.message import Message, ToolCall
 
 FIELDS = ("conversations", "system", "tools")
 MEDIA = ("images", "videos", "audios")
 POLICY, ENVIRONMENT = ("gpt", "function_call"), ("human", "observation")
 THOUGHT_END = "</think>"
-FILE_FORM = "a file is one list of rows, or has one whole row a line"
-MOST_SHOWN = 40
+MARKERS = (THOUGHT_END, "<tool_call>", "</tool_call>")
+"""What a call cannot hold, since it would be read as the end of a thought, or as a call's ends."""
+CALL_FORM = 'give {"name": ..., "arguments": {...}}'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,60 +46,27 @@ def count_rows(path: Path) -> int:
     return sum(1 for _ in read_dialogues(path))
 
 
-def read_dialogues(path: Path, *, start: int = 0, stop: int | None = None) -> Iterator[SharedDialogue]:
-    """The rows from `start` up to `stop`. Raises ValueError with file, row, field, rule and cure."""
-    rows = enumerate(_rows(path))
-    for index, (place, text) in islice(rows, start, stop):
-        row = _json(text, place=place, cure=FILE_FORM) if isinstance(text, str) else text
+def read_dialogues(path: Path) -> Iterator[SharedDialogue]:
+    """All rows, one at a time. Raises ValueError with file, row, field, rule and cure."""
+    for index, (place, row) in enumerate(read_rows(path)):
         yield _dialogue(row, place=place, index=index)
-
-
-def _rows(path: Path) -> Iterator[tuple[str, object]]:
-    """(where, row): the items of a JSON list; of JSON lines the lines themselves, not parsed yet."""
-    found = False
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            first = next((line for line in file if line.strip()), "")
-            file.seek(0)
-            if first.lstrip().startswith("["):
-                for number, row in enumerate(_json(file.read(), place=str(path), cure=FILE_FORM), start=1):
-                    found = True
-                    yield f"{path}: row {number}", None if isinstance(row, str) else row
-            else:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        found = True
-                        yield f"{path}: line {number}", line
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}): give a JSON or JSONL file") from None
-    if not found:
-        raise ValueError(f"{path}: holds no row: give a list of dialogues, or one dialogue a line")
-
-
-def _json(text: str, *, place: str, cure: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        _refuse(place, f"not JSON ({error})", cure)
 
 
 def _dialogue(row: object, *, place: str, index: int) -> SharedDialogue:
     if not isinstance(row, dict):
-        _refuse(place, "a row must be an object", f'give {{"conversations": [...]}}, not {_short(row)}')
+        refuse(place, "a row must be an object", f'give {{"conversations": [...]}}, not {short(row)}')
     _check_fields(row, place=place)
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
-        _refuse(place, f"conversations={_short(turns)}", "must be a list of turns: give at least two")
+        refuse(place, f"conversations={short(turns)}", "must be a list of turns: give at least two")
     spoken = [_turn(turn, place=f"{place}: conversations[{i}]") for i, turn in enumerate(turns)]
-    system = row.get("system") or ""
+    system = "" if row.get("system") is None else row["system"]
     if not isinstance(system, str):
-        _refuse(place, f"system={_short(system)}", "must be text: give a string, or leave it out")
+        refuse(place, f"system={short(system)}", "must be text: give a string, or leave it out")
     _check_text(system, place=f"{place}: system")
     if spoken[0][0] == "system":
         if system:
-            _refuse(place, "conversations[0].from='system'", "the row has a `system` already: keep one")
+            refuse(place, "conversations[0].from='system'", "the row has a `system` already: keep one")
         system, turns, spoken = spoken[0][1], turns[1:], spoken[1:]
     first = len(row["conversations"]) - len(turns)
     _check_order([role for role, _ in spoken], place=place, first=first)
@@ -125,28 +93,28 @@ def _check_fields(row: Mapping[str, object], *, place: str) -> None:
             continue
         near = get_close_matches(name, FIELDS, n=1, cutoff=0.8)
         if near and near[0] not in row:
-            _refuse(place, f"{name!r} is no field of a row", f"did you mean {near[0]!r}?")
+            refuse(place, f"{name!r} is no field of a row", f"did you mean {near[0]!r}?")
     if "conversations" not in row:
-        _refuse(place, "`conversations` is missing", f"a row has {', '.join(FIELDS)}: name it so")
+        refuse(place, "`conversations` is missing", f"a row has {', '.join(FIELDS)}: name it so")
     for name in MEDIA:
         if row.get(name):
-            _refuse(place, f"{name}: policies read text alone", "leave the row out")
+            refuse(place, f"{name}: policies read text alone", "leave the row out")
 
 
 def _turn(turn: object, *, place: str) -> tuple[str, str]:
     """(from, value)."""
     if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
-        _refuse(place, "a turn must be an object with `from` and `value`", f"it is {_short(turn)}")
+        refuse(place, "a turn must be an object with `from` and `value`", f"it is {short(turn)}")
     for name in turn.keys() - {"from", "value"}:
-        _refuse(place, f"{name!r} is no field of a turn", "a turn has `from` and `value`: leave it out")
+        refuse(place, f"{name!r} is no field of a turn", "a turn has `from` and `value`: leave it out")
     role, value = turn["from"], turn["value"]
     known = (*ENVIRONMENT, *POLICY, "system")
     if role not in known:
-        _refuse(place, f"from={_short(role)} is not known", f"give one of {', '.join(known)}")
+        refuse(place, f"from={short(role)} is not known", f"give one of {', '.join(known)}")
     if not isinstance(value, str):
-        _refuse(place, f"value={_short(value)}", "must be text: give a string (of JSON, for function_call)")
+        refuse(place, f"value={short(value)}", "must be text: give a string (of JSON, for function_call)")
     if not value.strip() and role != "observation":
-        _refuse(place, "value is empty", f"{role} must say something: fill it in, or leave the row out")
+        refuse(place, "value is empty", f"{role} must say something: fill it in, or leave the row out")
     _check_text(value, place=f"{place}.value")
     return role, value
 
@@ -157,15 +125,15 @@ def _check_order(roles: Sequence[str], *, place: str, first: int) -> None:
     for number, role in enumerate(roles):
         where, before = f"{place}: conversations[{first + number}].from={role!r}", roles[number - 1 : number]
         if role == "system":
-            _refuse(where, "a system message stands first or nowhere", "move it into `system`")
+            refuse(where, "a system message stands first or nowhere", "move it into `system`")
         if number == 0 and role != "human":
-            _refuse(where, "a dialogue begins with human", "put the opening before it")
+            refuse(where, "a dialogue begins with human", "put the opening before it")
         if before and (before[0] in POLICY) == (role in POLICY):
-            _refuse(where, f"it follows {before[0]!r}", "policy and environment take turns: join the two")
+            refuse(where, f"it follows {before[0]!r}", "policy and environment take turns: join the two")
         if role == "human" and before and before[0] == "function_call":
-            _refuse(where, "a function_call is answered by an observation", "put it between them")
+            refuse(where, "a function_call is answered by an observation", "put it between them")
     if not any(role in POLICY for role in roles):
-        _refuse(place, "no turn of the policy", "give at least one turn from gpt or function_call")
+        refuse(place, "no turn of the policy", "give at least one turn from gpt or function_call")
 
 
 def _tools(value: object, *, place: str) -> tuple[dict[str, Any], ...]:
@@ -173,19 +141,19 @@ def _tools(value: object, *, place: str) -> tuple[dict[str, Any], ...]:
     cure = "give a list of tool schemas, or JSON text of one"
     tools = value
     if isinstance(value, str):
-        tools = _json(value, place=place, cure=cure) if value.strip() else None
-    if not tools:
+        tools = strict_json(value, place=place, cure=cure) if value.strip() else None
+    if tools is None:
         return ()
     if not isinstance(tools, list):
-        _refuse(place, f"{_short(tools)} is no list", cure)
+        refuse(place, f"{short(tools)} is no list", cure)
     read: list[dict[str, Any]] = []
     for number, tool in enumerate(tools):
         wrapped = isinstance(tool, dict) and tool.get("type") == "function" and "function" in tool
         schema = tool["function"] if wrapped else tool
-        if not isinstance(schema, dict) or not isinstance(schema.get("name"), str) or not schema["name"]:
-            _refuse(
+        if not isinstance(schema, dict) or not _is_name(schema.get("name")):
+            refuse(
                 f"{place}[{number}]",
-                f"{_short(tool)} is no tool schema",
+                f"{short(tool)} is no tool schema",
                 'give {"name": ..., "description": ..., "parameters": ...}',
             )
         read.append(tool if wrapped else {"type": "function", "function": tool})
@@ -198,20 +166,33 @@ def _calls(value: str, *, names: Sequence[str], place: str) -> str:
     thinks = value.lstrip().startswith("<think>") and THOUGHT_END in value
     body = (value.partition(THOUGHT_END)[2] if thinks else value).lstrip()
     thought = value[: len(value) - len(body)] if thinks else ""
-    found = _json(body, place=place, cure='give {"name": ..., "arguments": {...}}, or a list of such')
+    found = strict_json(body, place=place, cure=f"{CALL_FORM}, or a list of such")
     calls = found if isinstance(found, list) and found else [found]
-    written: list[str] = []
-    for call in calls:
-        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-            _refuse(place, f"{_short(call)} is no call", 'give {"name": ..., "arguments": {...}}')
-        if not isinstance(call.get("arguments"), dict):
-            _refuse(place, f"arguments={_short(call.get('arguments'))}", "must be an object: give {...}")
-        if names and call["name"] not in names:
-            near = get_close_matches(call["name"], names, n=1, cutoff=0.0)[0]
-            _refuse(place, f"name={call['name']!r} is not among the row's tools", f"did you mean {near!r}?")
-        written.append(str(ToolCall(name=call["name"], arguments=call["arguments"])))
-    _check_text("".join(written), place=place)
-    return thought + "\n".join(written)
+    written = "\n".join(_call(call, names=names, place=place) for call in calls)
+    _check_text(written, place=place)
+    return thought + written
+
+
+def _call(call: object, *, names: Sequence[str], place: str) -> str:
+    if not isinstance(call, dict) or not _is_name(call.get("name")):
+        refuse(place, f"{short(call)} is no call", CALL_FORM)
+    for field in call.keys() - {"name", "arguments"}:
+        refuse(place, f"{field!r} is no field of a call", f"{CALL_FORM}, and leave it out")
+    name, arguments = call["name"], call.get("arguments")
+    if not isinstance(arguments, dict):
+        refuse(place, f"arguments={short(arguments)}", "must be an object: give {...}")
+    if names and name not in names:
+        near = get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        refuse(place, f"name={name!r} is not among the row's tools", f"did you mean {near!r}?")
+    text = json.dumps(call, ensure_ascii=False)
+    for marker in MARKERS:
+        if marker in text:
+            refuse(place, f"the call of {name!r} holds {marker}, which would end it", "write it another way")
+    return str(ToolCall(name=name, arguments=arguments))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _check_text(text: str, *, place: str) -> None:
@@ -219,13 +200,4 @@ def _check_text(text: str, *, place: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        _refuse(place, f"character {error.start} is half a surrogate pair", "write the whole character")
-
-
-def _refuse(place: str, rule: str, cure: str) -> NoReturn:
-    raise ValueError(f"{place}: {rule}: {cure}")
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=True, default=str)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+        refuse(place, f"character {error.start} is half a surrogate pair", "write the whole character")

@@ -4,6 +4,8 @@ The policy's turns are its completions, token for token as `Renderer.encode` giv
 that ends a turn; all else is context, as the policy's own chat template renders it.
 """
 
+import json
+import re
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -16,13 +18,19 @@ from learners.sharegpt import SharedDialogue
 from simulators.message import Message
 from simulators.task import TaskKey
 
+OWN_MARKERS = re.compile("</?think>|</?tool_call>")
+"""Special tokens in some tokenizers, and how a policy thinks and calls: what it says may hold them."""
+
 
 def dialogues_table(dialogues: Sequence[SharedDialogue], *, gym: str, renderer: Renderer) -> pa.Table:
     """A group of one trajectory for each dialogue, ended by its environment and worth nothing: imitation
     reads no reward.
 
-    Raises ValueError, one line, for a dialogue that the chat template refuses or that holds its end token.
+    Raises ValueError, one line, for a dialogue that the chat template refuses or that holds a special token.
     """
+    special = _special_tokens(renderer)
+    for dialogue in dialogues:
+        _check_plain(dialogue, special=special)
     tables = [_table(dialogue, gym=gym, renderer=renderer) for dialogue in dialogues]
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     return table.append_column(REWARD, pa.array([0.0] * table.num_rows, REWARD.type))
@@ -40,14 +48,30 @@ def _table(dialogue: SharedDialogue, *, gym: str, renderer: Renderer) -> pa.Tabl
     return to_table(GroupOrder(group_id=dialogue.index, task_key=key, group_size=1, seed=0), [trajectory])
 
 
+def _special_tokens(renderer: Renderer) -> re.Pattern[str]:
+    """What the tokenizer would read in plain text as ends and roles, pads and pictures; longest first."""
+    added = renderer.tokenizer.added_tokens_decoder.values()
+    special = {renderer.stop_text, *renderer.tokenizer.all_special_tokens}
+    special |= {token.content for token in added if token.special}
+    return re.compile("|".join(map(re.escape, sorted(special, key=lambda token: (-len(token), token)))))
+
+
+def _check_plain(dialogue: SharedDialogue, *, special: re.Pattern[str]) -> None:
+    """Refuses text that would not be tokenised as text: it could end turns and forge others."""
+    heard = [(f"before the policy's turn {i}", m.content) for i, m in enumerate(dialogue.heard, start=1)]
+    said = [(f"the policy's turn {i}", OWN_MARKERS.sub(" ", t)) for i, t in enumerate(dialogue.said, start=1)]
+    tools = json.dumps(dialogue.tools, ensure_ascii=False)
+    for field, text in (("system", dialogue.system), ("tools", tools), *heard, *said):
+        found = special.search(text)
+        if found:
+            raise ValueError(
+                f"{dialogue.place}: {field}: its text holds {found[0]!r}, a special token of this policy: "
+                "take it out, or leave the row out"
+            )
+
+
 def render_turns(dialogue: SharedDialogue, *, renderer: Renderer) -> list[Turn]:
     """The dialogue's turns in tokens. A template that changes earlier text forks it, as in a rollout."""
-    for text in (dialogue.system, *(message.content for message in dialogue.heard), *dialogue.said):
-        if renderer.stop_text in text:
-            raise ValueError(
-                f"{dialogue.place}: its text holds {renderer.stop_text}, which ends a turn of this policy: "
-                "take it out"
-            )
     try:
         return _render_turns(dialogue, renderer)
     except TemplateError as error:

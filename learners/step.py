@@ -82,10 +82,10 @@ def sft_sums(batch: MicroBatch, policy: PolicyOutput, *, num_tokens: int) -> Sum
     return {"loss": sft_loss(policy.logprobs, num_tokens=num_tokens), "entropy": policy.entropies.sum()}
 
 
-def with_critic(batch: MicroBatch, policy: PolicyOutput, *, loss_fn: LossFn, num_turns: int) -> Sums:
-    """The sums of `loss_fn`, and the critic's own loss over the step's `num_turns` turns with a return."""
-    sums = loss_fn(batch, policy)
-    return sums | {"critic_loss": critic_loss(policy.values, batch.returns, num_turns=num_turns)}
+def with_critic(batch: MicroBatch, policy: PolicyOutput, *, loss_fn: LossFn) -> Sums:
+    """The sums of `loss_fn`, and the critic's own loss."""
+    critic = critic_loss(policy.values, batch.returns, weights=batch.turn_weights)
+    return loss_fn(batch, policy) | {"critic_loss": critic}
 
 
 def accumulate_gradients(

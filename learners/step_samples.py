@@ -3,7 +3,7 @@ is asked, and every turn gets its advantage. No Ray; every rank computes the sam
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from actors.renderer import Renderer
 from actors.table import REWARD
 from learners.config import LearnerConfig
 from learners.critic import explained_variance
-from learners.dropped import drop_metrics, num_dropped
+from learners.dropped import TrajectoryKey, drop_metrics, num_dropped
 from learners.information_gain import INFORMATION_GAINS, InformationGain
 from learners.samples import TrainingSample, gym_advantages, samples_from_table, without_truncated
 from learners.scoring import Scorer, TurnKey, by_turn, turn_values
@@ -28,8 +28,10 @@ def samples_of_step(
     if tables and config.information_gain != "none":
         assert renderer is not None, "gains are scored on rendered tokens"
         whole = pa.concat_tables(tables)
-        gain = INFORMATION_GAINS[config.information_gain](whole, scorable(whole), renderer, scorer)
-        tables = [with_gain(table, gain, weight=config.information_gain_weight) for table in tables]
+        asked = scorable(whole)
+        gain = INFORMATION_GAINS[config.information_gain](whole, asked, renderer, scorer)
+        weight = config.information_gain_weight
+        tables = [with_gain(table, gain, weight=weight, scored=trajectories_of(asked)) for table in tables]
         metrics = gain_metrics(gain, tables)
     values = critic_values(tables, config=config, scorer=scorer)
     samples: list[TrainingSample] = []
@@ -48,8 +50,7 @@ def samples_of_step(
         else:
             advantages = gym_advantages(table, config.credit_of)
         mine = samples_from_table(table, advantages=advantages, returns=returns)
-        sampled = {(sample.group_id, sample.trajectory) for sample in mine}
-        dropped += num_dropped(table, advantages=advantages, sampled=sampled)
+        dropped += num_dropped(table, advantages=advantages, sampled=trajectories_of(mine))
         samples += mine
     metrics |= drop_metrics(dropped)
     explained = explained_variance(np.array(expected), np.array(received))
@@ -75,12 +76,20 @@ def scorable(table: pa.Table) -> list[TrainingSample]:
     return samples_from_table(table, advantages=table["reward"].to_numpy())
 
 
-def with_gain(table: pa.Table, gain: InformationGain, *, weight: float) -> pa.Table:
-    """The table with weight x gain added to each turn's reward. A gain that is not finite leaves its
-    trajectory without a reward, and so untrained: never with a wrong one."""
-    gains = np.array([gain.by_turn.get(key, 0.0) for key in turn_keys(table)])
+def with_gain(
+    table: pa.Table, gain: InformationGain, *, weight: float, scored: Collection[TrajectoryKey]
+) -> pa.Table:
+    """The table with weight x gain added to each turn's reward. A trajectory that was not `scored`, or has a
+    gain that is not finite, is left without a reward: never compared, and never trained, with a wrong one."""
+    keys = turn_keys(table)
+    gains = np.array([gain.by_turn.get(key, 0.0) if key[:2] in scored else np.nan for key in keys])
     rewards = pa.array(table["reward"].to_numpy() + weight * gains)
     return table.set_column(table.schema.get_field_index(REWARD.name), REWARD, rewards)
+
+
+def trajectories_of(samples: Sequence[TrainingSample]) -> set[TrajectoryKey]:
+    """The trajectories that the samples are of."""
+    return {(sample.group_id, sample.trajectory) for sample in samples}
 
 
 def gain_metrics(gain: InformationGain, tables: Sequence[pa.Table]) -> dict[str, float]:
@@ -108,4 +117,4 @@ def turn_keys(table: pa.Table) -> list[TurnKey]:  # [num_rows]
 
 def _asks_critic(table: pa.Table, config: LearnerConfig) -> bool:
     """Whether the credit of the group's gym needs the critic."""
-    return config.credit_of(table["gym"][0].as_py()).advantage == "turn_gae"
+    return config.credit_of(table["gym"][0].as_py()).estimator.asks_critic

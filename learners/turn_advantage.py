@@ -53,9 +53,7 @@ def turn_loo_advantages(rewards: TurnRewards, *, gamma: float) -> TurnAdvantages
     return _ragged(np.where(_is_flat(to_go, reached), 0.0, to_go - baseline), reached)
 
 
-def mt_grpo_advantages(
-    rewards: TurnRewards, *, outcomes: Float[ndarray, "group_size"], outcome_weight: float = OUTCOME_WEIGHT
-) -> TurnAdvantages:
+def mt_grpo_advantages(rewards: TurnRewards, *, outcomes: Float[ndarray, "group_size"]) -> TurnAdvantages:
     """A_t = z(r_t) + lambda z(outcome) before the last turn, z(outcome) on the last (MT-GRPO, arXiv
     2505.11821): z is GRPO's score, of a turn's reward among the group's turns of that index.
 
@@ -71,7 +69,7 @@ def mt_grpo_advantages(
         relative[rows, turn] = group_relative(values[rows, turn], divide_by_std=True)
     for row, turns in enumerate(rewards):
         num_before = max(0, len(turns) - 1)
-        before = relative[row, :num_before] + outcome_weight * last[row]
+        before = relative[row, :num_before] + OUTCOME_WEIGHT * last[row]
         advantages.append(np.append(before, last[row])[: len(turns)])
     return advantages
 
@@ -82,7 +80,6 @@ def gigpo_advantages(
     states: Sequence[Sequence[Hashable]],  # [group_size][num_turns]
     outcomes: Float[ndarray, "group_size"],
     gamma: float,
-    state_weight: float = STATE_WEIGHT,
 ) -> TurnAdvantages:
     """A_t = z(outcome) + omega z(G_t among turns in the same state) (GiGPO, arXiv 2505.10978 eq. 3, 7, 8).
 
@@ -102,7 +99,7 @@ def gigpo_advantages(
     for places in visits.values():
         relative = group_relative(np.array([to_go[row][turn] for row, turn in places]), divide_by_std=True)
         for (row, turn), value in zip(places, relative, strict=True):
-            advantages[row][turn] += state_weight * value
+            advantages[row][turn] += STATE_WEIGHT * value
     return advantages
 
 
@@ -127,15 +124,13 @@ def turn_gae(
     values: Float[ndarray, "num_turns"],
     gamma: float,
     gae_lambda: float,
-    bootstrap: float = 0.0,
 ) -> Float[ndarray, "num_turns"]:
     """A_t = sum over l of (gamma lambda)^l delta_(t+l), delta_t = r_t + gamma V_(t+1) - V_t (GAE, arXiv
     1506.02438 eq. 16), a turn being one action (Turn-PPO, arXiv 2512.17008).
 
-    `values[t]` is the critic's, before turn t. `bootstrap` is its value after the last turn: 0 where the
-    dialogue ended, the critic's own where it was cut off.
+    `values[t]` is the critic's, before turn t. After the last turn nothing is expected.
     """
-    following = np.append(values, bootstrap)[1:]
+    following = np.append(values, 0.0)[1:]
     return reward_to_go(rewards + gamma * following - values, gamma=gamma * gae_lambda)
 
 

@@ -4,12 +4,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rewards.reward import REWARDS
 from simulators.chat_config import ChatConfig
-
-REWARD_NAMES = (
-    *("environment", "outcome", "turn", "length", "overlong", "format", "no_tool_call", "tool_call"),
-    *("potential", "judge"),
-)
 
 
 class JudgeConfig(ChatConfig):
@@ -47,9 +43,9 @@ class RewardConfig(BaseModel):
     @classmethod
     def _names_are_known(cls, weights: dict[str, float]) -> dict[str, float]:
         for name, weight in weights.items():
-            if name not in REWARD_NAMES:
+            if name not in REWARDS:
                 raise ValueError(
-                    f"{name!r}: unknown reward function: the known ones are {', '.join(REWARD_NAMES)}"
+                    f"{name!r}: unknown reward function: the known ones are {', '.join(REWARDS)}"
                 )
             if not abs(weight) < float("inf"):
                 raise ValueError(f"{name}={weight}: a weight must be a finite number: give one such as 0.1")

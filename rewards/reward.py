@@ -1,19 +1,23 @@
 """Reward functions: a group's table in, one number a turn out. They read text, outcomes and how many tokens
 there are, never which.
 
-A new reward is one function, one line in `REWARDS` and its name in rewards/config.py. What each is for, with
-its formula and an example: docs/rewards.md.
+A new reward is one function and one line in `REWARDS`. What each is for, with its formula and an example:
+docs/rewards.md. Arrow is not imported here: the configuration reads the names of `REWARDS` in an instant.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from actors.table import REWARD
 from rewards.tool_call import tool_call_rewards
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Rewards = NDArray[np.float64]  # [num_turns of the group]
 TOKENS_PER_UNIT = 1000
@@ -36,7 +40,7 @@ class RewardContext:
     """The judge's rating of each trajectory, in [0, 1]; NaN where there is none."""
 
 
-RewardFn = Callable[[pa.Table, RewardContext], Rewards]
+RewardFn = Callable[["pa.Table", RewardContext], Rewards]
 
 
 def environment(table: pa.Table, context: RewardContext) -> Rewards:
@@ -114,18 +118,6 @@ def judge(table: pa.Table, context: RewardContext) -> Rewards:
     of, is_last = _trajectories(table)
     ratings = np.asarray(context.ratings, np.float64)[of]
     return np.where(is_last | np.isnan(ratings), ratings, 0.0)
-
-
-def with_rewards(table: pa.Table, weights: Mapping[str, float], context: RewardContext) -> pa.Table:
-    """The table with its `reward` column: the weighted sum, NaN on every turn of a trajectory that failed.
-
-    A failure is never a score: whoever averages these numbers must leave failed trajectories out, and sees it
-    if not.
-    """
-    parts = (weight * REWARDS[name](table, context) for name, weight in weights.items())
-    total = sum(parts, np.zeros(table.num_rows))
-    total = np.where(table["failed"].to_numpy(), np.nan, total)
-    return table.append_column(REWARD, pa.array(total, pa.float64(), from_pandas=False))
 
 
 def _trajectories(table: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

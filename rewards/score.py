@@ -4,11 +4,13 @@ rewards."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 
+from actors.table import REWARD
 from rewards.config import RewardConfig
 from rewards.judge import Judge, Rating
-from rewards.reward import RewardContext, with_rewards
+from rewards.reward import REWARDS, RewardContext
 
 JUDGE = "judge"
 
@@ -50,3 +52,15 @@ def _with_problems(table: pa.Table, ratings: Sequence[Rating]) -> pa.Table:
     return table.set_column(
         table.schema.get_field_index("error"), table.schema.field("error"), pa.array(errors, pa.string())
     )
+
+
+def with_rewards(table: pa.Table, weights: Mapping[str, float], context: RewardContext) -> pa.Table:
+    """The table with its `reward` column: the weighted sum, NaN on every turn of a trajectory that failed.
+
+    A failure is never a score: whoever averages these numbers must leave failed trajectories out, and sees it
+    if not.
+    """
+    parts = (weight * REWARDS[name](table, context) for name, weight in weights.items())
+    total = sum(parts, np.zeros(table.num_rows))
+    total = np.where(table["failed"].to_numpy(), np.nan, total)
+    return table.append_column(REWARD, pa.array(total, pa.float64(), from_pandas=False))

@@ -12,18 +12,22 @@ The paper pays 6 s - 3; a weight of 6 gives the same differences. A matching pai
 one call of the same name, as the released code does, and is found optimally (Hungarian algorithm).
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from simulators.message import ToolCall
 from simulators.tau.shops import TOOLS
 from simulators.tau.tools import ToolError, parse_call
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ALL_TOOLS = {name: tool for tools in TOOLS.values() for name, tool in tools.items()}
 """For the types of `key=value` arguments."""
@@ -59,6 +63,8 @@ def match_score(gold: Sequence[ToolCall], made: Sequence[ToolCall]) -> float:
 
     Example: gold `f(a=1, b=2)`, made `f(a=1, c=2)`: (1 + 1/3 + 1) / (1 + 1 + 2) = 0.583.
     """
+    from scipy.optimize import linear_sum_assignment  # heavy, and needed by this reward alone
+
     if not gold:
         return 0.0
     worth = np.array([[_pair_score(wanted, call) for call in made] for wanted in gold]).reshape(
@@ -102,6 +108,16 @@ def _overlap(gold: set[str], made: set[str]) -> float:
 
 
 def _plain(value: object) -> str:
-    """A value as text, without case and spacing: `3` and `"3"` are the same, lists keep their order."""
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+    """A value as text, without case and spacing: `3`, `3.0` and `"3"` are the same; lists keep their
+    order."""
+    text = value if isinstance(value, str) else json.dumps(_whole(value), sort_keys=True, ensure_ascii=False)
     return " ".join(text.casefold().split())
+
+
+def _whole(value: object) -> object:
+    """The value with whole floats as integers, however deep."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return {key: _whole(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -14,7 +14,8 @@ from actors.summary import summarize
 from actors.table import to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory
 from learners.tiny_policy import make_tokenizer
-from rewards.reward import RewardContext, with_rewards
+from rewards.reward import RewardContext
+from rewards.score import with_rewards
 from simulators.gyms import GYMS
 from simulators.message import Action
 from simulators.rule_user import RuleUser

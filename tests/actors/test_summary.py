@@ -10,7 +10,8 @@ import pytest
 from actors.summary import state_keys, summarize
 from actors.table import to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
-from rewards.reward import RewardContext, with_rewards
+from rewards.reward import RewardContext
+from rewards.score import with_rewards
 from simulators.user import UserReply
 from tests.fakes import make_key
 

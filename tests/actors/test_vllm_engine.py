@@ -93,7 +93,7 @@ def _gap(policy: Qwen3ForCausalLM, request: CompletionRequest, completion: Compl
 
 
 def _receive(started: Started, policy: Qwen3ForCausalLM, *, version: int) -> None:
-    payload = ray.put(pack_weights(policy.state_dict(), dtype="float32")[0])
+    payload = ray.put(pack_weights(policy.state_dict())[0])
     ray.get([engine.receive.remote(payload, version) for engine in started.engines], timeout=60)
 
 
@@ -114,7 +114,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
             np.array([5, 6], np.int32), max_completion_tokens=4, temperature=1.0, seed=0
         )
         served, _ = ray.wait([early], timeout=1.0)
-        payload = ray.put(pack_weights(policy.state_dict(), dtype="float32")[0])
+        payload = ray.put(pack_weights(policy.state_dict())[0])
         ray.get([engine.receive.remote(payload, 0) for engine in engines], timeout=60)
         versions = ray.get(early, timeout=60)[2].tolist()
         yield Started(
@@ -171,7 +171,7 @@ def test_weights_arrive_in_flight_and_each_token_names_its_version(started: Star
     async def sync_in_flight() -> list[Completion]:
         running = asyncio.ensure_future(_complete_all(started.client, requests))
         await asyncio.sleep(0.2)
-        payload = ray.put(pack_weights(policy.state_dict(), dtype="float32")[0])
+        payload = ray.put(pack_weights(policy.state_dict())[0])
         await asyncio.gather(*(engine.receive.remote(payload, 1) for engine in started.engines))
         return await running
 
@@ -201,7 +201,7 @@ def test_weights_arrive_in_flight_and_each_token_names_its_version(started: Star
 def test_incomplete_weights_are_refused_and_close_the_gate_until_whole_ones_come(started: Started) -> None:
     policy = _policy(seed=2)
     state = {name: tensor for name, tensor in policy.state_dict().items() if "layers.1.mlp" not in name}
-    payload = ray.put(pack_weights(state, dtype="float32")[0])
+    payload = ray.put(pack_weights(state)[0])
     engine = started.engines[0]
     with pytest.raises(EngineError, match="lack 2 of the policy's parameters"):
         ray.get(engine.receive.remote(payload, 2), timeout=60)

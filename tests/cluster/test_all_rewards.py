@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.algorithm import GRPO
-from rewards.config import REWARD_NAMES
-from rewards.reward import RewardContext, with_rewards
+from rewards.reward import REWARDS, RewardContext
+from rewards.score import with_rewards
 from tests.cluster.test_algorithm import assert_promises_hold, tiny_config
 from tests.endpoint import Endpoint, serve_endpoint
 
 pytestmark = pytest.mark.slow
 
 WEIGHTS = {
-    **dict.fromkeys(REWARD_NAMES, 0.1),
+    **dict.fromkeys(REWARDS, 0.1),
     "environment": 1.0,
     **{"turn": -0.01, "length": -1.0, "no_tool_call": -0.5},
 }

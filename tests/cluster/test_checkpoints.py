@@ -100,6 +100,27 @@ def test_a_score_makes_it_the_best_once_it_is_whole(tmp_path: Path) -> None:
     assert (folder.best.step, folder.best.score) == (10, 0.5)
 
 
+@pytest.mark.parametrize("refused", ["keep_best", "keep_newest"])
+def test_a_disk_that_refuses_what_comes_after_the_name_leaves_a_good_checkpoint(
+    tmp_path: Path, refused: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learners = SlowLearners()
+    folder, checkpoints = checkpoints_at(tmp_path, learners)
+
+    def refuse(*args: object, **settings: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(folder, refused, refuse)
+    checkpoints.begin(10, write=write, score=0.5)
+    checkpoints.settle(wait=True)
+    assert (folder.latest_step, checkpoints.num_failed) == (10, 0)
+    assert learners.bases == [(folder.checkpoint(10) / "learner", 7)], "new learners start from it"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("checkpoint of step 10 is written, but ") and line.endswith(
+        "Read-only file system"
+    )
+
+
 def test_an_ending_run_names_what_is_written_and_waits_for_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,3 +134,8 @@ def test_an_ending_run_names_what_is_written_and_waits_for_nothing(
     checkpoints.close()
     assert folder.latest_step == 10
     assert "not named: learner 0 failed" in capsys.readouterr().err
+    folder, checkpoints = checkpoints_at(tmp_path, SlowLearners(num_polls=99))
+    checkpoints.begin(20, write=write)
+    checkpoints.close()
+    assert folder.latest_step == 10
+    assert "not named: the learners have not said that it is whole" in capsys.readouterr().err

@@ -143,6 +143,8 @@ def test_a_run_folder_holds_one_run(tmp_path: Path) -> None:
     RunFolder.of(load(None, here)).create(load(None, here))
     check_same_run(load(None, here))
     check_same_run(load(None, {**here, "grpo.num_steps": "99", "tracking.mode": "disabled"}))
+    no_result = {"micro_batch_tokens": "16384", "recompute_activations": "true", "max_logprob_gap": "0.1"}
+    check_same_run(load(None, here | {f"learner.{key}": value for key, value in no_result.items()}))
     with pytest.raises(BadInput, match=r"rollout.group_size=4: .* holds a run with 8: give --run NAME"):
         check_same_run(load(None, {**here, "rollout.group_size": "4"}))
 
@@ -194,19 +196,17 @@ def test_a_judge_without_its_key_or_without_an_endpoint_is_refused(monkeypatch: 
         check(judged("http://127.0.0.1:1/v1"))
 
 
-def test_shaping_is_refused_where_the_learner_would_discount_otherwise_or_never_see_it() -> None:
+def test_shaping_is_refused_where_it_is_not_seen_or_would_change_what_is_best() -> None:
     def shaped(**learner: object) -> RunConfig:
         return RunConfig.model_validate({"reward": {"weights": {"potential": 1.0}}, "learner": learner})
 
-    assert shaped(advantage="turn_loo", gamma=0.5)
-    assert shaped(advantage="gigpo") and shaped(turn_credit="naive")
-    assert shaped(advantage="mt_grpo", trajectory_score="sum", gamma=1.0)
-    with pytest.raises(ValueError, match="only where both discount alike: take"):
-        shaped(advantage="mt_grpo", trajectory_score="sum")
-    with pytest.raises(ValueError, match="only where both discount alike: take"):
-        shaped(advantage="turn_loo", by_gym={"tau": {"advantage": "rloo", "trajectory_score": "last"}})
-    with pytest.raises(ValueError, match="function has advantage=grpo of turn_credit=equalized"):
-        shaped()
+    for advantage in ("turn_mean", "turn_loo", "turn_gae"):
+        assert shaped(advantage=advantage, gamma=0.5)
+    for advantage in ("grpo", "rloo", "mt_grpo", "gigpo", "igpo", "userrl_compat", "userrl_printed"):
+        with pytest.raises(ValueError, match=f"has advantage={advantage}, .*: take one of turn_mean"):
+            shaped(advantage=advantage)
+    with pytest.raises(ValueError, match="tau has advantage=rloo"):
+        shaped(advantage="turn_loo", by_gym={"tau": {"advantage": "rloo"}})
 
 
 def test_gold_answers_are_refused_where_no_trained_gym_knows_one(monkeypatch: pytest.MonkeyPatch) -> None:

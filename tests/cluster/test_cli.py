@@ -101,7 +101,7 @@ def a_finished_run() -> RunFolder:
     folder = RunFolder.of(config)
     folder.create(config)
     folder.begin_checkpoint(config.grpo.num_steps)
-    folder.complete_checkpoint(config.grpo.num_steps, keep=1)
+    folder.complete_checkpoint(config.grpo.num_steps)
     folder.model.mkdir()
     (folder.model / "config.json").touch()
     outcome = Outcome(gym="function", task_id="task", score=1.0, num_turns=2)

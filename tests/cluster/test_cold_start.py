@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import ray
+import torch
+from safetensors.torch import load
 
 from actors.renderer import Renderer
 from cluster.algorithm import GRPO
 from cluster.demonstrations import gather_demonstrations
+from cluster.learner_calls import LearnerError
 from cluster.recipe import BadInput
 from learners.config import TinyPolicyConfig
 from learners.tiny_policy import make_tokenizer
@@ -16,6 +20,59 @@ from tests.learners.test_best_trajectories import DONE, group
 from tests.learners.test_sharegpt import own_table, turns
 
 pytestmark = pytest.mark.slow
+
+REFUSED = {
+    "unread": (turns(("human", "a")), "no turn of the policy"),
+    "unrendered": (
+        turns(("human", "<|im_start|>"), ("gpt", "b")),
+        "before the policy's turn 1: its text holds",
+    ),
+}
+"""Rows that the task which reads refuses, and the one which renders."""
+
+
+def test_a_cold_start_that_was_killed_goes_on_exactly_from_its_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.algorithm.SFT_STEPS_PER_CHECKPOINT", 10)
+    config = tiny_config(tmp_path, name="killed").training(sft={"num_demonstrations": 240, "num_epochs": 2.0})
+    algorithm = config.build_algo()
+    assert isinstance(algorithm, GRPO)
+
+    def kill(step: int, metrics: object) -> None:
+        if step == 30:
+            raise InterruptedError
+
+    def weights() -> dict[str, torch.Tensor]:
+        return load(bytes(ray.get(algorithm.learners.weights(dtype="float32")[0])))
+
+    try:
+        with pytest.raises(InterruptedError):
+            algorithm.cold_start(kill)
+        killed_at = weights()
+        algorithm.finish_checkpoint()
+        checkpoint = algorithm.folder.checkpoint(0)
+        assert not algorithm.folder.cold_started
+        algorithm.restore_from_path(checkpoint)
+        assert algorithm.num_sft_steps == 20
+        assert any(not tensor.equal(killed_at[name]) for name, tensor in weights().items())
+        with pytest.raises(InterruptedError):
+            algorithm.cold_start(kill)
+        for name, tensor in weights().items():
+            torch.testing.assert_close(tensor, killed_at[name], atol=1e-6, rtol=1e-5, msg=name)
+
+        path = Path(algorithm.save_to_path(str(tmp_path / "own")))
+        monkeypatch.setattr(algorithm.learners, "save", fail)
+        with pytest.raises(InterruptedError):  # while it is overwritten
+            algorithm.save_to_path(str(path))
+        with pytest.raises(LearnerError, match="no finished checkpoint there"):
+            algorithm.restore_from_path(path)
+    finally:
+        algorithm.stop()
+
+
+def fail(folder: Path) -> int:
+    raise InterruptedError
 
 
 def test_experts_runs_and_files_are_joined_in_a_real_cold_start(
@@ -44,6 +101,12 @@ def test_experts_runs_and_files_are_joined_in_a_real_cold_start(
         folder = algorithm.services.rollout_setup.policy_folder
         with pytest.raises(BadInput, match=r"^sft\.runs: nothing in .* can be imitated"):
             gather_demonstrations(broken, rollouts=algorithm.rollouts, policy_folder=folder)
+        for name, (bad, reason) in REFUSED.items():
+            path = write_json(tmp_path / f"{name}.json", [*rows[:600], bad])
+            sft = algorithm.run.sft.model_copy(update={"runs": (), "files": (path,)})
+            broken = algorithm.run.model_copy(update={"sft": sft})
+            with pytest.raises(BadInput, match=rf"^sft\.files: {path}: row 601: {reason}"):
+                gather_demonstrations(broken, rollouts=algorithm.rollouts, policy_folder=folder)
     finally:
         algorithm.stop()
     counts = {key: value for key, value in logged[-1].items() if key.startswith("sft/num_samples/")}

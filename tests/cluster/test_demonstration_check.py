@@ -1,5 +1,6 @@
 """Sources of demonstrations that cannot be used are refused before anything starts."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from cluster.config import RunConfig, load
 from cluster.demonstration_check import check_demonstrations
 from cluster.recipe import BadInput
-from cluster.run_folder import RunFolder
+from cluster.run_folder import STATE_FILE, RunFolder
 from tests.learners.dialogues import write_archive, write_json
 from tests.learners.test_best_trajectories import DONE, group
 from tests.learners.test_sharegpt import ROW, turns
@@ -64,11 +65,16 @@ def test_a_bad_row_is_refused_with_its_key_file_row_and_rule(tmp_path: Path):
 def test_a_run_past_its_cold_start_goes_on_without_its_demonstrations(tmp_path: Path):
     place = {"run": {"folder": str(tmp_path)}, "sft": {"files": [tmp_path / "gone.json"]}}
     config = RunConfig.model_validate(place)
-    RunFolder.of(config).checkpoint(0).mkdir(parents=True)
-    with pytest.raises(BadInput, match="cannot be read"):
-        check_demonstrations(config)
-    RunFolder.of(config).checkpoint(3).mkdir()
-    check_demonstrations(config)
+    folder = RunFolder.of(config)
+    for step, cold_started in ((0, False), (0, True), (3, True)):
+        state = folder.begin_checkpoint(step) / STATE_FILE
+        state.write_text(json.dumps({"cold_started": cold_started}))
+        folder.complete_checkpoint(step)
+        if cold_started:
+            check_demonstrations(config)
+        else:
+            with pytest.raises(BadInput, match="cannot be read"):
+                check_demonstrations(config)
 
 
 def test_thousands_of_rows_are_checked_in_an_instant(tmp_path: Path):

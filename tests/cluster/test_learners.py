@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -26,7 +27,7 @@ from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
 from cluster.learner_calls import LearnerError
 from cluster.learners import MOST_REBUILDS, Learners
 from cluster.run_folder import RunFolder
-from learners.checkpoint import is_checkpoint
+from learners.checkpoint import SaveReport, is_checkpoint
 from learners.config import LearnerConfig, LearnerSettings, TinyPolicyConfig
 from learners.learner import GRPOLearner
 from learners.sft_config import SftConfig
@@ -237,6 +238,11 @@ class LightLearner:
         self.num_steps += 1
         return {"num_steps": float(self.num_steps)}
 
+    def save(self, path: str) -> None: ...
+
+    def saved(self, *, wait: bool) -> SaveReport:
+        return SaveReport(done=True)
+
 
 def light_learner() -> Any:
     create: Any = ray.remote(LightLearner)
@@ -246,7 +252,10 @@ def light_learner() -> Any:
 class LightGroup:
     """What `Learners` knows of a LearnerGroup."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, num_cpus: float = 0) -> None:
+        self.config = SimpleNamespace(
+            num_learners=NUM_LEARNERS, num_cpus_per_learner=num_cpus, num_gpus_per_learner=0
+        )
         self._workers: list[Any] = [light_learner() for _ in range(NUM_LEARNERS)]
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple[()], dict[str, Any]]:
@@ -269,6 +278,59 @@ def test_a_learner_that_hangs_is_replaced() -> None:
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the one that hung is gone, and its memory with it"
         time.sleep(0.1)
+
+
+def test_who_is_too_busy_to_say_whether_a_checkpoint_is_whole_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a rank that waits in a collective for one that has failed."""
+    monkeypatch.setattr("cluster.learners.POLL_TIMEOUT_S", 1.0)
+    learners = Learners(LightGroup(), most_steps=8)
+    learners.save(tmp_path)
+    learners._actors()[1].apply.remote(lambda learner: time.sleep(10.0))
+    start = time.monotonic()
+    assert not learners.saved(wait=False)
+    assert time.monotonic() - start < 5
+    assert learners.saved(wait=True)
+    learners.update([], step=0)
+    assert learners.num_rebuilds == 0, "nor is it replaced"
+
+
+def test_new_learners_without_a_place_end_the_run_and_say_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.learner_room.ROOM_TIMEOUT_S", 1.0)
+    learners = Learners(LightGroup(num_cpus=50), most_steps=8)
+    ray.kill(learners._actors()[0])
+    says = (
+        r"^learner 0 died: new ones take 100 CPU, and for 1 s the cluster has had 3 CPU free: bring back "
+        r"what is gone or give fewer learner\.num_learners, and go on from the last checkpoint with .*$"
+    )
+    with pytest.raises(LearnerError, match=says):
+        learners.update([], step=0)
+
+
+class SlowGroup(LightGroup):
+    """The second of its kind never stands."""
+
+    num_groups = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        SlowGroup.num_groups += 1
+        if SlowGroup.num_groups > 1:
+            time.sleep(60)
+
+
+def test_new_learners_that_do_not_start_end_the_run() -> None:
+    learners = Learners(SlowGroup(), most_steps=8, timeout_s=5.0)
+    ray.kill(learners._actors()[0])
+    start = time.monotonic()
+    with pytest.raises(
+        LearnerError, match=r"^learner 0 died: .* take nothing, did not start within 5 s: go on"
+    ):
+        learners.update([], step=0)
+    assert time.monotonic() - start < 30
 
 
 def test_an_error_of_a_learner_itself_is_raised_at_once_in_one_line() -> None:

@@ -7,7 +7,7 @@ import pytest
 from cluster.config import RunConfig, load
 from cluster.recipe import BadInput
 from cluster.results import evaluation_rows, write_rows
-from cluster.run_folder import RunFolder, replace_folder, write_whole
+from cluster.run_folder import STATE_FILE, RunFolder, replace_folder, write_whole
 from cluster.scores import Outcome
 
 
@@ -18,8 +18,11 @@ def folder_at(path: Path) -> RunFolder:
 
 
 def save(folder: RunFolder, step: int, *, keep: int = 2) -> None:
-    (folder.begin_checkpoint(step) / "weights").write_text(str(step))
-    folder.complete_checkpoint(step, keep=keep)
+    partial = folder.begin_checkpoint(step)
+    for name in ("weights", STATE_FILE):
+        (partial / name).write_text(str(step))
+    folder.complete_checkpoint(step)
+    folder.keep_newest(keep, beside=step)
 
 
 def names(folder: RunFolder) -> list[str]:
@@ -38,6 +41,11 @@ def test_a_run_is_fresh_then_stopped_then_finished(tmp_path: Path) -> None:
     (folder.model / "config.json").touch()
     assert folder.state(num_steps=2) == "finished"
     assert folder.state(num_steps=3) == "stopped"
+    folder.keep_best(2, score=0.5)
+    assert folder.state(num_steps=2) == "stopped", "the best model is still to be written"
+    folder.best_model.mkdir()
+    (folder.best_model / "config.json").touch()
+    assert folder.state(num_steps=2) == "finished"
 
 
 def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path: Path) -> None:
@@ -58,11 +66,64 @@ def test_only_the_newest_checkpoints_are_kept_and_one_can_be_written_again(tmp_p
     assert (folder.checkpoint(20) / "weights").read_text() == "20"
 
 
+def test_a_checkpoint_of_before_a_later_one_is_kept_while_it_is_the_last_written(tmp_path: Path) -> None:
+    folder = folder_at(tmp_path)
+    for step in (20, 30, 11):
+        save(folder, step)
+    assert names(folder) == ["step-00011", "step-00020", "step-00030"]
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_crash_while_a_step_is_saved_again_leaves_its_checkpoint(
+    tmp_path: Path, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_at(tmp_path)
+    save(folder, 0)
+    (folder.begin_checkpoint(0) / "weights").write_text("again")
+    rename, done = Path.rename, []
+
+    def rename_then_crash(path: Path, target: Path) -> Path:
+        result = rename(path, target)
+        done.append(target)
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", rename_then_crash)
+        folder.complete_checkpoint(0)
+    folder.clear_partial()
+    assert folder.latest_step == 0
+    assert (folder.checkpoint(0) / "weights").read_text() == ("0" if renames == 1 else "again")
+    save(folder, 0)
+    assert names(folder) == ["step-00000"]
+
+
+def test_what_was_half_deleted_does_not_pass_for_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_at(tmp_path)
+    save(folder, 10)
+
+    def crash(path: Path, **_: object) -> None:
+        (path / "weights").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("cluster.run_folder.shutil.rmtree", crash)
+        (folder.checkpoints / "step-00020").mkdir()
+        folder.keep_newest(1, beside=20)
+    assert names(folder) == ["partial-step-00010", "step-00020"]
+    folder.clear_partial()
+    assert names(folder) == ["step-00020"]
+
+
 def test_the_best_checkpoint_outlives_the_newest_and_costs_no_second_copy(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
     assert folder.best is None
     save(folder, 10, keep=1)
     folder.keep_best(10, score=0.5)
+    assert folder.is_best(10)
     files = [folder.best.path / "weights", folder.checkpoint(10) / "weights"] if folder.best else []
     assert len({path.stat().st_ino for path in files}) == 1
     save(folder, 20, keep=1)
@@ -71,6 +132,7 @@ def test_the_best_checkpoint_outlives_the_newest_and_costs_no_second_copy(tmp_pa
     assert best is not None
     assert (best.step, best.score, best.split) == (10, 0.5, "validation")
     assert (best.path / "weights").read_text() == "10"
+    assert not folder.is_best(20)
     folder.keep_best(20, score=0.75)
     assert names(folder) == ["best-00020", "step-00020"]
 

@@ -67,7 +67,7 @@ def a_group() -> pa.Table:
 
 def test_step_line_reads_like_this() -> None:
     assert step_line(12, num_steps=60, metrics=METRICS) == (
-        "step 12/60 | 4.2s | reward 0.41 | turns 5.2 | lag 0 | 8.1k tok/s | dropped flat 112 failed 0 | "
+        "step 12/60 | 4.2s | reward 0.41 | turns 5.2 | lag 0 | 8.1k tok/s | dropped flat 112 | "
         "ledger 640 = 512 + 112 + 16"
     )
 

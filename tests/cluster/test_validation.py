@@ -2,16 +2,17 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from cluster.algorithm import GRPO
 from cluster.config import RunConfig
 from cluster.evaluate import evaluation_orders, validation_orders
 from cluster.results import evaluation_rows, read_rows, validation_score, write_rows
-from cluster.run_folder import RunFolder
+from cluster.run_folder import STATE_FILE, BestCheckpoint, RunFolder
 from cluster.scores import Outcome
-from cluster.train import _cut_validation, _save, _validate
+from cluster.train import _cut_scores, _save, _stages, _validate
 from simulators.task import TaskSource
 
 CONFIG = {
@@ -40,8 +41,8 @@ class Scored:
         return evaluation_rows([outcome(self._scores[self.policy_version])], stage=stage, seed=0, split=split)
 
     def begin_checkpoint(self, *, score: float | None = None) -> None:
-        self._folder.begin_checkpoint(self.policy_version)
-        self._folder.complete_checkpoint(self.policy_version, keep=1)
+        (self._folder.begin_checkpoint(self.policy_version) / STATE_FILE).touch()
+        self._folder.complete_checkpoint(self.policy_version)
         if score is not None:
             self._folder.keep_best(self.policy_version, score=score)
 
@@ -74,11 +75,116 @@ def test_the_best_of_the_scores_is_kept_and_a_resumed_run_knows_it(tmp_path: Pat
 
 def test_scores_of_steps_that_are_trained_again_are_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    _cut_validation(folder, resume_step=0)
+    _cut_scores(folder, resume_step=0, num_steps=25)
     algorithm = Scored(folder, {0: 0.2, 10: 0.6, 20: 0.7})
     go_through(algorithm, folder, steps=range(21))
-    _cut_validation(folder, resume_step=19)
+    _cut_scores(folder, resume_step=19, num_steps=25)
     assert {row.stage for row in read_rows(folder.validation)} == {"validation-00000", "validation-00010"}
+
+
+def test_a_score_that_a_kill_left_without_its_checkpoint_makes_it_the_best_after_all(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    killed = Scored(folder, {0: 0.2})
+    killed.begin_checkpoint()  # of the cold start
+    tracker: Any = SimpleNamespace(log_evaluation=lambda rows, step: None)
+    assert _validate(cast(Any, killed), tracker=tracker, folder=folder) == 0.2  # and then it was killed
+    assert folder.best is None
+    resumed = Scored(folder, {})
+    _cut_scores(folder, resume_step=0, num_steps=25)
+    go_through(resumed, folder, steps=range(1))
+    assert resumed.splits == [], "it is not scored again"
+    assert folder.best is not None and (folder.best.step, folder.best.score) == (0, 0.2)
+    before = folder.best.path.stat().st_ino
+    go_through(resumed, folder, steps=range(1))
+    assert folder.best.path.stat().st_ino == before, "nor kept twice"
+
+
+class Ending(Scored):
+    """GRPO is behind it. Its models are empty folders; what is asked of it goes wrong at `trouble`."""
+
+    cold_started = True
+
+    def __init__(self, folder: RunFolder, *, num_steps: int, trouble: str = ""):
+        super().__init__(folder, {num_steps: num_steps / 100})
+        self.policy_version = num_steps
+        self.run = RunConfig.model_validate({**CONFIG, "grpo": {"num_steps": num_steps}})
+        self.asked: list[str] = []
+        self._trouble = trouble
+
+    def _ask(self, name: str) -> None:
+        self.asked.append(name)
+        if name == self._trouble:
+            raise InterruptedError
+
+    def evaluate_stage(self, stage: str, *, split: Any = "test") -> Any:
+        if split == "test":
+            self._ask(stage)
+        return super().evaluate_stage(stage, split=split)
+
+    def write_model(self) -> None:
+        self._ask("model")
+        self._folder.model.mkdir(exist_ok=True)
+        (self._folder.model / "config.json").touch()
+
+    def write_best_model(self, best: BestCheckpoint) -> None:
+        self._ask("best_model")
+        self._folder.best_model.mkdir(exist_ok=True)
+        (self._folder.best_model / "config.json").touch()
+
+
+def end(folder: RunFolder, *, num_steps: int, trouble: str = "") -> list[str]:
+    tracker: Any = SimpleNamespace(log_evaluation=lambda rows, step: None)
+    algorithm: Any = Ending(folder, num_steps=num_steps, trouble=trouble)
+    _stages(algorithm, tracker=tracker, folder=folder)
+    return algorithm.asked
+
+
+@pytest.mark.parametrize("trouble", ["model", "best_model", "grpo"])
+def test_a_run_is_finished_when_the_models_and_scores_of_its_last_step_are_there(
+    tmp_path: Path, trouble: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create(RunConfig())
+    assert end(folder, num_steps=10) == ["untrained", "sft", "model", "best_model", "grpo"]
+    assert folder.state(num_steps=10) == "finished"
+
+    _cut_scores(folder, resume_step=10, num_steps=20)  # more steps are asked for
+    assert {row.stage for row in read_rows(folder.evaluation)} == {"untrained", "sft"}
+    with pytest.raises(InterruptedError):
+        end(folder, num_steps=20, trouble=trouble)
+    assert folder.latest_step == 20
+    assert folder.state(num_steps=20) == "stopped"
+    _cut_scores(folder, resume_step=20, num_steps=20)
+    assert end(folder, num_steps=20) == ["model", "best_model", "grpo"]
+    assert folder.state(num_steps=20) == "finished"
+    _cut_scores(folder, resume_step=20, num_steps=20)
+    assert folder.state(num_steps=20) == "finished"
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_where_the_last_policy_is_the_best_no_checkpoint_is_loaded_for_its_model(
+    tmp_path: Path, is_last: bool
+) -> None:
+    folder, asked = RunFolder(tmp_path), []
+    for step in (10, 20):
+        (folder.begin_checkpoint(step) / STATE_FILE).touch()
+        folder.complete_checkpoint(step)
+    best = folder.keep_best(20 if is_last else 10, score=0.5)
+
+    def export(path: Path) -> None:
+        asked.append("last")
+        path.mkdir()
+
+    def export_checkpoint(checkpoint: Path, path: Path) -> None:
+        asked.append(checkpoint.parent.name)
+        path.mkdir()
+
+    learners = SimpleNamespace(export=export, export_checkpoint=export_checkpoint)
+    GRPO.write_best_model(
+        cast(Any, SimpleNamespace(folder=folder, learners=learners, policy_version=20)), best
+    )
+    assert asked == ["last" if is_last else "best-00010"]
+    assert folder.best_model.is_dir()
 
 
 def test_no_test_task_and_no_task_of_a_held_out_gym_chooses_a_checkpoint() -> None:

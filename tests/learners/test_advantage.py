@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.advantage import ADVANTAGES, ASK_THE_MODEL, CreditRule, make_estimator
+from learners.advantage import ADVANTAGES, CreditRule, make_estimator
 from learners.config import GymCreditConfig, LearnerConfig
 from learners.credit import CREDITS, SCORES, discounted_reward, total_reward
 from learners.group_baseline import group_relative
@@ -104,10 +104,15 @@ def estimate(advantage: str, rows: list[np.ndarray], *, credit: str = "equalized
 
 @pytest.mark.parametrize(
     ("field", "table"),
-    [("advantage", ADVANTAGES), ("trajectory_score", SCORES), ("turn_credit", CREDITS)],
+    [("trajectory_score", SCORES), ("turn_credit", CREDITS)],
 )
 def test_every_name_of_the_tables_can_be_configured(field: str, table: dict[str, object]):
     assert set(get_args(LearnerConfig.model_fields[field].annotation)) == set(table)
+
+
+@every_advantage
+def test_a_line_in_the_table_is_all_that_a_recipe_needs(advantage: str):
+    assert LearnerConfig(advantage=advantage).credit_of("").estimator is ADVANTAGES[advantage]
 
 
 @every_advantage
@@ -131,7 +136,7 @@ def test_a_group_that_failed_whole_is_nan(advantage: str):
 
 
 COMPARES_TRAJECTORIES = [
-    name for name in ADVANTAGES if not name.startswith("userrl_") and name not in ("igpo", *ASK_THE_MODEL)
+    name for name in ADVANTAGES if not name.startswith("userrl_") and name not in ("igpo", "turn_gae")
 ]
 """The others have advantages without a peer, or within a trajectory."""
 
@@ -224,3 +229,16 @@ def test_a_gym_may_have_its_own_credit():
 def test_names_that_do_not_go_together_are_refused(settings: dict[str, object], line: str):
     with pytest.raises(ValueError, match=line):
         LearnerConfig.model_validate(settings)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="advantage=nope: unknown: take one of grpo, dr_grpo"):
+        make_estimator("nope", trajectory_score="sum", gamma=1.0)
+    with pytest.raises(ValueError, match="turn_loo credits each turn itself"):
+        make_estimator("turn_loo", trajectory_score="sum", gamma=1.0, turn_credit="naive")
+
+
+@pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo", "mt_grpo", "gigpo", "igpo"])
+def test_a_spread_beyond_all_numbers_is_no_advantage(advantage: str):
+    values = np.concatenate(estimate(advantage, ragged([1e200], [-1e200], [1e308])))
+    assert not (values == 0.0).any()

@@ -15,7 +15,7 @@ from actors.table import REWARD, SCHEMA, to_table
 from actors.trajectory import GroupOrder, StopReason, Trajectory
 from learners import best_trajectories as module
 from learners.best_trajectories import ArchivedTrajectory, best_trajectories, load_trajectories
-from learners.sft import demonstrations_from_tables
+from learners.sft import Demonstrations
 from learners.tiny_policy import CHAT_TEMPLATE, make_tokenizer
 from simulators.task import Split, TaskKey
 from tests.actors.test_renderer import renderer_of
@@ -140,8 +140,8 @@ def test_tokens_are_read_of_what_was_chosen_and_of_nothing_else(
     assert not any({"context_ids", "completion_ids", "text"} & columns for columns, _ in read[:2])
     assert sum(num_rows for _, num_rows in read[2:]) == sum(one.num_turns for one in best) == table.num_rows
     assert set(table.schema.names) <= {*SCHEMA.names, REWARD.name}
-    own = demonstrations_from_tables([tables[one.group_id] for one in sorted(best, key=lambda o: o.file)])
-    loaded = demonstrations_from_tables([table])
+    own = Demonstrations([tables[one.group_id] for one in sorted(best, key=lambda o: o.file)])
+    loaded = Demonstrations([table])
     assert sorted(s.token_ids.tolist() for s in loaded) == sorted(s.token_ids.tolist() for s in own)
     assert len({s.group_id for s in loaded}) == 2
 
@@ -179,4 +179,4 @@ def test_an_archive_from_before_a_column_was_added_is_read(tmp_path: Path):
     path = write_archive(tmp_path / "a", 1, [own_table(trajectory)])
     pq.write_table(pq.read_table(path).drop_columns(["user_facts", "env_s"]), path)
     best = best_trajectories([tmp_path / "a"], gyms=["travel"], per_gym=2)["travel"]
-    assert len(demonstrations_from_tables([load_trajectories(best, renderer=renderer)])) == 1
+    assert len(Demonstrations([load_trajectories(best, renderer=renderer)])) == 1

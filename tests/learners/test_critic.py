@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from actors.trajectory import StopReason
-from learners.checkpoint import Progress, load_checkpoint, save_checkpoint
+from learners.checkpoint import Progress, load_checkpoint
 from learners.config import GymCreditConfig, LearnerConfig
 from learners.critic import Critic, critic_loss, explained_variance
+from learners.loss_aggregation import turn_weights
 from learners.packing import micro_batches
 from learners.policy import Policy, full_state_dict
 from learners.samples import TrainingSample
@@ -26,7 +27,15 @@ from learners.step import (
     with_critic,
 )
 from learners.step_samples import samples_of_step
-from tests.learners.tiny import critic_policy, make_table, make_turn, random_table, scorer_of, tiny_policy
+from tests.learners.tiny import (
+    critic_policy,
+    make_table,
+    make_turn,
+    random_table,
+    save_checkpoint,
+    scorer_of,
+    tiny_policy,
+)
 
 CPU = torch.device("cpu")
 DONE = StopReason.TERMINATED
@@ -62,9 +71,9 @@ def update(
     num_tokens = sum(sample.num_loss_tokens for sample in samples)
     loss_fn = partial(grpo_sums, config=CONFIG, num_tokens=num_tokens, policy_version=0)
     if policy.critic is not None:
-        num_turns = sum(sample.num_returns for sample in samples)
-        loss_fn = partial(with_critic, loss_fn=loss_fn, num_turns=num_turns)
-    batches = micro_batches(samples, max_tokens=128, rank=0, num_ranks=1, seed=0)
+        loss_fn = partial(with_critic, loss_fn=loss_fn)
+    of_turns = turn_weights(samples, gym_shares=None)
+    batches = micro_batches(samples, turn_weights=of_turns, max_tokens=128, rank=0, num_ranks=1, seed=0)
     sums = accumulate_gradients(policy, batches, loss_fn=loss_fn, device=CPU, num_ranks=1)
     norm = apply_gradients(policy, optimizer, lr=lr, max_grad_norm=0.5, loss=total_loss(sums))
     return sums | {"norm": norm}
@@ -143,7 +152,7 @@ def test_a_critic_that_is_not_finite_drops_trajectories_and_trains_nothing():
 def test_loss_and_explained_variance_by_hand():
     """Errors 1 and 2 over two turns: (1 + 4) / 2; a turn without a return counts for nothing."""
     values = torch.tensor([1.0, 2.0, 7.0], requires_grad=True)
-    loss = critic_loss(values, torch.tensor([0.0, 4.0, torch.nan]), num_turns=2)
+    loss = critic_loss(values, torch.tensor([0.0, 4.0, torch.nan]), weights=torch.full((3,), 0.5))
     loss.backward()
     assert loss.item() == 2.5
     assert values.grad is not None and values.grad.tolist() == [1.0, -2.0, 0.0]
@@ -154,10 +163,22 @@ def test_loss_and_explained_variance_by_hand():
     assert explained_variance(np.array([2.0, 0.0]), np.array([1.0, 1.0])) is None
 
 
+def test_another_gym_does_not_change_what_a_gyms_turns_weigh_in_the_critics_loss():
+    """Two turns of function and four of tau, by shares 0.25 and 0.75: each gym's turns weigh its share."""
+    table = make_table([(two_turns(reward=1.0), DONE)])
+    more = make_table([(two_turns(reward=r), DONE) for r in (0.0, 1.0)], group_id=1)
+    more = more.set_column(more.schema.get_field_index("gym"), "gym", pa.array(["tau"] * more.num_rows))
+    function, tau = (step_samples([each], expecting(0.0))[0] for each in (table, more))
+    shares = {"function": 0.25, "tau": 0.75}
+    assert turn_weights(function, gym_shares=shares).tolist() == [0.125]
+    assert turn_weights([*function, *tau], gym_shares=shares).tolist() == [0.125, 0.1875, 0.1875]
+    assert turn_weights([*function, *tau], gym_shares=None).tolist() == pytest.approx([1 / 6] * 3)
+
+
 def test_a_turn_without_any_return_still_has_a_gradient_of_zero():
     """Every rank's critic takes part in the sum over ranks, whatever its micro-batches hold."""
     critic = Critic(8, seed=0)
-    critic_loss(critic(torch.zeros(0, 8)), torch.zeros(0), num_turns=0).backward()
+    critic_loss(critic(torch.zeros(0, 8)), torch.zeros(0), weights=torch.zeros(0)).backward()
     assert all(p.grad is not None and not p.grad.any() for p in critic.parameters())
 
 
@@ -231,7 +252,7 @@ def test_sft_leaves_the_critic_as_it_was_and_its_checkpoint_is_whole(tmp_path: P
     optimizer = make_optimizer(policy, config=CONFIG)
     before = {name: tensor.clone() for name, tensor in policy.critic.state_dict().items()}
     samples, _ = step_samples([random_table(group_id=0)], tiny_policy(), config=LearnerConfig())
-    loss_fn = partial(with_critic, loss_fn=partial(sft_sums, num_tokens=7), num_turns=0)
+    loss_fn = partial(with_critic, loss_fn=partial(sft_sums, num_tokens=7))
     batches = micro_batches(samples, max_tokens=128, rank=0, num_ranks=1, seed=0)
     sums = accumulate_gradients(policy, batches, loss_fn=loss_fn, device=CPU, num_ranks=1)
     apply_gradients(policy, optimizer, lr=0.01, max_grad_norm=1.0, loss=total_loss(sums))

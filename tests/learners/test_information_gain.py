@@ -235,10 +235,12 @@ async def test_gains_are_added_to_rewards_by_weight_and_a_bad_one_takes_the_rewa
     table = await group(renderer_of(tokenizer, PLAIN), size=2)
     rewards = table["reward"].to_numpy()
     gain = InformationGain(by_turn={(3, 0, 1): 0.5, (3, 1, 0): float("nan")}, num_too_long=0)
-    gained = with_gain(table, gain, weight=2.0)
+    gained = with_gain(table, gain, weight=2.0, scored={(3, 0), (3, 1)})
     assert (gained["reward"].to_numpy() - rewards)[:6].tolist() == [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     assert np.isnan(gained["reward"].to_numpy()[6])
     assert gained["env_reward"].equals(table["env_reward"])
+    unasked = with_gain(table, gain, weight=2.0, scored={(3, 0)})["reward"].to_numpy()
+    assert np.isnan(unasked[6:]).all() and np.isfinite(unasked[:6]).all()
     assert [sample.trajectory for sample in scorable(gained)] == [0]
     assert gain_metrics(gain, [table]) == {
         "learner/information_gain/function": 0.5,

@@ -8,7 +8,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from learners.attention import PACKED_CAUSAL
-from learners.checkpoint import Progress, export_model, load_checkpoint, save_checkpoint
+from learners.checkpoint import Progress, export_model, load_checkpoint
 from learners.config import LearnerConfig
 from learners.lora import add_adapters
 from learners.packing import pack
@@ -16,7 +16,7 @@ from learners.policy import Policy, full_state_dict, load_policy
 from learners.step import make_optimizer
 from tests.learners.test_packing import samples_of
 from tests.learners.test_step import update
-from tests.learners.tiny import plain_model, tiny_model
+from tests.learners.tiny import plain_model, save_checkpoint, tiny_model
 
 CPU = torch.device("cpu")
 CONFIG = LearnerConfig(weight_decay=0.1)
@@ -27,7 +27,7 @@ def loaded(
     folder: Path, *, recompute: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Policy:
     return load_policy(
-        str(folder), temperature=1.0, dtype=dtype, device=CPU, recompute_activations=recompute,
+        str(folder), temperature=1.0, dtype=dtype, recompute_activations=recompute,
         lora_rank=4, lora_alpha=8, seed=seed,
     )  # fmt: skip
 
@@ -70,9 +70,7 @@ def test_before_training_the_merged_weights_are_the_base_bit_for_bit(tmp_path: P
 def test_before_training_the_policy_says_what_the_base_says(tmp_path: Path):
     tiny_model().save_pretrained(tmp_path)
     for dtype in (torch.float32, torch.bfloat16):
-        base = load_policy(
-            str(tmp_path), temperature=1.0, dtype=dtype, device=CPU, recompute_activations=False
-        )
+        base = load_policy(str(tmp_path), temperature=1.0, dtype=dtype, recompute_activations=False)
         with torch.no_grad():
             expected = base(pack(samples_of(2))).logprobs
             assert loaded(tmp_path, dtype=dtype)(pack(samples_of(2))).logprobs.equal(expected)
@@ -124,6 +122,9 @@ def test_the_change_is_alpha_over_rank_times_b_a(tmp_path: Path):
     a, b = (tensors[f"{name}.lora_{side}.default.weight"] for side in "AB")
     expected = tensors[f"{name}.base_layer.weight"] + 8 / 4 * (b @ a)
     assert full_state_dict(policy, keep=True)[f"{name}.weight"].equal(expected)
+    sent = full_state_dict(policy, keep=True, dtype=torch.bfloat16)
+    assert sent[f"{name}.weight"].equal(expected.bfloat16())  # rounded once, after the merge
+    assert {tensor.dtype for tensor in sent.values()} == {torch.bfloat16}
     assert a.shape == (4, 32) and b.shape == (48, 4) and bool(b.any())
 
 
@@ -156,7 +157,7 @@ def test_recomputed_activations_give_the_adapters_the_same_gradient(tmp_path: Pa
 def test_a_critic_trains_beside_the_adapters_and_is_in_the_checkpoint(tmp_path: Path):
     tiny_model().save_pretrained(tmp_path / "model")
     policy = load_policy(
-        str(tmp_path / "model"), temperature=1.0, dtype=torch.bfloat16, device=CPU,
+        str(tmp_path / "model"), temperature=1.0, dtype=torch.bfloat16,
         recompute_activations=False, lora_rank=4, has_critic=True,
     )  # fmt: skip
     assert policy.critic is not None

@@ -212,7 +212,7 @@ def test_mixing_gyms_adds_their_gradients_where_each_has_its_own_denominator(agg
 
 
 def test_without_it_another_gym_does_change_the_step():
-    config, samples = LearnerConfig(), mixed_samples()
+    config, samples = LearnerConfig(per_gym_denominator=False), mixed_samples()
     both = gradients(samples, config=config)
     alone = [gradients([s for s in samples if s.gym == gym], config=config) for gym in SHARES]
     assert any(not torch.allclose(alone[0][p] + alone[1][p], both[p], rtol=0, atol=1e-6) for p in both)
@@ -221,7 +221,8 @@ def test_without_it_another_gym_does_change_the_step():
 def test_the_entropy_bonus_is_the_gradient_of_the_mean_entropy():
     """With advantages of zero only the bonus is left: against autograd through a plain softmax."""
     samples = [replace(s, advantages=np.zeros_like(s.advantages)) for s in samples_of(2)]
-    found = gradients(samples, config=LearnerConfig(entropy_coefficient=0.5), max_tokens=100)
+    config = LearnerConfig(entropy_coefficient=0.5, per_gym_denominator=False)
+    found = gradients(samples, config=config, max_tokens=100)
     policy = tiny_policy()
     total = torch.zeros((), dtype=torch.float64)
     for one in samples:

@@ -71,7 +71,7 @@ def objective(
     config: LearnerConfig, *, token: float, segment: float, advantage: float, logprob: float
 ) -> tuple[float, float]:
     """A token's objective and its slope by the token's logprob, at its own ratio and its segment's."""
-    low, high = 1 - config.clip_low, 1 + config.clip_high
+    low, high = 1 - config.clip[0], 1 + config.clip[1]
     if config.loss == "reinforce":
         return advantage * logprob, advantage
     if config.loss == "cispo":

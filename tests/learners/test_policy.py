@@ -65,7 +65,6 @@ def test_a_folder_loads_with_float32_weights_and_gives_them_back_tied_once(tmp_p
         str(tmp_path),
         temperature=1.0,
         dtype=torch.float32,
-        device=torch.device("cpu"),
         recompute_activations=False,
     )
     state = full_state_dict(policy, keep=True)
@@ -85,7 +84,6 @@ def test_recomputed_activations_give_the_same_gradient(tmp_path):
             str(tmp_path),
             temperature=1.0,
             dtype=torch.float32,
-            device=torch.device("cpu"),
             recompute_activations=recompute,
         )
         policy(pack(samples_of(1))).logprobs.sum().backward()

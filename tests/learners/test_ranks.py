@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 from torch.optim import Optimizer
 
-from learners.checkpoint import Progress, load_checkpoint, save_checkpoint
+from learners.checkpoint import Progress, load_checkpoint
 from learners.config import LearnerConfig
 from learners.loss_aggregation import take
 from learners.packing import micro_batches
@@ -25,7 +25,7 @@ from learners.policy import Policy, full_state_dict, shard
 from learners.samples import TrainingSample
 from learners.step import accumulate_gradients, apply_gradients, grpo_sums, make_optimizer
 from tests.learners.test_packing_exact import TEMPERATURE, dialogues
-from tests.learners.tiny import tiny_policy
+from tests.learners.tiny import save_checkpoint, tiny_policy
 
 pytestmark = pytest.mark.slow
 

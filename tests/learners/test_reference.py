@@ -1,5 +1,6 @@
 """The reference model on one rank: where it comes from, and what its KL does to a step."""
 
+import resource
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,6 @@ def policy_of(folder: Path, *, dtype: torch.dtype = torch.float32, lora_rank: in
         str(folder),
         temperature=0.8,
         dtype=dtype,
-        device=CPU,
         recompute_activations=False,
         lora_rank=lora_rank,
     )
@@ -145,3 +145,16 @@ def test_a_disk_that_refuses_is_an_error_with_its_folder(tmp_path: Path):
     policy = policy_of(tmp_path / "policy")
     with pytest.raises(OSError, match="the reference model cannot be written"):
         write_reference(tmp_path / "file" / "reference", policy, rank=0, num_ranks=1, device=CPU)
+
+
+def test_a_full_disk_is_an_oserror_that_names_the_folder(tmp_path: Path):
+    """A limit on the size of files stands for the disk's end."""
+    policy = policy_of(tmp_path / "policy")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"reference: the reference model cannot be written \(.*partial: "):
+            write_reference(tmp_path / "reference", policy, rank=0, num_ranks=1, device=CPU)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "reference").exists()

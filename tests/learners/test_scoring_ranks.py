@@ -16,8 +16,9 @@ from torch.multiprocessing.spawn import spawn
 from actors.renderer import Renderer
 from actors.table import REWARD, to_table
 from actors.trajectory import GroupOrder
-from learners.checkpoint import Progress, load_checkpoint, save_checkpoint
+from learners.checkpoint import Progress, load_checkpoint
 from learners.config import LearnerConfig, TinyPolicyConfig
+from learners.loss_aggregation import turn_weights
 from learners.packing import micro_batches
 from learners.policy import full_state_dict, load_policy, shard
 from learners.scoring import Scorer
@@ -32,6 +33,7 @@ from learners.step import (
 from learners.step_samples import samples_of_step
 from learners.tiny_policy import build
 from tests.actors.test_renderer import SPOKEN, talk
+from tests.learners.tiny import save_checkpoint
 
 CPU = torch.device("cpu")
 MAX_TOKENS = 2048
@@ -62,7 +64,6 @@ def three_steps(folder: Path, *, kind: str, rank: int, num_ranks: int) -> list[d
         str(folder / "model"),
         temperature=1.0,
         dtype=torch.float32,
-        device=CPU,
         recompute_activations=False,
         has_critic=True,
         seed=4,
@@ -83,9 +84,11 @@ def three_steps(folder: Path, *, kind: str, rank: int, num_ranks: int) -> list[d
         loss_fn = partial(
             with_critic,
             loss_fn=partial(grpo_sums, config=config, num_tokens=num_tokens, policy_version=0),
-            num_turns=sum(sample.num_returns for sample in samples),
         )
-        batches = micro_batches(samples, max_tokens=MAX_TOKENS, rank=rank, num_ranks=num_ranks, seed=step)
+        of_turns = turn_weights(samples, gym_shares=None)
+        batches = micro_batches(
+            samples, turn_weights=of_turns, max_tokens=MAX_TOKENS, rank=rank, num_ranks=num_ranks, seed=step
+        )
         sums = accumulate_gradients(policy, batches, loss_fn=loss_fn, device=CPU, num_ranks=num_ranks)
         norm = apply_gradients(policy, optimizer, lr=1e-3, max_grad_norm=1.0, loss=total_loss(sums))
         report.append({**metrics, **sums, "norm": norm})

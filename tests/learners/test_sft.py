@@ -1,16 +1,23 @@
 """Which demonstrations make which step, and a cold start that learns."""
 
 from collections import Counter
+from dataclasses import fields
 from functools import partial
 
+import numpy as np
+import pyarrow as pa
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from actors.trajectory import StopReason
 from learners.config import LearnerConfig
 from learners.packing import micro_batches
-from learners.sft import batch_indices, demonstrations_from_tables, num_sft_steps
+from learners.samples import samples_from_table
+from learners.sft import Demonstrations, batch_indices, num_sft_steps
 from learners.sft_config import SftConfig
 from learners.step import accumulate_gradients, apply_gradients, make_optimizer, sft_sums
-from tests.learners.tiny import random_table, tiny_policy
+from tests.learners.tiny import make_table, make_turn, random_table, tiny_policy
 
 
 def test_each_pass_takes_every_demonstration_once_and_passes_differ():
@@ -34,12 +41,44 @@ def test_number_of_steps_covers_the_epochs():
 
 def test_demonstrations_need_no_reward():
     table = random_table(group_id=0).drop_columns(["reward"])
-    assert len(demonstrations_from_tables([table, table])) == 8
+    assert len(Demonstrations([table, table])) == 8
+
+
+TOKENS = st.lists(st.integers(0, 9), max_size=3)
+TURNS = st.lists(st.tuples(TOKENS, TOKENS, st.booleans()), min_size=1, max_size=4)
+TRAJECTORIES = st.lists(st.tuples(TURNS, st.sampled_from(StopReason)), min_size=1, max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(TRAJECTORIES, min_size=1, max_size=3), st.booleans())
+def test_samples_made_when_asked_for_are_those_that_the_whole_tables_give(groups, chunked):
+    """Failed trajectories, forks, turns without tokens and samples with nothing to learn are among them."""
+    tables = [
+        make_table(
+            [
+                ([make_turn(c, s, reward=0.0, forked=forked) for c, s, forked in turns], reason)
+                for turns, reason in trajectories
+            ],
+            group_id=number,
+        )
+        for number, trajectories in enumerate(groups)
+    ]
+    if chunked:
+        tables = [pa.concat_tables(tables), tables[0]]
+    expected = [s for t in tables for s in samples_from_table(t, advantages=np.ones(t.num_rows))]
+    demonstrations = Demonstrations(tables)
+    assert len(demonstrations) == len(expected)
+    for mine, theirs in zip(demonstrations, expected, strict=True):
+        for field in fields(mine):
+            one, other = getattr(mine, field.name), getattr(theirs, field.name)
+            assert type(one) is type(other)
+            np.testing.assert_array_equal(one, other)
+            assert not isinstance(one, np.ndarray) or one.dtype == other.dtype
 
 
 def test_sft_learns_its_demonstrations_by_heart():
     policy, device = tiny_policy(dtype=torch.float32), torch.device("cpu")
-    samples = demonstrations_from_tables([random_table(group_id=0)])
+    samples = Demonstrations([random_table(group_id=0)])
     num_tokens = sum(sample.num_loss_tokens for sample in samples)
     optimizer = make_optimizer(policy, config=LearnerConfig())
     losses = []

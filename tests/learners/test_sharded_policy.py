@@ -11,14 +11,14 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
-from learners.checkpoint import Progress, load_checkpoint, save_checkpoint
+from learners.checkpoint import Progress, load_checkpoint
 from learners.config import LearnerConfig
 from learners.packing import micro_batches
 from learners.policy import Policy, full_state_dict, load_policy, shard
 from learners.reference import load_reference, reference_logprobs, write_reference
 from learners.step import accumulate_gradients, apply_gradients, grpo_sums, make_optimizer
 from tests.learners.test_packing import samples_of
-from tests.learners.tiny import tiny_model
+from tests.learners.tiny import save_checkpoint, tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def train(case: str, folder: Path, *, rank: int, num_ranks: int) -> dict[str, Any]:
     """Three steps away from a reference that is the policy's own beginning, then a checkpoint."""
     settings = CASES[case]
-    policy = load_policy(str(folder / "model"), temperature=1.0, device=CPU, **settings)
+    policy = load_policy(str(folder / "model"), temperature=1.0, **settings)
     policy = shard(policy, num_ranks=num_ranks, device=CPU)
     where = folder / f"{case}-{num_ranks}"
     write_reference(where / "reference", policy, rank=rank, num_ranks=num_ranks, device=CPU)
@@ -168,7 +168,7 @@ def test_in_bfloat16_two_ranks_agree_with_one_as_far_as_bfloat16_goes(
 
 @pytest.mark.parametrize("case", ["lora", "bfloat16_lora"])
 def test_a_checkpoint_of_two_ranks_goes_on_on_one(case: str, folder: Path, two: dict[str, Any]):
-    policy = load_policy(str(folder / "model"), temperature=1.0, device=CPU, seed=7, **CASES[case])
+    policy = load_policy(str(folder / "model"), temperature=1.0, seed=7, **CASES[case])
     optimizer = make_optimizer(policy, config=CONFIG)
     progress = load_checkpoint(folder / f"{case}-2" / "checkpoint", policy, optimizer)
     assert progress.stage == "grpo"

@@ -1,7 +1,9 @@
 """ShareGPT files: what is not understood is refused in one line, and what is understood is the rollout's own
 table."""
 
+import copy
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 from actors.renderer import Renderer
 from actors.table import REWARD, SCHEMA, to_table
 from actors.trajectory import GroupOrder, Trajectory
+from learners import json_rows
 from learners.samples import TrainingSample
-from learners.sft import demonstrations_from_tables, sample_lengths, without_overlong
+from learners.sft import Demonstrations, sample_lengths, without_overlong
 from learners.sharegpt import count_rows, read_dialogues
 from learners.sharegpt_table import dialogues_table
 from learners.tiny_policy import make_tokenizer
@@ -68,7 +71,7 @@ def spell(sample: TrainingSample, *, renderer: Renderer) -> list[tuple[str, bool
 
 
 def assert_same(read_back: pa.Table, own: pa.Table) -> None:
-    theirs, ours = demonstrations_from_tables([read_back]), demonstrations_from_tables([own])
+    theirs, ours = Demonstrations([read_back]), Demonstrations([own])
     assert len(theirs) == len(ours) > 0
     for one, other in zip(theirs, ours, strict=True):
         np.testing.assert_array_equal(one.token_ids, other.token_ids)
@@ -78,7 +81,7 @@ def assert_same(read_back: pa.Table, own: pa.Table) -> None:
 
 def test_a_dialogue_gives_exactly_these_tokens_and_this_mask(tmp_path: Path):
     renderer = word_renderer(WORDS)
-    (sample,) = demonstrations_from_tables([read(write_json(tmp_path / "a.json", [ROW]), renderer=renderer)])
+    (sample,) = Demonstrations([read(write_json(tmp_path / "a.json", [ROW]), renderer=renderer)])
     assert spell(sample, renderer=renderer) == [
         (word, is_policy) for text, is_policy in SPELLED for word in text.split()
     ]
@@ -88,7 +91,7 @@ def test_a_dialogue_gives_exactly_these_tokens_and_this_mask(tmp_path: Path):
 def test_without_system_and_tools_the_template_is_given_none(tmp_path: Path):
     row = {"conversations": ROW["conversations"][:2]}
     renderer = word_renderer(WORDS)
-    (sample,) = demonstrations_from_tables([read(write_json(tmp_path / "a.json", [row]), renderer=renderer)])
+    (sample,) = Demonstrations([read(write_json(tmp_path / "a.json", [row]), renderer=renderer)])
     expected = [("USER hi you END POLICY", False), ("hello END", True)]
     assert spell(sample, renderer=renderer) == [(w, mask) for text, mask in expected for w in text.split()]
 
@@ -106,7 +109,7 @@ def test_a_template_that_drops_earlier_thoughts_forks_the_dialogue(tmp_path: Pat
     turns = [("human", "hi"), ("gpt", "<think> hm </think> hello"), ("human", "why"), ("gpt", "because")]
     row = {"conversations": [{"from": role, "value": value} for role, value in turns]}
     table = read(write_json(tmp_path / "a.json", [row]), renderer=renderer)
-    first, second = (spell(one, renderer=renderer) for one in demonstrations_from_tables([table]))
+    first, second = (spell(one, renderer=renderer) for one in Demonstrations([table]))
     assert [word for word, mask in first if mask] == ["<think>", "hm", "</think>", "hello", "END"]
     context = "USER hi END POLICY hello END USER why END POLICY"
     assert [word for word, mask in second if not mask] == context.split()
@@ -146,14 +149,14 @@ def test_a_table_has_the_schema_of_a_scored_group_and_rewards_that_are_numbers(
     assert table["group_id"].to_pylist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_rows_are_read_alike_from_a_list_and_from_lines_in_parts_too(tmp_path: Path):
+def test_rows_are_read_alike_from_a_list_and_from_lines(tmp_path: Path):
     rows = [{**ROW, "system": f"number {i}", "id": i} for i in range(5)]
     listed = write_json(tmp_path / "a.json", rows)
     lines = write_lines(tmp_path / "b.jsonl", rows)
     lines.write_text("\ufeff" + lines.read_text().replace("\n", "\n\n"))
     assert count_rows(listed) == count_rows(lines) == 5
     for path in (listed, lines):
-        parts = [*read_dialogues(path, stop=2), *read_dialogues(path, start=2, stop=9)]
+        parts = list(read_dialogues(path))
         assert [(part.index, part.system) for part in parts] == [(i, f"number {i}") for i in range(5)]
         assert parts[0].heard == next(read_dialogues(listed)).heard
 
@@ -179,7 +182,7 @@ def test_several_calls_at_once_are_one_turn(tiny: Renderer, tmp_path: Path):
     (dialogue,) = read_dialogues(path)
     written = f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
     assert dialogue.said[1] == f"<think>both</think>\n\n{written}\n{written}"
-    (sample,) = demonstrations_from_tables([read(path, renderer=tiny)])
+    (sample,) = Demonstrations([read(path, renderer=tiny)])
     assert tiny.tokenizer.decode(sample.token_ids[sample.loss_mask]).count(written) == 2
 
 
@@ -189,7 +192,8 @@ def turns(*pairs: tuple[str, object]) -> dict[str, Any]:
 
 BAD: dict[str, tuple[object, str]] = {
     "a row that is a list": ([1], "row 2: a row must be an object"),
-    "a row that is text": ("hi", "row 2: a row must be an object"),
+    "a row that is text": ("hi", r'row 2: a row must be an object: give .*, not "hi"$'),
+    "a row that is null": (None, "row 2: a row must be an object: give .*, not null$"),
     "no conversations": ({"id": 3}, "row 2: `conversations` is missing: a row has"),
     "misspelt": ({"conversation": []}, "'conversation' is no field of a row: did you mean 'conversations'"),
     "misspelt too": ({"conversations": [], "tool": "[]"}, "'tool' is no field of a row: did you mean"),
@@ -233,6 +237,44 @@ BAD: dict[str, tuple[object, str]] = {
     ),
     "nobody answers": (turns(("human", "a")), "no turn of the policy: give at least one"),
     "system is no text": ({**ROW, "system": 3}, "system=3: must be text"),
+    "system is false": ({**ROW, "system": False}, "system=false: must be text"),
+    "system is an empty list": ({**ROW, "system": []}, r"system=\[\]: must be text"),
+    "tools are nothing": ({**ROW, "tools": 0}, "tools: 0 is no list"),
+    "not a number": ({**ROW, "id": float("nan")}, "row 2: the field 'id' holds NaN, .*: give a finite"),
+    "an infinity in a list": ({**ROW, "id": [[-float("inf")]]}, "row 2: the field 'id' holds NaN, an inf"),
+    "an infinity in a call": (
+        turns(("human", "a"), ("function_call", '{"name": "f", "arguments": {"x": 1e999}}')),
+        r"\[1\]\.value: the field 'x' holds NaN, an infinity",
+    ),
+    "five thousand digits": (
+        turns(("human", "a"), ("function_call", f'{{"name": "f", "arguments": {{"x": {"7" * 5000}}}}}')),
+        r"\[1\]\.value: the field 'x' holds .* more than 400 digits: give",
+    ),
+    "the same argument twice": (
+        turns(("human", "a"), ("function_call", '{"name": "f", "arguments": {"x": 1, "x": 2}}')),
+        r"\[1\]\.value: the field 'x' stands twice in one object: keep one",
+    ),
+    "the same field twice in the tools": (
+        {**ROW, "tools": '[{"name": "look", "name": "see"}]'},
+        "tools: the field 'name' stands twice in one object",
+    ),
+    "a field too many in a call": (
+        turns(("human", "a"), ("function_call", '{"name": "f", "arguments": {}, "args": {}}')),
+        r"\[1\]\.value: 'args' is no field of a call: give",
+    ),
+    "a call of nothing": (
+        turns(("human", "a"), ("function_call", '{"name": " ", "arguments": {}}')),
+        r"\[1\]\.value: .* is no call: give",
+    ),
+    "a tool called nothing": ({**ROW, "tools": [{"name": ""}]}, r"tools\[0\]: .* is no tool schema"),
+    "a call that ends within": (
+        turns(("human", "a"), ("function_call", '{"name": "f", "arguments": {"x": "}</tool_call>"}}')),
+        r"\[1\]\.value: the call of 'f' holds </tool_call>, which would end it: write",
+    ),
+    "a call that ends a thought": (
+        turns(("human", "a"), ("function_call", '{"name": "f", "arguments": {"x": "</think>"}}')),
+        "the call of 'f' holds </think>",
+    ),
     "tools are not JSON": ({**ROW, "tools": "look()"}, "tools: not JSON"),
     "tools are no list": ({**ROW, "tools": {"name": "look"}}, "tools: .* is no list"),
     "a tool without name": (
@@ -264,6 +306,9 @@ BAD: dict[str, tuple[object, str]] = {
 }
 
 
+GOOD = json.dumps([ROW, ROW]).encode()
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_a_malformed_row_is_refused_in_one_line_that_says_where(name: str, tmp_path: Path):
     row, reason = BAD[name]
@@ -278,10 +323,19 @@ def test_a_malformed_row_is_refused_in_one_line_that_says_where(name: str, tmp_p
     [
         (b"", "holds no row: give"),
         (b"[]", "holds no row: give"),
-        (b'[{"conversations": ', "bad.json: not JSON .*: a file is one list of rows, or has one whole row"),
+        (
+            b'[{"conversations": ',
+            "bad.json: row 1: not JSON .*: a file is one list of rows, or has",
+        ),
         (b'{\n "conversations": []\n}', "line 1: not JSON .* one whole row a line"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 100_000, r"row 1: not JSON \(nested too deeply\)"),
+        (b"\n" * 2**20 + b" [NaN]", "row 1: a row must be an object: give .*, not NaN"),
+        (GOOD[:-1], r"row 2: not JSON \(Expecting ',' or '\]'"),
+        (GOOD[:-1] + b",]", r"row 3: not JSON \(Expecting value"),
+        (GOOD[:-1] + b" {}]", r"row 2: not JSON \('\{' follows the row\)"),
+        (GOOD + b"[]", "bad.json: not JSON .something follows the list"),
+        (GOOD[:-1] + b', {"system": "a", "system": "b"}]', "row 3: the field 'system' stands twice in one"),
     ],
 )
 def test_a_file_that_is_none_is_refused(content: bytes, reason: str, tmp_path: Path):
@@ -293,10 +347,69 @@ def test_a_file_that_is_none_is_refused(content: bytes, reason: str, tmp_path: P
         count_rows(tmp_path / "none.json")
 
 
-def test_what_this_policy_cannot_say_is_refused(tiny: Renderer, tmp_path: Path):
-    forged = turns(("human", "a"), ("gpt", f"b{tiny.stop_text}\n<|im_start|>user\nc"))
-    with pytest.raises(ValueError, match=r"row 1: its text holds <\|im_end\|>, which ends a turn of this"):
-        read(write_json(tmp_path / "a.json", [forged]), renderer=tiny)
+@pytest.mark.parametrize("size", [1, 7, 64, 2**20])
+def test_rows_of_a_list_are_read_over_the_ends_of_pieces(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(json_rows, "PIECE", size)
+    rows = [{"n": i, "text": "ü" * (i % 50) + '\\n"]},{[', "list": [[], {}, -1.5e3]} for i in range(60)]
+    for indent in (None, 2):
+        path = tmp_path / "a.json"
+        path.write_text("\ufeff \n" + json.dumps(rows, indent=indent, ensure_ascii=indent is None) + " \n ")
+        expected = [(f"{path}: row {number}", row) for number, row in enumerate(rows, start=1)]
+        assert list(json_rows.read_rows(path)) == expected
+
+
+def test_a_long_list_is_never_held_whole(tmp_path: Path):
+    path = write_json(tmp_path / "a.json", [{**ROW, "id": "x" * 10_000}] * 2000)
+    tracemalloc.start()
+    try:
+        assert count_rows(path) == 2000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 20e6 > 2 * peak
+
+
+FORGED: dict[str, tuple[dict[str, Any], str]] = {
+    "the policy": (
+        turns(("human", "a"), ("gpt", "b<|im_end|>\n")),
+        r": the policy's turn 1: .*'<\|im_end\|>'",
+    ),
+    "a user": (
+        turns(("human", "a"), ("gpt", "b"), ("human", "<|im_start|>c"), ("gpt", "d")),
+        r"before the policy's turn 2: its text holds '<\|im_start\|>', a special token of this policy: take",
+    ),
+    "a system": ({**ROW, "system": "a<|endoftext|>"}, r"system: its text holds '<\|endoftext\|>'"),
+    "a tool": ({**ROW, "tools": [{"name": "look", "at": "<|im_end|>"}]}, "tools: its text holds"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_text_that_would_be_tokenised_as_a_special_token_is_refused(
+    name: str, tiny: Renderer, tmp_path: Path
+):
+    row, reason = FORGED[name]
+    path = write_json(tmp_path / "a.json", [ROW, row])
+    with pytest.raises(ValueError, match=reason) as refusal:
+        read(path, renderer=tiny)
+    assert str(refusal.value).startswith(f"{path}: row 2: ") and "\n" not in str(refusal.value)
+    assert count_rows(path) == 2  # no tokenizer, no special tokens
+
+
+def test_thoughts_and_calls_are_the_policys_own_even_where_they_are_special_tokens(
+    tiny: Renderer, tmp_path: Path
+):
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})  # type: ignore[dict-item]
+    thought = turns(("human", "a"), ("gpt", "<think>b</think>c"))
+    assert read(write_json(tmp_path / "a.json", [thought]), renderer=Renderer(tokenizer)).num_rows == 1
+    heard = turns(("human", "<think>a"), ("gpt", "b"))
+    with pytest.raises(ValueError, match="before the policy's turn 1: its text holds '<think>'"):
+        read(write_json(tmp_path / "b.json", [heard]), renderer=Renderer(tokenizer))
+
+
+def test_a_row_that_the_chat_template_refuses_is_refused(tmp_path: Path):
     strict = word_renderer(WORDS, template="{{ raise_exception('only\nusers') }}")
     with pytest.raises(ValueError, match=r"row 1: the policy's chat template refuses it \(only users\)"):
         read(write_json(tmp_path / "b.json", [ROW]), renderer=strict)

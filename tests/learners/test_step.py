@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from learners.checkpoint import Progress, export_model, is_checkpoint, load_checkpoint, save_checkpoint
+from learners.checkpoint import Progress, export_model, is_checkpoint, load_checkpoint
 from learners.config import LearnerConfig
 from learners.loss_entropy import EntropyControl
 from learners.packing import micro_batches
@@ -23,7 +23,7 @@ from learners.step import (
     warmed_up,
 )
 from tests.learners.test_packing import samples_of
-from tests.learners.tiny import plain_model, tiny_model, tiny_policy
+from tests.learners.tiny import plain_model, save_checkpoint, tiny_model, tiny_policy
 
 CPU = torch.device("cpu")
 CONFIG = LearnerConfig(weight_decay=0.1)
@@ -109,7 +109,7 @@ def two_ranks(rank: int, folder: Path, port: int) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     policy = load_policy(
-        str(folder / "model"), temperature=1.0, dtype=torch.float32, device=CPU, recompute_activations=False
+        str(folder / "model"), temperature=1.0, dtype=torch.float32, recompute_activations=False
     )
     policy = shard(policy, num_ranks=2, device=CPU)
     optimizer = make_optimizer(policy, config=CONFIG)
@@ -129,7 +129,7 @@ def test_two_ranks_take_the_step_of_one_and_share_its_checkpoints(tmp_path: Path
     two and back."""
     tiny_model().save_pretrained(tmp_path / "model")
     policy = load_policy(
-        str(tmp_path / "model"), temperature=1.0, dtype=torch.float32, device=CPU, recompute_activations=False
+        str(tmp_path / "model"), temperature=1.0, dtype=torch.float32, recompute_activations=False
     )
     optimizer = make_optimizer(policy, config=CONFIG)
     update(policy, optimizer, rank=0, num_ranks=1)

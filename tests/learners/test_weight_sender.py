@@ -1,5 +1,7 @@
 """Weights as one payload."""
 
+import tracemalloc
+
 import torch
 from safetensors.torch import load
 
@@ -7,22 +9,35 @@ from learners.weight_sender import pack_weights
 
 
 def test_a_payload_holds_the_state_byte_for_byte() -> None:
-    state = {"a": torch.randn(3, 5), "b": torch.arange(4)}
-    payload, metrics = pack_weights(state, dtype="float32")
+    state = {
+        "a": torch.randn(3, 5).bfloat16(),  # 30 bytes: what follows must be aligned all the same
+        "b": torch.arange(4),
+        "c": torch.randn(2, 3).T,  # a transposed view is not contiguous
+        "d": torch.tensor(2.5, dtype=torch.float64),
+        'a "name" of é': torch.randn(7).half(),
+        "none": torch.zeros(0, 4),
+    }
+    payload, metrics = pack_weights(state)
     loaded = load(payload.tobytes())
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert loaded.keys() == state.keys()
+    for name, tensor in state.items():
+        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor), name
     assert metrics["learner/weights/num_bytes"] == payload.nbytes
 
 
 def test_tied_tensors_are_sent_once_under_the_first_name() -> None:
     embedding = torch.nn.Parameter(torch.randn(8, 2))
-    payload, _ = pack_weights({"embed.weight": embedding, "lm_head.weight": embedding}, dtype="float32")
+    payload, _ = pack_weights({"embed.weight": embedding, "lm_head.weight": embedding})
     assert list(load(payload.tobytes())) == ["embed.weight"]
 
 
-def test_only_floating_point_tensors_take_the_wire_dtype() -> None:
-    state = {"a": torch.randn(2, 3).T, "b": torch.arange(4)}  # a transposed view is not contiguous
-    loaded = load(pack_weights(state, dtype="bfloat16")[0].tobytes())
-    assert loaded["a"].dtype == torch.bfloat16 and torch.equal(loaded["a"], state["a"].to(torch.bfloat16))
-    assert torch.equal(loaded["b"], state["b"])
-    assert load(pack_weights(state, dtype="auto")[0].tobytes())["a"].dtype == torch.float32
+def test_packing_takes_the_payload_and_no_second_copy() -> None:
+    state = {f"layer.{i}": torch.ones(2**18) for i in range(8)}
+    tracemalloc.start()  # NumPy and bytes; torch's own memory is not counted, and none is taken
+    try:
+        payload, _ = pack_weights(state)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert payload.nbytes > 8 * 2**20
+    assert peak < 1.05 * payload.nbytes

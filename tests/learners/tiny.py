@@ -2,15 +2,18 @@
 tables."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from actors.table import REWARD, to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from learners.attention import PACKED_CAUSAL
+from learners.checkpoint import CheckpointWriter, Progress
 from learners.critic import Critic
 from learners.policy import Policy
 from learners.scoring import Scorer
@@ -114,6 +117,14 @@ def critic_policy(*, dtype: torch.dtype = torch.float64) -> Policy:
     model = tiny_model()
     model.set_attn_implementation(PACKED_CAUSAL)
     return Policy(model, temperature=1.0, critic=critic).to(dtype)
+
+
+def save_checkpoint(path: Path, policy: Policy, optimizer: Optimizer, progress: Progress) -> None:
+    """A whole checkpoint when it returns. Raises OSError where one rank failed. Collective."""
+    writer = CheckpointWriter()
+    writer.save(path, policy, optimizer, progress)
+    if error := writer.report(wait=True).error:
+        raise OSError(error)
 
 
 def scorer_of(policy: Policy, *, max_tokens: int = 128) -> Scorer:
