@@ -133,8 +133,8 @@ def refuse(*, rank: int, ranks: int) -> None:
     before, moments = full_state_dict(policy, keep=True), str(optimizer.state_dict())
     bad = replace(SAMPLES[0], behavior_logprobs=np.full_like(SAMPLES[0].behavior_logprobs, np.nan))
     sums = gradient(policy, [bad, *SAMPLES[1:]], config=PPO, max_tokens=48, rank=rank, ranks=ranks)
-    norm = apply_gradients(policy, optimizer, lr=0.01, max_grad_norm=0.5, loss=sums["loss"])
-    assert not math.isfinite(sums["loss"]) and not math.isfinite(norm)
+    apply_gradients(policy, optimizer, lr=0.01, max_grad_norm=0.5, loss=sums["loss"])
+    assert not math.isfinite(sums["loss"])  # the same on every rank, whose own gradient may well be finite
     after = full_state_dict(policy, keep=True)
     assert all(tensor.equal(before[name]) for name, tensor in after.items())
     assert str(optimizer.state_dict()) == moments
