@@ -41,8 +41,8 @@ def test_no_bad_step_touches_weights_or_optimizer(policy_folder: str):  # noqa: 
         ((weights, optimizer),) = on_each(
             group,
             lambda learner: (
-                {name: tensor.clone() for name, tensor in learner._policy.state_dict().items()},
-                str(learner._optimizer.state_dict()),
+                {name: tensor.clone() for name, tensor in learner._learner._policy.state_dict().items()},
+                str(learner._learner._optimizer.state_dict()),
             ),
         )
         return weights, optimizer
@@ -65,7 +65,7 @@ def test_no_bad_step_touches_weights_or_optimizer(policy_folder: str):  # noqa: 
         before = state()
         hooks = on_each(
             group,
-            lambda learner, v=value: learner._policy.head.register_hook(lambda gradient: gradient + v),
+            lambda learner, v=value: learner._learner._policy.head.register_hook(lambda gradient: gradient + v),
         )
         metrics = step([group_of(*GOOD)], 1)
         assert metrics["learner/num_skipped"] == 1.0 and not math.isfinite(metrics["learner/grad_norm"])
