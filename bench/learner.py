@@ -221,7 +221,7 @@ def memory(shape: Shape) -> Memory:
     for side in ("ours", "trl"):
         command = [sys.executable, __file__, "--memory-of", side, "--shape", shape.name]
         env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back at once
-        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True, timeout=900)
         grown[side] = json.loads(done.stdout.splitlines()[-1])
     return Memory(
         shape=shape.name,

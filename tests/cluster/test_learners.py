@@ -5,77 +5,45 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
-from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import ray
 import torch
 from ray import cloudpickle
 from ray.exceptions import RayActorError
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core.learner.learner_group import LearnerGroup
-from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from safetensors.torch import load
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
-from cluster.learner_calls import LearnerError
-from cluster.learners import MOST_REBUILDS, Learners
+from cluster.learners import Learners
 from cluster.run_folder import RunFolder
-from learners.checkpoint import SaveReport, is_checkpoint
-from learners.config import LearnerConfig, LearnerSettings, TinyPolicyConfig
-from learners.learner import GRPOLearner
+from learners.checkpoint import is_checkpoint
 from learners.sft_config import SftConfig
-from learners.tiny_policy import build
+from tests.learners.groups import LearnerOnlyConfig, group_config, start, write_policy
 from tests.learners.tiny import plain_model, random_table
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("small_ray")]
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file
 
 NUM_LEARNERS = 2
 
 
-class LearnerOnlyConfig(AlgorithmConfig):
-    """The least that a LearnerGroup of ours asks of an AlgorithmConfig."""
-
-    learner_settings: LearnerSettings
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> LearnerOnlyConfig:
-    folder = tmp_path_factory.mktemp("policy")
-    tiny = TinyPolicyConfig(hidden_size=32, num_layers=2, num_heads=1, intermediate_size=48, vocab_size=512)
-    build(folder, tiny, max_tokens=128, seed=0)
-    config = LearnerOnlyConfig(algo_class=None)
-    config.learners(num_learners=NUM_LEARNERS, learner_class=GRPOLearner)
-    config.learner_settings = LearnerSettings(
-        policy_folder=str(folder),
-        learner=LearnerConfig(num_learners=NUM_LEARNERS, num_threads=1, micro_batch_tokens=128),
-        sft=SftConfig(batch_size=4),
-        temperature=1.0,
-        seed=0,
-    )
-    return config
+    folder = write_policy(tmp_path_factory.mktemp("policy"))
+    return group_config(folder, num_learners=NUM_LEARNERS, sft=SftConfig(batch_size=4))
 
 
 class Run:
     """A driver in small: demonstrations, two SFT steps, then GRPO steps on groups of their own."""
 
     def __init__(self, config: LearnerOnlyConfig, **settings: Any):
-        group = LearnerGroup(config=config, module_spec=RLModuleSpec(module_class=RLModule))
+        group = start(config)
         self.groups = [group]
         self.learners = Learners(group, most_steps=8, replaced=self.groups.append, **settings)
         self.step = 0
@@ -133,6 +101,10 @@ def assert_same(run: Run, metrics: list[dict[str, float]], undisturbed: Any) -> 
     weights = run.weights()
     for name, tensor in undisturbed[1].items():
         torch.testing.assert_close(weights[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def begin(checkpoints: Checkpoints, run: Run) -> None:
@@ -222,164 +194,3 @@ def test_a_checkpoint_is_of_its_moment_and_one_that_fails_leaves_the_one_before(
     name, tensor = next(iter(undisturbed[1].items()))
     assert not torch.allclose(model.get_parameter(name), tensor, atol=1e-6)
     run.groups[-1].shutdown()
-
-
-class LightLearner:
-    """Counts its steps; nothing heavy is loaded."""
-
-    def __init__(self) -> None:
-        self.num_steps = 0
-
-    def apply(self, work: Callable[[Any], Any]) -> Any:
-        return work(self)
-
-    def update_groups(self, tables: Sequence[ray.ObjectRef], *, step: int) -> dict[str, float]:
-        ray.get(list(tables))
-        self.num_steps += 1
-        return {"num_steps": float(self.num_steps)}
-
-    def save(self, path: str) -> None: ...
-
-    def saved(self, *, wait: bool) -> SaveReport:
-        return SaveReport(done=True)
-
-
-def light_learner() -> Any:
-    create: Any = ray.remote(LightLearner)
-    return create.options(num_cpus=0).remote()
-
-
-class LightGroup:
-    """What `Learners` knows of a LearnerGroup."""
-
-    def __init__(self, *, num_cpus: float = 0) -> None:
-        self.config = SimpleNamespace(
-            num_learners=NUM_LEARNERS, num_cpus_per_learner=num_cpus, num_gpus_per_learner=0
-        )
-        self._workers: list[Any] = [light_learner() for _ in range(NUM_LEARNERS)]
-
-    def get_ctor_args_and_kwargs(self) -> tuple[tuple[()], dict[str, Any]]:
-        return (), {}
-
-    def shutdown(self) -> None:
-        for actor in self._workers:
-            ray.kill(actor)
-
-
-def test_a_learner_that_hangs_is_replaced() -> None:
-    groups = [LightGroup()]
-    learners = Learners(groups[0], most_steps=8, replaced=groups.append, timeout_s=20.0)
-    learners.update([], step=0)
-    pid: Any = ray.get(groups[0]._workers[1].apply.remote(lambda learner: os.getpid()), timeout=30)
-    os.kill(pid, signal.SIGSTOP)
-    assert learners.update([], step=1) == {"num_steps": 2.0}
-    assert learners.num_rebuilds == 1
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "the one that hung is gone, and its memory with it"
-        time.sleep(0.1)
-
-
-def test_who_is_too_busy_to_say_whether_a_checkpoint_is_whole_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a rank that waits in a collective for one that has failed."""
-    monkeypatch.setattr("cluster.learners.POLL_TIMEOUT_S", 1.0)
-    learners = Learners(LightGroup(), most_steps=8)
-    learners.save(tmp_path)
-    learners._actors()[1].apply.remote(lambda learner: time.sleep(10.0))
-    start = time.monotonic()
-    assert not learners.saved(wait=False)
-    assert time.monotonic() - start < 5
-    assert learners.saved(wait=True)
-    learners.update([], step=0)
-    assert learners.num_rebuilds == 0, "nor is it replaced"
-
-
-def test_new_learners_without_a_place_end_the_run_and_say_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("cluster.learner_room.ROOM_TIMEOUT_S", 1.0)
-    learners = Learners(LightGroup(num_cpus=50), most_steps=8)
-    ray.kill(learners._actors()[0])
-    says = (
-        r"^learner 0 died: new ones take 100 CPU, and for 1 s the cluster has had 3 CPU free: bring back "
-        r"what is gone or give fewer learner\.num_learners, and go on from the last checkpoint with .*$"
-    )
-    with pytest.raises(LearnerError, match=says):
-        learners.update([], step=0)
-
-
-class SlowGroup(LightGroup):
-    """The second of its kind never stands."""
-
-    num_groups = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        SlowGroup.num_groups += 1
-        if SlowGroup.num_groups > 1:
-            time.sleep(60)
-
-
-def test_new_learners_that_do_not_start_end_the_run() -> None:
-    learners = Learners(SlowGroup(), most_steps=8, timeout_s=5.0)
-    ray.kill(learners._actors()[0])
-    start = time.monotonic()
-    with pytest.raises(
-        LearnerError, match=r"^learner 0 died: .* take nothing, did not start within 5 s: go on"
-    ):
-        learners.update([], step=0)
-    assert time.monotonic() - start < 30
-
-
-def test_an_error_of_a_learner_itself_is_raised_at_once_in_one_line() -> None:
-    learners = Learners(LightGroup(), most_steps=8)
-
-    def only_on_rank_0(learner: Any) -> None:
-        if ray.get_runtime_context().get_actor_id() == first:
-            raise ValueError("a sample\ntoo long")
-        time.sleep(60)  # a collective that the other never joins
-
-    first = learners._actors()[0]._actor_id.hex()
-    start = time.monotonic()
-    with pytest.raises(LearnerError, match=r"^learner 0 failed: ValueError: a sample too long$"):
-        learners._call(only_on_rank_0)
-    assert time.monotonic() - start < 30
-    assert learners.num_rebuilds == 0
-
-
-def test_learners_that_die_again_and_again_end_the_run() -> None:
-    learners = Learners(LightGroup(), most_steps=8)
-    with pytest.raises(LearnerError, match=f"died, and so did {MOST_REBUILDS} times those in its place"):
-        learners._call(lambda learner: os._exit(1))
-    assert learners.num_rebuilds == MOST_REBUILDS
-
-
-def test_what_cannot_be_taken_again_ends_the_run_and_says_how_it_goes_on() -> None:
-    def owned_by(owner: Any) -> ray.ObjectRef:
-        return ray.get(owner.apply.remote(lambda _: [ray.put(b"table" * 2**18)]))[0]
-
-    owner = light_learner()
-    groups = [LightGroup()]
-    learners = Learners(groups[0], most_steps=1, replaced=groups.append)
-    learners.update([owned_by(owner)], step=0)
-    ray.kill(owner)
-    ray.kill(groups[-1]._workers[1])
-    with pytest.raises(
-        LearnerError, match=r"lost with the process that held it.*go on from the last checkpoint"
-    ):
-        learners.update([], step=1)
-
-    learners = Learners(LightGroup(), most_steps=1, replaced=groups.append)
-    learners.update([], step=0)
-    learners.update([], step=1)
-    ray.kill(learners._actors()[0])
-    with pytest.raises(
-        LearnerError, match=r"learner 0 died: more than 1 steps since the last whole checkpoint"
-    ):
-        learners.update([], step=2)
-
-
-def full_disk() -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

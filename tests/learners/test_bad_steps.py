@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +11,11 @@ import ray
 import torch
 
 from actors.table import REWARD
+from learners.sft_config import SftConfig
+from tests.learners.groups import group_config, on_each, start, write_policy
 from tests.learners.test_bad_numbers import GOOD, group_of, turns_of
-from tests.learners.test_learner import cluster, make_group, on_each, policy_folder  # noqa: F401
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_ray")]
 
 POISON: dict[str, Callable[[], list[pa.Table]]] = {
     "every reward": lambda: [with_rewards(group_of(*GOOD), math.nan)],
@@ -28,9 +30,10 @@ def with_rewards(table: pa.Table, reward: float) -> pa.Table:
     return table.set_column(index, REWARD, pa.array(np.full(table.num_rows, reward)))
 
 
-def test_no_bad_step_touches_weights_or_optimizer(policy_folder: str):  # noqa: F811
+def test_no_bad_step_touches_weights_or_optimizer(tmp_path: Path):
     """Through the learner itself. In between good steps move the weights: what must not move could."""
-    group = make_group(policy_folder, num_learners=0)
+    config = group_config(write_policy(tmp_path), num_learners=0, sft=SftConfig())
+    group = start(config)
 
     def step(tables: list[pa.Table], number: int) -> dict[str, float]:
         refs = [ray.put(table) for table in tables]
@@ -65,7 +68,9 @@ def test_no_bad_step_touches_weights_or_optimizer(policy_folder: str):  # noqa: 
         before = state()
         hooks = on_each(
             group,
-            lambda learner, v=value: learner._learner._policy.head.register_hook(lambda gradient: gradient + v),
+            lambda learner, v=value: learner._learner._policy.head.register_hook(
+                lambda gradient: gradient + v
+            ),
         )
         metrics = step([group_of(*GOOD)], 1)
         assert metrics["learner/num_skipped"] == 1.0 and not math.isfinite(metrics["learner/grad_norm"])

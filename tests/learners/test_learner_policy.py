@@ -2,7 +2,6 @@
 process and as two actors."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +9,18 @@ import pytest
 import ray
 import torch
 from ray import cloudpickle
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.learner.learner_group import LearnerGroup
-from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from safetensors.torch import load
 
 from actors.trajectory import StopReason
-from learners.config import LearnerConfig, LearnerSettings
-from learners.learner import GRPOLearner
 from learners.sft_config import SftConfig
+from tests.learners import groups
+from tests.learners.groups import group_config, start
 from tests.learners.tiny import make_table, make_turn, plain_model, random_table, tiny_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_ray")]
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file
-
-
-class LearnerOnlyConfig(AlgorithmConfig):
-    """The least that a LearnerGroup of ours asks of an AlgorithmConfig."""
-
-    learner_settings: LearnerSettings
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
@@ -46,29 +30,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def make_group(folder: Path, *, num_learners: int = 0, **learner: Any) -> LearnerGroup:
-    config = LearnerOnlyConfig(algo_class=None)
-    config.learners(num_learners=num_learners, learner_class=GRPOLearner)
-    config.learner_settings = LearnerSettings(
-        policy_folder=str(folder / "policy"),
-        learner=LearnerConfig(
-            num_learners=max(1, num_learners),
-            num_threads=1,
-            micro_batch_tokens=128,
-            warmup_steps=0,
-            **learner,
-        ),
-        sft=SftConfig(batch_size=4, warmup_steps=0),
-        temperature=1.0,
-        seed=0,
-        reference_folder=learner.get("reference") or str(folder / f"reference-{num_learners}"),
-    )
-    return LearnerGroup(config=config, module_spec=RLModuleSpec(module_class=RLModule))
+    reference = learner.get("reference") or str(folder / f"reference-{num_learners}")
+    sft = SftConfig(batch_size=4, warmup_steps=0)
+    settings = {"sft": sft, "reference_folder": reference, "warmup_steps": 0, **learner}
+    return start(group_config(folder / "policy", num_learners=num_learners, **settings))
 
 
 def on_each(group: LearnerGroup, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-    each: Any = group.foreach_learner  # RLlib types what it calls with one argument as taking two
-    results = each(lambda learner: getattr(learner, method)(*args, **kwargs), timeout_seconds=120)
-    return [result.get() for result in results]
+    return groups.on_each(group, lambda learner: getattr(learner, method)(*args, **kwargs))
 
 
 def save(group: LearnerGroup, path: Path) -> None:
