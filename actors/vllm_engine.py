@@ -1,4 +1,4 @@
-"""The policy engine: a Ray actor that owns one vLLM `AsyncLLM`, and the client that rollouts hold.
+"""The policy engine: a Ray actor that owns one vLLM `AsyncLLM`. Rollouts reach it through `engine_client`.
 
 Token ids in, sampled ids with their logprobs and policy versions out. It knows no messages and no learner.
 Stale gate: nothing is served before the first weights have been received, nor while weights are received.
@@ -8,19 +8,14 @@ import asyncio
 import itertools
 import tempfile
 import time
-from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
-from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
 
 from actors.config import EngineConfig
-from actors.engine import CompletionRequest, EngineError
-from actors.trajectory import Completion
+from actors.engine import EngineError
 from actors.vllm_settings import engine_args, read_stop_token_ids, set_environment
 
 if TYPE_CHECKING:
@@ -200,36 +195,3 @@ def _flat(logprobs: object) -> NDArray[np.float32]:
 
     assert isinstance(logprobs, FlatLogprobs)
     return np.asarray(logprobs.logprobs, np.float32)
-
-
-class EngineClient:
-    """`PolicyEngine` over one or several engine actors, in turn."""
-
-    def __init__(self, engines: Sequence[ActorHandle], *, timeout_s: float):
-        self._engines = itertools.cycle(engines)
-        self._timeout_s = timeout_s
-
-    async def complete(self, request: CompletionRequest) -> Completion:
-        """Samples one completion. Raises `EngineError` where the engine died, failed, or took `timeout_s`."""
-        reference = next(self._engines).complete.remote(
-            np.asarray(request.token_ids, np.int32),
-            max_completion_tokens=request.sampling.max_completion_tokens,
-            temperature=request.sampling.temperature,
-            seed=request.seed,
-        )
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                token_ids, logprobs, versions = await cast(Awaitable[Sampled], reference)
-        except TimeoutError as error:
-            ray.cancel(reference)
-            raise EngineError(f"no completion within complete_timeout_s={self._timeout_s:g}") from error
-        except asyncio.CancelledError:
-            ray.cancel(reference)
-            raise
-        except RayTaskError as error:
-            raise EngineError(str(error.cause)) from error
-        except RayError as error:
-            raise EngineError(f"the engine is gone: {error}") from error
-        return Completion(
-            token_ids=token_ids.tolist(), logprobs=logprobs.tolist(), policy_versions=versions.tolist()
-        )

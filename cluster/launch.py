@@ -14,9 +14,10 @@ from ray import serve
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.engine_client import EngineClient
 from actors.rollout_actor import RolloutSetup
 from actors.trajectory import GroupOrder
-from actors.vllm_engine import EngineActor, EngineClient
+from actors.vllm_engine import EngineActor
 from cluster.config import RunConfig
 from cluster.console import quiet_libraries, say
 from cluster.machine import PlannedProcess, gpu_share, planned_processes, ray_address

@@ -7,7 +7,7 @@ from itertools import compress, pairwise
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32, Int32, Int64
 from numpy import ndarray
 
 from actors.summary import turn_states
@@ -56,16 +56,55 @@ class TrainingSample:
         return len(np.unique(self.turns[self.loss_mask & np.isfinite(self.returns)]))
 
 
-class _Ragged:
-    """An Arrow list column as a flat array and offsets: no Python object per token."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Tokens:
+    """All tokens of a table end to end, each turn's context before its completion; N of them."""
 
-    def __init__(self, table: pa.Table, name: str):
-        column = table[name].combine_chunks()
-        self._offsets: ndarray = column.offsets.to_numpy()
-        self._values: ndarray = column.values.to_numpy()
+    offsets: Int64[ndarray, "num_rows_plus_one"]
+    """Where each row's tokens begin."""
+    token_ids: Int32[ndarray, "N"]
+    loss_mask: Bool[ndarray, "N"]
+    behavior_logprobs: Float32[ndarray, "N"]
+    policy_versions: Int32[ndarray, "N"]
+    advantages: Float32[ndarray, "N"]
+    turns: Int32[ndarray, "N"]
+    returns: Float32[ndarray, "N"]
 
-    def __getitem__(self, row: int) -> ndarray:
-        return self._values[self._offsets[row] : self._offsets[row + 1]]
+    @classmethod
+    def of(cls, table: pa.Table, *, advantages: ndarray, returns: ndarray) -> "_Tokens":
+        """No Python object per token or turn: whole columns are laid out at once."""
+        context_ids, num_context = _ragged(table, "context_ids")
+        completion_ids, num_completion = _ragged(table, "completion_ids")
+        num_tokens = num_context + num_completion
+        is_completion = np.tile([False, True], table.num_rows)
+        mask = np.repeat(is_completion, np.stack([num_context, num_completion], axis=1).ravel())
+        token_ids = np.empty(len(mask), np.int32)
+        token_ids[mask], token_ids[~mask] = completion_ids, context_ids
+
+        def laid_out(values: ndarray, *, elsewhere: float, dtype: type) -> ndarray:
+            everywhere = np.full(len(mask), elsewhere, dtype)
+            everywhere[mask] = values
+            return everywhere
+
+        return cls(
+            offsets=np.concatenate([[0], np.cumsum(num_tokens)]),
+            token_ids=token_ids,
+            loss_mask=mask,
+            behavior_logprobs=laid_out(_ragged(table, "behavior_logprobs")[0], elsewhere=0, dtype=np.float32),
+            policy_versions=laid_out(_ragged(table, "policy_versions")[0], elsewhere=-1, dtype=np.int32),
+            advantages=laid_out(
+                np.repeat(advantages.astype(np.float32), num_completion), elsewhere=0, dtype=np.float32
+            ),
+            turns=np.repeat(table["turn"].to_numpy(), num_tokens),
+            returns=np.repeat(returns.astype(np.float32), num_tokens),
+        )
+
+
+def _ragged(table: pa.Table, name: str) -> tuple[ndarray, ndarray]:
+    """An Arrow list column as its values end to end, and each row's length."""
+    column = table[name].combine_chunks()
+    offsets = column.offsets.to_numpy()
+    return column.values.to_numpy()[offsets[0] : offsets[-1]], np.diff(offsets)
 
 
 def gym_advantages(
@@ -104,30 +143,33 @@ def samples_from_table(
     given: nothing. Rows stand in order of (group_id, trajectory, turn).
     """
     groups, trajectories = table["group_id"].to_numpy(), table["trajectory"].to_numpy()
-    gyms, turns = table["gym"].to_pylist(), table["turn"].to_numpy()
+    gyms = table["gym"].to_pylist()
     new_trajectory = (np.diff(groups, prepend=-1) != 0) | (np.diff(trajectories, prepend=-1) != 0)
     starts = np.flatnonzero(new_trajectory | table["forked"].to_numpy())
     targets = np.full(table.num_rows, np.nan) if returns is None else returns
     dropped = drop_reasons(table, advantages=advantages)
-    columns = [
-        _Ragged(table, name)
-        for name in ("context_ids", "completion_ids", "behavior_logprobs", "policy_versions")
-    ]
+    tokens = _Tokens.of(table, advantages=advantages, returns=targets)
+    # Nothing stands before a sample's first token to predict it; a row without tokens may end the table.
+    tokens.loss_mask[tokens.offsets[starts][tokens.offsets[starts] < len(tokens.loss_mask)]] = False
     samples = []
     for first, last in pairwise([*starts.tolist(), table.num_rows]):
         key = (int(groups[first]), int(trajectories[first]))
-        if key not in dropped:
-            sample = _sample(
-                key,
-                columns,
-                gym=gyms[first],
-                turns=turns,
-                rows=range(first, last),
-                advantages=advantages,
-                returns=targets,
+        place = slice(int(tokens.offsets[first]), int(tokens.offsets[last]))
+        if key not in dropped and tokens.loss_mask[place].any():
+            samples.append(
+                TrainingSample(
+                    group_id=key[0],
+                    trajectory=key[1],
+                    gym=gyms[first],
+                    token_ids=tokens.token_ids[place],
+                    loss_mask=tokens.loss_mask[place],
+                    behavior_logprobs=tokens.behavior_logprobs[place],
+                    policy_versions=tokens.policy_versions[place],
+                    advantages=tokens.advantages[place],
+                    turns=tokens.turns[place],
+                    returns=tokens.returns[place],
+                )
             )
-            if sample.loss_mask.any():
-                samples.append(sample)
     return samples
 
 
@@ -143,43 +185,3 @@ def without_truncated(
     keys_of = {(sample.group_id, sample.trajectory) for sample in samples}
     kept = [sample for sample in samples if (sample.group_id, sample.trajectory) not in cut]
     return kept, len(keys_of & cut)
-
-
-def _sample(
-    key: tuple[int, int],
-    columns: Sequence[_Ragged],
-    *,
-    gym: str,
-    turns: ndarray,
-    rows: range,
-    advantages: ndarray,
-    returns: ndarray,
-) -> TrainingSample:
-    """Contexts and completions of these rows, end to end."""
-    context_ids, completion_ids, logprobs, versions = columns
-    lengths = [len(context_ids[row]) + len(completion_ids[row]) for row in rows]
-    parts: list[tuple[ndarray, ...]] = []
-    for row in rows:
-        num_context, num_completion = len(context_ids[row]), len(completion_ids[row])
-        masked, kept = np.zeros(num_context, np.float32), np.ones(num_completion, np.float32)
-        parts.append((context_ids[row], masked, masked, masked.astype(np.int32) - 1, masked))
-        parts.append(
-            (completion_ids[row], kept, logprobs[row], versions[row], kept * np.float32(advantages[row]))
-        )
-    token_ids, mask, logprob, version, advantage = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
-    mask = mask.astype(bool)
-    mask[:1] = False  # nothing stands before a sample's first token to predict it
-    return TrainingSample(
-        group_id=key[0],
-        trajectory=key[1],
-        gym=gym,
-        token_ids=token_ids,
-        loss_mask=mask,
-        behavior_logprobs=logprob,
-        policy_versions=version,
-        advantages=advantage,
-        turns=np.repeat(turns[rows.start : rows.stop], lengths),
-        returns=np.repeat(returns[rows.start : rows.stop].astype(np.float32), lengths),
-    )

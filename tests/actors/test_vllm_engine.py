@@ -17,8 +17,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from actors.config import EngineConfig
 from actors.engine import CompletionRequest, EngineError, Sampling
+from actors.engine_client import EngineClient
 from actors.trajectory import Completion
-from actors.vllm_engine import EngineActor, EngineClient
+from actors.vllm_engine import EngineActor
 from learners.weight_sender import pack_weights
 
 pytestmark = pytest.mark.slow
