@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from simulators.chat_config import ChatConfig
+from simulators.limiter import OVERLOADED, Permits
 from simulators.user import Failure, SimulatorError
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class ChatReply:
     """Tokens read and written."""
     latency_s: float
     num_retries: int
+    concurrency: int = 0
+    """Calls that its endpoint was given at a time just then: see simulators/limiter.py."""
     tool_calls: tuple[tuple[str, str], ...] = ()
     """(tool's name, arguments as the model wrote them) of each call, where tools were offered."""
 
@@ -54,6 +57,8 @@ class _Problem:
     text: str
     failure: Failure = Failure.ERROR
     is_final: bool = False
+    is_overload: bool = False
+    """The endpoint had no room for it, or no time."""
     wait_s: float = 0.0
     """The least wait that the endpoint asks for."""
 
@@ -99,9 +104,12 @@ class Chat:
                 # Full jitter, so that the callers of a struggling endpoint do not all come back at once.
                 wait_s = random.uniform(0, 2 * self.config.backoff_s) * 2 ** (num_retries - 1)
                 await asyncio.sleep(min(MAX_WAIT_S, max(wait_s, problem.wait_s)))
-            async with self._permits:
+            async with self._permits.call() as outcome:
                 self._check_budget()
+                concurrency = self._permits.limit
                 result = await self._try(messages, seed=seed, schema=schema, tools=tools)
+                outcome.is_refused = isinstance(result, _Problem) and result.is_overload
+                outcome.is_answered = not isinstance(result, _Problem)
             if not isinstance(result, _Problem):
                 text, model, is_cut, num_tokens, tool_calls = result
                 return ChatReply(
@@ -111,6 +119,7 @@ class Chat:
                     num_tokens=num_tokens,
                     latency_s=time.monotonic() - began,
                     num_retries=num_retries,
+                    concurrency=concurrency,
                     tool_calls=tool_calls,
                 )
             problem = result
@@ -128,7 +137,7 @@ class Chat:
             await self._client.close()
 
     def _open(self) -> None:
-        """A connection pool and a semaphore belong to one event loop: a new loop gets new ones."""
+        """A connection pool and permits belong to one event loop: a new loop gets new ones."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
@@ -137,7 +146,7 @@ class Chat:
         self._client: AsyncOpenAI = AsyncOpenAI(
             base_url=self.config.base_url, api_key=self._key or "none", max_retries=0, timeout=None
         )
-        self._permits = asyncio.Semaphore(self.config.max_concurrency)
+        self._permits = Permits(self.config.max_concurrency)
         self._loop = loop
 
     def _check_budget(self) -> None:
@@ -171,7 +180,8 @@ class Chat:
                     **self._request(messages, seed=seed, schema=schema, tools=tools)
                 )
         except TimeoutError:
-            return _Problem(text=f"no reply within {self.config.timeout_s:g} s", failure=Failure.TIMEOUT)
+            text = f"no reply within {self.config.timeout_s:g} s"
+            return _Problem(text=text, failure=Failure.TIMEOUT, is_overload=True)
         except APIStatusError as error:
             return self._status_problem(error, with_schema=schema is not None)
         except (APIError, ValueError) as error:  # ValueError: a body that is no JSON
@@ -232,7 +242,12 @@ class Chat:
         if with_schema and self.config.structured and status in (400, 422):
             text += " (an endpoint without response_format json_schema needs structured = false)"
         is_retried = (status in RETRIED or status >= 500) and error.code != "insufficient_quota"
-        return _Problem(text=text, is_final=not is_retried, wait_s=_seconds(error.response.headers))
+        return _Problem(
+            text=text,
+            is_final=not is_retried,
+            is_overload=is_retried and status in OVERLOADED,
+            wait_s=_seconds(error.response.headers),
+        )
 
     def _clean(self, text: str) -> str:
         """One line, capped, without the key."""

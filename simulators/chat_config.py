@@ -20,7 +20,7 @@ class ChatConfig(BaseModel):
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; empty for an endpoint that wants none."""
     max_concurrency: int = Field(default=64, ge=1)
-    """Calls in flight at a time, over all processes of the run."""
+    """Most calls in flight at a time, over all processes of the run; fewer where more of them do not pay."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for one try of one call."""
     max_retries: int = Field(default=5, ge=0)

@@ -48,6 +48,8 @@ class RulesUserConfig(NamedUserConfig):
 
     type: Literal["rules"] = "rules"
     name: str = RULES
+    delay_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Mean seconds that each reply takes, as if a model gave it: to rehearse with slow users."""
 
     @field_validator("name")
     @classmethod

@@ -16,6 +16,7 @@ from simulators.env import Gym
 from simulators.llm_user import LlmUser
 from simulators.mixed_user import MixedUser
 from simulators.replay import RecordingUser, ReplayUser
+from simulators.slow_user import SlowUser
 from simulators.user import User
 from simulators.web_search import WebSearchUser
 
@@ -97,7 +98,7 @@ def _connect(
     connected: User
     match user:
         case RulesUserConfig():
-            connected = rules
+            connected = SlowUser(rules, delay_s=user.delay_s) if user.delay_s else rules
         case ReplayConfig():
             connected = ReplayUser(user.path, gyms=gyms, name=user.name)
         case EndpointConfig():

@@ -7,8 +7,9 @@ difference.
 import asyncio
 import json
 import random
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from simulators.llm_role import LlmRole
 from simulators.message import CHOICES, Action, parse_action
 from simulators.persona import PLAIN, Persona
 from simulators.task import Task, TaskKey
-from simulators.user import User, UserCall, UserReply
+from simulators.user import WEB, User, UserCall, UserReply
 
 MAX_TURNS = 16
 """Turn budget of training and evaluation alike; all of them are executed."""
@@ -50,6 +51,9 @@ class Step:
     """How far the dialogue has come after this action, in [0, 1]; 0 where the gym does not say."""
     news: str = ""
     """What the feedback told, as a key; empty: its own text. See `Gym.news`."""
+    user_s: float = field(default=0.0, compare=False)
+    """Seconds in which the environment waited for a user; a search of the web is a tool's time, not a
+    user's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,8 +237,11 @@ class GymEnv:
         if self._over:
             raise ValueError("step after the end of the episode: make a new environment for a new task")
         action = self._gym.parse(text)
+        began = time.perf_counter()
         reply = await self._ask(action) if action and self._gym.asks_user(self._state, action) else None
-        step = self._take(action, reply)
+        is_user = reply is not None and reply.simulator != WEB
+        user_s = time.perf_counter() - began if is_user else 0.0
+        step = replace(self._take(action, reply), user_s=user_s)
         if request_id:
             self._answered[request_id] = step
         return step

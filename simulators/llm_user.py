@@ -113,6 +113,7 @@ class LlmUser:
                 num_tokens=num_tokens,
                 latency_s=time.monotonic() - began,
                 num_retries=num_retries,
+                concurrency=answer.concurrency,
             )
         tries = self._max_parse_retries + 1
         raise SimulatorError(f"{call.gym}: {failure} in {tries} tries: {problem}", failure)

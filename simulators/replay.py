@@ -118,7 +118,7 @@ class ReplayUser:
 
 
 def _for_free(reply: UserReply) -> UserReply:
-    return replace(reply, num_tokens=0, latency_s=0.0, num_retries=0)
+    return replace(reply, num_tokens=0, latency_s=0.0, num_retries=0, concurrency=0)
 
 
 def _read(path: Path) -> dict[str, UserReply]:

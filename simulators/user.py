@@ -92,6 +92,9 @@ class UserReply:
     latency_s: float = 0.0
     """Seconds from question to reply, as the asker measured them."""
     num_retries: int = 0
+    concurrency: int = 0
+    """Calls that this process's share of the simulator was given at a time just then; 0 where nothing limits
+    them."""
 
 
 class User(Protocol):

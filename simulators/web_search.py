@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from simulators.limiter import OVERLOADED, Permits
 from simulators.user import WEB, Failure, SimulatorError, User, UserCall, UserReply
 
 NUM_RESULTS = 5
@@ -68,7 +69,7 @@ class WebSearchUser:
         self._timeout_s = timeout_s
         self._max_retries = max_retries
         self._backoff_s = backoff_s
-        self._slots = asyncio.Semaphore(max_concurrent)
+        self._permits = Permits(max_concurrent)
         self._client = httpx.AsyncClient(limits=httpx.Limits(max_connections=max_concurrent))
 
     async def reply(self, call: UserCall) -> UserReply:
@@ -119,15 +120,22 @@ class WebSearchUser:
         return {self._api_key_header: key}
 
     async def _search(self, query: str) -> list[str]:
-        """One try. The time limit counts from the free slot, and for the whole answer."""
+        """One try. The time limit counts from its permit, and for the whole answer."""
         headers = self._headers()
-        async with self._slots, asyncio.timeout(self._timeout_s):
-            response = await self._client.post(
-                self._url,
-                json={self._query_field: query[:MAX_QUERY]},
-                headers=headers,
-                timeout=self._timeout_s,
-            )
+        async with self._permits.call() as outcome:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    response = await self._client.post(
+                        self._url,
+                        json={self._query_field: query[:MAX_QUERY]},
+                        headers=headers,
+                        timeout=self._timeout_s,
+                    )
+            except (httpx.TimeoutException, TimeoutError):
+                outcome.is_refused = True
+                raise
+            outcome.is_refused = response.status_code in OVERLOADED
+            outcome.is_answered = response.is_success
         response.raise_for_status()
         return _lines(response.json(), field=self._results_field)
 

@@ -126,6 +126,15 @@ async def test_no_more_calls_are_in_flight_than_allowed():
     assert endpoint.most_open == 3 and len(endpoint.requests) == 20
 
 
+@pytest.mark.parametrize(("bad", "is_overload"), [(429, True), (503, True), (30.0, True), (500, False)])
+async def test_an_endpoint_that_has_too_much_to_do_is_asked_less_at_a_time(bad: Any, is_overload: bool):
+    async with serve_endpoint([bad] * 4 + ["hi"]) as endpoint:
+        chat = chat_to(endpoint, max_concurrency=8, timeout_s=0.3, max_retries=4)
+        first = await chat.complete(ASK, seed=1)
+        await chat.close()
+    assert first.concurrency == (4 if is_overload else 8)
+
+
 async def test_a_budget_of_calls_counts_every_try():
     async with serve_endpoint([500, "hi", "hi", "hi"]) as endpoint:
         chat = chat_to(endpoint, max_calls=3)

@@ -60,7 +60,7 @@ async def play_all(user: User, *, num: int = 8) -> list[list[Step]]:
 def replies_of(dialogues: Sequence[Sequence[Step]]) -> list[UserReply]:
     """With what the first asker paid left out."""
     replies = [step.user_reply for steps in dialogues for step in steps if step.user_reply]
-    return [replace(reply, num_tokens=0, latency_s=0.0, num_retries=0) for reply in replies]
+    return [replace(reply, num_tokens=0, latency_s=0.0, num_retries=0, concurrency=0) for reply in replies]
 
 
 async def test_a_run_is_repeated_without_its_user(tmp_path: Path):
