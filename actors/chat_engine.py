@@ -45,16 +45,15 @@ class ChatEngine:
             problem = str(error)
         if reply is None:  # outside the `except`: the endpoint's own error must not hang on to this one
             raise EngineError(problem)
-        ids = self._ids(reply)
-        zeros = [0] * len(ids)
-        return Completion(token_ids=ids, logprobs=zeros, policy_versions=zeros)
+        return Completion.scripted(self._ids(reply))
 
     def _ids(self, reply: ChatReply) -> list[int]:
         # What is said may quote a call, which must not be read as one, or the token that ends a turn.
         said = TAGS.sub(" ", LONE_SURROGATE.sub(" ", reply.text)).replace(self._renderer.stop_text, " ")
         ids = self._renderer.encode(said) if said.strip() else []
         action = read_action(reply)
-        return [*ids, *(self._renderer.completion_of(action) if action else (self._renderer.stop_id,))]
+        call = self._renderer.completion_of(action).tolist() if action else [self._renderer.stop_id]
+        return [*ids, *call]
 
 
 def to_chat(messages: Sequence[Message]) -> list[dict[str, Any]]:

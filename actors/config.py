@@ -4,6 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+OnTimeout = Literal["mask", "resume"]
+WeightTransport = Literal["shared_memory", "nccl", "ipc"]
+
 
 class EngineConfig(BaseModel):
     """The policy engines that sample for the rollout actors."""
@@ -26,6 +29,10 @@ class EngineConfig(BaseModel):
     """Share of a GPU's memory that one engine takes."""
     num_threads: int = Field(default=0, ge=0)
     """CPU threads that one engine computes with; 0 takes half of the cores."""
+    weight_transport: WeightTransport | Literal["auto"] = "auto"
+    """How weights come from the learners. shared_memory: a file in this machine's memory, for CPUs; across
+    machines it travels through Ray's object store. nccl: GPU to GPU. ipc: between processes that share a GPU.
+    auto: by where engines and learners lie."""
     start_timeout_s: float = Field(default=300.0, gt=0)
     """Longest wait for an engine to start, and for its first weights."""
     complete_timeout_s: float = Field(default=300.0, gt=0)
@@ -40,7 +47,7 @@ class RolloutConfig(BaseModel):
     num_actors: int = Field(default=1, ge=1)
     """Rollout actors, each with one event loop."""
     dialogues_per_actor: int = Field(default=64, ge=1)
-    """Dialogues that one actor runs at the same time."""
+    """Most dialogues that one actor runs at the same time; fewer where they keep the engines busy."""
     group_size: int = 8
     """Trajectories of each task, compared with each other."""
     max_turns: int | None = Field(default=None, ge=1)
@@ -49,6 +56,22 @@ class RolloutConfig(BaseModel):
     """Most tokens that the policy may sample in one turn."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; 1 samples from the policy as it is."""
+
+    extra_dialogues: int = Field(default=0, ge=0)
+    """Dialogues of each training group begun beyond `group_size`; once `group_size` have ended, the rest is
+    cut. What is kept is quick rather than long."""
+    dialogue_timeout_s: float | None = Field(default=None, gt=0)
+    """Longest time of one dialogue, after which `on_timeout` says what becomes of it. Not given: no limit."""
+    on_timeout: OnTimeout = "mask"
+    """mask: the dialogue is cut, and neither scored nor trained. resume: it lets others who wait for a place
+    in its actor go first, then goes on, with whatever weights are live by then."""
+    group_timeout_s: float = Field(default=1800.0, gt=0)
+    """A group that has been with a rollout actor for longer is taken to be lost and given to another."""
+
+    @property
+    def num_dialogues(self) -> int:
+        """Dialogues of one training group."""
+        return self.group_size + self.extra_dialogues
 
     @field_validator("group_size")
     @classmethod

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.trajectory import Completion
+from actors.trajectory import Completion, TokenIds
 from simulators.message import Message
 
 
@@ -25,11 +25,15 @@ class Sampling:
 class CompletionRequest:
     """All that is known when a turn begins."""
 
-    token_ids: Sequence[int]  # [num_prompt_tokens]
+    token_ids: TokenIds
+    """The prompt."""
     messages: Sequence[Message]
     """The same dialogue as messages, for scripted policies; a model's engine reads only the ids."""
     sampling: Sampling
     seed: int
+    dialogue: int | None = None
+    """Whose turn this is: the same number at every turn, so that all of them can go where the earlier ones
+    are cached. None: nobody's."""
 
 
 class PolicyEngine(Protocol):

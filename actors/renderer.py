@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from actors.trajectory import TokenIds, as_ids
 from simulators.message import CHOICES, TOOL_NAME, TOOL_SCHEMA, Action, Message, ToolCall
 
 Tools = tuple[dict[str, Any], ...]
@@ -31,14 +33,14 @@ MARK = (
 """Stands for a completion where only the text around it is wanted."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Dialogue:
     """A dialogue as the engine sees it. Grown by `Renderer.extend`, never edited."""
 
     messages: tuple[Message, ...]
-    token_ids: tuple[int, ...]  # [num_tokens]
+    token_ids: TokenIds
     """Everything before the next completion."""
-    context_ids: tuple[int, ...]  # [num_context_tokens]
+    context_ids: TokenIds
     """The part of `token_ids` after the last completion; all of it where `forked`."""
     forked: bool
     tools: Tools = field(repr=False)
@@ -68,7 +70,7 @@ class Renderer:
         """The dialogue before its first completion; `tools` are what the policy is told it may call."""
         chat = tuple(message.to_chat() for message in messages)
         text = self._render(chat, tools=tools)
-        ids = tuple(self.encode(text))
+        ids = as_ids(self.encode(text))
         return Dialogue(
             messages=tuple(messages),
             token_ids=ids,
@@ -80,7 +82,7 @@ class Renderer:
         )
 
     def extend(
-        self, dialogue: Dialogue, *, completion_ids: Sequence[int], said: Message, reply: Message
+        self, dialogue: Dialogue, *, completion_ids: TokenIds, said: Message, reply: Message
     ) -> Dialogue:
         """The dialogue after a completion (`said`, as parsed) and the environment's reply to it.
 
@@ -97,12 +99,12 @@ class Renderer:
         tail = self._after(mark, text) if kept else None
         if tail is None:
             chat = [message.to_chat() for message in messages]
-            ids = tuple(self.encode(self._render(chat, tools=dialogue.tools)))
+            ids = as_ids(self.encode(self._render(chat, tools=dialogue.tools)))
             context = ids
         else:
-            stop = () if completion_ids and completion_ids[-1] == self.stop_id else (self.stop_id,)
-            context = (*stop, *self.encode(tail))
-            ids = (*dialogue.token_ids, *completion_ids, *context)
+            has_stop = len(completion_ids) > 0 and completion_ids[-1] == self.stop_id
+            context = as_ids([*(() if has_stop else (self.stop_id,)), *self.encode(tail)])
+            ids = np.concatenate([dialogue.token_ids, completion_ids, context])
         return Dialogue(
             messages=messages,
             token_ids=ids,
@@ -116,14 +118,15 @@ class Renderer:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: TokenIds) -> str:
         """The text of a completion, its stop token left out."""
-        kept = list(token_ids[:-1] if len(token_ids) and token_ids[-1] == self.stop_id else token_ids)
-        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+        has_stop = len(token_ids) > 0 and token_ids[-1] == self.stop_id
+        kept = token_ids[:-1] if has_stop else token_ids
+        return str(self.tokenizer.decode(kept.tolist(), skip_special_tokens=False))
 
-    def completion_of(self, action: Action) -> list[int]:
+    def completion_of(self, action: Action) -> TokenIds:
         """The ids of an assistant turn that thinks and makes this tool call, its stop token included."""
-        return [*self.encode(_completion_text(action)), self.stop_id]
+        return as_ids([*self.encode(_completion_text(action)), self.stop_id])
 
     def content_tokens(self, action: Action) -> list[bool]:  # [num_tokens]
         """Which tokens of `completion_of` the action hold some of its content."""

@@ -2,7 +2,6 @@
 not a crash."""
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from actors.config import OnTimeout
+from actors.cut import Cut, Enough
 from actors.engine import CompletionRequest, EngineError, PolicyEngine, Sampling
 from actors.renderer import Dialogue, Renderer, parse_tool_call, spoken
+from actors.room import Place, Room
 from actors.trajectory import GroupOrder, StopReason, Trajectory, Turn
 from simulators.env import Env, Gym, GymEnv, Observation
 from simulators.gauges import UserTurn, count
@@ -37,18 +39,40 @@ class Setting:
     """None: each gym's own budget."""
     max_tokens: int
     """Longest token sequence of a dialogue: the engine's context."""
+    dialogue_timeout_s: float | None = None
+    on_timeout: OnTimeout = "mask"
+    room: Room | None = None
+    """Where whoever begins a group has taken a place for each of its dialogues. None: there is no limit."""
 
 
-async def rollout_group(order: GroupOrder, setting: Setting) -> list[Trajectory]:
-    """All trajectories of one task, at once."""
-    seeds = np.random.SeedSequence([order.seed, order.group_id]).generate_state(order.group_size)
-    dialogues = (rollout(order.task_key, setting, seed=int(seed)) for seed in seeds)
+async def rollout_group(order: GroupOrder, setting: Setting) -> list[Trajectory]:  # [num_dialogues]
+    """All trajectories of one task, at once; those that are still going on when `group_size` of them have
+    ended by themselves are cut."""
+    seeds = np.random.SeedSequence([order.seed, order.group_id]).generate_state(order.num_dialogues)
+    limit_s = setting.dialogue_timeout_s if setting.on_timeout == "mask" else None
+    cuts = [Cut(limit_s=limit_s) for _ in seeds]
+    enough = Enough(order.group_size, cuts=cuts)
+
+    async def play(seed: int, cut: Cut) -> Trajectory:
+        return enough.note(await rollout(order.task_key, setting, seed=seed, cut=cut))
+
+    dialogues = (play(int(seed), cut) for seed, cut in zip(seeds, cuts, strict=True))
     return list(await asyncio.gather(*dialogues))
 
 
-async def rollout(key: TaskKey, setting: Setting, *, seed: int) -> Trajectory:
+async def rollout(key: TaskKey, setting: Setting, *, seed: int, cut: Cut | None = None) -> Trajectory:
     """One dialogue. Whatever fails outside the policy ends it with its own stop reason and is never a
-    score."""
+    score; neither is what is `cut`."""
+    slice_s = setting.dialogue_timeout_s if setting.on_timeout == "resume" else None
+    place = Place(setting.room, slice_s=slice_s) if setting.room else None
+    try:
+        return await _play(key, setting, seed=seed, cut=cut or Cut(limit_s=None), place=place)
+    finally:
+        if place:
+            place.leave()
+
+
+async def _play(key: TaskKey, setting: Setting, *, seed: int, cut: Cut, place: Place | None) -> Trajectory:
     turns: list[Turn] = []
     observation = Observation(system="", opening="")
     error = simulator = ""
@@ -63,7 +87,8 @@ async def rollout(key: TaskKey, setting: Setting, *, seed: int) -> Trajectory:
         engine = setting.engine_for(task, seed)
         env = GymEnv(gym, task=task, user=setting.user, persona=persona, max_turns=setting.max_turns)
         observation = await env.reset()
-        stop_reason = await _talk(env, observation, setting, engine=engine, turns=turns, seed=seed)
+        talk = _talk(env, observation, setting, engine=engine, turns=turns, seed=seed, place=place)
+        stop_reason = await cut.bound(talk)
         await env.close()
     except SimulatorError as failure:
         stop_reason, error, simulator = StopReason(failure.failure), str(failure), failure.simulator
@@ -98,6 +123,7 @@ async def _talk(
     engine: PolicyEngine,
     turns: list[Turn],
     seed: int,
+    place: Place | None,
 ) -> StopReason:
     """Takes turns until the end; appends each to `turns` as soon as it is complete."""
     opening = [
@@ -106,12 +132,13 @@ async def _talk(
     ]
     dialogue = setting.renderer.begin(opening)
     while len(dialogue.token_ids) + setting.sampling.max_completion_tokens <= setting.max_tokens:
-        turn = await _complete(dialogue, setting, engine=engine, seed=(seed + len(turns)) % 2**31)
+        turn = await _complete(dialogue, setting, engine=engine, seed=seed, turn=len(turns), place=place)
         if turn.action is None:
             turns.append(turn)
             return StopReason.NO_TOOL_CALL
         started = time.perf_counter()
         step = await env.step(str(turn.action))
+        env_s = time.perf_counter() - started
         turns.append(
             replace(
                 turn,
@@ -119,7 +146,8 @@ async def _talk(
                 reward=step.reward,
                 progress=step.progress,
                 news=step.news,
-                env_s=time.perf_counter() - started,
+                user_s=step.user_s,
+                tool_s=max(0.0, env_s - step.user_s),
                 user_reply=step.user_reply,
             )
         )
@@ -140,15 +168,31 @@ async def _talk(
     return StopReason.MAX_TOKENS
 
 
-async def _complete(dialogue: Dialogue, setting: Setting, *, engine: PolicyEngine, seed: int) -> Turn:
-    """The policy's half of a turn."""
+async def _complete(
+    dialogue: Dialogue,
+    setting: Setting,
+    *,
+    engine: PolicyEngine,
+    seed: int,
+    turn: int,
+    place: Place | None,
+) -> Turn:
+    """The policy's half of a turn; `seed` is the dialogue's."""
+    began = time.perf_counter()
+    if place:
+        await place.keep()
     started = time.perf_counter()
     completion = await engine.complete(
         CompletionRequest(
-            token_ids=dialogue.token_ids, messages=dialogue.messages, sampling=setting.sampling, seed=seed
+            token_ids=dialogue.token_ids,
+            messages=dialogue.messages,
+            sampling=setting.sampling,
+            seed=(seed + turn) % 2**31,
+            dialogue=seed,
         )
     )
-    if not math.isfinite(sum(completion.logprobs)):
+    waited_s = time.perf_counter() - started
+    if not np.isfinite(completion.logprobs).all():
         raise EngineError("a token of the completion has a logprob that is not finite")
     text = setting.renderer.decode(completion.token_ids)
     return Turn(
@@ -159,5 +203,6 @@ async def _complete(dialogue: Dialogue, setting: Setting, *, engine: PolicyEngin
         action=parse_tool_call(text),
         feedback="",
         reward=0.0,
-        policy_s=time.perf_counter() - started,
+        policy_s=max(0.0, waited_s - completion.queue_s),
+        queue_s=started - began + min(completion.queue_s, waited_s),
     )

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pyarrow as pa
@@ -21,12 +21,15 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
 from actors.config import RolloutConfig
+from actors.delivery import Deliveries, FinishedTable
+from actors.demand import Demand
 from actors.engine import PolicyEngine, Sampling
 from actors.renderer import Renderer
 from actors.rollout import Setting, rollout_group
+from actors.room import Room
 from actors.scripted import SCRIPTS, ScriptedEngine
 from actors.summary import summarize
-from actors.table import to_table
+from actors.table import to_table, with_reward_seconds
 from actors.trajectory import GroupOrder, GroupSummary
 from simulators.env import Gym
 from simulators.gauges import NO_COUNTS
@@ -34,7 +37,6 @@ from simulators.persona import PersonaMix
 from simulators.task import Task
 from simulators.user import User
 
-FEED_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 Orders = Sequence[GroupOrder] | None
 
@@ -49,6 +51,8 @@ class RolloutSetup:
     """Where the tokenizer and its chat template lie."""
     max_tokens: int
     """The engine's context."""
+    engine_places: float
+    """Sequences that the engines compute at once, shared among the rollout actors; inf where nobody knows."""
     connect_engine: Callable[[], PolicyEngine]
     open_gyms: Callable[[], Mapping[str, Gym]]
     """The gyms' rules and tasks; called once, in the actor."""
@@ -94,10 +98,14 @@ class RolloutActor(EnvRunner, Checkpointable):
         self, feed: ActorHandle, *, policy: str = "engine", simulator: str = "", group_size: int
     ) -> WorkState:
         """Begins to work for `feed` in the background, if it does not yet. `policy` is `engine` or a script's
-        name; `simulator` names who plays the user, empty: the recipe's mix."""
+        name; `simulator` names who plays the user, empty: the recipe's mix. A group of the feed has up to
+        `group_size` dialogues."""
         if feed not in self._work:
-            setting = self._setting(policy, simulator=simulator)
-            pull = self._pull(feed, setting=setting, group_size=group_size)
+            most = max(self._setup.config.dialogues_per_actor, group_size)
+            room = Room(most)
+            demand = Demand(places=self._setup.engine_places, most=most, group_size=group_size)
+            setting = replace(self._setting(policy, simulator=simulator), room=room)
+            pull = self._pull(feed, setting=setting, room=room, demand=demand, group_size=group_size)
             self._work[feed] = asyncio.run_coroutine_threadsafe(pull, self._loop)
         work = self._work[feed]
         # RLlib ends an actor on any exception that leaves it, so an error travels as text.
@@ -122,45 +130,51 @@ class RolloutActor(EnvRunner, Checkpointable):
         groups = asyncio.run_coroutine_threadsafe(roll_all(), self._loop).result()
         return ray.put(pa.concat_tables(table for _, table in groups))
 
-    async def _pull(self, feed: ActorHandle, *, setting: Setting, group_size: int) -> None:
+    async def _pull(
+        self, feed: ActorHandle, *, setting: Setting, room: Room, demand: Demand, group_size: int
+    ) -> None:
         """Consumes orders of `feed`, waits for room and for orders, produces finished groups; ends with the
-        feed."""
-        room = asyncio.Semaphore(max(1, self._setup.config.dialogues_per_actor // group_size))
+        feed.
+
+        No time limit: a feed that dies raises, and a process that was stopped for a while goes on where it
+        was, instead of ending the run by the time that it slept through.
+        """
+        deliveries = Deliveries(lambda delivery: cast(Awaitable[object], feed.put.remote(delivery)))
         async with asyncio.TaskGroup() as groups:
             while True:
-                taken = await _acquire_some(room)
-                async with asyncio.timeout(FEED_TIMEOUT_S):
-                    asked = cast(Awaitable[Orders], feed.next_orders.remote(self.holder, taken))
-                    orders = await asked
-                for _ in range(taken - len(orders or [])):
-                    room.release()
+                # No place is kept while nothing is ordered: dialogues that yielded theirs may have it.
+                await room.enter(group_size)
+                room.leave(group_size)
+                num_groups = max(1, room.num_free // group_size)
+                orders = await cast(Awaitable[Orders], feed.next_orders.remote(self.holder, num_groups))
                 if orders is None:
                     return
                 for order in orders:
-                    groups.create_task(self._roll_for(feed, order, setting, room))
+                    await room.enter(order.num_dialogues)
+                    demand.begin(order.task_key.gym)
+                    room.resize(demand.num_dialogues())
+                    groups.create_task(self._roll_for(order, setting, demand, deliveries))
 
     async def _roll_for(
-        self, feed: ActorHandle, order: GroupOrder, setting: Setting, room: asyncio.Semaphore
+        self, order: GroupOrder, setting: Setting, demand: Demand, deliveries: Deliveries
     ) -> None:
-        is_trained = order.task_key.split == "train"
-        summary, table = await self._roll(order, setting, is_trained=is_trained, has_rolled=room.release)
-        async with asyncio.timeout(FEED_TIMEOUT_S):
-            await cast(Awaitable[object], feed.put.remote(order, summary, table))
+        summary, table = await self._roll(order, setting, is_trained=order.task_key.split == "train")
+        demand.end(summary)
+        if setting.room:
+            setting.room.resize(demand.num_dialogues())
+        await deliveries.send(FinishedTable(order=order, summary=summary, table=table))
 
     async def _roll(
-        self,
-        order: GroupOrder,
-        setting: Setting,
-        *,
-        is_trained: bool,
-        has_rolled: Callable[[], object] = lambda: None,
+        self, order: GroupOrder, setting: Setting, *, is_trained: bool
     ) -> tuple[GroupSummary, pa.Table]:
-        """Plays a group and has it scored; `has_rolled` is called between: the next dialogues need not wait
-        for a judge."""
+        """Plays a group and has it scored. A dialogue's place is free when it ends: the next ones need not
+        wait for a judge."""
         started = time.perf_counter()
         trajectories = await rollout_group(order, setting)
-        has_rolled()
-        table = await self._setup.score(to_table(order, trajectories), is_trained)
+        table = to_table(order, trajectories)
+        rolled = time.perf_counter()
+        table = await self._setup.score(table, is_trained)
+        table = with_reward_seconds(table, time.perf_counter() - rolled)
         gauges = sum((trajectory.gauges for trajectory in trajectories), NO_COUNTS)
         return summarize(order, table, gauges=gauges, duration_s=time.perf_counter() - started), table
 
@@ -189,6 +203,8 @@ class RolloutActor(EnvRunner, Checkpointable):
             ),
             max_turns=config.max_turns,
             max_tokens=self._setup.max_tokens,
+            dialogue_timeout_s=config.dialogue_timeout_s,
+            on_timeout=config.on_timeout,
         )
 
     # What RLlib asks of every EnvRunner. There is no module here: the engine holds the weights.
@@ -224,13 +240,3 @@ class RolloutActor(EnvRunner, Checkpointable):
         asyncio.run_coroutine_threadsafe(cancel(), self._loop).result(STOP_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STOP_TIMEOUT_S)
-
-
-async def _acquire_some(room: asyncio.Semaphore) -> int:
-    """Takes all the room there is, but at least one place."""
-    await room.acquire()
-    taken = 1
-    while not room.locked():
-        await room.acquire()
-        taken += 1
-    return taken

@@ -32,9 +32,7 @@ class ScriptedEngine:
         self._expert: Expert | None = None
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        ids = self._renderer.completion_of(self._act(request))
-        zeros = [0] * len(ids)
-        return Completion(token_ids=ids, logprobs=zeros, policy_versions=zeros)
+        return Completion.scripted(self._renderer.completion_of(self._act(request)))
 
     def _act(self, request: CompletionRequest) -> Action:
         last = request.messages[-1].content

@@ -16,7 +16,7 @@ def summarize(
 ) -> GroupSummary:
     """A summary of a table that has its `reward` column."""
     of = table["trajectory"].to_numpy()
-    size = order.group_size
+    size = order.num_dialogues
     first_rows = np.searchsorted(of, np.arange(size))
     failed = table["failed"].to_numpy()[first_rows]
     simulator = next((name for name in table["simulator"].to_pylist() if name not in ("", WEB)), "")
@@ -25,6 +25,7 @@ def summarize(
     # The one row of a trajectory without turns holds no completion.
     num_tokens = _lengths(table["completion_ids"])
     rewards = table["reward"].to_numpy()
+    limits = table["user_concurrency"].to_numpy()
     spans = [slice(first, end) for first, end in pairwise([*first_rows.tolist(), table.num_rows])]
     states = turn_states(table)
     numbers: dict[str, int] = {}
@@ -43,15 +44,20 @@ def summarize(
         num_policy_tokens=int(num_tokens.sum()),
         oldest_version=int(versions.min(initial=np.iinfo(np.int32).max)),
         newest_version=int(versions.max(initial=0)),
+        version_spans=_spans(versions, of=np.repeat(of, num_tokens), size=size),
         duration_s=duration_s,
         policy_s=float(table["policy_s"].to_numpy().sum()),
-        env_s=float(table["env_s"].to_numpy().sum()),
+        queue_s=float(table["queue_s"].to_numpy().sum()),
+        user_s=float(table["user_s"].to_numpy().sum()),
+        tool_s=float(table["tool_s"].to_numpy().sum()),
+        reward_s=float(table["reward_s"].to_numpy().sum()),
         user_retries=int(table["user_retries"].to_numpy().sum()),
+        user_concurrency=float(limits[limits > 0].mean()) if limits.any() else 0.0,
         gauges=gauges,
     )
 
 
-def turn_states(table: pa.Table) -> list[list[str]]:  # [group_size][num_turns]
+def turn_states(table: pa.Table) -> list[list[str]]:  # [num_dialogues][num_turns]
     """What the policy had been told before each turn of a group's table, as a key by the gym's own `news`:
     equal keys are equal states."""
     of, told = table["trajectory"].to_numpy(), table["news"].to_pylist()
@@ -65,7 +71,25 @@ def state_keys(told: Sequence[str]) -> list[str]:  # [num_turns]
 
     Two trajectories that asked the same questions in another order are in the same state.
     """
-    return ["\x1f".join(sorted(set(told[:turn]))) for turn in range(len(told))]
+    known: set[str] = set()
+    keys, key = [], ""
+    for news in told:
+        keys.append(key)
+        if news not in known:
+            known.add(news)
+            key = "\x1f".join(sorted(known))
+    return keys
+
+
+def _spans(versions: np.ndarray, *, of: np.ndarray, size: int) -> list[int]:  # [size]
+    """Newest minus oldest version of each trajectory's tokens; both arrays are [num_tokens]. 0 without a
+    token."""
+    spans = np.zeros(size, np.int32)
+    firsts = np.flatnonzero(np.diff(of, prepend=-1))
+    if len(firsts):
+        newest, oldest = (extreme.reduceat(versions, firsts) for extreme in (np.maximum, np.minimum))
+        spans[of[firsts]] = newest - oldest
+    return spans.tolist()
 
 
 def _lengths(column: pa.ChunkedArray) -> np.ndarray:

@@ -2,13 +2,14 @@
 schema."""
 
 import json
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate, chain
 
 import numpy as np
 import pyarrow as pa
 
-from actors.trajectory import NO_COMPLETION, GroupOrder, Trajectory, Turn
+from actors.trajectory import NO_COMPLETION, GroupOrder, Trajectory, Turn, as_ids
 from simulators.user import UserReply
 
 SCHEMA = pa.schema(
@@ -44,69 +45,116 @@ SCHEMA = pa.schema(
         ("user_tokens", pa.int32()),
         ("user_latency_s", pa.float64()),
         ("user_retries", pa.int32()),
+        ("user_concurrency", pa.int32()),
         ("user_facts", pa.string()),
         ("policy_s", pa.float64()),
-        ("env_s", pa.float64()),
+        ("queue_s", pa.float64()),
+        ("user_s", pa.float64()),
+        ("tool_s", pa.float64()),
+        ("reward_s", pa.float64()),
     ]
 )
+TURN_STAGES = ("policy", "queue", "user", "tool", "reward")
+"""Where a turn's seconds go: the columns `<stage>_s`."""
 REWARD = pa.field("reward", pa.float64())
 """The column that the rewards room adds: what the turn is worth to the learner."""
 
 NO_REPLY = UserReply(text="", simulator="")
 NO_TURN = Turn(
-    context_ids=(), forked=True, completion=NO_COMPLETION, text="", action=None, feedback="", reward=0.0
+    context_ids=as_ids(()),
+    forked=True,
+    completion=NO_COMPLETION,
+    text="",
+    action=None,
+    feedback="",
+    reward=0.0,
 )
 """Keeps a row for a trajectory without turns, so that none goes unaccounted."""
 
 
 def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
     """The group's turns in order. A trajectory that failed before its first turn has one row without
-    tokens."""
-    rows = [
-        (i, t, trajectory, turn)
-        for i, trajectory in enumerate(trajectories)
-        for t, turn in enumerate(trajectory.turns or [NO_TURN])
-    ]
-    turns = [turn for _, _, _, turn in rows]
-    of = [trajectory for _, _, trajectory, _ in rows]
-    replies = [turn.user_reply or NO_REPLY for turn in turns]
-    columns: list[pa.Array] = [
-        pa.array([order.group_id] * len(rows), pa.int64()),
-        pa.array([i for i, _, _, _ in rows], pa.int32()),
-        pa.array([t for _, t, _, _ in rows], pa.int32()),
-        pa.array([order.task_key.gym] * len(rows)),
-        pa.array([order.task_key.task_id] * len(rows)),
-        pa.array([str(trajectory.stop_reason) for trajectory in of]),
-        pa.array([trajectory.stop_reason.failed for trajectory in of]),
-        pa.array([trajectory.error for trajectory in of]),
-        pa.array([turn.forked for turn in turns]),
-        _ragged((turn.context_ids for turn in turns), np.int32),
-        _ragged((turn.completion.token_ids for turn in turns), np.int32),
-        _ragged((turn.completion.logprobs for turn in turns), np.float32),
-        _ragged((turn.completion.policy_versions for turn in turns), np.int32),
-        pa.array([trajectory.system for trajectory in of]),
-        pa.array([trajectory.opening for trajectory in of]),
-        pa.array([turn.text for turn in turns]),
-        pa.array([turn.action.choice if turn.action else None for turn in turns], pa.string()),
-        pa.array([turn.action.content if turn.action else None for turn in turns], pa.string()),
-        pa.array([turn.feedback for turn in turns]),
-        pa.array([turn.reward for turn in turns], pa.float64()),
-        pa.array([turn.progress for turn in turns], pa.float64()),
-        pa.array([turn.news or turn.feedback for turn in turns]),
-        pa.array([_gold_of(trajectory) for trajectory in of]),
-        pa.array([trajectory.persona for trajectory in of]),
-        pa.array([_answerer(trajectory, turn) for _, _, trajectory, turn in rows]),
-        pa.array([reply.model for reply in replies]),
-        pa.array([reply.prompt_hash for reply in replies]),
-        pa.array([reply.seed for reply in replies], pa.int64()),
-        pa.array([reply.num_tokens for reply in replies], pa.int32()),
-        pa.array([reply.latency_s for reply in replies], pa.float64()),
-        pa.array([reply.num_retries for reply in replies], pa.int32()),
-        pa.array([json.dumps(dict(reply.facts)) if reply.facts else "" for reply in replies]),
-        pa.array([turn.policy_s for turn in turns], pa.float64()),
-        pa.array([turn.env_s for turn in turns], pa.float64()),
-    ]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    tokens. Raises ValueError for a group without trajectories."""
+    turns_of = [trajectory.turns or [NO_TURN] for trajectory in trajectories]
+    turns = list(chain.from_iterable(turns_of))
+    lengths = np.array([len(one) for one in turns_of])
+    of = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    order_key, starts = order.task_key, (np.cumsum(lengths) - lengths).astype(np.int32)
+
+    def spread(values: list[str]) -> pa.Array:
+        """A text of each trajectory, on all its rows."""
+        return _repeated(values[0], len(of)) if _all_same(values) else pa.array(values).take(pa.array(of))
+
+    columns = {
+        "group_id": pa.repeat(pa.scalar(order.group_id, pa.int64()), len(of)),
+        "trajectory": pa.array(of),
+        "turn": pa.array(np.arange(len(of), dtype=np.int32) - starts[of]),
+        "gym": _repeated(order_key.gym, len(of)),
+        "task_id": _repeated(order_key.task_id, len(of)),
+        "stop_reason": spread([str(trajectory.stop_reason) for trajectory in trajectories]),
+        "failed": pa.array(np.array([one.stop_reason.failed for one in trajectories])[of]),
+        "error": spread([trajectory.error for trajectory in trajectories]),
+        "system": spread([trajectory.system for trajectory in trajectories]),
+        "opening": spread([trajectory.opening for trajectory in trajectories]),
+        "gold": spread([_gold_of(trajectory) for trajectory in trajectories]),
+        "persona": spread([trajectory.persona for trajectory in trajectories]),
+        "simulator": _text(
+            [
+                _answerer(trajectory, turn)
+                for trajectory, mine in zip(trajectories, turns_of, strict=True)
+                for turn in mine
+            ]
+        ),
+        "forked": pa.array([turn.forked for turn in turns], pa.bool_()),
+        "text": _text([turn.text for turn in turns]),
+        "choice": _text([turn.action.choice if turn.action else None for turn in turns]),
+        "content": _text([turn.action.content if turn.action else None for turn in turns]),
+        "feedback": _text([turn.feedback for turn in turns]),
+        "news": _text([turn.news or turn.feedback for turn in turns]),
+        "env_reward": _floats([turn.reward for turn in turns]),
+        "progress": _floats([turn.progress for turn in turns]),
+        "policy_s": _floats([turn.policy_s for turn in turns]),
+        "queue_s": _floats([turn.queue_s for turn in turns]),
+        "user_s": _floats([turn.user_s for turn in turns]),
+        "tool_s": _floats([turn.tool_s for turn in turns]),
+        "reward_s": pa.array(np.zeros(len(of))),
+        **_token_columns(turns),
+        **_reply_columns([turn.user_reply or NO_REPLY for turn in turns]),
+    }
+    return pa.Table.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _token_columns(turns: Sequence[Turn]) -> dict[str, pa.Array]:
+    completions = [turn.completion for turn in turns]
+    ends = _ends([completion.token_ids for completion in completions])
+    contexts = [turn.context_ids for turn in turns]
+    return {
+        "context_ids": _ragged(contexts, ends=_ends(contexts)),
+        "completion_ids": _ragged([completion.token_ids for completion in completions], ends=ends),
+        "behavior_logprobs": _ragged([completion.logprobs for completion in completions], ends=ends),
+        "policy_versions": _ragged([completion.policy_versions for completion in completions], ends=ends),
+    }
+
+
+def _reply_columns(replies: Sequence[UserReply]) -> dict[str, pa.Array]:
+    return {
+        "user_model": _text([reply.model for reply in replies]),
+        "user_prompt_hash": _text([reply.prompt_hash for reply in replies]),
+        "user_seed": pa.array([reply.seed for reply in replies], pa.int64()),
+        "user_tokens": pa.array([reply.num_tokens for reply in replies], pa.int32()),
+        "user_latency_s": _floats([reply.latency_s for reply in replies]),
+        "user_retries": pa.array([reply.num_retries for reply in replies], pa.int32()),
+        "user_concurrency": pa.array([reply.concurrency for reply in replies], pa.int32()),
+        "user_facts": _text([json.dumps(dict(reply.facts)) if reply.facts else "" for reply in replies]),
+    }
+
+
+def with_reward_seconds(table: pa.Table, seconds: float) -> pa.Table:
+    """The group's table after `seconds` of scoring: each trajectory waited for them, in equal parts over its
+    turns."""
+    of = table["trajectory"].to_numpy()
+    shares = seconds / np.bincount(of)[of]
+    return table.set_column(SCHEMA.get_field_index("reward_s"), SCHEMA.field("reward_s"), pa.array(shares))
 
 
 def _gold_of(trajectory: Trajectory) -> str:
@@ -122,10 +170,29 @@ def _answerer(trajectory: Trajectory, turn: Turn) -> str:
     return trajectory.simulator if trajectory.stop_reason.failed else ""
 
 
-def _ragged(parts: Iterable[Sequence[int] | Sequence[float]], dtype: type) -> pa.Array:
+def _all_same(values: Sequence[str | None]) -> bool:
+    return values.count(values[0]) == len(values)
+
+
+def _repeated(value: str | None, size: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value, pa.string()), size)
+
+
+def _text(values: Sequence[str | None]) -> pa.Array:
+    """Many columns hold one text over and over, which Arrow repeats faster than it reads them one by one."""
+    return _repeated(values[0], len(values)) if _all_same(values) else pa.array(values, pa.string())
+
+
+def _floats(values: Sequence[float]) -> pa.Array:
+    """As `pa.array`, at a third of its time: no value can be null."""
+    return pa.Array.from_buffers(pa.float64(), len(values), [None, pa.py_buffer(array("d", values))])
+
+
+def _ends(parts: Sequence[np.ndarray]) -> pa.Array:
+    """Where each part ends in all of them end to end, from 0 on: the offsets of a list column."""
+    return pa.array(list(accumulate(map(len, parts), initial=0)), pa.int32())
+
+
+def _ragged(parts: Sequence[np.ndarray], *, ends: pa.Array) -> pa.Array:
     """A list column from ragged parts, through one flat buffer."""
-    parts = list(parts)
-    offsets = np.zeros(len(parts) + 1, np.int32)
-    np.cumsum([len(part) for part in parts], out=offsets[1:])
-    flat = np.fromiter(chain.from_iterable(parts), dtype, count=int(offsets[-1]))
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+    return pa.ListArray.from_arrays(ends, pa.array(np.concatenate(parts)))

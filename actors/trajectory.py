@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+from jaxtyping import Float32, Int32
+
 from simulators.gauges import NO_COUNTS, GaugeCounts
 from simulators.message import Action
 from simulators.task import TaskKey
@@ -31,10 +34,14 @@ class StopReason(StrEnum):
     ENGINE_ERROR = "engine_error"
     ERROR = "error"
     """The environment raised."""
+    TIME_LIMIT = "time_limit"
+    """It took longer than `rollout.dialogue_timeout_s`: cut, its complete turns are kept."""
+    SURPLUS = "surplus"
+    """Its group had enough trajectories without it (`rollout.extra_dialogues`): cut, as above."""
 
     @property
     def failed(self) -> bool:
-        """Not the policy's doing: such a trajectory is never scored and never trained."""
+        """This end is not the policy's doing, but a failure or a cut: never scored and never trained."""
         return self not in (
             StopReason.TERMINATED,
             StopReason.MAX_TURNS,
@@ -47,22 +54,50 @@ class StopReason(StrEnum):
         return self in (StopReason.MAX_TURNS, StopReason.MAX_TOKENS)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+TokenIds = Int32[np.ndarray, "num_tokens"]
+
+
+def as_ids(token_ids: Sequence[int] | TokenIds) -> TokenIds:
+    """The ids as the records keep them: an array, so that no token is a Python object on its way."""
+    return np.asarray(token_ids, np.int32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Completion:
     """What the engine sampled in one call: kept as sampled, never tokenised again."""
 
-    token_ids: Sequence[int]  # [num_tokens]
-    logprobs: Sequence[float]  # [num_tokens]
+    token_ids: TokenIds
+    logprobs: Float32[np.ndarray, "num_tokens"]
     """Behavior logprobs (natural log, of the distribution sampled from, before top-k or top-p)."""
-    policy_versions: Sequence[int]  # [num_tokens]
+    policy_versions: Int32[np.ndarray, "num_tokens"]
     """The policy version that sampled each token."""
 
+    @classmethod
+    def of(
+        cls, token_ids: Sequence[int], *, logprobs: Sequence[float], policy_versions: Sequence[int]
+    ) -> "Completion":
+        """From Python lists, as scripts make them."""
+        return cls(
+            token_ids=as_ids(token_ids),
+            logprobs=np.asarray(logprobs, np.float32),
+            policy_versions=np.asarray(policy_versions, np.int32),
+        )
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+    @classmethod
+    def scripted(cls, token_ids: Sequence[int] | TokenIds) -> "Completion":
+        """What no policy sampled: logprobs and versions are zero."""
+        zeros = np.zeros(len(token_ids), np.int32)
+        return cls(token_ids=as_ids(token_ids), logprobs=zeros.astype(np.float32), policy_versions=zeros)
+
+    queue_s: float = 0.0
+    """Seconds of the wait for it in which no engine computed it; 0 where the engine does not say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Turn:
     """One policy completion and the env's reply to it."""
 
-    context_ids: Sequence[int]  # [num_context_tokens]
+    context_ids: TokenIds
     """Tokens put before the completion since the last turn (all of the prompt where `forked`)."""
     forked: bool
     """True where a new sample starts: on the first turn, and where the chat template changed earlier
@@ -83,12 +118,16 @@ class Turn:
     user_reply: UserReply | None = None
     """What the user said, meant, and who answered for it; None where nobody was asked."""
     policy_s: float = 0.0
-    """Seconds this turn waited for the engine."""
-    env_s: float = 0.0
-    """Seconds this turn waited for the environment, its user included."""
+    """Seconds in which an engine computed the completion, prompt included; beside others, in a batch."""
+    queue_s: float = 0.0
+    """Seconds of waiting for the engine: its waiting list, weights being received, the way there and back."""
+    user_s: float = 0.0
+    """Seconds of waiting for the simulated user: its own waiting lists and retries included."""
+    tool_s: float = 0.0
+    """Seconds of the environment's own work: rules, tools, searches."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Trajectory:
     """One finished episode's record."""
 
@@ -116,8 +155,16 @@ class GroupOrder:
     group_id: int
     task_key: TaskKey
     group_size: int
+    """Trajectories wanted."""
     seed: int
     """Run seed; sampling seeds derive from (seed, group_id, trajectory index, turn index)."""
+    num_extra: int = 0
+    """Dialogues begun beyond `group_size`: once that many have ended by themselves, the rest is cut."""
+
+    @property
+    def num_dialogues(self) -> int:
+        """Trajectories that the finished group has, failed and cut ones among them."""
+        return self.group_size + self.num_extra
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,33 +173,42 @@ class GroupSummary:
 
     group_id: int
     task_key: TaskKey
-    rewards: Sequence[float]  # [group_size]
-    """Sum of each trajectory's turn rewards, as the learner gets them; NaN where it failed."""
-    scores: Sequence[float]  # [group_size]
+    rewards: Sequence[float]  # [num_dialogues]
+    """Sum of each trajectory's turn rewards, as the learner gets them; NaN where it failed or was cut."""
+    scores: Sequence[float]  # [num_dialogues]
     """Sum of each trajectory's environment rewards, in [0, 1]; NaN where it failed. What evaluation
     reports."""
-    num_turns: Sequence[int]  # [group_size]
-    turn_rewards: Sequence[Sequence[float]]  # [group_size][num_turns]
+    num_turns: Sequence[int]  # [num_dialogues]
+    turn_rewards: Sequence[Sequence[float]]  # [num_dialogues][num_turns]
     """What the learner gets for each turn; NaN where the trajectory failed. As in the table, a trajectory
     without turns has one, of no tokens."""
-    turn_tokens: Sequence[Sequence[int]]  # [group_size][num_turns]
+    turn_tokens: Sequence[Sequence[int]]  # [num_dialogues][num_turns]
     """Completion tokens."""
-    turn_states: Sequence[Sequence[int]]  # [group_size][num_turns]
+    turn_states: Sequence[Sequence[int]]  # [num_dialogues][num_turns]
     """What the policy had been told before each turn: equal numbers are equal states of the group."""
-    stop_reasons: Sequence[StopReason]  # [group_size]
+    stop_reasons: Sequence[StopReason]  # [num_dialogues]
     simulator: str
     """Who played the user of this group; empty where nobody was asked."""
     persona: str
     num_policy_tokens: int
     oldest_version: int
+    """The policy version of the oldest token, in whichever trajectory: what the group's age is counted
+    from."""
     newest_version: int
+    version_spans: Sequence[int]  # [group_size]
+    """Policy versions between the oldest and the newest token of each trajectory."""
     duration_s: float
     policy_s: float
-    """Summed over turns: seconds waited for the engine."""
-    env_s: float
+    """This and the next four: seconds summed over all turns, as the table's columns say."""
+    queue_s: float
+    user_s: float
+    tool_s: float
+    reward_s: float
     user_retries: int
+    user_concurrency: float
+    """Mean of `UserReply.concurrency` over the replies that have one; 0 where none has."""
     gauges: GaugeCounts = NO_COUNTS
     """What the simulator gauges count in the group's dialogues."""
 
 
-NO_COMPLETION = Completion(token_ids=(), logprobs=(), policy_versions=())
+NO_COMPLETION = Completion.scripted(())

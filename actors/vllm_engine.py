@@ -6,8 +6,8 @@ Stale gate: nothing is served before the first weights have been received, nor w
 
 import asyncio
 import itertools
-import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +16,16 @@ from numpy.typing import NDArray
 
 from actors.config import EngineConfig
 from actors.engine import EngineError
-from actors.vllm_settings import engine_args, read_stop_token_ids, set_environment
+from actors.engine_line import Answer, Ask, Lines, Sampled, TokenIds
+from actors.engine_pauses import Pauses
+from actors.engine_usage import EngineUsage, UsageMeter
+from actors.vllm_settings import engine_args, read_stop_token_ids, set_environment, stamping_logger
+from actors.vllm_weights import LiveWeights
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
-
-TokenIds = NDArray[np.int32]
-Sampled = tuple[TokenIds, NDArray[np.float32], TokenIds]
-"""(token_ids, logprobs, policy_versions), each [num_tokens]."""
-
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 class EngineActor:
@@ -39,10 +37,11 @@ class EngineActor:
         self._seed = seed
         self._stop_token_ids = read_stop_token_ids(Path(model_folder))
         self._engine: AsyncLLM | None = None
-        self._current = asyncio.Event()
-        self._receiving = asyncio.Lock()
-        self._num_receives = 0
+        self._meter = UsageMeter()
+        self._pauses = Pauses()
+        self._weights = LiveWeights([self._meter.pause, self._pauses.pause])
         self._request_ids = itertools.count()
+        self._lines = Lines(self.complete)
 
     async def start(self) -> float:
         """Starts vLLM and samples once, so that the first completion is as fast as the next. Seconds."""
@@ -51,7 +50,7 @@ class EngineActor:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._engine = AsyncLLM.from_engine_args(
-            engine_args(self._model_folder, self._config, seed=self._seed)
+            engine_args(self._model_folder, self._config, seed=self._seed), stat_loggers=[stamping_logger()]
         )
         await self._sample([0], params=self._params(max_tokens=2, temperature=1.0, seed=0))
         return time.perf_counter() - start
@@ -64,52 +63,74 @@ class EngineActor:
         Logprobs are of the distribution sampled from: after temperature, with no top-k or top-p. At
         temperature 0 they are those of temperature 1. Waits while weights are received. Raises EngineError.
         """
-        await self._wait_for_weights()
-        params = self._params(max_tokens=max_completion_tokens, temperature=temperature, seed=seed)
-        output = (await self._sample(token_ids.tolist(), params=params)).outputs[0]
+        with self._meter.request():
+            await self._wait_for_weights()
+            params = self._params(max_tokens=max_completion_tokens, temperature=temperature, seed=seed)
+            result = await self._sample(token_ids.tolist(), params=params)
+        output = result.outputs[0]
         if output.finish_reason not in ("stop", "length"):
             raise EngineError(f"vLLM gave up a completion: {output.finish_reason}")
         sampled = np.asarray(output.token_ids, np.int32)
         spans = output.weight_versions or []
         versions = np.repeat([int(span.version) for span in spans], [span.end - span.start for span in spans])
         assert len(versions) == len(sampled), f"{spans} do not cover {len(sampled)} tokens"
-        return sampled, _flat(output.logprobs), versions.astype(np.int32)
+        return sampled, _flat(output.logprobs), versions.astype(np.int32), self._computed_s(result)
+
+    async def begin(self, line: str, asks: Sequence[Ask]) -> None:
+        """`complete` for many, whose answers are fetched by `answers`: see `engine_line`."""
+        self._lines.begin(line, asks)
+
+    async def answers(self, line: str) -> list[Answer]:
+        return await self._lines.answers(line)
+
+    async def hang_up(self, line: str, ticket: int) -> None:
+        self._lines.hang_up(line, ticket)
 
     async def score(self, token_ids: TokenIds) -> NDArray[np.float32]:
         """Logprobs [num_tokens - 1] of all tokens but the first, at temperature 1, under the current weights.
 
         Reads nothing from the prefix cache. Takes at most max_model_len - 1 tokens.
         """
-        await self._wait_for_weights()
-        params = self._params(max_tokens=1, temperature=1.0, seed=0, prompt_logprobs=0)
-        output = await self._sample(token_ids.tolist(), params=params)
+        with self._meter.request():
+            await self._wait_for_weights()
+            params = self._params(max_tokens=1, temperature=1.0, seed=0, prompt_logprobs=0)
+            output = await self._sample(token_ids.tolist(), params=params)
         return _flat(output.prompt_logprobs)
 
     async def receive(self, payload: NDArray[np.uint8], policy_version: int) -> dict[str, float]:
         """Loads weights in flight: running requests stop, and go on with them. Raises EngineError.
 
-        `payload` [num_bytes] is a safetensors file of the whole policy. After a failure nothing is served
+        `payload` [num_bytes] is a safetensors file of the whole policy. After a failed load nothing is served
         until weights have been received whole.
         """
-        async with self._receiving:
-            self._current.clear()
-            start = time.perf_counter()
-            with tempfile.NamedTemporaryFile(dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None) as file:
-                await asyncio.to_thread(file.write, payload.data)
-                file.flush()
-                written = time.perf_counter()
-                await self._load(file.name, policy_version=policy_version)
-            # Part of every prompt's cache key: no request may reuse keys and values of other weights.
-            self._num_receives += 1
-            self._current.set()
-        end = time.perf_counter()
-        return {"time/engine_write_s": written - start, "time/engine_paused_s": end - written}
+        return await self._weights.receive_file(self._running(), payload, policy_version=policy_version)
+
+    async def connect_learner(self, transport: str, init_info: Mapping[str, object]) -> None:
+        """From now on weights come from the learner's GPU by `transport`, in the four calls of vLLM's own
+        protocol; `init_info` is vLLM's. All of them raise EngineError."""
+        await self._weights.connect(self._running(), transport=transport, init_info=init_info)
+
+    async def begin_weights(self) -> None:
+        """Running requests stop. Until `end_weights` nothing is served."""
+        await self._weights.begin(self._running())
+
+    async def take_weights(self, update_info: bytes) -> None:
+        """Takes a part of the weights, or all, as vLLM's pickled `update_info` says."""
+        await self._weights.take(self._running(), update_info)
+
+    async def end_weights(self, policy_version: int) -> dict[str, float]:
+        """Running requests go on with what was taken."""
+        return await self._weights.end(self._running(), policy_version=policy_version)
 
     async def keep_own_weights(self, policy_version: int) -> None:
         """Serves the weights that the model folder holds, where no learner will send any: evaluation of a
         finished model."""
         await self._running().update_weight_version(str(policy_version))
-        self._current.set()
+        self._weights.serve()
+
+    async def usage(self) -> EngineUsage:
+        """What the engine's time went to since the last call of this."""
+        return self._meter.read()
 
     async def check(self) -> None:
         """Raises `EngineError` where vLLM has died: its actor lives on, but every completion fails."""
@@ -120,35 +141,14 @@ class EngineActor:
 
     async def stop(self) -> None:
         """Ends vLLM and its processes; running completions fail."""
-        self._current.clear()
+        self._weights.close()
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown, 10.0)
             self._engine = None
 
-    async def _load(self, path: str, *, policy_version: int) -> None:
-        """vLLM's weight update, from pause to resume; another transport changes only `update_info`."""
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        engine = self._running()
-        try:
-            await engine.pause_generation(mode="keep", clear_cache=False)
-            await engine.start_weight_update()
-            await engine.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
-            await engine.finish_weight_update(weight_version=str(policy_version))
-            await engine.resume_generation()
-        except Exception as error:
-            raise EngineError(f"weights of version {policy_version}: {error}") from error
-
     async def _wait_for_weights(self) -> None:
         self._running()
-        try:
-            async with asyncio.timeout(self._config.start_timeout_s):
-                await self._current.wait()
-        except TimeoutError as error:
-            limit = f"start_timeout_s={self._config.start_timeout_s:g}"
-            raise EngineError(
-                f"no weights within {limit}: send them with receive() after every start"
-            ) from error
+        await self._weights.wait(timeout_s=self._config.start_timeout_s)
 
     def _params(
         self, *, max_tokens: int, temperature: float, seed: int, prompt_logprobs: int | None = None
@@ -170,9 +170,22 @@ class EngineActor:
         )
 
     async def _sample(self, token_ids: list[int], *, params: "SamplingParams") -> "RequestOutput":
+        """Begins anew where weights change before the first token."""
+        while True:
+            num_receives = self._weights.num_receives
+            result = await self._generate(token_ids, params=params, cache_salt=str(num_receives))
+            if result.outputs[0].finish_reason != "abort":
+                return result
+            await self._wait_for_weights()
+            if self._weights.num_receives == num_receives:
+                raise EngineError("vLLM gave up a request")
+
+    async def _generate(
+        self, token_ids: list[int], *, params: "SamplingParams", cache_salt: str
+    ) -> "RequestOutput":
         from vllm.inputs.engine import tokens_input
 
-        prompt = tokens_input(token_ids, cache_salt=str(self._num_receives))
+        prompt = tokens_input(token_ids, cache_salt=cache_salt)
         engine, request_id = self._running(), str(next(self._request_ids))
         try:
             async for output in engine.generate(prompt, params, request_id=request_id):
@@ -182,6 +195,12 @@ class EngineActor:
         except Exception as error:
             raise EngineError(f"{type(error).__name__}: {error}") from error
         raise EngineError("vLLM ended a request without an output")
+
+    def _computed_s(self, result: "RequestOutput") -> float:
+        """Seconds from vLLM's first work on a request to its last token, without pauses."""
+        stamps = result.metrics
+        assert stamps is not None, "vLLM was started without its statistics"
+        return self._pauses.computed_s(stamps.scheduled_ts, stamps.last_token_ts)
 
     def _running(self) -> "AsyncLLM":
         if self._engine is None:

@@ -1,17 +1,18 @@
 """Weights into a running vLLM worker. Runs inside vLLM's processes, behind vLLM's own weight-transfer seam.
 
-vLLM drives `start_weight_update`, `update_weights` and `finish_weight_update` of the transfer engine that its
-configuration names; ours reads a file on this machine. A GPU transport is another name (vLLM's own "nccl").
+vLLM drives `start_weight_update`, `update_weights` and `finish_weight_update` of a transfer engine by name.
+Ours, "shared_memory", reads a file on this machine; "nccl" and "ipc" are vLLM's own.
 """
 
+import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from vllm.config import VllmConfig, WeightTransferConfig
+from vllm.config import VllmConfig, WeightTransferConfig, set_current_vllm_config
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -20,6 +21,9 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_worker import Worker
 
 LoadWeights = Callable[[Iterable[tuple[str, torch.Tensor]]], set[str]]
 """Hugging Face names and tensors in, vLLM's names of the loaded parameters out."""
@@ -50,11 +54,16 @@ class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
         super().__init__(config, vllm_config, device, model)
         # Named before any reload unties what is tied: a tied lm_head counts once, under the embedding's name.
         self._names = {name for name, _ in model.named_parameters()}
+        # What an update that broke off had loaded would count as loaded in the next one.
+        self._is_open = False
 
     def init_transfer_engine(self, init_info: FileInit) -> None:
         pass
 
     def start_weight_update(self) -> None:
+        if self._is_open:
+            finalize_layerwise_reload(self.model, self.model_config)
+        self._is_open = True
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -74,6 +83,7 @@ class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
             )
 
     def finish_weight_update(self) -> None:
+        self._is_open = False
         finalize_layerwise_reload(self.model, self.model_config)
         # A tied lm_head loads nothing itself, so the reload leaves its prepacked CPU matrix as it was:
         # logprobs would be those of the old weights while nothing fails.
@@ -86,7 +96,36 @@ class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
 
 
 class WeightReceiver:
-    """vLLM's `worker_extension_cls`: to resolve it, every worker imports this file."""
+    """vLLM's `worker_extension_cls`: what every worker can be asked beside vLLM's own methods."""
+
+    def load_weight_file(self, path: str) -> None:
+        """A whole update by `FileTransfer`, in one call instead of three: each is a way to every worker and
+        back, while requests stand still."""
+        worker = cast("Worker", self)
+        worker.start_weight_update()
+        worker.update_weights({"path": path})
+        worker.finish_weight_update()
+
+    def take_weights(self, update_info: bytes) -> None:
+        """vLLM's `update_weights`; pickled by our own learner, since it may hold CUDA's handles."""
+        cast("Worker", self).update_weights(pickle.loads(update_info))
+
+    def use_transport(self, backend: str, init_info: dict[str, Any]) -> None:
+        """Weights come by `backend` from now on; `init_info` is its own. Again after a learner was replaced:
+        what was begun with the one before is forgotten."""
+        worker = cast("Worker", self)
+        assert worker.weight_transfer_engine is not None and worker.device is not None
+        worker.weight_transfer_engine.shutdown()
+        worker._weight_update_active = False
+        with set_current_vllm_config(worker.vllm_config):
+            finalize_layerwise_reload(worker.model_runner.get_model(), worker.vllm_config.model_config)
+        worker.weight_transfer_engine = WeightTransferEngineFactory.create_engine(
+            WeightTransferConfig(backend=backend),
+            worker.vllm_config,
+            worker.device,
+            worker.model_runner.get_model(),
+        )
+        worker.init_weight_transfer_engine(init_info)
 
 
-WeightTransferEngineFactory.register_engine("safetensors_file", FileTransfer)
+WeightTransferEngineFactory.register_engine("shared_memory", FileTransfer)

@@ -1,7 +1,7 @@
 """GRPO as RLlib knows algorithms: `GRPOConfig(...).build_algo()`, then `algo.train()`.
 
-The driver's loop is `training_step`: take whole groups, update, send weights, release. It holds references,
-never tokens.
+The driver's loop is `training_step`: take whole groups, update, send weights, book, release. It holds
+references, never tokens.
 """
 
 import json
@@ -28,9 +28,11 @@ from cluster.learners import Learners, LogprobGapError, SaveError
 from cluster.machine import ray_address
 from cluster.policy_folder import provide_policy, reference_folder
 from cluster.results import EvaluationRow, rows_as_json
-from cluster.rollouts import Rollouts
+from cluster.rollouts import PROBE_TIMEOUT_S, Rollouts
 from cluster.run_folder import STATE_FILE, BestCheckpoint, RunFolder, write_folder, write_whole
-from cluster.step_metrics import Laps, age_metrics, rollout_metrics
+from cluster.step_metrics import Laps, age_metrics, engine_metrics, step_metrics
+from cluster.transports import find_transport
+from cluster.weight_sync import WeightSync
 from learners.checkpoint import withdraw
 from learners.config import LearnerSettings
 from simulators.gauges import alarms
@@ -41,6 +43,8 @@ SFT_STEPS_PER_CHECKPOINT = 50
 OWN_SAVE_AFTER = 2
 """Checkpoint intervals without a checkpoint of the run, after which the algorithm saves one by itself: for
 those who call `train` alone, learners can be replaced, too."""
+CLOSE_TIMEOUT_S = 20.0
+"""Longest wait of a run that ends for weights on their way."""
 MOST_INTERVALS_KEPT = 4
 """Checkpoint intervals whose groups are kept for learners that take the place of others."""
 
@@ -85,11 +89,20 @@ class GRPO(Algorithm):
             most_steps=MOST_INTERVALS_KEPT * self.run.checkpoint.every_steps,
             replaced=lambda group: setattr(self, "learner_group", group),
         )
+        self.weights = WeightSync(
+            self.learners,
+            self.services.engines,
+            dtype=self.run.engine.dtype,
+            timeout_s=self.run.engine.start_timeout_s,
+            transport=find_transport(self.run.engine, learners=self.learners, engines=self.services.engines),
+            workers_per_engine=self.run.engine.tensor_parallel_size,
+        )
         self.checkpoints = Checkpoints(self.folder, keep=self.run.checkpoint.keep, learners=self.learners)
         self.rollouts = Rollouts(
             self.env_runner_group,
             engines=self.services.engines,
             restore=lambda: self.restore_env_runners(self.env_runner_group),
+            group_timeout_s=self.run.rollout.group_timeout_s,
         )
         self.groups = Groups(
             self.services.buffer, run=self.run, rollouts=self.rollouts, archive=self.folder.trajectories
@@ -105,28 +118,40 @@ class GRPO(Algorithm):
         )
 
     def training_step(self) -> None:
-        """One GRPO step: consumes whole scored groups, produces the next policy version in the engines."""
+        """One GRPO step: consumes whole scored groups, sends the next policy version to the engines. It
+        arrives beside the next step, unless training is synchronous."""
         self.cold_start()
         laps = Laps()
-        groups = self.groups.take(policy_version=self.policy_version)
-        laps.end("rollout")
+        groups = self.groups.take(policy_version=self.policy_version, check=self.weights.check)
+        laps.end("wait")
         dialogues = self.groups.dialogues(groups)
         update = self.learners.update([group.payload for group in groups], step=self.policy_version)
         laps.end("update")
         self.policy_version += 1
-        sync = self._send_weights()
+        self._finish_sync()  # of the version before
         laps.end("sync")
-        settled = self.groups.release(groups, policy_version=self.policy_version)
+        live = self.weights.send(self.policy_version)
+        laps.end("weights")
+        settled = self.groups.book(groups, step=self.policy_version)
+        self.groups.release(groups, policy_version=self.policy_version, live=live)
+        laps.end("report")
+        if self.run.buffer.max_off_policy_steps == 0:
+            self._finish_sync()
+            laps.end("sync")
         self._keep_up_checkpoints()
         self.step_dialogues = ray.get(dialogues, timeout=CALL_TIMEOUT_S)
-        times = laps.metrics()
-        rollout = rollout_metrics(settled, duration_s=times["time/step_s"])
-        ages = age_metrics([group.summary for group in groups], policy_version=self.policy_version - 1)
-        own = {
-            "learner/rebuilds": float(self.learners.num_rebuilds),
-            "checkpoint/failures": float(self.checkpoints.num_failed),
-        }
-        self._report({**times, **rollout, **ages, **update, **sync, **self.groups.metrics(), **own})
+        state = {**self.groups.metrics(), **engine_metrics(self.rollouts.engine_usage())}
+        laps.end("report")
+        self._report(
+            {
+                **step_metrics(laps.metrics(), update=update, settled=settled),
+                **age_metrics([group.summary for group in groups], policy_version=self.policy_version - 1),
+                **self.weights.metrics,
+                **state,
+                "learner/rebuilds": float(self.learners.num_rebuilds),
+                "checkpoint/failures": float(self.checkpoints.num_failed),
+            }
+        )
 
     def cold_start(self, log: SftLog = lambda step, metrics: None) -> None:
         """The SFT stage; nothing where it is done. `log` may raise to stop it: a checkpoint goes on."""
@@ -158,6 +183,7 @@ class GRPO(Algorithm):
     def evaluate_stage(self, stage: str, *, split: Split = "test") -> list[EvaluationRow]:
         """Scores the policy on tasks that it is not trained on; `stage` names the rows and the file of their
         dialogues."""
+        self._finish_sync()
         return evaluate(
             self.run, rollouts=self.rollouts, split=split, stage=stage, archive=self.folder.trajectories
         )
@@ -215,6 +241,7 @@ class GRPO(Algorithm):
         self.num_sft_steps = state["num_sft_steps"]
         self.cold_started = state["cold_started"]
         self._iteration = state["iteration"]
+        self._finish_sync()
         self.groups.restore(state["buffer"])
         self._send_weights()
 
@@ -237,6 +264,7 @@ class GRPO(Algorithm):
             return
         if hasattr(self, "checkpoints"):
             self.checkpoints.close()
+            self.weights.close(timeout_s=CLOSE_TIMEOUT_S)
         super().cleanup()
         self.services.stop()
         del self.services
@@ -256,14 +284,18 @@ class GRPO(Algorithm):
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
         """Restarted rollout actors take part again. They hold no weights, so nothing is sent to them."""
-        return env_runner_group.probe_unhealthy_env_runners()
+        return env_runner_group.probe_unhealthy_env_runners(timeout_seconds=PROBE_TIMEOUT_S)
 
-    def _send_weights(self) -> dict[str, float]:
-        """Learners to engines, in flight: the policy version is live in every engine when this returns."""
-        payload, metrics = self.learners.weights(dtype=self.run.engine.dtype)
-        receiving = [engine.receive.remote(payload, self.policy_version) for engine in self.services.engines]
-        received: list[dict[str, float]] = ray.get(receiving, timeout=self.run.engine.start_timeout_s)
-        return {**metrics, **{key: max(one[key] for one in received) for key in received[0]}}
+    def _send_weights(self) -> None:
+        """The policy version is live in every engine when this returns: from here on they could be busy."""
+        self.weights.send(self.policy_version)
+        self._finish_sync()
+        self.rollouts.engine_usage()
+
+    def _finish_sync(self) -> None:
+        """Waits until the version that was sent is live in every engine, and its step's slots are free."""
+        self.weights.finish()
+        self.groups.finish_release()
 
     def _report(self, metrics: dict[str, float]) -> None:
         """Keeps and logs the step's numbers. Raises where engine and learner disagree."""

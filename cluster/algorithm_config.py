@@ -1,6 +1,7 @@
 """A run's config as RLlib knows configs: `GRPOConfig().environment(...).training(...).build_algo()`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -11,7 +12,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from actors.rollout_actor import RolloutActor, RolloutSetup
 from cluster.config import RunConfig
-from cluster.rollouts import Rollouts
+from cluster.rollouts import PROBE_TIMEOUT_S, Rollouts
 from learners.config import LearnerSettings
 from learners.learner import GRPOLearner
 
@@ -112,4 +113,9 @@ def create_rollouts(config: RunConfig, setup: RolloutSetup, *, engines: Sequence
     grpo = GRPOConfig(run=config)
     grpo.rollout_setup = setup
     env_runners = EnvRunnerGroup(config=grpo, local_env_runner=False)
-    return Rollouts(env_runners, engines=engines, restore=env_runners.probe_unhealthy_env_runners)
+    return Rollouts(
+        env_runners,
+        engines=engines,
+        restore=partial(env_runners.probe_unhealthy_env_runners, timeout_seconds=PROBE_TIMEOUT_S),
+        group_timeout_s=config.rollout.group_timeout_s,
+    )

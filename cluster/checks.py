@@ -22,6 +22,7 @@ CONNECT_TIMEOUT_S = 1.0
 CHANGEABLE = (
     *("grpo.num_steps", "ray.", "checkpoint.", "tracking.", "run.folder", "simulator."),
     *("learner.num_learners", "learner.num_threads", "rollout.num_actors", "engine.num_"),
+    "rollout.group_timeout_s",
     *("learner.micro_batch_tokens", "learner.recompute_activations", "learner.max_logprob_gap"),
     *("reward.judge.base_url", "reward.judge.api_key_env", "reward.judge.max_", "reward.judge.timeout_s"),
 )

@@ -225,10 +225,15 @@ class RunConfig(BaseModel):
                 f"rollout.max_completion_tokens={rollout.max_completion_tokens}: a turn must fit the "
                 f"engine's context: give less than engine.max_model_len={context}"
             )
-        if rollout.dialogues_per_actor < rollout.group_size:
+        if rollout.dialogues_per_actor < rollout.num_dialogues:
             raise ValueError(
                 f"rollout.dialogues_per_actor={rollout.dialogues_per_actor}: an actor runs whole groups: "
-                f"at least group_size={rollout.group_size}"
+                f"at least group_size + extra_dialogues = {rollout.num_dialogues}"
+            )
+        if rollout.on_timeout == "resume" and not self.buffer.max_off_policy_steps:
+            raise ValueError(
+                "rollout.on_timeout=resume: a dialogue that goes on under newer weights is older than "
+                "buffer.max_off_policy_steps=0 allows: give 1 or more, or take on_timeout=mask"
             )
         if self.learner.micro_batch_tokens < context:
             raise ValueError(
@@ -241,6 +246,11 @@ class RunConfig(BaseModel):
                     f"evaluation.every_steps={self.evaluation.every_steps}: gyms.data.{gym} has no tasks for "
                     "validation only, and test tasks choose no checkpoint: leave the file out, or give 0"
                 )
+        if self.engine.weight_transport in ("nccl", "ipc") and not self.learner.num_gpus_per_learner:
+            raise ValueError(
+                f"engine.weight_transport={self.engine.weight_transport}: it goes from GPU to GPU: give "
+                "learner.num_gpus_per_learner=1, or take auto"
+            )
         trajectories = self.buffer.groups_per_step * rollout.group_size
         if self.learner.num_learners > trajectories:
             raise ValueError(

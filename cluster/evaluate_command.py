@@ -2,6 +2,7 @@
 rollout without a learner; killed, it goes on where it was.
 """
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,7 +136,7 @@ def _setup_for(request: EvaluationRequest, setup: RolloutSetup) -> RolloutSetup:
     if request.endpoint is None:
         return setup
     connect = partial(ChatEngine.connect, setup.policy_folder, request.endpoint)
-    return replace(setup, connect_engine=connect)
+    return replace(setup, connect_engine=connect, engine_places=math.inf)
 
 
 def _report(config: RunConfig, request: EvaluationRequest, journal: Journal) -> list[EvaluationRow]:

@@ -2,13 +2,14 @@
 references, never tokens."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError
 
 from actors.trajectory import GroupSummary
 from cluster.config import RunConfig
@@ -17,8 +18,8 @@ from cluster.rollouts import Rollouts
 from learners.buffer import FinishedGroup
 
 TAKE_TIMEOUT_S = 600.0
-"""A step whose groups do not come within this time stops the run, saying which orders are stuck and with
-whom."""
+"""A step whose groups do not come within this time, beyond that after which a lost group is issued again,
+stops the run, saying which orders are stuck and with whom."""
 CALL_TIMEOUT_S = 120.0
 SUPERVISE_EVERY_S = 10.0
 MOST_LOST_GROUPS = 256
@@ -34,30 +35,46 @@ class Groups:
         self._rollouts = rollouts
         self._archive = archive
         """Where a person finds the dialogues."""
+        self._releasing: list[ray.ObjectRef] = []
 
-    def take(self, *, policy_version: int) -> list[FinishedGroup]:
-        """Whole groups for one step on `policy_version`; sees to the rollout actors while it waits."""
-        deadline = time.monotonic() + TAKE_TIMEOUT_S
+    def take(self, *, policy_version: int, check: Callable[[], object]) -> list[FinishedGroup]:
+        """Whole groups for one step on `policy_version`. While it waits it sees to the rollout actors, and
+        calls `check`, which raises where waiting is in vain."""
+        deadline = time.monotonic() + self._run.rollout.group_timeout_s + TAKE_TIMEOUT_S
         while True:
-            self._rollouts.supervise(self._buffer, group_size=self._run.rollout.group_size)
+            check()
+            # Asked first: the buffer looks for groups while the rollout actors are seen to.
+            taking = self._buffer.take.remote(
+                self._run.buffer.groups_per_step, policy_version, timeout_s=SUPERVISE_EVERY_S
+            )
+            self._rollouts.supervise(self._buffer, group_size=self._run.rollout.num_dialogues)
             try:
-                return self._get(
-                    self._buffer.take.remote(
-                        self._run.buffer.groups_per_step, policy_version, timeout_s=SUPERVISE_EVERY_S
-                    )
-                )
+                return self._get(taking)
+            except GetTimeoutError:  # it may take groups yet, which nobody would ever book
+                raise
             except TimeoutError as error:
                 if time.monotonic() > deadline:
                     raise
                 self._expect_users()
-                say(f"step {policy_version + 1} waits for groups: {_first_line(error)}")
+                say(f"step {policy_version + 1} waits for groups: {_last_line(error)}")
 
-    def release(self, groups: Sequence[FinishedGroup], *, policy_version: int) -> list[GroupSummary]:
-        """Frees the groups' slots: the weights of their step are live as `policy_version`. Summaries of all
-        that was settled since the step before."""
-        return self._get(
-            self._buffer.release.remote(_ids(groups), policy_version=policy_version, step=policy_version)
+    def book(self, groups: Sequence[FinishedGroup], *, step: int) -> list[GroupSummary]:
+        """Books the groups as trained by `step`. Summaries of all that was settled since the step before."""
+        return self._get(self._buffer.book.remote(_ids(groups), step=step))
+
+    def release(
+        self, groups: Sequence[FinishedGroup], *, policy_version: int, live: Sequence[ray.ObjectRef]
+    ) -> None:
+        """Has the buffer free the slots of booked groups as soon as all of `live` are done: then the weights
+        of their step, `policy_version`, are in every engine. Returns at once."""
+        self._releasing.append(
+            self._buffer.release.remote(_ids(groups), policy_version=policy_version, live=list(live))
         )
+
+    def finish_release(self) -> None:
+        """Waits until the slots of all released groups are free."""
+        releasing, self._releasing = self._releasing, []
+        self._get(releasing)
 
     def dialogues(self, groups: Sequence[FinishedGroup]) -> "ray.ObjectRef[list[pa.Table]]":
         """Some dialogues of taken groups as text, to be awaited."""
@@ -94,5 +111,6 @@ def _ids(groups: Sequence[FinishedGroup]) -> list[int]:
     return [group.order.group_id for group in groups]
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
+    """What an actor's error says, after the traceback that Ray puts before it."""
     return (str(error).strip().splitlines() or [repr(error)])[-1]

@@ -95,7 +95,7 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
     started = time.perf_counter()
     engines, starting = start_engines(config, policy_folder=policy_folder)
     start_simulators(config, http=False)
-    buffer = _create_buffer(config, run_folder=run_folder)
+    buffer = create_buffer(config, run_folder=run_folder)
     ray.get(starting, timeout=config.engine.start_timeout_s)
     say(f"simulators, {len(engines)} engine(s) and the buffer are up | {time.perf_counter() - started:.1f}s")
     return Services(
@@ -183,9 +183,9 @@ def connect_user(config: RunConfig, name: str) -> User:
     )
 
 
-def create_order_list(orders: Sequence[GroupOrder]) -> ActorHandle:
+def create_order_list(orders: Sequence[GroupOrder], *, group_timeout_s: float) -> ActorHandle:
     """A feed of these orders, on the driver's node."""
-    return _beside_driver(OrderList).remote(orders)
+    return _beside_driver(OrderList).remote(orders, group_timeout_s=group_timeout_s)
 
 
 def make_rollout_setup(
@@ -201,6 +201,7 @@ def make_rollout_setup(
         config=config.rollout,
         policy_folder=policy_folder,
         max_tokens=config.engine.max_model_len,
+        engine_places=config.engine.max_num_seqs * config.engine.num_engines / config.rollout.num_actors,
         connect_engine=partial(EngineClient, engines, timeout_s=config.engine.complete_timeout_s),
         open_gyms=partial(open_gyms, config.gyms.preset, config.gyms.constants, config.gyms.data),
         personas=config.simulator.personas,
@@ -228,12 +229,14 @@ def serve_forever(config: RunConfig) -> None:
         stop_simulators(config, and_ray=started_ray)
 
 
-def _create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
+def create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
+    """The feed of training, on the driver's node, where the run folder is."""
     sizes = BufferSizes(
         group_size=config.rollout.group_size,
         groups_per_step=config.buffer.groups_per_step,
         max_off_policy_steps=config.buffer.max_off_policy_steps,
         seed=config.run.seed,
+        extra_dialogues=config.rollout.extra_dialogues,
     )
     source = TaskSource(
         config.gyms.trained, split="train", seed=config.run.seed, difficulty=config.gyms.difficulty
@@ -242,6 +245,7 @@ def _create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
         sizes,
         source=source,
         run_folder=run_folder,
+        group_timeout_s=config.rollout.group_timeout_s,
         is_flat=partial(
             is_flat,
             credit_of=config.learner.credit_of,

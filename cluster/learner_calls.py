@@ -32,7 +32,21 @@ class SilentLearnerError(LostLearnerError):
 def ask(actors: Sequence[ActorHandle], work: Work, *, timeout_s: float) -> list[Any]:
     """Every rank's answer, in their order. Raises soon after a rank fails, whatever its peers wait for, where
     RLlib's `foreach_learner` would wait for them all."""
-    pending: dict[ray.ObjectRef, int] = {actor.apply.remote(work): rank for rank, actor in enumerate(actors)}
+    return _answers([actor.apply.remote(work) for actor in actors], timeout_s=timeout_s)
+
+
+def ask_for_payload(
+    actors: Sequence[ActorHandle], work: Work, *, timeout_s: float
+) -> list[tuple[Any, ray.ObjectRef]]:
+    """As `ask`, of work that returns (answer, payload): the payload stays where it was made, and is the
+    caller's. What a learner puts into the object store itself dies with it."""
+    calls: list[Any] = [actor.apply.options(num_returns=2).remote(work) for actor in actors]
+    answers = _answers([answer for answer, _ in calls], timeout_s=timeout_s)
+    return [(answer, payload) for answer, (_, payload) in zip(answers, calls, strict=True)]
+
+
+def _answers(calls: Sequence[ray.ObjectRef], *, timeout_s: float) -> list[Any]:
+    pending = {call: rank for rank, call in enumerate(calls)}
     answers: dict[int, Any] = {}
     errors: dict[int, RayError] = {}
     deadline = time.monotonic() + timeout_s

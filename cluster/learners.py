@@ -12,10 +12,19 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from actors.config import WeightTransport
 from cluster.console import say
 from cluster.history import Call, History, HistoryError, Stage, Work
-from cluster.learner_calls import GO_ON, LearnerError, LostLearnerError, SilentLearnerError, ask
+from cluster.learner_calls import (
+    GO_ON,
+    LearnerError,
+    LostLearnerError,
+    SilentLearnerError,
+    ask,
+    ask_for_payload,
+)
 from cluster.learner_room import rebuilt
+from learners.feed import GroupRows
 
 CALL_TIMEOUT_S = 1800.0
 """Longest wait for one call; an optimizer step of a large policy takes minutes."""
@@ -62,10 +71,10 @@ class Learners:
         """GRPO steps since the last whole checkpoint."""
         return self._history.num_steps
 
-    def update(self, tables: Sequence[ray.ObjectRef], *, step: int) -> dict[str, float]:
+    def update(self, groups: Sequence[GroupRows], *, step: int) -> dict[str, float]:
         """One GRPO step on these groups. Raises `LearnerError`, as all methods do."""
-        refs = list(tables)
-        return self._change("grpo", lambda learner: learner.update_groups(refs, step=step))
+        rows = list(groups)
+        return self._change("grpo", lambda learner: learner.update_groups(rows, step=step))
 
     def set_demonstrations(self, tables: Sequence[ray.ObjectRef]) -> int:
         """Keeps demonstrations for `sft_updates`; returns how many samples they give."""
@@ -85,13 +94,41 @@ class Learners:
         )
 
     def weights(self, *, dtype: str) -> tuple[ray.ObjectRef, dict[str, float]]:
-        """The policy's weights in the object store, put there by the first learner."""
+        """The policy's weights, packed by the first learner, and what that cost. They outlive it: engines
+        fetch them while it trains on."""
 
-        def put(learner: Any) -> tuple[ray.ObjectRef, dict[str, float]] | None:
-            packed = learner.weights(dtype=dtype)
-            return (ray.put(packed[0]), packed[1]) if packed else None
+        def pack(learner: Any) -> tuple[dict[str, float] | None, Any]:
+            payload, metrics = learner.weights(dtype=dtype) or (None, None)
+            return metrics, payload
 
-        return next(packed for packed in self._call(put) if packed)
+        packed = self._call(pack, with_payload=True)
+        return next((payload, metrics) for metrics, payload in packed if metrics is not None)
+
+    def send_weights(
+        self,
+        engines: Sequence[ActorHandle],
+        *,
+        transport: WeightTransport,
+        workers_per_engine: int,
+        dtype: str,
+        policy_version: int,
+    ) -> dict[str, float]:
+        """The policy's weights from GPU to GPU: live in every engine when this returns. What the engines
+        measured."""
+        handles = list(engines)
+        return self._call(
+            lambda learner: learner.send_weights(
+                handles,
+                transport=transport,
+                workers_per_engine=workers_per_engine,
+                dtype=dtype,
+                policy_version=policy_version,
+            )
+        )[0]
+
+    def ask(self, work: Work) -> list[Any]:
+        """Every rank's answer to something that changes nothing, rank 0 first."""
+        return self._call(work)
 
     def save(self, folder: Path) -> int:
         """Begins a checkpoint; `saved` says when it is whole. Returns its moment, for `rebase`."""
@@ -151,13 +188,15 @@ class Learners:
         self._history.add(Call(stage=stage, work=work))
         return answers[0]
 
-    def _call(self, work: Work) -> list[Any]:
-        """Every rank's answer, rank 0 first, of learners that are what the history says."""
+    def _call(self, work: Work, *, with_payload: bool = False) -> list[Any]:
+        """Every rank's answer, rank 0 first, of learners that are what the history says; or its answer and
+        its payload, as `ask_for_payload` says."""
+        ask_them = ask_for_payload if with_payload else ask
         for _ in range(1 + MOST_REBUILDS):
             try:
                 if self._lost or self._holds_another:
                     self._restore()
-                return self._ask(work)
+                return ask_them(self._actors(), work, timeout_s=self._timeout_s)
             except LostLearnerError as error:
                 self._lost = error
         raise LearnerError(
@@ -179,7 +218,7 @@ class Learners:
             self._is_saving = False
             self._renew(why=str(why))
         for work in replay:
-            self._ask(work)
+            ask(self._actors(), work, timeout_s=self._timeout_s)
         self._lost, self._holds_another = None, False
         if is_new:
             self.num_rebuilds += 1
@@ -196,9 +235,6 @@ class Learners:
         self._group.shutdown()
         self._group = rebuilt(self._group, why=why, timeout_s=self._timeout_s)
         self._replaced(self._group)
-
-    def _ask(self, work: Work) -> list[Any]:
-        return ask(self._actors(), work, timeout_s=self._timeout_s)
 
     def _actors(self) -> list[ActorHandle]:
         return self._group._workers

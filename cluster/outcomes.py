@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from actors.table import TURN_STAGES
 from actors.trajectory import StopReason
 from cluster.scores import SUCCESS_SCORE, Outcome, published_score
 from learners.archive import write_tables
@@ -33,11 +34,14 @@ SCHEMA = pa.schema(
         ("contents", pa.list_(pa.string())),
         ("feedbacks", pa.list_(pa.string())),
         ("num_aspects", pa.int32()),
+        *((f"{stage}_s", pa.float64()) for stage in TURN_STAGES),
     ]
 )
-"""A row a dialogue; `score`, `published_score` and `success` are null where it failed."""
+"""A row a dialogue; `score`, `published_score` and `success` are null where it failed, seconds where they are
+not known."""
 COLUMNS = ("trajectory", "gym", "task_id", "stop_reason", "failed", "error", "opening", "text", "choice")
 COLUMNS += ("content", "feedback", "env_reward", "persona", "is_turn")
+COLUMNS += tuple(f"{stage}_s" for stage in TURN_STAGES)
 NO_ASPECTS: Mapping[str, int] = {}
 TUPLES = ("rewards", "choices", "contents", "feedbacks")
 
@@ -83,6 +87,7 @@ def _outcome(
         choices=tuple(row["choice"] or "" for row in turns),
         contents=tuple(row["text"] if row["content"] is None else row["content"] for row in turns),
         feedbacks=tuple(row["feedback"] for row in turns),
+        seconds=tuple(math.fsum(row[f"{stage}_s"] for row in rows) for stage in TURN_STAGES),
         num_aspects=num_aspects.get(first["task_id"], 1),
     )
 
@@ -97,6 +102,7 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
     score = math.nan if data["score"] is None else float(data["score"])
     values: dict[str, Any] = {**data, "score": score, "stop_reason": StopReason(data["stop_reason"])}
     values.update({name: tuple(data[name]) for name in TUPLES})
+    values["seconds"] = tuple(data.get("seconds", ()))  # journals of before it was measured have none
     return Outcome(**values)
 
 
@@ -110,6 +116,7 @@ def write_parquet(path: Path, outcomes: Sequence[Outcome], *, success_score: flo
             "success": None if outcome.failed else outcome.score >= success_score,
             "stop_reason": str(outcome.stop_reason),
             "failed": outcome.failed,
+            **{f"{stage}_s": spent for stage, spent in zip(TURN_STAGES, outcome.seconds, strict=False)},
         }
         for outcome in outcomes
     ]

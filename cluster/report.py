@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from actors.table import TURN_STAGES
 from cluster.results import (
     AVERAGE,
     HELD_OUT,
@@ -77,6 +78,7 @@ def write_report(
         **rows_as_json(rows),
         "summary": summary(groups[-1], success_score=success_score),
         "matrix": matrix(rows),
+        "times": [row for evaluation in evaluations for row in times(evaluation)],
         "failures": [failure for evaluation in evaluations for failure in failures(evaluation)],
         "settings": {evaluation.policy: dict(evaluation.settings) for evaluation in evaluations},
     }
@@ -134,6 +136,25 @@ def failures(evaluation: Evaluation) -> list[dict[str, object]]:
     ]
 
 
+def times(evaluation: Evaluation) -> list[dict[str, object]]:
+    """Seconds of a mean turn, by simulator and gym, and each stage's share of them; see docs/speed.md."""
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in evaluation.outcomes:
+        if outcome.seconds and outcome.num_turns:
+            groups.setdefault((outcome.simulator, outcome.gym), []).append(outcome)
+    rows: list[dict[str, object]] = []
+    for (simulator, gym), outcomes in groups.items():
+        spent = [math.fsum(parts) for parts in zip(*(one.seconds for one in outcomes), strict=True)]
+        total = math.fsum(spent)
+        row = {"policy": evaluation.policy, "simulator": simulator, "gym": gym}
+        turn_s = total / sum(outcome.num_turns for outcome in outcomes)
+        shares = {
+            f"{stage}_share": part / max(total, 1e-9) for stage, part in zip(TURN_STAGES, spent, strict=True)
+        }
+        rows.append({**row, "turn_s": turn_s, **shares})
+    return rows
+
+
 def to_markdown(
     rows: Sequence[EvaluationRow], *, evaluations: Sequence[Evaluation], success_score: float
 ) -> str:
@@ -155,6 +176,10 @@ def to_markdown(
             *_grid(keys, [[f[key] for key in keys] for f in failed]),
             "",
         ]
+    spent = [row for evaluation in evaluations for row in times(evaluation)]
+    if spent:
+        lines = [[_cell(value) for value in row.values()] for row in spent]
+        parts += ["## Where a turn's time went", "", *_grid(list(spent[0]), lines), ""]
     for evaluation in evaluations:
         settings = [(key, json.dumps(value)) for key, value in evaluation.settings.items()]
         parts += [
@@ -208,6 +233,10 @@ def _numbers(values: Sequence[float], *, length: int) -> list[str]:
 
 def _number(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) and not math.isnan(value) else "–"
+
+
+def _cell(value: object) -> object:
+    return _number(value) if isinstance(value, float) else value
 
 
 def _text(cell: object) -> str:

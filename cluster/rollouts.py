@@ -9,21 +9,27 @@ import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 
+from actors.engine_usage import EngineUsage
 from actors.trajectory import GroupOrder
+from cluster.console import say
 from cluster.launch import create_order_list
+from cluster.roll_call import RollCall
 from learners.buffer import FinishedGroup
+from learners.feed import LostGroup
 
 LOOK_EVERY_S = 0.5
 CALL_TIMEOUT_S = 60.0
 RESTART_TIMEOUT_S = 120.0
 """Longest time without a living rollout actor; Ray restarts a dead one in some seconds."""
+PROBE_TIMEOUT_S = 1.0
+"""Wait for an actor that is being started again; it is probed at every look, and the others need not wait."""
 WITHOUT_PROGRESS_S = 300.0
 """A chunk of demonstrations takes no longer."""
-STUCK_S = 1800.0
-"""A list of orders that gains no finished group for so long is stuck. Long, since a dialogue of two models
-may take many minutes, and each of its waits has a limit of its own."""
-
-
+STUCK_S = 900.0
+"""A list of orders that gains no finished group for so long beyond the time after which a group is given to
+another is stuck."""
+SILENT_S = 60.0
+"""An actor that has not answered for so long is ended, and its groups go to others."""
 MOST_TRIES = 3
 CHUNK = 256
 """Orders that one actor rolls out in one call of `sample`."""
@@ -32,11 +38,20 @@ CHUNK = 256
 class Rollouts:
     """All rollout actors of a run, as one."""
 
-    def __init__(self, env_runners: Any, *, engines: Sequence[ActorHandle], restore: Callable[[], object]):
+    def __init__(
+        self,
+        env_runners: Any,
+        *,
+        engines: Sequence[ActorHandle],
+        restore: Callable[[], object],
+        group_timeout_s: float,
+    ):
         self._env_runners = env_runners
         self._engines = engines
         self._restore = restore
         """Brings restarted actors back into `env_runners`."""
+        self._group_timeout_s = group_timeout_s
+        self._roll_call = RollCall(env_runners)
         self._absent_since: float | None = None
         self._holders: dict[ActorHandle, dict[int, str]] = {}
         """By feed: which life of each rollout actor works for it."""
@@ -44,28 +59,43 @@ class Rollouts:
     def supervise(
         self, feed: ActorHandle, *, policy: str = "engine", simulator: str = "", group_size: int
     ) -> None:
-        """Every living actor works for `feed` from here on, and orders of lives that ended are issued again.
+        """Every living actor works for `feed` from here on. One that has long been silent is ended. Orders of
+        lives that ended are issued again; says which groups were lost, and who had them.
 
-        Cheap where nothing changed. Raises where all actors stay away, one failed at its work or an engine
-        died.
+        Cheap where nothing changed, and never long. Raises where all actors stay away, one failed at its work
+        or an engine died.
         """
         self._restore()
-        ray.get([engine.check.remote() for engine in self._engines], timeout=CALL_TIMEOUT_S)
-        states = self._env_runners.foreach_env_runner(
-            lambda actor: actor.work(feed, policy=policy, simulator=simulator, group_size=group_size),
-            local_env_runner=False,
-            timeout_seconds=CALL_TIMEOUT_S,
+        checks = [engine.check.remote() for engine in self._engines]
+        _say_lost(ray.get([feed.pop_lost.remote(), *checks], timeout=CALL_TIMEOUT_S)[0])
+        states = self._roll_call.ask(
+            lambda actor: actor.work(feed, policy=policy, simulator=simulator, group_size=group_size)
         )
         for state in states:
             if state.error:
                 raise RuntimeError(f"rollout actor {state.worker_index} stopped working: {state.error}")
+        self._end_silent()
         self._expect_alive(len(states))
         holders = {state.worker_index: state.holder for state in states}
-        before = self._holders.get(feed, {})
-        for index, holder in before.items():
-            if holders.get(index) != holder:
+        for index, holder in self._holders.get(feed, {}).items():
+            if index in self._roll_call.silent_s:
+                holders[index] = holder  # perhaps only busy
+            elif holders.get(index) != holder:
+                say(f"rollout actor {index} has died: others get its groups")
                 ray.get(feed.forget.remote(holder), timeout=CALL_TIMEOUT_S)
         self._holders[feed] = holders
+
+    def _end_silent(self) -> None:
+        """Ray starts those anew that have been silent for too long, whatever they were silent about."""
+        for index, silent_s in self._roll_call.silent_s.items():
+            if silent_s >= min(SILENT_S, self._group_timeout_s):
+                say(f"rollout actor {index} has not answered for {silent_s:.0f} s: it is started again")
+                self._roll_call.end(index)
+                self._absent_since = None  # from here on it has its time to come back
+
+    def engine_usage(self) -> list[EngineUsage]:
+        """What each engine's time went to since the last call of this."""
+        return ray.get([engine.usage.remote() for engine in self._engines], timeout=CALL_TIMEOUT_S)
 
     def _expect_alive(self, num_alive: int) -> None:
         """Raises where no rollout actor has lived for too long."""
@@ -121,8 +151,8 @@ class Rollouts:
 
         The dialogues of every group are given to `finish`, a table a group, within about a second of its end.
         """
-        feed = create_order_list(orders)
-        group_size = max(order.group_size for order in orders)
+        feed = create_order_list(orders, group_timeout_s=self._group_timeout_s)
+        group_size = max(order.num_dialogues for order in orders)
         done, changed_at = 0, time.monotonic()
         while done < len(orders):
             self.supervise(feed, policy=policy, simulator=simulator, group_size=group_size)
@@ -131,11 +161,19 @@ class Rollouts:
             if tables:
                 finish(tables)
                 done, changed_at = done + len(tables), time.monotonic()
-            elif time.monotonic() - changed_at > STUCK_S:
+            elif time.monotonic() - changed_at > self._group_timeout_s + STUCK_S:
                 break  # `results` says what is stuck
+        _say_lost(ray.get(feed.pop_lost.remote(), timeout=CALL_TIMEOUT_S))
         groups = ray.get(feed.results.remote(timeout_s=1.0), timeout=CALL_TIMEOUT_S)
         self._holders.pop(feed, None)
         return feed, groups
+
+
+def _say_lost(groups: Sequence[LostGroup]) -> None:
+    for group in groups:
+        say(
+            f"group {group.group_id} is lost: {group.holder} had it for {group.held_s:.1f} s; another gets it"
+        )
 
 
 def _sample(

@@ -8,7 +8,7 @@ never scored. `docs/evaluation.md` says where each formula is from.
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -47,6 +47,8 @@ class Outcome:
     """The content of each turn's tool call; all that was said where there was none."""
     opening: str = ""
     feedbacks: tuple[str, ...] = ()  # [num_turns]
+    seconds: tuple[float, ...] = field(default=(), compare=False)  # [num_stages]
+    """Where the time of its turns went, by `TURN_STAGES`; empty where nobody knows any more."""
     num_aspects: int = 1
     """What Travel's choice rewards are divided by: the parts of the trip under `published` rules; 1 where the
     rewards of all parts sum to 1 already."""

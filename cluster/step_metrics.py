@@ -1,11 +1,13 @@
 """A step's rollout numbers, from the summaries of its groups. Keys are `room/thing/stat`."""
 
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from actors.engine_usage import EngineUsage
+from actors.table import TURN_STAGES
 from actors.trajectory import GroupSummary
 from simulators.gauges import gauges
 from simulators.user import RULES, Failure
@@ -26,7 +28,6 @@ def rollout_metrics(summaries: Sequence[GroupSummary], *, duration_s: float) -> 
         if not reason.failed
     ]
     num_tokens = sum(summary.num_policy_tokens for summary in summaries)
-    env_s, policy_s = (sum(getattr(summary, name) for summary in summaries) for name in ("env_s", "policy_s"))
     return {
         "rollout/reward/mean": _mean(summaries),
         **{
@@ -38,9 +39,28 @@ def rollout_metrics(summaries: Sequence[GroupSummary], *, duration_s: float) -> 
         "rollout/tokens_per_s": num_tokens / duration_s,
         "rollout/group_duration_s/max": max(summary.duration_s for summary in summaries),
         "rollout/user_retries": float(sum(summary.user_retries for summary in summaries)),
-        "rollout/wait_for_engine/share": policy_s / max(policy_s + env_s, 1e-9),
+        **_turn_times(summaries),
         **gauges((summary.simulator or RULES, summary.gauges) for summary in summaries),
         **_failures(summaries),
+        **_concurrencies(summaries),
+    }
+
+
+def _turn_times(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """Where the dialogues' time went: shares of all turns' seconds, e.g. `rollout/time/user/share`, and the
+    seconds of a mean turn by gym."""
+    seconds = {stage: sum(getattr(summary, f"{stage}_s") for summary in summaries) for stage in TURN_STAGES}
+    total = max(sum(seconds.values()), 1e-9)
+    by_gym: dict[str, list[float]] = {}
+    for summary in summaries:
+        of_gym = by_gym.setdefault(summary.task_key.gym, [0.0, 0.0])
+        of_gym[0] += sum(getattr(summary, f"{stage}_s") for stage in TURN_STAGES)
+        of_gym[1] += sum(summary.num_turns)
+    return {
+        **{f"rollout/time/{stage}/share": value / total for stage, value in seconds.items()},
+        **{
+            f"rollout/turn_s/{gym}": spent / max(turns, 1.0) for gym, (spent, turns) in sorted(by_gym.items())
+        },
     }
 
 
@@ -55,13 +75,25 @@ def _failures(summaries: Sequence[GroupSummary]) -> dict[str, float]:
     return {key: float(number) for key, number in sorted(counts.items())}
 
 
+def _concurrencies(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """Calls that one rollout actor gave a simulator at a time, e.g. `users/qwen/concurrency/mean`; of those
+    that have a limit."""
+    limits: dict[str, list[float]] = defaultdict(list)
+    for summary in summaries:
+        if summary.user_concurrency:
+            limits[summary.simulator].append(summary.user_concurrency)
+    return {f"users/{name}/concurrency/mean": float(np.mean(of)) for name, of in sorted(limits.items())}
+
+
 def age_metrics(summaries: Sequence[GroupSummary], *, policy_version: int) -> dict[str, float]:
-    """Of the groups that one step trains; `policy_version` is the learners' before the step."""
+    """Of the groups that one step trains; `policy_version` is the learners' before the step. An age is a
+    group's oldest token's, at the moment of use; a span is how many versions one trajectory runs over."""
     ages = [policy_version - summary.oldest_version for summary in summaries]
-    spans = [summary.newest_version - summary.oldest_version for summary in summaries]
+    spans = [span for summary in summaries for span in summary.version_spans]
     return {
         "buffer/age/mean": float(np.mean(ages)),
         "buffer/age/max": float(max(ages)),
+        "buffer/span/mean": float(np.mean(spans)),
         "buffer/span/max": float(max(spans)),
     }
 
@@ -71,18 +103,47 @@ def _mean(summaries: Sequence[GroupSummary]) -> float:
     return float(np.nanmean([score for summary in summaries for score in summary.scores]))
 
 
+def step_metrics(
+    times: Mapping[str, float], *, update: Mapping[str, float], settled: Sequence[GroupSummary]
+) -> dict[str, float]:
+    """A step's times (of `Laps`), what its `update` reports, and what it says about the groups that were
+    `settled` since the step before."""
+    busy_s = update["time/learn_s"] + times["time/weights_s"]
+    return {
+        **times,
+        **rollout_metrics(settled, duration_s=times["time/step_s"]),
+        **update,
+        "learner/idle/share": max(0.0, 1.0 - busy_s / times["time/step_s"]),
+    }
+
+
+def engine_metrics(usages: Sequence[EngineUsage]) -> dict[str, float]:
+    """What the engines' time went to, a mean over engines: since the step before, or since the cold start."""
+
+    def mean(seconds: Callable[[EngineUsage], float]) -> float:
+        return float(np.mean([seconds(usage) / max(usage.duration_s, 1e-9) for usage in usages]))
+
+    return {
+        "engine/idle/share": mean(lambda usage: usage.idle_s),
+        "engine/paused/share": mean(lambda usage: usage.paused_s),
+        "engine/requests/mean": mean(lambda usage: usage.request_s),
+    }
+
+
 class Laps:
-    """Seconds of each stage of a step."""
+    """Seconds of each stage of a step; a stage may come again."""
 
     def __init__(self) -> None:
         self._start = self._last = time.perf_counter()
-        self._metrics: dict[str, float] = {}
+        self._stages: defaultdict[str, float] = defaultdict(float)
 
     def end(self, stage: str) -> None:
-        """The stage that began with the last `end` is over."""
+        """What came since the last `end` belongs to this stage."""
         now = time.perf_counter()
-        self._metrics[f"time/{stage}_s"] = now - self._last
+        self._stages[stage] += now - self._last
         self._last = now
 
     def metrics(self) -> dict[str, float]:
-        return {**self._metrics, "time/step_s": self._last - self._start}
+        """`time/<stage>_s`, and their sum as `time/step_s`."""
+        stages = {f"time/{stage}_s": seconds for stage, seconds in self._stages.items()}
+        return {**stages, "time/step_s": self._last - self._start}

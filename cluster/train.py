@@ -1,13 +1,14 @@
 """The main job: evaluate, SFT, evaluate, GRPO, evaluate. A thin face of `GRPO`; a stopped run goes on where
 it was."""
 
+import json
 import math
 from collections.abc import Mapping
 
 from cluster.algorithm import GRPO
 from cluster.algorithm_config import GRPOConfig
 from cluster.config import RunConfig
-from cluster.console import quiet_libraries, say
+from cluster.console import quiet_libraries, say, times_line
 from cluster.curve import draw_reward_curve
 from cluster.results import keep_rows, print_rows, read_rows, validation_score, write_rows
 from cluster.run_folder import RunFolder
@@ -37,6 +38,10 @@ def train(config: RunConfig, *, as_json: bool) -> None:
             algorithm.stop()
     draw_reward_curve(folder, title=config.run.name)
     print_rows(read_rows(folder.evaluation), as_json=as_json)
+    steps = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
+    steps = [step for step in steps if "engine/idle/share" in step]  # a run may be older than these numbers
+    if steps:
+        say(times_line(steps))
     say(f"model: {folder.model} | curve: {folder.reward_curve} | metrics: {folder.metrics}")
 
 

@@ -106,6 +106,8 @@ class Advantage:
     themselves."""
     asks_critic: bool = False
     """It needs `GroupTurns.values`: only the learner can say what is flat."""
+    compares_states: bool = False
+    """It reads `GroupTurns.states`, which take a while to find."""
     keeps_shaping: bool = False
     """It adds up discounted rewards turn by turn: shaping by potential makes no other policy the best."""
 
@@ -130,7 +132,12 @@ def spread_advantages(
 ) -> TurnAdvantages:
     """Score each trajectory, compare within the group, spread over the turns by credit (UserRL, arXiv
     2509.19736 §4: any score with any credit)."""
-    advantages, credits = compare(rule.scores(turns.rewards)), rule.credits(turns.rewards)
+    advantages = compare(rule.scores(turns.rewards))
+    if rule.turn_credit == "equalized":  # what `spread` makes of equal credits, without a look at each turn
+        return [
+            np.full(len(own), advantage) for own, advantage in zip(turns.rewards, advantages, strict=True)
+        ]
+    credits = rule.credits(turns.rewards)
     return [
         spread(float(advantage), weights, num_tokens=lengths)
         for advantage, weights, lengths in zip(advantages, credits, turns.num_tokens, strict=True)
@@ -241,7 +248,8 @@ ADVANTAGES: dict[str, Advantage] = {
     "gigpo": Advantage(
         estimate=lambda turns, rule: gigpo_advantages(
             turns.rewards, states=turns.states, outcomes=rule.scores(turns.rewards), gamma=rule.gamma
-        )
+        ),
+        compares_states=True,
     ),
     "igpo": Advantage(estimate=lambda turns, rule: igpo_advantages(turns.rewards, gamma=rule.gamma)),
     "turn_gae": Advantage(estimate=gae_advantages, asks_critic=True, keeps_shaping=True),

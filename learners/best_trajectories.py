@@ -20,7 +20,7 @@ import pyarrow.dataset as ds
 
 from actors.renderer import Renderer
 from actors.table import REWARD, SCHEMA
-from actors.trajectory import StopReason
+from actors.trajectory import StopReason, as_ids
 from simulators.message import Message
 
 MOST_PER_TASK = 2
@@ -143,7 +143,7 @@ def check_tokens(table: pa.Table, *, renderer: Renderer, file: Path) -> None:
     """Each completion must read as its text, each opening must render to its ids. Raises ValueError."""
     names = ("turn", "system", "opening", "text", "context_ids", "completion_ids")
     for row in table.select(list(names)).to_pylist():
-        same = renderer.decode(row["completion_ids"]) == row["text"]
+        same = renderer.decode(as_ids(row["completion_ids"])) == row["text"]
         if same and row["turn"] == 0:
             opening = [
                 Message(role="system", content=row["system"]),

@@ -1,12 +1,15 @@
 """The buffer: slots, a ledger, and whole groups bounded in age. No Ray, no clock, no tokens.
 
-A slot is taken when a group is ordered and freed when the weights of the step that used it are live, or when
-the group is dropped. With `groups_per_step * (max_off_policy_steps + 1)` slots nothing runs further ahead
-than the bound; with `max_off_policy_steps=0` the same code is synchronous training. What is still too old
-when a step wants it (a straggler) is dropped as stale.
+A slot is taken when a group is ordered and freed when the weights of the step that used it are live, which is
+some time after the group is booked as trained, or when the group is dropped. With
+`groups_per_step * (max_off_policy_steps + 1)` slots nothing runs further ahead than the bound; with
+`max_off_policy_steps=0` the same code is synchronous training. What is still too old when a step wants it (a
+straggler) is dropped as stale.
 """
 
 import dataclasses
+import heapq
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -31,7 +34,7 @@ class FinishedGroup:
     order: GroupOrder
     summary: GroupSummary
     payload: Any
-    """The `ObjectRef` of the group's Arrow table in a cluster; any object in tests."""
+    """`feed.GroupRows`, where the group's Arrow table lies, in a cluster; any object in tests."""
 
     @property
     def usable(self) -> tuple[int, ...]:
@@ -44,7 +47,7 @@ class SettledGroup:
     """A group whose fate is known."""
 
     group: FinishedGroup
-    outcomes: Sequence[str]  # [group_size]
+    outcomes: Sequence[str]  # [num_dialogues]
     """"trained" or a drop reason, for each trajectory."""
 
 
@@ -56,6 +59,7 @@ class BufferSizes:
     groups_per_step: int
     max_off_policy_steps: int
     seed: int
+    extra_dialogues: int = 0
 
     @property
     def num_slots(self) -> int:
@@ -76,21 +80,26 @@ class Buffer:
         self._source = source
         self._counts = LedgerCounts()
         self._next_group_id = 0
-        self._waiting: dict[int, GroupOrder] = {}
-        self._held: dict[int, tuple[str, GroupOrder]] = {}
+        self._waiting: OrderedDict[int, GroupOrder] = OrderedDict()
+        """By group id, ascending."""
+        self._held: dict[int, GroupOrder] = {}
         self._ready: dict[int, FinishedGroup] = {}
+        self._oldest: list[tuple[int, int]] = []
+        """A heap of (oldest version, group id) of all that are ready: no call looks at each of thousands."""
         self._taken: dict[int, FinishedGroup] = {}
+        self._booked: set[int] = set()
+        """Trained groups whose slot waits for the weights of their step."""
         self._settled: list[SettledGroup] = []
 
-    def issue(self, holder: str) -> GroupOrder | None:
-        """An order for `holder`, oldest unfinished one first; None where no slot is free."""
+    def issue(self) -> GroupOrder | None:
+        """An order to be held, oldest unfinished one first; None where no slot is free."""
         if self._waiting:
-            order = self._waiting.pop(min(self._waiting))
+            order = self._waiting.popitem(last=False)[1]
         elif self.num_open < self.sizes.num_slots:
             order = self._draw()
         else:
             return None
-        self._held[order.group_id] = (holder, order)
+        self._held[order.group_id] = order
         return order
 
     def put(self, order: GroupOrder, *, summary: GroupSummary, payload: Any) -> bool:
@@ -99,8 +108,8 @@ class Buffer:
         if group_id not in self._held and group_id not in self._waiting:
             self.num_puts_ignored += 1
             return False
-        assert summary.group_id == group_id and len(summary.rewards) == order.group_size
-        # A group may come home after its holder was given up for dead: it is as good as the one to come.
+        assert summary.group_id == group_id and len(summary.rewards) == order.num_dialogues
+        # A group may come home after its holder was given up: it is as good as the one to come.
         self._held.pop(group_id, None)
         self._waiting.pop(group_id, None)
         is_lost = not usable_trajectories(summary)
@@ -109,6 +118,7 @@ class Buffer:
         reason = drop_reason(summary, is_flat=self.is_flat)
         if reason is None:
             self._ready[group_id] = group
+            heapq.heappush(self._oldest, (summary.oldest_version, group_id))
         else:
             self._settle(group, reason)
         return True
@@ -116,42 +126,41 @@ class Buffer:
     def take(self, num_groups: int, *, policy_version: int) -> list[FinishedGroup] | None:
         """The `num_groups` oldest groups fresh enough for a step on `policy_version`; None if fewer are.
 
-        They stay in flight until `release`.
+        They stay in flight until `book`.
         """
         self.drop_stale(policy_version=policy_version)
         if len(self._ready) < num_groups:
             return None
-        oldest_first = sorted(
-            self._ready.values(), key=lambda g: (g.summary.oldest_version, g.order.group_id)
-        )
-        groups = oldest_first[:num_groups]
-        for group in groups:
-            self._taken[group.order.group_id] = self._ready.pop(group.order.group_id)
+        groups = [self._ready.pop(heapq.heappop(self._oldest)[1]) for _ in range(num_groups)]
+        self._taken.update((group.order.group_id, group) for group in groups)
         return groups
 
     def drop_stale(self, *, policy_version: int) -> None:
         """Drops what no step on `policy_version` or later may train, and so frees its slots."""
         oldest_allowed = policy_version - self.sizes.max_off_policy_steps
-        for group_id, group in list(self._ready.items()):
-            if group.summary.oldest_version < oldest_allowed:
-                self._settle(self._ready.pop(group_id), "stale")
+        while self._oldest and self._oldest[0][0] < oldest_allowed:
+            self._settle(self._ready.pop(heapq.heappop(self._oldest)[1]), "stale")
 
     def taken(self, group_id: int) -> FinishedGroup:
-        """A group that a step has taken and not yet released."""
+        """A group that a step has taken and not yet booked."""
         return self._taken[group_id]
 
-    def release(self, group_ids: Iterable[int]) -> None:
-        """Books taken groups as trained and frees their slots: the weights of their step are live."""
+    def book(self, group_ids: Iterable[int]) -> None:
+        """Books taken groups as trained. Their slots stay taken until `release`."""
         for group_id in group_ids:
             self._settle(self._taken.pop(group_id), TRAINED)
+            self._booked.add(group_id)
 
-    def forget(self, holder: str) -> list[int]:
-        """Gives up on a holder: its unfinished orders are issued again first. The slots stay taken."""
-        lost = {group_id: order for group_id, (name, order) in self._held.items() if name == holder}
-        for group_id in lost:
-            del self._held[group_id]
-        self._waiting.update(lost)
-        return list(lost)
+    def release(self, group_ids: Iterable[int]) -> None:
+        """Frees the slots of booked groups: the weights of their step are live."""
+        for group_id in group_ids:
+            self._booked.remove(group_id)
+
+    def take_back(self, group_ids: Iterable[int]) -> None:
+        """Gives up on the holders of these groups: they are issued again first. The slots stay taken."""
+        for group_id in group_ids:
+            self._waiting[group_id] = self._held.pop(group_id)
+        self._waiting = OrderedDict(sorted(self._waiting.items()))
 
     def pop_settled(self) -> list[SettledGroup]:
         """The groups whose fate was decided since the last call, in that order."""
@@ -161,16 +170,17 @@ class Buffer:
     @property
     def num_open(self) -> int:
         """Slots taken."""
-        return len(self._waiting) + len(self._held) + len(self._ready) + len(self._taken)
+        places = (self._waiting, self._held, self._ready, self._taken, self._booked)
+        return sum(len(place) for place in places)
 
     @property
     def num_ready(self) -> int:
         return len(self._ready)
 
     @property
-    def held(self) -> dict[int, str]:
-        """Group id to the holder that works on it."""
-        return {group_id: holder for group_id, (holder, _) in self._held.items()}
+    def held(self) -> list[int]:
+        """Ids of the groups that somebody works on."""
+        return list(self._held)
 
     @property
     def waiting(self) -> list[int]:
@@ -179,7 +189,7 @@ class Buffer:
 
     def ledger(self) -> Ledger:
         """Where every trajectory went. Raises AssertionError if it does not close."""
-        return self._counts.ledger(in_flight=sum(order.group_size for order in self._open_orders()))
+        return self._counts.ledger(in_flight=sum(order.num_dialogues for order in self._open_orders()))
 
     def state(self) -> dict[str, Any]:
         """JSON from which a later run goes on. Of what is open the order is saved, to be generated again."""
@@ -211,9 +221,10 @@ class Buffer:
             task_key=self._source.draw(),
             group_size=self.sizes.group_size,
             seed=self.sizes.seed,
+            num_extra=self.sizes.extra_dialogues,
         )
         self._next_group_id += 1
-        self._counts.issued += order.group_size
+        self._counts.issued += order.num_dialogues
         return order
 
     def _settle(self, group: FinishedGroup, outcome: str) -> None:
@@ -223,4 +234,4 @@ class Buffer:
 
     def _open_orders(self) -> list[GroupOrder]:
         finished = [group.order for group in (*self._ready.values(), *self._taken.values())]
-        return [*self._waiting.values(), *(order for _, order in self._held.values()), *finished]
+        return [*self._waiting.values(), *self._held.values(), *finished]

@@ -6,6 +6,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from ray import ObjectRef
 from actors.trajectory import GroupOrder, GroupSummary
 from learners.archive import Archive, ArchiveEntry
 from learners.buffer import Buffer, BufferSizes, FinishedGroup, SettledGroup
-from learners.feed import Feed
+from learners.feed import Feed, GroupRows
 from learners.ledger import IsFlat, Ledger
 from simulators.task import TaskSource
 
 FLUSH_TIMEOUT_S = 60.0
+MOST_NAMED = 8
+"""Groups of one kind in a line for people; thousands may be in flight."""
 TEXT_COLUMNS = (
     *("group_id", "trajectory", "turn", "gym", "task_id", "stop_reason", "system", "opening"),
     *("text", "choice", "content", "feedback", "env_reward", "reward"),
@@ -31,8 +34,16 @@ TEXT_COLUMNS = (
 class BufferActor(Feed):
     """The feed of training."""
 
-    def __init__(self, sizes: BufferSizes, *, source: TaskSource, run_folder: Path, is_flat: IsFlat):
-        super().__init__()
+    def __init__(
+        self,
+        sizes: BufferSizes,
+        *,
+        source: TaskSource,
+        run_folder: Path,
+        is_flat: IsFlat,
+        group_timeout_s: float,
+    ):
+        super().__init__(group_timeout_s=group_timeout_s)
         self._source = source
         self._buffer = Buffer(sizes, source=source, is_flat=is_flat)
         self._archive = Archive(run_folder / "trajectories")
@@ -42,14 +53,14 @@ class BufferActor(Feed):
     async def take(self, num_groups: int, policy_version: int, timeout_s: float) -> list[FinishedGroup]:
         """The oldest `num_groups` groups that a step on `policy_version` may train.
 
-        Their payload is the `ObjectRef` of the group's table. TimeoutError names what it waited for.
+        Their payload are their `GroupRows`. TimeoutError names what it waited for.
         """
         try:
             async with self._changed, asyncio.timeout(timeout_s):
                 while (groups := self._buffer.take(num_groups, policy_version=policy_version)) is None:
-                    self._changed.notify_all()  # stale groups may have freed slots
+                    self._wake()  # stale groups may have freed slots
                     await self._changed.wait()
-                self._changed.notify_all()
+                self._wake()
                 return groups
         except TimeoutError:
             ready = f"{self._buffer.num_ready} of {num_groups} groups are ready after {timeout_s:.0f} s"
@@ -61,7 +72,7 @@ class BufferActor(Feed):
     async def dialogues(self, group_ids: Sequence[int], num_dialogues: int) -> list[pa.Table]:
         """The first dialogues of taken groups, one table of text each; no token leaves this actor."""
         dialogues: list[pa.Table] = []
-        # All looked up before the first wait: a release may come meanwhile.
+        # All looked up before the first wait: they may be booked meanwhile.
         for payload in [self._buffer.taken(group_id).payload for group_id in group_ids]:
             table = (await payload).select(TEXT_COLUMNS)
             for trajectory in dict.fromkeys(table["trajectory"].to_pylist()):
@@ -70,17 +81,25 @@ class BufferActor(Feed):
                 dialogues.append(table.filter(pc.field("trajectory") == trajectory))
         return dialogues
 
-    async def release(self, group_ids: Sequence[int], policy_version: int, step: int) -> list[GroupSummary]:
-        """Frees the slots of `step`'s groups and archives them: its weights are live as `policy_version`.
+    async def book(self, group_ids: Sequence[int], step: int) -> list[GroupSummary]:
+        """Books taken groups as trained by `step`, and archives all that was settled since the step before,
+        dropped groups among them: their summaries, of exactly the rows in `step-NNNNN.parquet`."""
+        self._buffer.book(group_ids)
+        self._last_step = step
+        return [one.group.summary for one in self._write_settled(f"step-{step:05d}", step=step)]
 
-        Returns the summaries of all groups that were settled since the last release, dropped ones among them.
+    async def release(
+        self, group_ids: Sequence[int], policy_version: int, live: Sequence[ObjectRef] = ()
+    ) -> None:
+        """Frees the slots of booked groups as soon as the weights of their step, `policy_version`, are live:
+        when all of `live` are done, one an engine. Raises what one of them raised; then no slot is freed.
+
+        `live` comes inside a list because Ray waits for a reference that is an argument itself.
         """
+        await asyncio.gather(*live)
         self._buffer.release(group_ids)
         self._buffer.drop_stale(policy_version=policy_version)
-        self._last_step = step
-        settled = self._write_settled(f"step-{step:05d}", step=step)
         await self._notify()
-        return [one.group.summary for one in settled]
 
     async def ledger(self) -> Ledger:
         """Where every trajectory went."""
@@ -93,6 +112,7 @@ class BufferActor(Feed):
             "buffer/groups_ready": float(self._buffer.num_ready),
             "buffer/slots_taken": float(self._buffer.num_open),
             "buffer/puts_ignored": float(self._buffer.num_puts_ignored),
+            "buffer/reissued": float(self.num_reissued),
             "buffer/archive_failures": float(self._archive.num_failures),
         }
 
@@ -112,13 +132,14 @@ class BufferActor(Feed):
         self._buffer = Buffer.from_state(
             state, sizes=self._buffer.sizes, source=self._source, is_flat=self._buffer.is_flat
         )
+        self._issues.clear()
         await self._notify()
 
     async def close(self) -> None:
         """Ends the feed: `next_orders` gives None. Waits for the archive; TimeoutError if the disk hangs."""
         self._closed = True
         await self._notify()
-        # Dropped since the last release; a name of its own, so that it does not replace that step's file.
+        # Dropped since the last step; a name of its own, so that it does not replace that step's file.
         self._write_settled(f"step-{self._last_step:05d}-rest", step=self._last_step)
         await self._archive.flush(timeout_s=FLUSH_TIMEOUT_S)
 
@@ -129,22 +150,27 @@ class BufferActor(Feed):
         return settled
 
     def _stuck(self) -> str:
+        """The groups that are waited for, those that have been out for longest first."""
         now = time.monotonic()
         held = [
-            f"group {group_id} with {holder} for {now - self._issued_at[group_id]:.0f} s"
-            for group_id, holder in sorted(self._buffer.held.items())
+            f"group {group_id} with {issue.holder} for {now - issue.at_s:.0f} s"
+            for group_id, issue in islice(self._issues.items(), MOST_NAMED)
         ]
-        waiting = [f"group {group_id} waits to be issued again" for group_id in self._buffer.waiting]
-        return "; ".join([*held, *waiting]) or "nobody has asked for orders"
+        waiting = [
+            f"group {group_id} waits to be issued again" for group_id in self._buffer.waiting[:MOST_NAMED]
+        ]
+        num_others = len(self._issues) + len(self._buffer.waiting) - len(held) - len(waiting)
+        others = [f"and {num_others} others"] if num_others else []
+        return "; ".join([*held, *waiting, *others]) or "nobody has asked for orders"
 
-    def _issue(self, holder: str) -> GroupOrder | None:
-        return self._buffer.issue(holder)
+    def _issue(self) -> GroupOrder | None:
+        return self._buffer.issue()
 
-    def _accept(self, order: GroupOrder, summary: GroupSummary, ref: ObjectRef) -> bool:
-        return self._buffer.put(order, summary=summary, payload=ref)
+    def _accept(self, order: GroupOrder, summary: GroupSummary, rows: GroupRows) -> bool:
+        return self._buffer.put(order, summary=summary, payload=rows)
 
-    def _give_up(self, holder: str) -> list[int]:
-        return self._buffer.forget(holder)
+    def _take_back(self, group_ids: Sequence[int]) -> None:
+        self._buffer.take_back(group_ids)
 
     def _ended(self) -> bool:
         return self._closed

@@ -23,9 +23,10 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from learners.checkpoint_match import check_same_policy
+from learners.full_weights import full_state_dict
 from learners.lora import adapter_scale
 from learners.loss_entropy import EntropyControl
-from learners.policy import Policy, full_state_dict
+from learners.policy import Policy
 
 FORMAT = 1
 """Of the checkpoints that are written. 0 had the same tensors, and neither a format nor an adapter scale."""

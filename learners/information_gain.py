@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy import ndarray
 
 from actors.renderer import Renderer, read_completion
+from actors.trajectory import TokenIds, as_ids
 from learners.samples import TrainingSample
 from learners.scoring import Scorer, TurnKey, by_turn, turn_logprobs
 from simulators.message import Action, Message
@@ -115,7 +116,7 @@ def _rows(table: pa.Table, *names: str) -> Iterator[tuple]:
     return zip(*(table[name].to_pylist() for name in names), strict=True)
 
 
-def _gold_answer(gold: str, renderer: Renderer) -> tuple[Sequence[int], Sequence[bool]] | None:
+def _gold_answer(gold: str, renderer: Renderer) -> tuple[TokenIds, Sequence[bool]] | None:
     """The last gold answer as completion ids, and which of them are the answer itself; None without one."""
     answers = [call for call in json.loads(gold or "[]") if call["choice"] == "answer"]
     if not answers:
@@ -127,7 +128,7 @@ def _gold_answer(gold: str, renderer: Renderer) -> tuple[Sequence[int], Sequence
 
 def _replayed(
     table: pa.Table, scored: Collection[TurnKey], renderer: Renderer, *, mask: Callable[[str], str]
-) -> Iterator[tuple[TurnKey, Sequence[int], Sequence[int]]]:
+) -> Iterator[tuple[TurnKey, TokenIds, TokenIds]]:
     """(turn, everything before the next completion with the turn's feedback masked, the same as it was), for
     each turn with feedback that a scored turn follows."""
     names = ("group_id", "trajectory", "turn", "system", "opening", "text", "feedback", "completion_ids")
@@ -144,7 +145,7 @@ def _replayed(
         masked, dialogue = (
             renderer.extend(
                 dialogue,
-                completion_ids=completion_ids,
+                completion_ids=as_ids(completion_ids),
                 said=said,
                 reply=Message(role="tool", content=content),
             )

@@ -1,25 +1,35 @@
 """The learner as RLlib knows learners: a `TorchLearner` that fetches tables for a `PolicyLearner`.
 
 The driver calls its methods through Ray, on every rank alike: all but `saved` and `get_state` are collective.
-There is no RLModule: dialogues are sampled by the engine, and the policy's weights travel through `weights`.
+There is no RLModule: dialogues are sampled by the engine, and the policy's weights travel through `weights`
+or, between GPUs, `send_weights`.
 """
 
+import time
 from collections.abc import Sequence
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
+from ray.actor import ActorHandle
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 
+from actors.config import WeightTransport
 from learners.checkpoint import SaveReport
+from learners.feed import GroupRows, fetch_groups
 from learners.policy_learner import PolicyLearner
+
+if TYPE_CHECKING:
+    from actors.vllm_sender import WeightSender
 
 FETCH_TIMEOUT_S = 120.0
 """Longest wait for a step's tables."""
+SEND_TIMEOUT_S = 300.0
+"""Longest wait for an engine's part of a transfer between GPUs."""
 
 
 class GRPOLearner(TorchLearner):
@@ -28,11 +38,16 @@ class GRPOLearner(TorchLearner):
     def build(self) -> None:
         """Called once, by the LearnerGroup."""
         self._learner = PolicyLearner(vars(self.config)["learner_settings"])
+        self._sender: WeightSender | None = None
         self._is_built = True
 
-    def update_groups(self, group_refs: Sequence[ray.ObjectRef], *, step: int) -> dict[str, float]:
-        """`PolicyLearner.update_groups` on references to the groups' tables."""
-        return self._learner.update_groups(_fetch(group_refs), step=step)
+    def update_groups(self, groups: Sequence[GroupRows], *, step: int) -> dict[str, float]:
+        """`PolicyLearner.update_groups` on the groups' tables, with the seconds that it took once they were
+        there: `time/learn_s`."""
+        tables = fetch_groups(groups, timeout_s=FETCH_TIMEOUT_S)
+        start = time.perf_counter()
+        metrics = self._learner.update_groups(tables, step=step)
+        return {**metrics, "time/learn_s": time.perf_counter() - start}
 
     def set_demonstrations(self, table_refs: Sequence[ray.ObjectRef]) -> int:
         """`PolicyLearner.set_demonstrations` on references to tables."""
@@ -45,6 +60,31 @@ class GRPOLearner(TorchLearner):
         self, *, dtype: Literal["float32", "bfloat16", "auto"]
     ) -> tuple[NDArray[np.uint8], dict[str, float]] | None:
         return self._learner.weights(dtype=dtype)
+
+    def send_weights(
+        self,
+        engines: Sequence[ActorHandle],
+        *,
+        transport: WeightTransport,
+        workers_per_engine: int,
+        dtype: Literal["float32", "bfloat16", "auto"],
+        policy_version: int,
+    ) -> dict[str, float]:
+        """The policy's weights from this learner's GPU into the engines, which the first call meets. Live
+        there when rank 0 returns, with what the engines measured; the other ranks return nothing."""
+        if self._sender is None:
+            from actors.vllm_sender import WeightSender  # vLLM is slow to import, and only GPUs need it
+
+            keeps = self._learner.rank == 0 or transport == "ipc"  # each rank shares its own copy
+            self._sender = WeightSender(
+                transport,
+                engines=engines,
+                workers_per_engine=workers_per_engine,
+                weights=self._learner.full_weights(dtype=dtype, keep=keeps),
+                rank=self._learner.rank,
+                timeout_s=SEND_TIMEOUT_S,
+            )
+        return self._sender.send(policy_version)
 
     def save(self, path: str) -> None:
         self._learner.save(path)

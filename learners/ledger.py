@@ -6,15 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.trajectory import GroupSummary
+from learners.dropped import CUTS
 
 IsFlat = Callable[[GroupSummary], bool]
 """Whether a group's estimator has nothing to compare: `learners.flat.is_flat` with the run's rules."""
 TRAINED = "trained"
-DROP_REASONS: tuple[str, ...] = ("flat", "failed", "unscored", "no_tokens", "too_few", "stale")
+DROP_REASONS: tuple[str, ...] = (
+    *("flat", "failed", "cut", "surplus"),
+    *("unscored", "no_tokens", "too_few", "stale"),
+)
 """flat: the gym's estimator gives no usable token an advantage, so there is no gradient. failed: not the
-policy's doing. unscored: no finite reward, as where a judge gave no rating. no_tokens: the policy said
-nothing. too_few: fewer than two members of the group are usable. stale: older than allowed when a step wanted
-it."""
+policy's doing. cut: longer than a dialogue may take. surplus: begun beyond the group's size, and not needed.
+unscored: no finite reward, as where a judge gave no rating. no_tokens: the policy said nothing. too_few:
+fewer than two members of the group are usable. stale: older than allowed when a step wanted it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,14 +72,14 @@ def usable_trajectories(summary: GroupSummary) -> tuple[int, ...]:
     return tuple(index for index, reason in enumerate(_unusable(summary)) if not reason)
 
 
-def _unusable(summary: GroupSummary) -> list[str]:  # [group_size]
+def _unusable(summary: GroupSummary) -> list[str]:  # [num_dialogues]
     """Why each trajectory cannot be trained, whatever its group is; empty where it can."""
     reasons = []
     for stop_reason, reward, num_tokens in zip(
         summary.stop_reasons, summary.rewards, summary.turn_tokens, strict=True
     ):
         if stop_reason.failed:
-            reasons.append("failed")
+            reasons.append(CUTS.get(stop_reason, "failed"))
         elif not math.isfinite(reward):
             reasons.append("unscored")
         else:
@@ -91,5 +95,5 @@ def drop_reason(summary: GroupSummary, *, is_flat: IsFlat) -> str | None:
 
 
 def outcomes_of(summary: GroupSummary, outcome: str) -> tuple[str, ...]:
-    """One outcome for each trajectory [group_size]: `outcome` where it is usable, its reason where not."""
+    """One outcome for each trajectory [num_dialogues]: `outcome` where it is usable, its reason where not."""
     return tuple(reason or outcome for reason in _unusable(summary))

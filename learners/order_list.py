@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from ray import ObjectRef
 
 from actors.trajectory import GroupOrder, GroupSummary
 from learners.archive import write_tables
 from learners.buffer import FinishedGroup
-from learners.feed import Feed
+from learners.feed import Feed, GroupRows
 
 FETCH_TIMEOUT_S = 60.0
 TOKEN_COLUMNS = ("context_ids", "completion_ids", "behavior_logprobs", "policy_versions")
@@ -27,12 +26,12 @@ def without_tokens(table: pa.Table) -> pa.Table:
 class OrderList(Feed):
     """Hands out a list of orders, each until it comes back once."""
 
-    def __init__(self, orders: Sequence[GroupOrder]):
-        super().__init__()
+    def __init__(self, orders: Sequence[GroupOrder], *, group_timeout_s: float):
+        super().__init__(group_timeout_s=group_timeout_s)
         self._orders = list(orders)
         self._waiting = {order.group_id: order for order in orders}
         assert len(self._waiting) == len(self._orders), "group ids must differ"
-        self._held: dict[int, tuple[str, GroupOrder]] = {}
+        self._held: dict[int, GroupOrder] = {}
         self._finished: dict[int, FinishedGroup] = {}
 
     async def finished_since(self, num_known: int) -> list[pa.Table]:
@@ -46,13 +45,13 @@ class OrderList(Feed):
     async def results(self, timeout_s: float) -> list[FinishedGroup]:
         """All groups in the list's order, once the last is finished.
 
-        Their payload is the `ObjectRef` of the group's table. Raises TimeoutError that names what is missing.
+        Their payload are their `GroupRows`. Raises TimeoutError that names what is missing.
         """
         try:
             async with self._changed, asyncio.timeout(timeout_s):
                 await self._changed.wait_for(self._ended)
         except TimeoutError:
-            held = [f"group {group_id} with {holder}" for group_id, (holder, _) in self._held.items()]
+            held = [f"group {group_id} with {issue.holder}" for group_id, issue in self._issues.items()]
             waiting = [f"group {group_id} with nobody" for group_id in self._waiting]
             raise TimeoutError(f"unfinished after {timeout_s:.0f} s: {'; '.join(held + waiting)}") from None
         return [self._finished[order.group_id] for order in self._orders]
@@ -63,27 +62,23 @@ class OrderList(Feed):
             tables = [await group.payload for group in self._finished.values()]
         await asyncio.to_thread(write_tables, path, tables)
 
-    def _issue(self, holder: str) -> GroupOrder | None:
+    def _issue(self) -> GroupOrder | None:
         if not self._waiting:
             return None
         order = self._waiting.pop(next(iter(self._waiting)))
-        self._held[order.group_id] = (holder, order)
+        self._held[order.group_id] = order
         return order
 
-    def _accept(self, order: GroupOrder, summary: GroupSummary, ref: ObjectRef) -> bool:
+    def _accept(self, order: GroupOrder, summary: GroupSummary, rows: GroupRows) -> bool:
         if order.group_id in self._finished:
             return False
         self._waiting.pop(order.group_id, None)
         self._held.pop(order.group_id, None)
-        self._finished[order.group_id] = FinishedGroup(order=order, summary=summary, payload=ref)
+        self._finished[order.group_id] = FinishedGroup(order=order, summary=summary, payload=rows)
         return True
 
-    def _give_up(self, holder: str) -> list[int]:
-        lost = {group_id: order for group_id, (name, order) in self._held.items() if name == holder}
-        for group_id in lost:
-            del self._held[group_id]
-        self._waiting = {**lost, **self._waiting}
-        return list(lost)
+    def _take_back(self, group_ids: Sequence[int]) -> None:
+        self._waiting = {**{id_: self._held.pop(id_) for id_ in group_ids}, **self._waiting}
 
     def _ended(self) -> bool:
         return len(self._finished) == len(self._orders)

@@ -107,30 +107,34 @@ def pack(
             turn_weights=nothing.double(),
         )  # fmt: skip
     lengths = tuple(sample.num_tokens for sample in samples)
-    token_ids = np.concatenate([sample.token_ids for sample in samples]).astype(np.int64)
-    kept = np.flatnonzero(np.concatenate([sample.loss_mask for sample in samples]))
-    sequences = np.repeat(np.arange(len(samples)), lengths)
+    starts = np.cumsum(lengths, dtype=np.int64) - np.array(lengths)
+    token_ids = np.concatenate([sample.token_ids for sample in samples], dtype=np.int64)
+    mask = np.concatenate([sample.loss_mask for sample in samples])
+    kept = np.flatnonzero(mask)
+    sequences = np.repeat(np.arange(len(samples)), np.add.reduceat(mask, starts, dtype=np.int64))
     turns = np.concatenate([sample.turns for sample in samples])
-    new_turn = (np.diff(sequences, prepend=0) != 0) | (np.diff(turns, prepend=turns[:1]) != 0)
-    row_turns = np.cumsum(new_turn)[kept]
+    new_turn = np.empty(len(turns), bool)
+    np.not_equal(turns[1:], turns[:-1], out=new_turn[1:])
+    new_turn[starts] = True
+    row_turns = np.cumsum(new_turn)[kept] - 1
     firsts = np.flatnonzero(np.diff(row_turns, prepend=-1))
     ones = np.ones(len(samples))
     each, each_turn = (ones if given is None else given for given in (weights, turn_weights))
     return MicroBatch(
         lengths=lengths,
         token_ids=torch.from_numpy(token_ids),
-        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])),
+        position_ids=torch.from_numpy(np.arange(len(mask)) - np.repeat(starts, lengths)),
         predictors=torch.from_numpy(kept - 1),
         targets=torch.from_numpy(token_ids[kept]),
         behavior_logprobs=torch.from_numpy(np.concatenate([s.behavior_logprobs for s in samples])[kept]),
         policy_versions=torch.from_numpy(np.concatenate([s.policy_versions for s in samples])[kept]),
         advantages=torch.from_numpy(np.concatenate([s.advantages for s in samples])[kept]),
-        sequences=torch.from_numpy(sequences[kept]),
+        sequences=torch.from_numpy(sequences),
         turns=torch.from_numpy(row_turns),
-        weights=torch.from_numpy(each[sequences[kept]]),
+        weights=torch.from_numpy(each[sequences]),
         states=torch.from_numpy((kept - 1)[firsts]),
         returns=torch.from_numpy(np.concatenate([s.returns for s in samples])[kept][firsts]),
-        turn_weights=torch.from_numpy(each_turn[sequences[kept][firsts]]),
+        turn_weights=torch.from_numpy(each_turn[sequences[firsts]]),
     )
 
 

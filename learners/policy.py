@@ -14,14 +14,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from learners.attention import PACKED_CAUSAL
 from learners.critic import Critic
-from learners.lora import adapter_of, add_adapters, merge, plain_name
+from learners.lora import add_adapters
 from learners.packing import MicroBatch
 
 LOGITS_AT_ONCE = 2**25
@@ -225,32 +224,3 @@ def shard(policy: Policy, *, num_ranks: int, device: torch.device) -> Policy:
     # FSDP keeps the outermost weights gathered for a backward pass; where none comes, they need not stay.
     fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=None if trains else True)
     return policy
-
-
-def full_state_dict(policy: Policy, *, keep: bool, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The model's weights under their Hugging Face names, whole, on CPU, each tied weight once, with adapters
-    merged in; in `dtype`, or else in float32 whatever they are stored in.
-
-    Each is rounded as it is gathered, after adapters were merged, so that no wider copy of all of them is
-    ever made. Collective: every rank calls it; those with `keep=False` get an empty dict.
-    """
-    state: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in policy.model.state_dict(keep_vars=True).items():
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        plain, adapter = plain_name(name), adapter_of(policy.model, name)
-        if plain is None:
-            continue
-        whole = _whole(tensor)
-        if adapter is not None:
-            adapter = adapter._replace(a=_whole(adapter.a), b=_whole(adapter.b))
-            whole = merge(whole, adapter) if keep else whole
-        if keep:
-            state[plain] = whole.to(dtype or torch.promote_types(whole.dtype, torch.float32)).cpu()
-    return state
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()

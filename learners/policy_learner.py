@@ -20,10 +20,11 @@ from transformers import AutoTokenizer
 from actors.renderer import Renderer
 from learners.checkpoint import CheckpointWriter, Progress, SaveReport, export_model, load_checkpoint
 from learners.config import LearnerSettings
+from learners.full_weights import FullWeights
 from learners.loss_aggregation import shares_of, take, turn_weights
 from learners.loss_entropy import EntropyControl
 from learners.packing import micro_batches
-from learners.policy import Policy, full_state_dict, load_policy, shard
+from learners.policy import Policy, load_policy, shard
 from learners.reference import load_reference, reference_logprobs, write_reference
 from learners.samples import TrainingSample
 from learners.scoring import Scorer
@@ -42,7 +43,7 @@ from learners.step import (
     with_critic,
 )
 from learners.step_samples import samples_of_step
-from learners.weight_sender import WIRE_DTYPES, pack_weights
+from learners.weight_sender import WIRE_DTYPES, pack
 
 
 class PolicyLearner:
@@ -53,7 +54,8 @@ class PolicyLearner:
         config = settings.learner
         self._settings = settings
         self._num_ranks = dist.get_world_size() if dist.is_initialized() else 1
-        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        """Among the learners."""
         self._device = torch.device("cuda" if config.num_gpus_per_learner else "cpu")
         if not config.num_gpus_per_learner:
             torch.set_num_threads(
@@ -137,9 +139,17 @@ class PolicyLearner:
     def weights(
         self, *, dtype: Literal["float32", "bfloat16", "auto"]
     ) -> tuple[NDArray[np.uint8], dict[str, float]] | None:
-        """`pack_weights` of the whole policy on rank 0, None on the others; "auto": as wide as it trains."""
-        state = full_state_dict(self._policy, keep=self._rank == 0, dtype=WIRE_DTYPES[dtype])
-        return pack_weights(state) if self._rank == 0 else None
+        """The whole policy packed on rank 0, None on the others; "auto": as wide as it trains."""
+        weights = self.full_weights(dtype=dtype, keep=self.rank == 0)
+        if self.rank == 0:
+            return pack(weights.shapes(), weights)
+        for _ in weights:
+            pass
+        return None
+
+    def full_weights(self, *, dtype: Literal["float32", "bfloat16", "auto"], keep: bool) -> FullWeights:
+        """The policy's weights to go through, one at a time, again after each step."""
+        return FullWeights(self._policy, dtype=WIRE_DTYPES[dtype], keep=keep)
 
     def save(self, path: str) -> None:
         """Begins a checkpoint in the folder `path`, which all learners must be able to reach; `saved` says
@@ -161,7 +171,7 @@ class PolicyLearner:
     def export(self, folder: str) -> None:
         """Writes the policy with its tokenizer as a Hugging Face folder."""
         tokenizer = AutoTokenizer.from_pretrained(self._settings.policy_folder)
-        export_model(Path(folder), self._policy, tokenizer=tokenizer, is_writer=self._rank == 0)
+        export_model(Path(folder), self._policy, tokenizer=tokenizer, is_writer=self.rank == 0)
 
     def _enter_stage(self, stage: str) -> None:
         """Begins a stage with fresh optimizer moments: those of another loss would steer its first steps."""
@@ -180,7 +190,7 @@ class PolicyLearner:
             return
         ranks = {"num_ranks": self._num_ranks, "device": self._device}
         if begins and not config.reference:
-            write_reference(Path(settings.reference_folder), self._policy, rank=self._rank, **ranks)
+            write_reference(Path(settings.reference_folder), self._policy, rank=self.rank, **ranks)
         self._reference = load_reference(settings.reference_folder, policy=self._policy, **ranks)
 
     def _sft_update(self, step: int) -> dict[str, float]:
@@ -203,7 +213,7 @@ class PolicyLearner:
             policy=self._policy,
             device=self._device,
             max_tokens=self._settings.learner.micro_batch_tokens,
-            rank=self._rank,
+            rank=self.rank,
             num_ranks=self._num_ranks,
             seed=self._settings.seed + step,
         )
@@ -231,7 +241,7 @@ class PolicyLearner:
             weights=weights,
             turn_weights=of_turns,
             max_tokens=config.micro_batch_tokens,
-            rank=self._rank,
+            rank=self.rank,
             num_ranks=self._num_ranks,
             seed=self._settings.seed + step,
         )

@@ -3,7 +3,8 @@ no Ray."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import compress, pairwise
+from functools import lru_cache
+from itertools import compress, pairwise, starmap
 
 import numpy as np
 import pyarrow as pa
@@ -71,33 +72,44 @@ class _Tokens:
     returns: Float32[ndarray, "N"]
 
     @classmethod
-    def of(cls, table: pa.Table, *, advantages: ndarray, returns: ndarray) -> "_Tokens":
-        """No Python object per token or turn: whole columns are laid out at once."""
+    def of(cls, table: pa.Table, *, advantages: ndarray, returns: ndarray | None) -> "_Tokens":
+        """No Python object per token: whole columns are laid out at once."""
         context_ids, num_context = _ragged(table, "context_ids")
         completion_ids, num_completion = _ragged(table, "completion_ids")
         num_tokens = num_context + num_completion
-        is_completion = np.tile([False, True], table.num_rows)
-        mask = np.repeat(is_completion, np.stack([num_context, num_completion], axis=1).ravel())
-        token_ids = np.empty(len(mask), np.int32)
-        token_ids[mask], token_ids[~mask] = completion_ids, context_ids
+        offsets = np.concatenate([[0], np.cumsum(num_tokens)])
+        # Where each completion token goes: far fewer places to write to than a mask has to ask.
+        shifts = offsets[:-1] + num_context - (np.cumsum(num_completion) - num_completion)
+        said = np.repeat(shifts, num_completion) + np.arange(len(completion_ids))
 
-        def laid_out(values: ndarray, *, elsewhere: float, dtype: type) -> ndarray:
-            everywhere = np.full(len(mask), elsewhere, dtype)
-            everywhere[mask] = values
+        def laid_out(values: ndarray | bool, *, elsewhere: float, dtype: type) -> ndarray:
+            everywhere = np.full(offsets[-1], elsewhere, dtype) if elsewhere else np.zeros(offsets[-1], dtype)
+            everywhere[said] = values
             return everywhere
 
         return cls(
-            offsets=np.concatenate([[0], np.cumsum(num_tokens)]),
-            token_ids=token_ids,
-            loss_mask=mask,
+            offsets=offsets,
+            token_ids=_interleaved(context_ids, num_context, completion_ids, num_completion),
+            loss_mask=laid_out(True, elsewhere=0, dtype=np.bool_),
             behavior_logprobs=laid_out(_ragged(table, "behavior_logprobs")[0], elsewhere=0, dtype=np.float32),
             policy_versions=laid_out(_ragged(table, "policy_versions")[0], elsewhere=-1, dtype=np.int32),
             advantages=laid_out(
                 np.repeat(advantages.astype(np.float32), num_completion), elsewhere=0, dtype=np.float32
             ),
             turns=np.repeat(table["turn"].to_numpy(), num_tokens),
-            returns=np.repeat(returns.astype(np.float32), num_tokens),
+            returns=np.broadcast_to(np.float32(np.nan), offsets[-1])
+            if returns is None
+            else np.repeat(returns.astype(np.float32), num_tokens),
         )
+
+
+def _interleaved(first: ndarray, first_lengths: ndarray, second: ndarray, second_lengths: ndarray) -> ndarray:
+    """A part of `first`, a part of `second`, and so on: one copy of each part."""
+    parts: list[ndarray] = [first[:0]] * (2 * len(first_lengths))
+    for place, values, lengths in ((0, first, first_lengths), (1, second, second_lengths)):
+        ends = [0, *np.cumsum(lengths).tolist()]
+        parts[place::2] = [values[begin:end] for begin, end in pairwise(ends)]
+    return np.concatenate(parts) if parts else first
 
 
 def _ragged(table: pa.Table, name: str) -> tuple[ndarray, ndarray]:
@@ -112,11 +124,18 @@ def gym_advantages(
 ) -> ndarray:  # [num_rows]
     """`row_advantages` of one group by the rule of its gym."""
     rule = credit_of(table["gym"][0].as_py())
-    return row_advantages(table, make_estimator(**asdict(rule)), values=values)
+    return row_advantages(
+        table, _estimator_of(rule), values=values, with_states=rule.estimator.compares_states
+    )
+
+
+@lru_cache
+def _estimator_of(rule: CreditRule) -> Estimator:
+    return make_estimator(**asdict(rule))
 
 
 def row_advantages(
-    table: pa.Table, estimator: Estimator, *, values: ndarray | None = None
+    table: pa.Table, estimator: Estimator, *, values: ndarray | None = None, with_states: bool = True
 ) -> ndarray:  # [num_rows]
     """One group's advantages in the table's row order, NaN on each turn of a trajectory that failed or has
     no reward. `values` [num_rows] are the critic's, before each turn."""
@@ -127,7 +146,7 @@ def row_advantages(
     advantages = estimator(
         np.split(rewards, inner),
         num_tokens=np.split(num_tokens, inner),
-        states=turn_states(table),
+        states=turn_states(table) if with_states else None,
         values=None if values is None else np.split(values, inner),
     )
     return np.concatenate(advantages)
@@ -143,24 +162,24 @@ def samples_from_table(
     given: nothing. Rows stand in order of (group_id, trajectory, turn).
     """
     groups, trajectories = table["group_id"].to_numpy(), table["trajectory"].to_numpy()
-    gyms = table["gym"].to_pylist()
     new_trajectory = (np.diff(groups, prepend=-1) != 0) | (np.diff(trajectories, prepend=-1) != 0)
     starts = np.flatnonzero(new_trajectory | table["forked"].to_numpy())
-    targets = np.full(table.num_rows, np.nan) if returns is None else returns
+    gyms = table["gym"].take(pa.array(starts)).to_pylist()
     dropped = drop_reasons(table, advantages=advantages)
-    tokens = _Tokens.of(table, advantages=advantages, returns=targets)
+    tokens = _Tokens.of(table, advantages=advantages, returns=returns)
     # Nothing stands before a sample's first token to predict it; a row without tokens may end the table.
-    tokens.loss_mask[tokens.offsets[starts][tokens.offsets[starts] < len(tokens.loss_mask)]] = False
+    firsts = tokens.offsets[starts]
+    tokens.loss_mask[firsts[firsts < len(tokens.loss_mask)]] = False
+    places = starmap(slice, pairwise([*firsts.tolist(), len(tokens.loss_mask)]))
+    keys = zip(groups[starts].tolist(), trajectories[starts].tolist(), strict=True)
     samples = []
-    for first, last in pairwise([*starts.tolist(), table.num_rows]):
-        key = (int(groups[first]), int(trajectories[first]))
-        place = slice(int(tokens.offsets[first]), int(tokens.offsets[last]))
+    for key, gym, place in zip(keys, gyms, places, strict=True):
         if key not in dropped and tokens.loss_mask[place].any():
             samples.append(
                 TrainingSample(
                     group_id=key[0],
                     trajectory=key[1],
-                    gym=gyms[first],
+                    gym=gym,
                     token_ids=tokens.token_ids[place],
                     loss_mask=tokens.loss_mask[place],
                     behavior_logprobs=tokens.behavior_logprobs[place],

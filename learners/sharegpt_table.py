@@ -87,13 +87,12 @@ def _render_turns(dialogue: SharedDialogue, renderer: Renderer) -> list[Turn]:
     turns: list[Turn] = []
     for number, text in enumerate(dialogue.said):
         reply = dialogue.heard[number + 1] if number + 1 < len(dialogue.heard) else None
-        ids = [*renderer.encode(text), renderer.stop_id]
-        zeros = [0] * len(ids)
+        completion = Completion.scripted([*renderer.encode(text), renderer.stop_id])
         turns.append(
             Turn(
                 context_ids=rendered.context_ids,
                 forked=rendered.forked,
-                completion=Completion(token_ids=ids, logprobs=zeros, policy_versions=zeros),
+                completion=completion,
                 text=text,
                 action=parse_tool_call(text),
                 feedback=reply.content if reply else "",
@@ -102,5 +101,7 @@ def _render_turns(dialogue: SharedDialogue, renderer: Renderer) -> list[Turn]:
         )
         if number + 1 < len(dialogue.said):
             assert reply is not None
-            rendered = renderer.extend(rendered, completion_ids=ids, said=read_completion(text), reply=reply)
+            rendered = renderer.extend(
+                rendered, completion_ids=completion.token_ids, said=read_completion(text), reply=reply
+            )
     return turns

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
@@ -60,7 +60,7 @@ def grpo_sums(
     if config.entropy_coefficient:
         bonus = (batch.weights.to(policy.entropies.dtype) * policy.entropies).sum() / num_tokens
         loss = loss - config.entropy_coefficient * bonus
-    own = batch.policy_versions == policy_version
+    own = _of_whole_completions(batch, policy_version=policy_version)
     gaps = (policy.logprobs.detach() - batch.behavior_logprobs).abs()
     sums = {
         "loss": loss,
@@ -76,6 +76,16 @@ def grpo_sums(
     if reference_logprobs is not None:
         sums["reference_kl"] = kl_k3(policy.logprobs.detach(), reference_logprobs).sum()
     return sums
+
+
+def _of_whole_completions(batch: MicroBatch, *, policy_version: int) -> Bool[Tensor, "L"]:
+    """Tokens of completions that were sampled under this version from beginning to end. What an engine goes
+    on with after an update in flight rests on keys and values of before: it differs from the learner although
+    both are right."""
+    is_other = batch.policy_versions != policy_version
+    has_other = torch.zeros(len(batch.states), dtype=torch.bool, device=is_other.device)
+    has_other[batch.turns[is_other]] = True
+    return ~has_other[batch.turns]
 
 
 def sft_sums(batch: MicroBatch, policy: PolicyOutput, *, num_tokens: int) -> Sums:

@@ -34,11 +34,10 @@ def samples_of_step(
         tables = [with_gain(table, gain, weight=weight, scored=trajectories_of(asked)) for table in tables]
         metrics = gain_metrics(gain, tables)
     values = critic_values(tables, config=config, scorer=scorer)
-    samples: list[TrainingSample] = []
     expected, received = [], []
-    dropped: Counter[str] = Counter()
+    of_rows: list[tuple[np.ndarray, np.ndarray]] = []
     for table in tables:
-        returns: np.ndarray | None = None
+        returns = np.full(table.num_rows, np.nan)
         if _asks_critic(table, config):
             keys = turn_keys(table)
             before = np.array([values.get(key, 0.0) for key in keys])
@@ -49,9 +48,14 @@ def samples_of_step(
             received += returns[seen].tolist()
         else:
             advantages = gym_advantages(table, config.credit_of)
-        mine = samples_from_table(table, advantages=advantages, returns=returns)
-        dropped += num_dropped(table, advantages=advantages, sampled=trajectories_of(mine))
-        samples += mine
+        of_rows.append((advantages, returns))
+    samples: list[TrainingSample] = []
+    dropped: Counter[str] = Counter()
+    if tables:  # all at once: a group alone is too small to lay out fast
+        whole = pa.concat_tables(tables)
+        advantages, returns = (np.concatenate(parts) for parts in zip(*of_rows, strict=True))
+        samples = samples_from_table(whole, advantages=advantages, returns=returns)
+        dropped = num_dropped(whole, advantages=advantages, sampled=trajectories_of(samples))
     metrics |= drop_metrics(dropped)
     explained = explained_variance(np.array(expected), np.array(received))
     if explained is not None:

@@ -117,7 +117,7 @@ class TextEngine:
             raise EngineError("nothing left to say")
         ids = [*self._renderer.encode(text), *self._stop]
         logprobs = [-1.0 - i for i in range(len(ids))]
-        return Completion(token_ids=ids, logprobs=logprobs, policy_versions=[7] * len(ids))
+        return Completion.of(ids, logprobs=logprobs, policy_versions=[7] * len(ids))
 
 
 def call_text(renderer: Renderer, action: Action) -> str:
@@ -133,10 +133,15 @@ def make_summary(
     num_turns: Sequence[int] | None = None,
     num_policy_tokens: int = 0,
     versions: tuple[int, int] = (0, 0),
+    spans: Sequence[int] | None = None,
     duration_s: float = 0.0,
     policy_s: float = 0.0,
-    env_s: float = 0.0,
+    queue_s: float = 0.0,
+    user_s: float = 0.0,
+    tool_s: float = 0.0,
+    reward_s: float = 0.0,
     user_retries: int = 0,
+    user_concurrency: float = 0.0,
 ) -> GroupSummary:
     """A summary whose rewards are its scores. `versions` is (oldest, newest)."""
     return GroupSummary(
@@ -152,10 +157,15 @@ def make_summary(
         num_policy_tokens=num_policy_tokens,
         oldest_version=versions[0],
         newest_version=versions[1],
+        version_spans=spans or [versions[1] - versions[0]] * len(scores),
         duration_s=duration_s,
         policy_s=policy_s,
-        env_s=env_s,
+        queue_s=queue_s,
+        user_s=user_s,
+        tool_s=tool_s,
+        reward_s=reward_s,
         user_retries=user_retries,
+        user_concurrency=user_concurrency,
         simulator="rules",
         persona="plain",
     )

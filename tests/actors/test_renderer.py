@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from actors.engine import Sampling
 from actors.renderer import Renderer, parse_tool_call, read_completion
 from actors.rollout import Setting, rollout
-from actors.trajectory import Trajectory
+from actors.trajectory import Trajectory, as_ids
 from learners.tiny_policy import CHAT_TEMPLATE, make_tokenizer
 from simulators.gyms import GYMS
 from simulators.message import TOOL_NAME, Action, Message, ToolCall
@@ -125,10 +125,10 @@ def test_a_completion_cut_by_length_gets_the_stop_as_context(tokenizer: PreTrain
     said = Message(role="assistant", content="", action=Action(choice="action", content="1"))
     reply = Message(role="tool", content="ok")
     ids = renderer.encode(call("action", "1"))
-    cut = renderer.extend(begun, completion_ids=ids, said=said, reply=reply)
-    whole = renderer.extend(begun, completion_ids=[*ids, renderer.stop_id], said=said, reply=reply)
-    assert cut.token_ids == whole.token_ids
-    assert cut.context_ids == (renderer.stop_id, *whole.context_ids)
+    cut = renderer.extend(begun, completion_ids=as_ids(ids), said=said, reply=reply)
+    whole = renderer.extend(begun, completion_ids=as_ids([*ids, renderer.stop_id]), said=said, reply=reply)
+    assert cut.token_ids.tolist() == whole.token_ids.tolist()
+    assert cut.context_ids.tolist() == [renderer.stop_id, *whole.context_ids.tolist()]
 
 
 def test_a_canonical_dialogue_grows_into_what_the_template_renders_from_scratch(
@@ -145,7 +145,7 @@ def test_a_canonical_dialogue_grows_into_what_the_template_renders_from_scratch(
             reply=Message(role="tool", content="No."),
         )
         assert not dialogue.forked
-        assert dialogue.token_ids == renderer.begin(dialogue.messages).token_ids
+        assert dialogue.token_ids.tolist() == renderer.begin(dialogue.messages).token_ids.tolist()
 
 
 def test_the_tiny_policys_dialogue_reads_as_its_template_renders_it(tokenizer: PreTrainedTokenizerFast):
@@ -173,7 +173,7 @@ async def test_a_template_that_strips_thoughts_forks_into_a_rendering_from_scrat
     assert forked == [0, *forks]
     for index in forked:
         request = engine.requests[index]
-        assert tuple(request.token_ids) == renderer.begin(request.messages).token_ids
+        assert request.token_ids.tolist() == renderer.begin(request.messages).token_ids.tolist()
         assert "Hm." not in renderer.tokenizer.decode(list(request.token_ids))
 
 
@@ -191,7 +191,7 @@ def test_a_tool_call_is_read_back_from_its_tokens(
 ):
     renderer = renderer_of(tokenizer, CHAT_TEMPLATE)
     ids = renderer.completion_of(Action(choice="answer", content=content, thought=thought))
-    assert ids[-1] == renderer.stop_id and ids.count(renderer.stop_id) == 1
+    assert ids[-1] == renderer.stop_id and ids.tolist().count(renderer.stop_id) == 1
     assert parse_tool_call(renderer.decode(ids)) == Action(choice="answer", content=content)
 
 

@@ -1,9 +1,11 @@
 """Rollout: how dialogues end, what a failure leaves behind, and what is kept of every turn."""
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from actors.engine import CompletionRequest, PolicyEngine, Sampling
@@ -20,7 +22,7 @@ from simulators.gyms import GYMS
 from simulators.message import Action
 from simulators.rule_user import RuleUser
 from simulators.task import Task, TaskKey
-from simulators.user import SimulatorError, User
+from simulators.user import WEB, SimulatorError, User, UserCall, UserReply
 from tests.fakes import ScriptedUser, TextEngine, call_text, make_key
 
 KEY = make_key("function")
@@ -66,9 +68,9 @@ async def test_turns_keep_what_was_sampled(renderer: Renderer):
     assert [turn.text for turn in trajectory.turns] == texts
     for text, turn in zip(texts, trajectory.turns, strict=True):
         ids = [*renderer.encode(text), renderer.stop_id]
-        assert turn.completion.token_ids == ids
-        assert turn.completion.logprobs == [-1.0 - i for i in range(len(ids))]
-        assert turn.completion.policy_versions == [7] * len(ids)
+        assert turn.completion.token_ids.tolist() == ids
+        assert turn.completion.logprobs.tolist() == [-1.0 - i for i in range(len(ids))]
+        assert turn.completion.policy_versions.tolist() == [7] * len(ids)
     assert trajectory.turns[0].action == Action(choice="action", content="1 2 3 4")
     assert trajectory.simulator == "rules"
     assert (trajectory.system, trajectory.task_key) == (GYMS["function"].system, KEY)
@@ -123,7 +125,7 @@ async def test_a_logprob_that_is_not_finite_is_the_engines_failure(renderer: Ren
 
     async def complete_badly(request: CompletionRequest) -> Completion:
         completion = await complete(request)
-        return replace(completion, logprobs=[*completion.logprobs[:-1], logprob])
+        return replace(completion, logprobs=np.append(completion.logprobs[:-1], np.float32(logprob)))
 
     engine.complete = complete_badly
     trajectory = await rollout(KEY, make_setting(renderer, lambda task, seed: engine), seed=0)
@@ -141,6 +143,35 @@ async def test_a_task_that_cannot_be_made_ends_the_trajectory_as_data(renderer: 
     trajectory = await say(renderer, [], key=make_key("no such gym"))
     assert trajectory.stop_reason is StopReason.ERROR and "no such gym" in trajectory.error
     assert (trajectory.turns, trajectory.opening) == ([], "")
+
+
+async def test_a_turns_seconds_are_those_of_engine_queue_user_and_tools(renderer: Renderer):
+    """The engine says that it computed for all but 20 of 60 ms; the user takes 50 ms."""
+    engine = TextEngine(renderer, [ask(renderer), "Well."])
+    complete = engine.complete
+
+    async def complete_late(request: CompletionRequest) -> Completion:
+        await asyncio.sleep(0.06)
+        return replace(await complete(request), queue_s=0.02)
+
+    async def reply_late(call: UserCall) -> UserReply:
+        await asyncio.sleep(0.05)
+        return replace(RuleUser().answer(call), simulator=simulator)
+
+    engine.complete = complete_late
+    user, simulator = ScriptedUser(), "qwen"
+    user.reply = reply_late
+    trajectory = await rollout(KEY, make_setting(renderer, lambda task, seed: engine, user=user), seed=0)
+    asked, silent = trajectory.turns
+    assert asked.policy_s >= 0.035 and asked.queue_s >= 0.02
+    assert asked.user_s >= 0.045 and asked.tool_s >= 0.0
+    assert (silent.user_s, silent.tool_s) == (0.0, 0.0)
+
+    engine = TextEngine(renderer, [ask(renderer)])
+    simulator = WEB
+    trajectory = await rollout(KEY, make_setting(renderer, lambda task, seed: engine, user=user), seed=0)
+    (searched,) = trajectory.turns
+    assert searched.user_s == 0.0 and searched.tool_s >= 0.045, "a search of the web is a tool's work"
 
 
 async def test_no_failure_becomes_a_reward(renderer: Renderer):

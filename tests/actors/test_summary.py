@@ -9,7 +9,7 @@ import pytest
 
 from actors.summary import state_keys, summarize
 from actors.table import to_table
-from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn, as_ids
 from rewards.reward import RewardContext
 from rewards.score import with_rewards
 from simulators.user import UserReply
@@ -21,16 +21,18 @@ KEY = make_key("travel")
 def turn(*, reward: float, versions: list[int]) -> Turn:
     size = len(versions)
     return Turn(
-        context_ids=[1],
+        context_ids=as_ids([1]),
         forked=False,
-        completion=Completion(token_ids=[2] * size, logprobs=[-1.0] * size, policy_versions=versions),
+        completion=Completion.of([2] * size, logprobs=[-1.0] * size, policy_versions=versions),
         text="",
         action=None,
         feedback="",
         reward=reward,
-        user_reply=UserReply(text="Yes.", num_retries=1),
+        user_reply=UserReply(text="Yes.", num_retries=1, concurrency=4 * size),
         policy_s=0.5,
-        env_s=0.25,
+        queue_s=0.125,
+        user_s=0.25,
+        tool_s=0.0625,
     )
 
 
@@ -61,7 +63,9 @@ def test_numbers_of_a_group_by_hand():
     assert list(summary.stop_reasons) == [t.stop_reason for t in trajectories]
     assert summary.num_policy_tokens == 8
     assert (summary.oldest_version, summary.newest_version) == (4, 7)
-    assert (summary.policy_s, summary.env_s, summary.user_retries) == (2.0, 1.0, 4)
+    assert summary.version_spans == [1, 0, 0, 1]
+    assert (summary.policy_s, summary.queue_s, summary.user_s, summary.tool_s) == (2.0, 0.5, 1.0, 0.25)
+    assert (summary.reward_s, summary.user_retries, summary.user_concurrency) == (0.0, 4, 8.0)
 
 
 def test_a_group_without_a_token_has_a_summary():

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.table import SCHEMA, to_table
-from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from actors.table import SCHEMA, to_table, with_reward_seconds
+from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn, as_ids
 from simulators.message import Action
 from simulators.user import UserReply
 from tests.fakes import make_key
@@ -15,9 +15,9 @@ from tests.fakes import make_key
 KEY = make_key("travel", index=3)
 ORDER = GroupOrder(group_id=9, task_key=KEY, group_size=3, seed=1)
 FULL = Turn(
-    context_ids=(1, 2, 3),
+    context_ids=as_ids([1, 2, 3]),
     forked=True,
-    completion=Completion(token_ids=[4, 5], logprobs=[-0.5, -0.25], policy_versions=[6, 7]),
+    completion=Completion.of([4, 5], logprobs=[-0.5, -0.25], policy_versions=[6, 7]),
     text="caf\u00e9 <tool_call>",
     action=Action(choice="search", content="flight sea"),
     feedback="F30 costs 7",
@@ -32,14 +32,17 @@ FULL = Turn(
         num_tokens=12,
         latency_s=0.5,
         num_retries=2,
+        concurrency=16,
     ),
     policy_s=1.5,
-    env_s=0.75,
+    queue_s=0.25,
+    user_s=0.75,
+    tool_s=0.125,
 )
 MUTE = Turn(
-    context_ids=[8],
+    context_ids=as_ids([8]),
     forked=False,
-    completion=Completion(token_ids=[9], logprobs=[-1.0], policy_versions=[7]),
+    completion=Completion.of([9], logprobs=[-1.0], policy_versions=[7]),
     text="Well.",
     action=None,
     feedback="",
@@ -99,9 +102,13 @@ def test_every_column_of_a_turn_comes_back():
         "user_tokens": 12,
         "user_latency_s": 0.5,
         "user_retries": 2,
+        "user_concurrency": 16,
         "user_facts": '{"part": "flight"}',
         "policy_s": 1.5,
-        "env_s": 0.75,
+        "queue_s": 0.25,
+        "user_s": 0.75,
+        "tool_s": 0.125,
+        "reward_s": 0.0,
     }
 
 
@@ -152,6 +159,12 @@ def test_a_user_who_failed_is_named_in_rows_that_nobody_answered():
 def test_a_group_of_nothing_but_failures_is_a_table_too():
     table = to_table(ORDER, [TRAJECTORIES[1]] * 3)
     assert table.num_rows == 3 and table.schema == SCHEMA
+
+
+def test_each_trajectory_waits_for_its_groups_scoring_in_equal_parts_over_its_turns():
+    table = with_reward_seconds(to_table(ORDER, TRAJECTORIES), 3.0)
+    assert table["reward_s"].to_pylist() == [1.5, 1.5, 3.0, 3.0]
+    assert table.schema == SCHEMA
 
 
 def test_the_table_survives_arrow_and_parquet():

@@ -18,9 +18,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from actors.config import EngineConfig
 from actors.engine import CompletionRequest, EngineError, Sampling
 from actors.engine_client import EngineClient
-from actors.trajectory import Completion
+from actors.trajectory import Completion, as_ids
 from actors.vllm_engine import EngineActor
-from learners.weight_sender import pack_weights
+from tests.actors.agreement import packed
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def _policy(*, seed: int) -> Qwen3ForCausalLM:
 def _request(*, seed: int, length: int = 300, most: int = 64, temperature: float = 1.0) -> CompletionRequest:
     token_ids = [*np.random.default_rng(7).integers(2, VOCAB_SIZE, length).tolist(), 2 + seed % 200]
     sampling = Sampling(temperature=temperature, max_completion_tokens=most)
-    return CompletionRequest(token_ids=token_ids, messages=(), sampling=sampling, seed=seed)
+    return CompletionRequest(token_ids=as_ids(token_ids), messages=(), sampling=sampling, seed=seed)
 
 
 async def _complete_all(client: EngineClient, requests: list[CompletionRequest]) -> list[Completion]:
@@ -94,7 +94,7 @@ def _gap(policy: Qwen3ForCausalLM, request: CompletionRequest, completion: Compl
 
 
 def _receive(started: Started, policy: Qwen3ForCausalLM, *, version: int) -> None:
-    payload = ray.put(pack_weights(policy.state_dict())[0])
+    payload = ray.put(packed(policy.named_parameters()))
     ray.get([engine.receive.remote(payload, version) for engine in started.engines], timeout=60)
 
 
@@ -115,7 +115,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
             np.array([5, 6], np.int32), max_completion_tokens=4, temperature=1.0, seed=0
         )
         served, _ = ray.wait([early], timeout=1.0)
-        payload = ray.put(pack_weights(policy.state_dict())[0])
+        payload = ray.put(packed(policy.named_parameters()))
         ray.get([engine.receive.remote(payload, 0) for engine in engines], timeout=60)
         versions = ray.get(early, timeout=60)[2].tolist()
         yield Started(
@@ -165,19 +165,40 @@ def test_the_seed_alone_decides_what_is_sampled(started: Started) -> None:
     assert list(once.token_ids) == list(again.token_ids) != list(other.token_ids)
 
 
+def test_no_more_is_computed_at_once_than_there_are_places_and_the_rest_is_waiting(started: Started) -> None:
+    client = EngineClient(started.engines[:1], timeout_s=60)
+
+    async def ask(seed: int) -> tuple[float, float]:
+        began = time.perf_counter()
+        completion = await client.complete(_request(seed=seed, length=20, most=24))
+        return time.perf_counter() - began, completion.queue_s
+
+    async def ask_all() -> list[tuple[float, float]]:
+        return await asyncio.gather(*(ask(seed) for seed in range(256)))
+
+    began = time.perf_counter()
+    waited_s, queue_s = np.transpose(_run(ask_all()))
+    duration_s = time.perf_counter() - began
+    num_places = EngineConfig().max_num_seqs
+    assert waited_s.sum() > num_places * duration_s, "too few requests for this test to show anything"
+    assert (waited_s - queue_s).sum() <= 1.01 * num_places * duration_s
+    assert (waited_s > queue_s).all() and (queue_s > 0).all()
+
+
 def test_weights_arrive_in_flight_and_each_token_names_its_version(started: Started) -> None:
     requests = [_request(seed=100 + seed, length=200, most=256) for seed in range(16)]
     policy = _policy(seed=1)
 
-    async def sync_in_flight() -> list[Completion]:
+    async def sync_in_flight() -> tuple[list[Completion], float]:
         running = asyncio.ensure_future(_complete_all(started.client, requests))
         await asyncio.sleep(0.2)
-        payload = ray.put(pack_weights(policy.state_dict())[0])
-        await asyncio.gather(*(engine.receive.remote(payload, 1) for engine in started.engines))
-        return await running
+        payload = ray.put(packed(policy.named_parameters()))
+        received = await asyncio.gather(*(engine.receive.remote(payload, 1) for engine in started.engines))
+        return await running, min(report["time/engine_paused_s"] for report in received)
 
-    completions = _run(sync_in_flight())
-    assert any(set(completion.policy_versions) == {0, 1} for completion in completions)
+    completions, paused_s = _run(sync_in_flight())
+    halted = [completion for completion in completions if set(completion.policy_versions) == {0, 1}]
+    assert halted and all(completion.queue_s > 0.9 * paused_s > 0 for completion in halted)
     old_gaps = []
     for request, completion in zip(requests, completions, strict=True):
         versions = list(completion.policy_versions)
@@ -187,7 +208,7 @@ def test_weights_arrive_in_flight_and_each_token_names_its_version(started: Star
             old = Completion(
                 token_ids=completion.token_ids[:num_old],
                 logprobs=completion.logprobs[:num_old],
-                policy_versions=versions[:num_old],
+                policy_versions=completion.policy_versions[:num_old],
             )
             old_gaps.append(_gap(started.policy, request, old))
     assert np.mean(old_gaps) < MOST_GAP
@@ -199,10 +220,30 @@ def test_weights_arrive_in_flight_and_each_token_names_its_version(started: Star
     assert np.mean(gaps) < MOST_GAP
 
 
+def test_a_request_that_has_no_token_yet_when_weights_change_reads_nothing_that_the_old_ones_cached(
+    started: Started,
+) -> None:
+    """More requests than places, all of one prompt: it is in the cache when the rest of them begins."""
+    engine: Any = started.engines[0]
+    client, policy = EngineClient([engine], timeout_s=60), _policy(seed=3)
+    requests = [_request(seed=300 + seed, length=300, most=128) for seed in range(160)]
+
+    async def sync_in_flight() -> list[Completion]:
+        running = asyncio.ensure_future(_complete_all(client, requests))
+        await asyncio.sleep(0.2)
+        await engine.receive.remote(ray.put(packed(policy.named_parameters())), 5)
+        return await running
+
+    completions = _run(sync_in_flight())
+    pairs = [pair for pair in zip(requests, completions, strict=True) if set(pair[1].policy_versions) == {5}]
+    assert len(pairs) >= 160 - 2 * EngineConfig().max_num_seqs
+    assert max(_gap(policy, *pair) for pair in pairs) < MOST_GAP
+
+
 def test_incomplete_weights_are_refused_and_close_the_gate_until_whole_ones_come(started: Started) -> None:
     policy = _policy(seed=2)
-    state = {name: tensor for name, tensor in policy.state_dict().items() if "layers.1.mlp" not in name}
-    payload = ray.put(pack_weights(state)[0])
+    some = ((name, one) for name, one in policy.named_parameters() if "layers.1.mlp" not in name)
+    payload = ray.put(packed(some))
     engine = started.engines[0]
     with pytest.raises(EngineError, match="lack 2 of the policy's parameters"):
         ray.get(engine.receive.remote(payload, 2), timeout=60)

@@ -148,12 +148,31 @@ def test_asynchronous_training_is_the_same_loop_with_a_larger_bound(tmp_path: Pa
     algorithm = tiny_config(tmp_path, name="async", max_off_policy_steps=1).build_algo()
     assert isinstance(algorithm, GRPO)
     try:
+        metrics = []
         for _ in range(4):
             algorithm.train()
             assert_promises_hold(algorithm.step_metrics, most_age=1)
-        assert algorithm.step_metrics["buffer/age/max"] == 1
+            metrics.append(algorithm.step_metrics)
+        assert metrics[-1]["buffer/age/max"] == 1
+        for name in ("learner/idle/share", "engine/idle/share", "engine/paused/share"):
+            assert all(0 <= step[name] <= 1 for step in metrics), name
+        assert all(step["engine/requests/mean"] > 0 for step in metrics)
+        open_groups = {order["group_id"] for order in algorithm.groups.state()["open_orders"]}
     finally:
         algorithm.stop()
+    trained_groups: list[int] = []
+    for step, numbers in enumerate(metrics, start=1):
+        rows = pq.read_table(algorithm.folder.trajectories / f"step-{step:05d}.parquet").to_pandas()
+        scores = rows[~rows.failed].groupby(["group_id", "trajectory"]).env_reward.sum()
+        assert scores.mean() == pytest.approx(numbers["rollout/reward/mean"])
+        assert sum(map(len, rows.completion_ids)) == numbers["rollout/policy_tokens"]
+        trained = rows[rows.outcome == "trained"]
+        assert set(trained.step) == {step}
+        oldest = min(min(versions) for versions in trained.policy_versions if len(versions))
+        assert numbers["buffer/age/max"] >= step - 1 - oldest
+        trained_groups += set(trained.group_id)
+    assert len(trained_groups) == len(set(trained_groups)) == 4 * 4
+    assert open_groups.isdisjoint(trained_groups), "what is trained is not generated again"
 
 
 def test_it_runs_as_a_tune_trainable(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.table import to_table
-from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn, as_ids
 from cluster.journal import Journal
 from cluster.outcomes import from_json, outcomes_of, to_json, write_parquet
 from cluster.recipe import BadInput
@@ -108,18 +108,26 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
 def a_table_of_two() -> list[Outcome]:
     """One dialogue with two turns, and one that failed before its first."""
     turn = Turn(
-        context_ids=(1,),
+        context_ids=as_ids([1]),
         forked=True,
-        completion=Completion(token_ids=(5,), logprobs=(0.0,), policy_versions=(0,)),
+        completion=Completion.of((5,), logprobs=(0.0,), policy_versions=(0,)),
         text="call",
         action=Action(choice="action", content="Why?"),
         feedback="So.",
         reward=0.25,
+        policy_s=1.0,
+        queue_s=0.25,
+        user_s=0.5,
     )
     said = Turn(
-        context_ids=(), forked=False, completion=turn.completion, text="I am done.", action=None, feedback="",
+        context_ids=as_ids(()),
+        forked=False,
+        completion=turn.completion,
+        text="I am done.",
+        action=None,
+        feedback="",
         reward=0.0,
-    )  # fmt: skip
+    )
     key = make_key("function")
     done = Trajectory(
         task_key=key, system="s", opening="Hi.", turns=[turn, said], stop_reason=StopReason.NO_TOOL_CALL
@@ -138,7 +146,10 @@ def test_outcomes_are_read_off_a_groups_table_and_survive_json() -> None:
     assert (done.feedbacks, done.opening, done.trial) == (("So.", ""), "Hi.", 0)
     assert broken.failed and math.isnan(broken.score)
     assert (broken.num_turns, broken.rewards, broken.error, broken.trial) == (0, (), "gone", 1)
+    assert done.seconds == from_json(to_json(done)).seconds == (1.0, 0.25, 0.5, 0.0, 0.0)
     assert from_json(to_json(done)) == done
+    of_before = {name: value for name, value in to_json(done).items() if name != "seconds"}
+    assert from_json(of_before) == done and from_json(of_before).seconds == ()
     assert math.isnan(from_json(to_json(broken)).score)
 
 
@@ -150,4 +161,5 @@ def test_parquet_has_a_row_a_dialogue_and_no_score_where_it_failed(tmp_path: Pat
         (None, None, True),
     ]
     assert rows[0]["rewards"] == [0.25, 0.0]
+    assert (rows[0]["policy_s"], rows[0]["queue_s"], rows[0]["user_s"]) == (1.0, 0.25, 0.5)
     assert rows[0]["stop_reason"] == "no_tool_call"

@@ -10,36 +10,45 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
+from numpy.typing import NDArray
 from ray import cloudpickle
 from ray.exceptions import ObjectLostError, RayActorError
 
 from cluster.learner_calls import LearnerError
 from cluster.learners import MOST_REBUILDS, Learners
 from learners.checkpoint import SaveReport
+from learners.feed import GroupRows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("small_ray")]
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file
 
 NUM_LEARNERS = 2
+NUM_BYTES = 2**21
 
 
 class LightLearner:
     """Counts its steps; nothing heavy is loaded."""
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
         self.num_steps = 0
 
     def apply(self, work: Callable[[Any], Any]) -> Any:
         return work(self)
 
-    def update_groups(self, tables: Sequence[ray.ObjectRef], *, step: int) -> dict[str, float]:
-        ray.get(list(tables))
+    def update_groups(self, groups: Sequence[GroupRows], *, step: int) -> dict[str, float]:
+        ray.get([group.ref for group in groups])
         self.num_steps += 1
         return {"num_steps": float(self.num_steps)}
+
+    def weights(self, *, dtype: str) -> tuple[NDArray[np.uint8], dict[str, float]] | None:
+        """More bytes than Ray puts into an answer: they stay in the object store."""
+        return (np.ones(NUM_BYTES, np.uint8), {"seconds": 0.5}) if self.rank == 0 else None
 
     def save(self, path: str) -> None: ...
 
@@ -47,9 +56,9 @@ class LightLearner:
         return SaveReport(done=True)
 
 
-def light_learner() -> Any:
+def light_learner(rank: int = 0) -> Any:
     create: Any = ray.remote(LightLearner)
-    return create.options(num_cpus=0).remote()
+    return create.options(num_cpus=0).remote(rank)
 
 
 class LightGroup:
@@ -59,7 +68,7 @@ class LightGroup:
         self.config = SimpleNamespace(
             num_learners=NUM_LEARNERS, num_cpus_per_learner=num_cpus, num_gpus_per_learner=0
         )
-        self._workers: list[Any] = [light_learner() for _ in range(NUM_LEARNERS)]
+        self._workers: list[Any] = [light_learner(rank) for rank in range(NUM_LEARNERS)]
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple[()], dict[str, Any]]:
         return (), {}
@@ -152,6 +161,21 @@ def test_new_learners_that_do_not_start_end_the_run() -> None:
     assert time.monotonic() - start < 30
 
 
+def test_weights_outlive_the_learners_that_packed_them() -> None:
+    """Engines fetch them while the learners train on: who dies then has to be replaced, and nothing else."""
+    groups = [LightGroup()]
+    learners = Learners(groups[0], most_steps=8, replaced=groups.append)
+    payload, cost = learners.weights(dtype="float32")
+    for actor in groups[0]._workers:
+        kill(actor)
+    time.sleep(1.0)  # Ray notices after a moment that an object's owner is gone
+    assert int(ray.get(payload, timeout=30).sum()) == NUM_BYTES
+    assert cost == {"seconds": 0.5}
+    again, _ = learners.weights(dtype="float32")
+    assert int(ray.get(again, timeout=30).sum()) == NUM_BYTES
+    assert learners.num_rebuilds == 1
+
+
 def test_an_error_of_a_learner_itself_is_raised_at_once_in_one_line() -> None:
     learners = Learners(LightGroup(), most_steps=8)
 
@@ -183,7 +207,7 @@ def test_what_cannot_be_taken_again_ends_the_run_and_says_how_it_goes_on() -> No
     table = owned_by(owner)
     groups = [LightGroup()]
     learners = Learners(groups[0], most_steps=1, replaced=groups.append)
-    learners.update([table], step=0)
+    learners.update([GroupRows(ref=table, first_row=0, num_rows=1)], step=0)
     kill(owner)
     wait_until_lost(table)
     kill(groups[-1]._workers[1])

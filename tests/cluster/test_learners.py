@@ -23,7 +23,7 @@ from cluster.learners import Learners
 from cluster.run_folder import RunFolder
 from learners.checkpoint import is_checkpoint
 from learners.sft_config import SftConfig
-from tests.learners.groups import LearnerOnlyConfig, group_config, start, write_policy
+from tests.learners.groups import LearnerOnlyConfig, group_config, start, stored, write_policy
 from tests.learners.tiny import plain_model, random_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("small_ray")]
@@ -53,10 +53,11 @@ class Run:
         self.learners.sft_updates(first_step=0, num_steps=2)
 
     def grpo(self) -> dict[str, float]:
-        tables = [ray.put(random_table(group_id=10 * self.step + i, version=self.step)) for i in range(2)]
+        tables = [stored(random_table(group_id=10 * self.step + i, version=self.step)) for i in range(2)]
         metrics = self.learners.update(tables, step=self.step)
         self.step += 1
-        return {name: value for name, value in metrics.items() if "tokens_per_s" not in name}
+        clocks = ("time/", "learner/tokens_per_s")
+        return {name: value for name, value in metrics.items() if not name.startswith(clocks)}
 
     def weights(self) -> dict[str, torch.Tensor]:
         payload, _ = self.learners.weights(dtype="float32")

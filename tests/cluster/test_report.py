@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from actors.trajectory import StopReason
@@ -77,3 +78,30 @@ def test_rows_of_other_policies_stay_in_the_file(tmp_path: Path) -> None:
     assert scores[("random", "function")] == 0.1
     assert scores[("expert", "function")] == 0.9
     assert len(read_rows(path)) == 2 * 4
+
+
+def test_where_the_time_of_a_turn_went_stands_by_simulator_and_gym(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    expert = evaluation("expert", scores={"function": 1.0, "travel": 1.0})
+    function, travel = expert.outcomes
+    timed = [
+        replace(function, seconds=(3.0, 1.0, 0.0, 0.0, 0.0)),
+        replace(function, task_id="function-1", num_turns=6, seconds=(1.0, 1.0, 0.0, 1.0, 1.0)),
+        travel,  # of an older journal
+    ]
+    write_report(path, [replace(expert, outcomes=timed)], held_out=[], success_score=0.99)
+    assert json.loads(path.read_text())["times"] == [
+        {
+            "policy": "expert",
+            "simulator": "rules",
+            "gym": "function",
+            "turn_s": 1.0,
+            "policy_share": 0.5,
+            "queue_share": 0.25,
+            "user_share": 0.0,
+            "tool_share": 0.125,
+            "reward_share": 0.125,
+        }
+    ]
+    page = path.with_suffix(".md").read_text()
+    assert "| expert | rules | function | 1.000 | 0.500 | 0.250 | 0.000 | 0.125 | 0.125 |" in page

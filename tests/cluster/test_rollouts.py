@@ -30,7 +30,7 @@ def test_tables_keep_the_order_of_their_orders_though_an_actor_died() -> None:
         GroupOrder(group_id=i, task_key=source.draw(), group_size=1, seed=0) for i in range(2 * CHUNK + 3)
     ]
     counts: list[int] = []
-    tables: Any = Rollouts(DyingActors(), engines=[], restore=lambda: None).sample(
+    tables: Any = Rollouts(DyingActors(), engines=[], restore=lambda: None, group_timeout_s=60.0).sample(
         orders, policy="expert", advance=lambda count, _: counts.append(count)
     )
     assert [group_id for table in tables for group_id in table] == list(range(len(orders)))

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from actors.table import to_table
-from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn, as_ids
 from cluster.config import RunConfig, load
-from cluster.console import stage_progress, step_line
+from cluster.console import stage_progress, step_line, times_line
 from cluster.results import evaluation_rows
 from cluster.run_folder import RunFolder
 from cluster.scores import Outcome
@@ -28,6 +28,8 @@ METRICS = {
     "rollout/turns/mean": 5.2,
     "rollout/tokens_per_s": 8123.0,
     "buffer/age/max": 0.0,
+    "learner/idle/share": 0.064,
+    "engine/idle/share": 0.02,
     "ledger/issued": 640.0,
     "ledger/trained": 512.0,
     "ledger/dropped/flat": 112.0,
@@ -47,9 +49,9 @@ def folder_of(config: RunConfig) -> RunFolder:
 
 
 def a_group() -> pa.Table:
-    completion = Completion(token_ids=(1, 2), logprobs=(-0.1, -0.2), policy_versions=(0, 0))
+    completion = Completion.of((1, 2), logprobs=(-0.1, -0.2), policy_versions=(0, 0))
     turn = Turn(
-        context_ids=(0,),
+        context_ids=as_ids((0,)),
         forked=True,
         completion=completion,
         text="<tool_call>",
@@ -65,9 +67,26 @@ def a_group() -> pa.Table:
     return to_table(GroupOrder(group_id=0, task_key=key, group_size=2, seed=0), [silent, solved])
 
 
+def test_the_line_of_a_runs_times_reads_like_this() -> None:
+    def step(*seconds: float, learner: float, engine: float) -> dict[str, float]:
+        names = ("wait", "update", "sync", "weights", "report")
+        stages = {f"time/{name}_s": one for name, one in zip(names, seconds, strict=True)}
+        idle = {"learner/idle/share": learner, "engine/idle/share": engine}
+        return {**stages, **idle, "time/step_s": sum(seconds)}
+
+    steps = [
+        step(1.0, 2.0, 0.0, 0.5, 0.5, learner=0.4, engine=0.0),
+        step(0, 12, 0, 0, 0, learner=0, engine=1),
+    ]
+    assert times_line(steps) == (
+        "2 steps of 8.0s: wait 6% update 88% sync 0% weights 3% report 3% | idle learner 10% engine 75%"
+    )
+
+
 def test_step_line_reads_like_this() -> None:
     assert step_line(12, num_steps=60, metrics=METRICS) == (
-        "step 12/60 | 4.2s | reward 0.41 | turns 5.2 | lag 0 | 8.1k tok/s | dropped flat 112 | "
+        "step 12/60 | 4.2s | reward 0.41 | turns 5.2 | lag 0 | 8.1k tok/s | "
+        "idle learner 6% engine 2% | dropped flat 112 | "
         "ledger 640 = 512 + 112 + 16"
     )
 

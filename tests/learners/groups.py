@@ -5,12 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import ray
 from ray import cloudpickle
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 
 from learners.config import LearnerConfig, LearnerSettings, TinyPolicyConfig
+from learners.feed import GroupRows
 from learners.learner import GRPOLearner
 from learners.sft_config import SftConfig
 from learners.tiny_policy import build
@@ -58,3 +61,8 @@ def write_policy(folder: Path) -> Path:
     tiny = TinyPolicyConfig(hidden_size=32, num_layers=2, num_heads=1, intermediate_size=48, vocab_size=512)
     build(folder, tiny, max_tokens=128, seed=0)
     return folder
+
+
+def stored(table: pa.Table) -> GroupRows:
+    """The table as a feed has it: by reference."""
+    return GroupRows(ref=ray.put(table), first_row=0, num_rows=table.num_rows)

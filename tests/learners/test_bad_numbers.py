@@ -34,7 +34,7 @@ def turns_of(reward: float, *, completion: tuple[int, ...] = (4, 5), logprob: fl
     """Two turns; the second is rewarded, and its last token has this logprob."""
     first = make_turn([1, 2], completion and (3,), reward=0.0, forked=True)
     second = make_turn([6], completion, reward=reward, forked=False)
-    logprobs = [*second.completion.logprobs[:-1], logprob] if completion else []
+    logprobs = np.array([*second.completion.logprobs[:-1], logprob] if completion else [], np.float32)
     return [first, replace(second, completion=replace(second.completion, logprobs=logprobs))]
 
 
@@ -61,11 +61,12 @@ def booked(table: pa.Table) -> dict[str, int]:
     sizes = BufferSizes(group_size=size, groups_per_step=1, max_off_policy_steps=0, seed=0)
     source = TaskSource({"function": 1.0}, split="train", seed=0, difficulty=0)
     buffer = Buffer(sizes, source=source, is_flat=partial(is_flat, credit_of=CONFIG.credit_of))
-    order = buffer.issue("actor")
+    order = buffer.issue()
     assert order is not None
     table = table.set_column(0, "group_id", pa.array([order.group_id] * table.num_rows))
     buffer.put(order, summary=summarize(order, table, duration_s=1.0), payload=table)
     for group in buffer.take(1, policy_version=0) or []:
+        buffer.book([group.order.group_id])
         buffer.release([group.order.group_id])
     ledger = buffer.ledger()
     assert ledger.in_flight == 0 and ledger.dropped.keys() == set(DROP_REASONS)
@@ -113,8 +114,9 @@ def test_a_failure_is_counted_as_failed_whatever_else_is_wrong_with_it():
 
 
 def test_one_of_each_is_one_of_each():
-    bad = [turns_of(math.nan), turns_of(0.5, logprob=math.inf), turns_of(0.5, completion=()), turns_of(1.0)]
-    samples, dropped = learned(group_of(*GOOD, *bad, ends=[DONE] * 6 + [FAILED]))
+    bad = [turns_of(math.nan), turns_of(0.5, logprob=math.inf), turns_of(0.5, completion=())]
+    cut = [FAILED, StopReason.TIME_LIMIT, StopReason.SURPLUS]
+    samples, dropped = learned(group_of(*GOOD, *bad, *[turns_of(1.0)] * 3, ends=[DONE] * 6 + cut))
     assert len(samples) == 3
     assert dropped == dict.fromkeys(DROPPED, 1.0)
 

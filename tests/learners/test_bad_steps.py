@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import torch
 
 from actors.table import REWARD
 from learners.sft_config import SftConfig
-from tests.learners.groups import group_config, on_each, start, write_policy
+from tests.learners.groups import group_config, on_each, start, stored, write_policy
 from tests.learners.test_bad_numbers import GOOD, group_of, turns_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_ray")]
@@ -36,7 +35,7 @@ def test_no_bad_step_touches_weights_or_optimizer(tmp_path: Path):
     group = start(config)
 
     def step(tables: list[pa.Table], number: int) -> dict[str, float]:
-        refs = [ray.put(table) for table in tables]
+        refs = [stored(table) for table in tables]
         (metrics,) = on_each(group, lambda learner: learner.update_groups(refs, step=number))
         return metrics
 

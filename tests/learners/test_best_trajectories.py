@@ -177,6 +177,11 @@ def test_an_archive_from_before_a_column_was_added_is_read(tmp_path: Path):
     renderer = Renderer(make_tokenizer(vocab_size=1024))
     trajectory = play("expert", gym="travel", index=0, renderer=renderer)
     path = write_archive(tmp_path / "a", 1, [own_table(trajectory)])
-    pq.write_table(pq.read_table(path).drop_columns(["user_facts", "env_s"]), path)
+    pq.write_table(
+        pq.read_table(path).drop_columns(
+            ["user_facts", "user_concurrency", "queue_s", "user_s", "tool_s", "reward_s"]
+        ),
+        path,
+    )
     best = best_trajectories([tmp_path / "a"], gyms=["travel"], per_gym=2)["travel"]
     assert len(Demonstrations([load_trajectories(best, renderer=renderer)])) == 1

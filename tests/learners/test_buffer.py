@@ -58,10 +58,15 @@ def summary_of(
         num_policy_tokens=10,
         oldest_version=oldest,
         newest_version=oldest,
+        version_spans=[0] * len(rewards),
         duration_s=1.0,
         policy_s=0.5,
-        env_s=0.5,
+        queue_s=0.0,
+        user_s=0.5,
+        tool_s=0.0,
+        reward_s=0.0,
         user_retries=0,
+        user_concurrency=0.0,
         simulator="rules",
         persona="plain",
     )
@@ -71,7 +76,7 @@ def test_groups_in_which_everything_failed_are_counted_until_one_succeeds():
     buffer = make_buffer(make_sizes())
     counts = []
     for reasons in ([FAILED, FAILED], [FAILED, FAILED], [OK, FAILED], [FAILED, FAILED]):
-        order = buffer.issue("a")
+        order = buffer.issue()
         assert order is not None
         rewards = [math.nan if reason.failed else 0.5 for reason in reasons]
         buffer.put(order, summary=summary_of(order, rewards, reasons=reasons), payload=None)
@@ -89,7 +94,7 @@ def test_groups_without_any_reward_are_lost_like_those_that_failed():
 
 
 def finish(buffer: Buffer, rewards: list[float], *, oldest: int = 0) -> GroupOrder:
-    order = buffer.issue("a")
+    order = buffer.issue()
     assert order is not None
     buffer.put(order, summary=summary_of(order, rewards, oldest=oldest), payload=None)
     return order
@@ -97,38 +102,49 @@ def finish(buffer: Buffer, rewards: list[float], *, oldest: int = 0) -> GroupOrd
 
 def test_synchronous_training_orders_one_step_and_no_more():
     buffer = make_buffer(make_sizes(groups_per_step=2, max_off_policy_steps=0))
-    assert [buffer.issue("a") is None for _ in range(3)] == [False, False, True]
+    assert [buffer.issue() is None for _ in range(3)] == [False, False, True]
 
 
 def test_slots_are_one_step_of_groups_for_each_allowed_version():
     assert make_sizes(groups_per_step=4, max_off_policy_steps=2).num_slots == 12
 
 
-def test_a_slot_is_freed_by_release_and_not_by_take():
+def test_a_slot_is_freed_by_release_and_neither_by_take_nor_by_booking():
     buffer = make_buffer(make_sizes(groups_per_step=1))
     order = finish(buffer, [0.0, 1.0])
     assert buffer.take(1, policy_version=0) is not None
-    assert buffer.issue("a") is None
+    assert buffer.issue() is None
+    buffer.book([order.group_id])
+    assert buffer.issue() is None
+    assert (buffer.ledger().trained, buffer.ledger().in_flight, buffer.num_open) == (2, 0, 1)
     buffer.release([order.group_id])
-    assert buffer.issue("a") is not None
+    assert buffer.issue() is not None
+
+
+def test_a_group_that_ages_while_it_waits_is_dropped_at_the_moment_of_use():
+    buffer = make_buffer(make_sizes(groups_per_step=1, max_off_policy_steps=1))
+    orders = [finish(buffer, [0.0, 1.0], oldest=3) for _ in range(2)]
+    taken = [buffer.take(1, policy_version=version) for version in (4, 5)]
+    assert [[group.order for group in groups] if groups else None for groups in taken] == [orders[:1], None]
+    assert buffer.ledger().dropped["stale"] == 2
 
 
 def test_a_flat_group_is_dropped_and_frees_its_slot():
     buffer = make_buffer(make_sizes(groups_per_step=1))
     finish(buffer, [0.3, 0.1 + 0.2])
     assert buffer.ledger().dropped == dict.fromkeys(DROP_REASONS, 0) | {"flat": 2}
-    assert buffer.issue("a") is not None
+    assert buffer.issue() is not None
 
 
 def test_a_failed_trajectory_is_dropped_alone_where_two_others_differ():
     buffer = make_buffer(make_sizes(group_size=3, groups_per_step=1))
-    order = buffer.issue("a")
+    order = buffer.issue()
     assert order is not None
     summary = summary_of(order, [0.0, 1.0, math.nan], reasons=[OK, OK, FAILED])
     buffer.put(order, summary=summary, payload=None)
     groups = buffer.take(1, policy_version=0)
     assert groups is not None and groups[0].usable == (0, 1)
-    buffer.release([order.group_id])
+    buffer.book([order.group_id])
     ledger = buffer.ledger()
     assert (ledger.issued, ledger.trained, ledger.dropped["failed"], ledger.in_flight) == (3, 2, 1, 0)
 
@@ -148,7 +164,7 @@ def test_what_failures_and_missing_rewards_leave_over_is_booked_under_its_own_re
     rewards: list[float], reasons: list[StopReason], dropped: dict[str, int]
 ):
     buffer = make_buffer(make_sizes(group_size=3, groups_per_step=1))
-    order = buffer.issue("a")
+    order = buffer.issue()
     assert order is not None
     buffer.put(order, summary=summary_of(order, rewards, reasons=reasons), payload=None)
     assert {reason: count for reason, count in buffer.ledger().dropped.items() if count} == dropped
@@ -172,10 +188,11 @@ def test_take_gives_the_oldest_groups_first():
 
 def test_forgotten_orders_are_issued_again_first_and_not_booked_twice():
     buffer = make_buffer(make_sizes(groups_per_step=2, max_off_policy_steps=1))
-    first, second, third = (buffer.issue(holder) for holder in ("dead", "alive", "dead"))
+    first, second, third = (buffer.issue() for _ in range(3))
     assert first and second and third
-    assert buffer.forget("dead") == [first.group_id, third.group_id]
-    assert [buffer.issue("alive"), buffer.issue("alive")] == [first, third]
+    buffer.take_back([first.group_id, third.group_id])
+    assert (buffer.waiting, buffer.held) == ([first.group_id, third.group_id], [second.group_id])
+    assert [buffer.issue(), buffer.issue()] == [first, third]
     assert buffer.ledger().issued == 6
 
 
@@ -189,11 +206,11 @@ def test_a_second_put_is_ignored_and_counted():
 
 def test_a_group_that_comes_home_after_its_holder_was_forgotten_is_used_once():
     buffer = make_buffer(make_sizes(groups_per_step=1))
-    order = buffer.issue("dead")
+    order = buffer.issue()
     assert order is not None
-    buffer.forget("dead")
+    buffer.take_back([order.group_id])
     assert buffer.put(order, summary=summary_of(order, [0.0, 1.0]), payload=None)
-    assert buffer.issue("alive") is None
+    assert buffer.issue() is None
 
 
 def test_metrics_name_every_reason_from_the_first_step():
@@ -202,6 +219,8 @@ def test_metrics_name_every_reason_from_the_first_step():
         "ledger/trained": 0.0,
         "ledger/dropped/flat": 0.0,
         "ledger/dropped/failed": 0.0,
+        "ledger/dropped/cut": 0.0,
+        "ledger/dropped/surplus": 0.0,
         "ledger/dropped/unscored": 0.0,
         "ledger/dropped/no_tokens": 0.0,
         "ledger/dropped/too_few": 0.0,
@@ -233,20 +252,22 @@ class BufferLaws(RuleBasedStateMachine):
         )
         self.buffer = make_buffer(self.sizes)
         self.version = 0
+        self.live = 0  # the version in the engines; a step may end before its weights are there
+        self.booked: list[int] = []
         self.working: list[tuple[GroupOrder, int]] = []  # (order, version it began on)
         self.tasks: dict[int, int] = {}  # group id to task index
         self.taken: list[FinishedGroup] = []
         self.trained: Counter[int] = Counter()
         self.ended: list[GroupOrder] = []
 
-    @rule(holder=st.sampled_from("ab"), most=st.integers(1, 9))
-    def issue(self, holder: str, most: int) -> None:
-        for order in (self.buffer.issue(holder) for _ in range(most)):
+    @rule(most=st.integers(1, 9))
+    def issue(self, most: int) -> None:
+        for order in (self.buffer.issue() for _ in range(most)):
             if order is None:
                 return
             assert self.tasks.setdefault(order.group_id, order.task_key.index) == order.task_key.index
             assert order.group_id not in self.buffer.waiting
-            self.working.append((order, self.version))
+            self.working.append((order, self.live))
 
     @precondition(lambda self: self.working)
     @rule(groups=st.lists(GROUPS, min_size=1, max_size=4), newest_first=st.booleans())
@@ -281,26 +302,39 @@ class BufferLaws(RuleBasedStateMachine):
 
     @precondition(lambda self: self.taken)
     @rule()
-    def release(self) -> None:
+    def book(self) -> None:
+        self.release()  # one version is on its way at a time
         self.version += 1
-        self.buffer.release([group.order.group_id for group in self.taken])
-        self.trained.update(group.order.group_id for group in self.taken)
+        self.booked = [group.order.group_id for group in self.taken]
+        self.buffer.book(self.booked)
+        self.trained.update(self.booked)
         self.taken = []
+
+    @rule()
+    def release(self) -> None:
+        """The weights of the last step are live."""
+        num_open = self.buffer.num_open
+        self.buffer.release(self.booked)
+        assert self.buffer.num_open == num_open - len(self.booked)
+        self.live, self.booked = self.version, []
 
     @rule(stragglers=st.integers(0, 2))
     def train_one_step(self, stragglers: int) -> None:
         """The usual course, which takes random sequences far: all but a few old groups come home."""
-        self.issue("a", self.sizes.num_slots)
+        self.issue(self.sizes.num_slots)
         usual = ([0.0, 0.5, 1.0], [OK, OK, OK])
         self.put([usual] * max(0, len(self.working) - stragglers), newest_first=True)
         self.take()
         if self.taken:
-            self.release()
+            self.book()
 
-    @precondition(lambda self: self.working)
-    @rule(holder=st.sampled_from("ab"))
-    def forget(self, holder: str) -> None:
-        self.buffer.forget(holder)
+    @precondition(lambda self: self.buffer.held)
+    @rule(data=st.data())
+    def take_back(self, data: st.DataObject) -> None:
+        """Its holder is lost, or only late: what it was playing may still come home."""
+        lost = data.draw(st.lists(st.sampled_from(self.buffer.held), unique=True, min_size=1))
+        self.buffer.take_back(lost)
+        assert set(lost) <= set(self.buffer.waiting)
 
     @rule()
     def save_and_restore(self) -> None:
@@ -308,7 +342,8 @@ class BufferLaws(RuleBasedStateMachine):
         state = json.loads(json.dumps(self.buffer.state()))
         self.buffer = Buffer.from_state(state, sizes=self.sizes, source=source(), is_flat=IS_FLAT)
         assert self.buffer.ledger() == before
-        self.working, self.taken = [], []
+        self.working, self.taken, self.booked = [], [], []
+        self.live = self.version
 
     @invariant()
     def laws(self) -> None:

@@ -14,6 +14,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
+from actors.delivery import Delivery, FinishedTable
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
@@ -54,7 +55,9 @@ def make_buffer(run_folder: Path, *, groups_per_step: int = 1, max_off_policy_st
     )
     source = TaskSource({"function": 1.0}, split="train", seed=7, difficulty=0)
     rule = partial(is_flat, credit_of=LearnerConfig().credit_of)
-    return start(BufferActor, sizes, source=source, run_folder=run_folder, is_flat=rule)
+    return start(
+        BufferActor, sizes, source=source, run_folder=run_folder, is_flat=rule, group_timeout_s=WAIT_S
+    )
 
 
 def summary_of(order: GroupOrder, rewards: tuple[float, float]) -> GroupSummary:
@@ -71,10 +74,15 @@ def summary_of(order: GroupOrder, rewards: tuple[float, float]) -> GroupSummary:
         num_policy_tokens=4,
         oldest_version=0,
         newest_version=0,
+        version_spans=(0, 0),
         duration_s=1.0,
         policy_s=0.5,
-        env_s=0.5,
+        queue_s=0.0,
+        user_s=0.5,
+        tool_s=0.0,
+        reward_s=0.0,
         user_retries=0,
+        user_concurrency=0.0,
         simulator="rules",
         persona="plain",
     )
@@ -100,13 +108,33 @@ class Holder:
                     **{name: [[1], [2], []] for name in TOKEN_COLUMNS},
                 }
             )
-            get(feed.put.remote(order, summary_of(order, pair), table))
+            done_group = FinishedTable(order=order, summary=summary_of(order, pair), table=table)
+            get(feed.put.remote(Delivery.of([done_group])))
             done.append(order)
         return done
 
     def ask(self, feed: Actor, num: int) -> list[GroupOrder]:
         """Takes orders and never finishes them."""
         return get(feed.next_orders.remote(self._name, num))
+
+
+@ray.remote(num_cpus=0)
+def get_error() -> None:
+    raise ValueError("the weights lack a parameter")
+
+
+class LateEngine:
+    """An engine whose weights arrive when the test says so."""
+
+    def __init__(self) -> None:
+        self._arrived = asyncio.Event()
+
+    async def receive(self) -> dict[str, float]:
+        await self._arrived.wait()
+        return {}
+
+    async def arrive(self) -> None:
+        self._arrived.set()
 
 
 def work(feed: Actor, rewards: list[tuple[float, float]], *, name: str = "a") -> list[GroupOrder]:
@@ -121,19 +149,27 @@ def test_a_table_outlives_the_actor_that_made_it(tmp_path: Path):
     work(feed, [(0.0, 1.0)])
     time.sleep(1.0)
     (group,) = get(feed.take.remote(1, 0, WAIT_S))
-    table = get(group.payload)
+    table = group.payload.of(get(group.payload.ref))
     assert table["trajectory"].to_pylist() == [0, 0, 1]
     ray.kill(feed)
 
 
-def test_release_frees_the_slots_and_archives_trained_and_dropped_groups(tmp_path: Path):
+def test_booked_groups_are_archived_at_once_and_their_slots_are_freed_when_the_weights_are_live(
+    tmp_path: Path,
+):
     feed = make_buffer(tmp_path)
     work(feed, [(1.0, 1.0), (0.0, 1.0)])  # the flat one gives its slot back at once
     (group,) = get(feed.take.remote(1, 0, WAIT_S))
     asked = feed.next_orders.remote("b", 4)
-    assert ray.wait([asked], timeout=0.5)[0] == []  # a long poll: no slot before release
-    get(feed.release.remote([group.order.group_id], 1, 3))
+    summaries = get(feed.book.remote([group.order.group_id], 3))
+    assert [tuple(summary.rewards) for summary in summaries] == [(1.0, 1.0), (0.0, 1.0)]
+    engine = start(LateEngine)
+    live = [engine.receive.remote(), ray.put({})]
+    released = feed.release.remote([group.order.group_id], 1, live)
+    assert ray.wait([asked, released], timeout=1.0)[0] == []  # a long poll: no slot before all are live
+    get(engine.arrive.remote())
     assert [order.group_id for order in get(asked)] == [2]
+    get(released)
     work_metrics = get(feed.metrics.remote())
     assert work_metrics["ledger/trained"] == 2 and work_metrics["ledger/dropped/flat"] == 2
     get(feed.close.remote())
@@ -172,6 +208,19 @@ def test_orders_of_a_forgotten_holder_go_to_the_next_and_a_restored_buffer_issue
         ray.kill(actor)
 
 
+def test_no_slot_is_freed_where_an_engine_could_not_load_the_weights(tmp_path: Path):
+    feed = make_buffer(tmp_path)
+    work(feed, [(0.0, 1.0)])
+    (group,) = get(feed.take.remote(1, 0, WAIT_S))
+    get(feed.book.remote([group.order.group_id], 1))
+    broken = get_error.remote()
+    with pytest.raises(ValueError, match="the weights lack a parameter"):
+        get(feed.release.remote([group.order.group_id], 1, [broken, ray.put({})]))
+    metrics = get(feed.metrics.remote())
+    assert (metrics["buffer/slots_taken"], metrics["ledger/in_flight"]) == (1, 0)
+    ray.kill(feed)
+
+
 def test_close_ends_a_long_poll_with_none(tmp_path: Path):
     feed = make_buffer(tmp_path)
     get(feed.next_orders.remote("a", 1))
@@ -187,7 +236,8 @@ def test_a_disk_that_cannot_be_written_is_counted_and_stops_nothing(tmp_path: Pa
     for step in range(2):
         work(feed, [(0.0, 1.0)])
         (group,) = get(feed.take.remote(1, 0, WAIT_S))
-        get(feed.release.remote([group.order.group_id], 0, step))
+        get(feed.book.remote([group.order.group_id], step))
+        get(feed.release.remote([group.order.group_id], 0))
     get(feed.close.remote())
     metrics = get(feed.metrics.remote())
     assert metrics["buffer/archive_failures"] == 2 and metrics["ledger/trained"] == 4
@@ -197,7 +247,7 @@ def test_a_disk_that_cannot_be_written_is_counted_and_stops_nothing(tmp_path: Pa
 async def test_an_order_list_is_done_when_every_order_came_back_once(tmp_path: Path):
     keys = [TaskKey(gym="function", split="test", index=i, seed=7, difficulty=0) for i in range(3)]
     orders = [GroupOrder(group_id=i, task_key=key, group_size=2, seed=7) for i, key in enumerate(keys)]
-    feed = start(OrderList, orders)
+    feed = start(OrderList, orders, group_timeout_s=WAIT_S)
     lost = await feed.next_orders.remote("dead", 2)
     await asyncio.to_thread(work, feed, [(0.0, 1.0)])
     (table,) = await feed.finished_since.remote(0)

@@ -12,9 +12,10 @@ from actors.trajectory import StopReason
 from learners.checkpoint import Progress, load_checkpoint
 from learners.config import GymCreditConfig, LearnerConfig
 from learners.critic import Critic, critic_loss, explained_variance
+from learners.full_weights import full_state_dict
 from learners.loss_aggregation import turn_weights
 from learners.packing import micro_batches
-from learners.policy import Policy, full_state_dict
+from learners.policy import Policy
 from learners.samples import TrainingSample
 from learners.step import (
     accumulate_gradients,

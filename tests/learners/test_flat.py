@@ -176,22 +176,24 @@ def test_a_step_is_always_full_and_every_dropped_group_is_refilled_by_one_order(
     )
     source = TaskSource({"function": 1.0}, split="train", seed=7, difficulty=0)
     buffer = Buffer(sizes, source=source, is_flat=asks)
-    open_orders = [order for _ in range(sizes.num_slots) if (order := buffer.issue("a"))]
-    assert (len(open_orders), buffer.issue("a")) == (sizes.num_slots, None)
+    open_orders = [order for _ in range(sizes.num_slots) if (order := buffer.issue())]
+    assert (len(open_orders), buffer.issue()) == (sizes.num_slots, None)
     version = num_trained = num_flat = 0
     for rewards in groups:
         order = open_orders.pop(0)
         summary = replace(summary_of(rewards), group_id=order.group_id, oldest_version=version)
         buffer.put(order, summary=summary, payload=None)
-        refills = [order for _ in range(3) if (order := buffer.issue("a"))]
+        refills = [order for _ in range(3) if (order := buffer.issue())]
         assert len(refills) == asks(summary), "a flat group's slot is refilled at once, no other's is"
         num_flat += asks(summary)
         if (step := buffer.take(groups_per_step, policy_version=version)) is not None:
             assert len(step) == groups_per_step
             assert not any(asks(group.summary) for group in step)
-            buffer.release([group.order.group_id for group in step])
+            ids = [group.order.group_id for group in step]
+            buffer.book(ids)
+            buffer.release(ids)
             num_trained, version = num_trained + groups_per_step, version + 1
-            refills += [order for _ in range(9) if (order := buffer.issue("a"))]
+            refills += [order for _ in range(9) if (order := buffer.issue())]
             assert len(refills) == groups_per_step
         assert len(open_orders) + len(refills) + buffer.num_ready == sizes.num_slots
         open_orders += refills

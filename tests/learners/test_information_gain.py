@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from actors.renderer import Renderer, read_completion
 from actors.table import REWARD, to_table
-from actors.trajectory import GroupOrder, StopReason, Trajectory
+from actors.trajectory import GroupOrder, StopReason, TokenIds, Trajectory
 from learners.attention import PACKED_CAUSAL
 from learners.config import LearnerConfig
 from learners.information_gain import (
@@ -63,7 +63,7 @@ async def group(renderer: Renderer, *, gold: str | None = None, size: int = 1) -
     return table_of([trajectory for trajectory, _ in talks], gold=gold)
 
 
-def plain_logprobs(policy: Policy, context: Sequence[int], ids: Sequence[int]) -> np.ndarray:
+def plain_logprobs(policy: Policy, context: Sequence[int], ids: Sequence[int] | TokenIds) -> np.ndarray:
     """Of `ids` after the context, by the model alone, one sequence at a time."""
     policy.model.set_attn_implementation("sdpa")
     with torch.no_grad():

@@ -15,7 +15,7 @@ from safetensors.torch import load
 from actors.trajectory import StopReason
 from learners.sft_config import SftConfig
 from tests.learners import groups
-from tests.learners.groups import group_config, start
+from tests.learners.groups import group_config, start, stored
 from tests.learners.tiny import make_table, make_turn, plain_model, random_table, tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_ray")]
@@ -47,10 +47,10 @@ def save(group: LearnerGroup, path: Path) -> None:
 
 def update(group: LearnerGroup, *, step: int) -> dict[str, float]:
     """One GRPO step on random groups; every rank's report is the same."""
-    tables = [ray.put(random_table(group_id=i, seed=step, version=step)) for i in range(3)]
+    tables = [stored(random_table(group_id=i, seed=step, version=step)) for i in range(3)]
     ranks = on_each(group, "update_groups", tables, step=step)
     for metrics in ranks:
-        del metrics["learner/tokens_per_s"]
+        del metrics["learner/tokens_per_s"], metrics["time/learn_s"]
         assert metrics == ranks[0]
     return ranks[0]
 
@@ -147,10 +147,10 @@ def test_masked_trajectories_are_counted_and_change_only_what_is_learned(folder:
     turns = [[make_turn([1, 2], [3, 4], reward=float(i), forked=True)] for i in range(3)]
     reasons = (StopReason.TERMINATED, StopReason.MAX_TURNS, StopReason.TERMINATED)
     table = make_table(list(zip(turns, reasons, strict=True)))
-    (kept,) = on_each(make_group(folder), "update_groups", [ray.put(table)], step=0)
-    (masked,) = on_each(make_group(folder, truncated="mask"), "update_groups", [ray.put(table)], step=0)
+    (kept,) = on_each(make_group(folder), "update_groups", [stored(table)], step=0)
+    (masked,) = on_each(make_group(folder, truncated="mask"), "update_groups", [stored(table)], step=0)
     assert "learner/num_masked" not in kept and masked["learner/num_masked"] == 1.0
     assert (kept["learner/num_loss_tokens"], masked["learner/num_loss_tokens"]) == (6.0, 4.0)
     cut = make_table([(turns[0], StopReason.MAX_TURNS), (turns[1], StopReason.MAX_TOKENS)])
-    (nothing,) = on_each(make_group(folder, truncated="mask"), "update_groups", [ray.put(cut)], step=0)
+    (nothing,) = on_each(make_group(folder, truncated="mask"), "update_groups", [stored(cut)], step=0)
     assert (nothing["learner/num_skipped"], nothing["learner/num_masked"]) == (1.0, 2.0)

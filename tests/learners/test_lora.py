@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from learners.attention import PACKED_CAUSAL
 from learners.checkpoint import Progress, export_model, load_checkpoint
 from learners.config import LearnerConfig
+from learners.full_weights import full_state_dict
 from learners.lora import add_adapters
 from learners.packing import pack
-from learners.policy import Policy, full_state_dict, load_policy
+from learners.policy import Policy, load_policy
 from learners.step import make_optimizer
 from tests.learners.test_packing import samples_of
 from tests.learners.test_step import update

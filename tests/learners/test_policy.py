@@ -6,8 +6,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from learners import policy as policy_module
 from learners.attention import PACKED_CAUSAL
+from learners.full_weights import full_state_dict
 from learners.packing import pack
-from learners.policy import Policy, full_state_dict, load_policy
+from learners.policy import Policy, load_policy
 from tests.learners.test_packing import samples_of
 from tests.learners.tiny import plain_model, tiny_model, tiny_policy
 

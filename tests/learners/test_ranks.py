@@ -2,7 +2,6 @@
 with work that does not divide evenly, and checkpoints go from any number of ranks to any other."""
 
 import math
-import socket
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,13 @@ from torch.optim import Optimizer
 
 from learners.checkpoint import Progress, load_checkpoint
 from learners.config import LearnerConfig
+from learners.full_weights import full_state_dict
 from learners.loss_aggregation import take
 from learners.packing import micro_batches
-from learners.policy import Policy, full_state_dict, shard
+from learners.policy import Policy, shard
 from learners.samples import TrainingSample
 from learners.step import accumulate_gradients, apply_gradients, grpo_sums, make_optimizer
+from tests.learners.ranks import join
 from tests.learners.test_packing_exact import TEMPERATURE, dialogues
 from tests.learners.tiny import save_checkpoint, tiny_policy
 
@@ -140,10 +141,9 @@ def refuse(*, rank: int, ranks: int) -> None:
     assert str(optimizer.state_dict()) == moments
 
 
-def one_of(rank: int, ranks: int, folder: Path, port: int) -> None:
+def one_of(rank: int, ranks: int, folder: Path) -> None:
     """One process of `ranks`: what rank 0 found lies in `<ranks>.pt`."""
-    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=ranks)
-    torch.set_num_threads(1)
+    join(rank, num_ranks=ranks, folder=folder)
     found = {
         "gradients": gradients(rank=rank, ranks=ranks),
         "run": train(folder, rank=rank, ranks=ranks),
@@ -168,10 +168,7 @@ def test_many_ranks_learn_as_one(ranks: int, alone: tuple[Path, dict[str, Any]])
     many, and of many on one: the same numbers. A step that is bad on one rank is refused on all
     of them."""
     folder, expected = alone
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    spawn(one_of, args=(ranks, folder, port), nprocs=ranks)
+    spawn(one_of, args=(ranks, folder), nprocs=ranks)
     found = torch.load(folder / f"{ranks}.pt")
 
     assert found["gradients"].keys() == expected["gradients"].keys()

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +17,10 @@ from actors.table import REWARD, to_table
 from actors.trajectory import GroupOrder
 from learners.checkpoint import Progress, load_checkpoint
 from learners.config import LearnerConfig, TinyPolicyConfig
+from learners.full_weights import full_state_dict
 from learners.loss_aggregation import turn_weights
 from learners.packing import micro_batches
-from learners.policy import full_state_dict, load_policy, shard
+from learners.policy import load_policy, shard
 from learners.scoring import Scorer
 from learners.step import (
     accumulate_gradients,
@@ -33,6 +33,7 @@ from learners.step import (
 from learners.step_samples import samples_of_step
 from learners.tiny_policy import build
 from tests.actors.test_renderer import SPOKEN, talk
+from tests.learners.ranks import join
 from tests.learners.tiny import save_checkpoint
 
 CPU = torch.device("cpu")
@@ -97,9 +98,8 @@ def three_steps(folder: Path, *, kind: str, rank: int, num_ranks: int) -> list[d
     return report
 
 
-def two_ranks(rank: int, folder: Path, port: int) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def two_ranks(rank: int, folder: Path) -> None:
+    join(rank, num_ranks=2, folder=folder)
     reports = {kind: three_steps(folder, kind=kind, rank=rank, num_ranks=2) for kind in KINDS}
     (folder / f"{rank}.json").write_text(json.dumps(reports))
     dist.destroy_process_group()
@@ -110,10 +110,7 @@ def test_two_ranks_score_and_learn_as_one(tmp_path: Path):
     tiny = TinyPolicyConfig(hidden_size=32, num_layers=2, num_heads=1, intermediate_size=48, vocab_size=512)
     build(tmp_path / "model", tiny, max_tokens=MAX_TOKENS, seed=0)
     expected = {kind: three_steps(tmp_path, kind=kind, rank=0, num_ranks=1) for kind in KINDS}
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    spawn(two_ranks, args=(tmp_path, port), nprocs=2)
+    spawn(two_ranks, args=(tmp_path,), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     for kind in KINDS:

@@ -1,6 +1,5 @@
 """Adapters, bfloat16 and the reference on two ranks (FSDP2 over gloo), each against one rank."""
 
-import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from torch.multiprocessing.spawn import spawn
 
 from learners.checkpoint import Progress, load_checkpoint
 from learners.config import LearnerConfig
+from learners.full_weights import full_state_dict
 from learners.packing import micro_batches
-from learners.policy import Policy, full_state_dict, load_policy, shard
+from learners.policy import Policy, load_policy, shard
 from learners.reference import load_reference, reference_logprobs, write_reference
 from learners.step import accumulate_gradients, apply_gradients, grpo_sums, make_optimizer
+from tests.learners.ranks import join
 from tests.learners.test_packing import samples_of
 from tests.learners.tiny import save_checkpoint, tiny_model
 
@@ -86,9 +87,8 @@ def computed_with(policy: Policy) -> set[torch.dtype]:
     return seen
 
 
-def two_ranks(rank: int, folder: Path, port: int) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def two_ranks(rank: int, folder: Path) -> None:
+    join(rank, num_ranks=2, folder=folder)
     results = {case: train(case, folder, rank=rank, num_ranks=2) for case in CASES}
     torch.save(results, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()
@@ -110,10 +110,7 @@ def one(folder: Path) -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def two(folder: Path) -> dict[str, dict[str, Any]]:
     """Each case on two ranks, which agree on every number."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    spawn(two_ranks, args=(folder, port), nprocs=2)
+    spawn(two_ranks, args=(folder,), nprocs=2)
     ranks = [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
     for case in CASES:
         assert ranks[0][case]["sums"] == ranks[1][case]["sums"]

@@ -1,6 +1,6 @@
 """One optimizer step, on one rank and on two, and checkpoints between them."""
 
-import socket
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from torch.multiprocessing.spawn import spawn
 
 from learners.checkpoint import Progress, export_model, is_checkpoint, load_checkpoint
 from learners.config import LearnerConfig
+from learners.full_weights import full_state_dict
 from learners.loss_entropy import EntropyControl
 from learners.packing import micro_batches
-from learners.policy import Policy, full_state_dict, load_policy, shard
+from learners.policy import Policy, load_policy, shard
 from learners.step import (
     accumulate_gradients,
     apply_gradients,
@@ -22,6 +23,7 @@ from learners.step import (
     step_metrics,
     warmed_up,
 )
+from tests.learners.ranks import join
 from tests.learners.test_packing import samples_of
 from tests.learners.tiny import plain_model, save_checkpoint, tiny_model, tiny_policy
 
@@ -65,6 +67,19 @@ def test_a_step_changes_the_weights_and_reports_its_gap():
     assert not policy.head.equal(tiny_policy().head)
 
 
+def test_the_gap_leaves_out_completions_that_an_update_met_halfway():
+    """Their later tokens are of the newest version, and rest on keys and values of the one before."""
+    policy = tiny_policy()
+    (batch,) = micro_batches(SAMPLES, max_tokens=1024, rank=0, num_ranks=1, seed=0)
+    versions = torch.full_like(batch.policy_versions, 7)
+    first = batch.turns == batch.turns[0]
+    versions[first.nonzero()[0]] = 6
+    mixed = replace(batch, policy_versions=versions)
+    sums = grpo_sums(mixed, policy(mixed), config=CONFIG, num_tokens=NUM_TOKENS, policy_version=7)
+    assert 1 < int(first.sum()) < NUM_TOKENS
+    assert int(sums["own"]) == NUM_TOKENS - int(first.sum())
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_non_finite_step_leaves_weights_and_optimizer_untouched(where: str):
     policy = tiny_policy()
@@ -104,10 +119,9 @@ def test_an_unfinished_checkpoint_is_refused(tmp_path: Path):
         load_checkpoint(tmp_path, policy, make_optimizer(policy, config=CONFIG))
 
 
-def two_ranks(rank: int, folder: Path, port: int) -> None:
+def two_ranks(rank: int, folder: Path) -> None:
     """Loads the checkpoint that one rank wrote, takes a step, writes checkpoint and export."""
-    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+    join(rank, num_ranks=2, folder=folder)
     policy = load_policy(
         str(folder / "model"), temperature=1.0, dtype=torch.float32, recompute_activations=False
     )
@@ -137,10 +151,7 @@ def test_two_ranks_take_the_step_of_one_and_share_its_checkpoints(tmp_path: Path
     expected_sums = update(policy, optimizer, rank=0, num_ranks=1)
     expected = weights_of(policy)
 
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    spawn(two_ranks, args=(tmp_path, port), nprocs=2)
+    spawn(two_ranks, args=(tmp_path,), nprocs=2)
 
     result = torch.load(tmp_path / "result.pt")
     assert result["sums"] == pytest.approx(expected_sums, rel=1e-5)

@@ -54,7 +54,7 @@ def test_transformers_loads_the_folder_and_the_model_speaks(folder: Path):
     assert (
         model.config.eos_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
     )
-    ids = torch.tensor([Renderer(tokenizer).begin([Message(role="user", content="hello")]).token_ids])
+    ids = torch.from_numpy(Renderer(tokenizer).begin([Message(role="user", content="hello")]).token_ids)[None]
     assert model(ids).logits.isfinite().all()
     assert model.lm_head.weight is model.model.embed_tokens.weight
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from actors.table import REWARD, to_table
-from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from actors.trajectory import Completion, GroupOrder, StopReason, TokenIds, Trajectory, Turn, as_ids
 from learners.attention import PACKED_CAUSAL
 from learners.checkpoint import CheckpointWriter, Progress
 from learners.critic import Critic
@@ -59,16 +59,21 @@ def plain_model(folder: str) -> PreTrainedModel:
 
 
 def make_turn(
-    context: Sequence[int], completion: Sequence[int], *, reward: float, forked: bool, version: int = 0
+    context: Sequence[int] | TokenIds,
+    completion: Sequence[int] | TokenIds,
+    *,
+    reward: float,
+    forked: bool,
+    version: int = 0,
 ) -> Turn:
     """A turn whose behavior logprobs are -0.5, -0.6, ..."""
     return Turn(
-        context_ids=context,
+        context_ids=as_ids(context),
         forked=forked,
         completion=Completion(
-            token_ids=completion,
-            logprobs=[-0.5 - 0.1 * i for i in range(len(completion))],
-            policy_versions=[version] * len(completion),
+            token_ids=as_ids(completion),
+            logprobs=np.array([-0.5 - 0.1 * i for i in range(len(completion))], np.float32),
+            policy_versions=np.full(len(completion), version, np.int32),
         ),
         text="",
         action=None,

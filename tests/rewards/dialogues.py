@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from actors.table import to_table
-from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn, as_ids
 from simulators.message import Action
 from tests.fakes import make_key
 
@@ -23,10 +23,10 @@ def make_turn(
     num_tokens: int = 1,
 ) -> Turn:
     return Turn(
-        context_ids=[1],
+        context_ids=as_ids([1]),
         forked=False,
-        completion=Completion(
-            token_ids=[2] * num_tokens, logprobs=[-1.0] * num_tokens, policy_versions=[0] * num_tokens
+        completion=Completion.of(
+            [2] * num_tokens, logprobs=[-1.0] * num_tokens, policy_versions=[0] * num_tokens
         ),
         text=text,
         action=action,

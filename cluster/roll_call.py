@@ -1,0 +1,67 @@
+"""Asks all rollout actors something and waits for none of them twice: one that hangs, alive but without an
+answer, must not hold up the driver at every step."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+ANSWER_TIMEOUT_S = 10.0
+"""An actor that takes longer is silent. It is asked again, but nobody waits for its answer."""
+TAG = "silent"
+
+
+class RollCall:
+    """What is known of who answers."""
+
+    def __init__(self, env_runners: Any):
+        self._env_runners = env_runners
+        self._silent_since: dict[int, float] = {}
+        """By worker index; `time.monotonic()`."""
+
+    def ask(self, question: Callable[[Any], Any]) -> list[Any]:
+        """The answers of all living actors that are not silent, which have a `worker_index` each."""
+        self._hear_silent()
+        asked = [i for i in self._env_runners.healthy_env_runner_ids() if i not in self._silent_since]
+        if not asked:
+            return []
+        began = time.monotonic()
+        answers = self._env_runners.foreach_env_runner(
+            question, remote_worker_ids=asked, local_env_runner=False, timeout_seconds=ANSWER_TIMEOUT_S
+        )
+        living = set(self._env_runners.healthy_env_runner_ids())  # who died just now is known to be dead
+        unheard = living.intersection(asked) - {answer.worker_index for answer in answers}
+        self._silent_since.update(dict.fromkeys(unheard, began))
+        self._ping_silent()
+        return answers
+
+    @property
+    def silent_s(self) -> dict[int, float]:
+        """How long each silent actor has been so, by worker index; the others answer, or are dead."""
+        now = time.monotonic()
+        return {index: now - since for index, since in self._silent_since.items()}
+
+    def end(self, index: int) -> None:
+        """Ends a silent actor's process, even a stopped one; Ray starts it anew."""
+        manager = self._env_runners._worker_manager  # RLlib has no public way to one actor
+        ray.kill(manager.actors()[index], no_restart=False)
+        manager.set_actor_state(index, healthy=False)  # it is probed until it is back
+        del self._silent_since[index]
+
+    def _hear_silent(self) -> None:
+        """Who of the silent has found its voice again, or died."""
+        if not self._silent_since:
+            return
+        heard = self._env_runners.fetch_ready_async_reqs(tags=TAG, timeout_seconds=0.0)
+        living = set(self._env_runners.healthy_env_runner_ids()) - {index for index, _ in heard}
+        self._silent_since = {i: since for i, since in self._silent_since.items() if i in living}
+
+    def _ping_silent(self) -> None:
+        """Asked now, not at the next look: an optimizer step may lie between, and who has found its voice
+        meanwhile must not be ended for having been asked only then."""
+        if self._silent_since:
+            # One question each at a time: RLlib sends no second one before the first is answered.
+            self._env_runners.foreach_env_runner_async(
+                lambda actor: actor.ping(), tag=TAG, remote_worker_ids=list(self._silent_since)
+            )

@@ -1,0 +1,64 @@
+"""The driver's wait for groups: what ends it, and what only makes it ask again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import GetTimeoutError
+
+from cluster.config import RunConfig
+from cluster.groups import MOST_LOST_GROUPS, Groups
+
+
+class Buffer:
+    """Answers one `take` after another, as `ray.get` would give them."""
+
+    def __init__(self, answers: Sequence[object], *, num_lost_in_a_row: int = 0):
+        self._answers = list(answers)
+        self.take = SimpleNamespace(remote=lambda num_groups, policy_version, timeout_s: self._answers.pop(0))
+        self.num_lost_in_a_row = SimpleNamespace(remote=lambda: num_lost_in_a_row)
+
+
+def get(answer: Any, *, timeout: float) -> Any:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get", get)
+
+
+def groups_of(buffer: Any) -> Groups:
+    rollouts: Any = SimpleNamespace(supervise=lambda feed, group_size: None)
+    return Groups(buffer, run=RunConfig(), rollouts=rollouts, archive=Path("trajectories"))
+
+
+def test_a_wait_in_vain_is_said_in_one_line_and_asked_for_again(capsys: pytest.CaptureFixture[str]) -> None:
+    waits = TimeoutError("Traceback of the actor\n\nTimeoutError: 0 of 1 groups are ready")
+    assert groups_of(Buffer([waits, ["a group"]])).take(policy_version=4, check=lambda: None) == ["a group"]
+    assert capsys.readouterr().err == "step 5 waits for groups: TimeoutError: 0 of 1 groups are ready\n"
+
+
+def test_a_buffer_that_does_not_answer_is_not_asked_twice() -> None:
+    """It would hand out the groups of both calls, and the first ones' slots would never be free again."""
+    with pytest.raises(GetTimeoutError):
+        groups_of(Buffer([GetTimeoutError(), ["a group"]])).take(policy_version=0, check=lambda: None)
+
+
+def test_weights_that_failed_to_load_end_the_wait() -> None:
+    def check() -> None:
+        raise ValueError("a parameter is missing")
+
+    with pytest.raises(ValueError, match="a parameter is missing"):
+        groups_of(Buffer([["a group"]])).take(policy_version=0, check=check)
+
+
+def test_where_every_dialogue_fails_no_wait_is_long_enough() -> None:
+    buffer = Buffer([TimeoutError("not yet"), ["a group"]], num_lost_in_a_row=MOST_LOST_GROUPS)
+    with pytest.raises(RuntimeError, match="every dialogue of the last 256 groups failed"):
+        groups_of(buffer).take(policy_version=0, check=lambda: None)

@@ -1,0 +1,192 @@
+"""A rollout actor that hangs, alive but silent, costs the run no group: with Ray, without an engine."""
+
+import asyncio
+import math
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+from ray import cloudpickle
+
+from actors.rollout_actor import RolloutSetup
+from actors.scripted import Script
+from actors.trajectory import GroupOrder, GroupSummary
+from cluster.algorithm_config import create_rollouts
+from cluster.config import RunConfig
+from cluster.rollouts import Rollouts
+from learners.buffer import BufferSizes
+from learners.buffer_actor import BufferActor
+from rewards.reward import RewardContext
+from rewards.score import with_rewards
+from simulators.gyms import GYMS
+from simulators.rule_user import RuleUser
+from simulators.task import TaskSource
+from simulators.user import User, UserCall, UserReply
+from tests.fakes import make_key
+from tests.learners.groups import write_policy
+
+pytestmark = pytest.mark.slow
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file
+EXPERT: Script = "expert"
+GROUP_TIMEOUT_S = 4.0
+WAIT_S = 90.0
+
+
+class SlowUser:
+    """Answers by the rules, after half a second."""
+
+    async def reply(self, call: UserCall) -> UserReply:
+        await asyncio.sleep(0.5)
+        return RuleUser().answer(call)
+
+
+def connect_user(name: str) -> User:
+    return SlowUser()
+
+
+async def score(table: pa.Table, is_trained: bool) -> pa.Table:
+    return with_rewards(table, {"environment": 1.0}, RewardContext())
+
+
+@pytest.fixture(scope="module")
+def rollouts(small_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rollouts]:
+    config = RunConfig.model_validate(
+        {
+            "rollout": {
+                "num_actors": 2,
+                "dialogues_per_actor": 8,
+                "group_size": 2,
+                "group_timeout_s": GROUP_TIMEOUT_S,
+            }
+        }
+    )
+    setup = RolloutSetup(
+        config=config.rollout,
+        policy_folder=str(write_policy(tmp_path_factory.mktemp("policy"))),
+        max_tokens=100_000,
+        engine_places=math.inf,
+        connect_engine=lambda: None,  # type: ignore[arg-type,return-value]
+        open_gyms=lambda: GYMS,
+        personas="plain",
+        connect_user=connect_user,
+        score=score,
+    )
+    yield create_rollouts(config, setup, engines=[])
+
+
+def get(reference: Any) -> Any:
+    """`ray.get`, which types what it gives as a list, with a time limit."""
+    return ray.get(reference, timeout=WAIT_S)
+
+
+@contextmanager
+def stopped(rollouts: Rollouts, index: int) -> Iterator[Callable[[], None]]:
+    """Gives what stops an actor's process. If nobody has ended it by then, it goes on in the end."""
+    pids: list[int] = []
+
+    def stop() -> None:
+        states = rollouts._env_runners.foreach_env_runner(
+            lambda actor: (actor.worker_index, os.getpid()), local_env_runner=False
+        )
+        pids.append(dict(states)[index])
+        os.kill(pids[0], signal.SIGSTOP)
+
+    try:
+        yield stop
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def held_by_the_stopped(said: str) -> list[float]:
+    """Seconds for which actor 1 had each group that was lost with it."""
+    return [float(held_s) for held_s in re.findall(r"is lost: rollout-1-\w+ had it for ([\d.]+) s", said)]
+
+
+def test_an_evaluation_goes_on_without_an_actor_that_hangs(
+    rollouts: Rollouts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders = [
+        GroupOrder(group_id=i, task_key=make_key("function", index=i), group_size=2, seed=0)
+        for i in range(24)
+    ]
+    finished: list[int] = []
+    with stopped(rollouts, 1) as stop:
+
+        def finish(tables: Sequence[pa.Table]) -> None:
+            if not finished:
+                stop()
+            finished.extend(table["group_id"][0].as_py() for table in tables)
+
+        _, groups = rollouts.run(orders, policy=EXPERT, finish=finish)
+    assert [group.order for group in groups] == orders
+    assert sorted(finished) == list(range(24))
+    held_s = held_by_the_stopped(capsys.readouterr().err)
+    assert held_s and GROUP_TIMEOUT_S <= max(held_s) < GROUP_TIMEOUT_S + 10
+
+
+def never_flat(summary: GroupSummary) -> bool:
+    return False
+
+
+def test_training_goes_on_without_an_actor_that_hangs_until_ray_has_started_it_again(
+    rollouts: Rollouts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = BufferSizes(group_size=2, groups_per_step=4, max_off_policy_steps=1, seed=0, extra_dialogues=1)
+    feed: Any = ray.remote(BufferActor).options(num_cpus=0, max_concurrency=256)
+    feed = feed.remote(
+        sizes,
+        source=TaskSource({"function": 1.0}, split="train", seed=0, difficulty=0),
+        run_folder=tmp_path,
+        is_flat=never_flat,
+        group_timeout_s=GROUP_TIMEOUT_S,
+    )
+
+    def train(num_steps: int, *, until: Callable[[], bool] = lambda: True) -> None:
+        """Scripts speak as version 0, so that the version stands still here."""
+        deadline = time.monotonic() + WAIT_S
+        while num_steps > 0 or not until():
+            assert time.monotonic() < deadline
+            taking = feed.take.remote(4, 0, timeout_s=WAIT_S)
+            rollouts.supervise(feed, policy=EXPERT, group_size=3)
+            ids = [group.order.group_id for group in get(taking)]
+            get(feed.book.remote(ids, 1))
+            get(feed.release.remote(ids, 0))
+            assert get(feed.ledger.remote()).closes()
+            num_steps -= 1
+
+    def metrics() -> dict[str, float]:
+        return get(feed.metrics.remote())
+
+    with stopped(rollouts, 1) as stop:
+        train(2, until=lambda: 1 in rollouts._holders[feed])  # from then on it has groups, or asks for some
+        holder = rollouts._holders[feed][1]
+        stop()
+        train(2, until=lambda: metrics()["buffer/reissued"] > 0)
+    train(2, until=lambda: rollouts._holders[feed].get(1, holder) != holder)
+    ledger = get(feed.ledger.remote())
+    assert ledger.trained >= 6 * 4 * 2 and ledger.dropped["surplus"] >= 6 * 4
+    held_s = held_by_the_stopped(capsys.readouterr().err)
+    assert held_s and max(held_s) < GROUP_TIMEOUT_S + 10
+    ray.kill(feed)
+
+
+def test_an_actor_that_hung_before_an_evaluation_began_is_started_again(
+    rollouts: Rollouts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has none of the evaluation's groups, and may be the only actor."""
+    order = GroupOrder(group_id=0, task_key=make_key("function"), group_size=2, seed=0)
+    with stopped(rollouts, 1) as stop:
+        stop()
+        rollouts.run([order], policy=EXPERT, finish=lambda tables: None)
+    assert "rollout actor 1 has not answered for" in capsys.readouterr().err
