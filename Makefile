@@ -1,7 +1,9 @@
-# make train | make test | make test-fast | make bench-gyms | make bench-learner | make lint | make setup | make clean
+# make train | make test | make test-fast | make bench | make bench-gyms | make lint | make setup | make clean
 EXTRA  ?= cpu
 RECIPE ?= recipes/cpu-quickstart.toml
 RUN    ?=
+ONLY   ?=
+QUICK  ?=
 ARGS   ?=
 
 BIN   := .venv/bin
@@ -11,7 +13,7 @@ ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA=$(EXTRA): known are cpu and gpu)
 endif
 
-.PHONY: setup train test test-fast bench-gyms bench-learner lint clean
+.PHONY: setup train test test-fast bench bench-gyms lint clean
 
 setup: $(READY)
 	@:
@@ -28,8 +30,8 @@ test-fast: setup
 bench-gyms: setup
 	$(BIN)/python bench/gyms.py $(ARGS)
 
-bench-learner: setup
-	$(BIN)/python bench/learner.py $(ARGS)
+bench: setup
+	$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -57,13 +57,9 @@ def _turns(num_tokens: int, *, vocab_size: int, rng: np.random.Generator) -> lis
         num_tokens -= num_context + num_said
         turns.append(
             Turn(
-                context_ids=rng.integers(3, vocab_size, num_context).tolist(),
+                context_ids=rng.integers(3, vocab_size, num_context).astype(np.int32),
                 forked=not turns,
-                completion=Completion(
-                    token_ids=rng.integers(3, vocab_size, num_said).tolist(),
-                    logprobs=[0.0] * num_said,
-                    policy_versions=[0] * num_said,
-                ),
+                completion=Completion.scripted(rng.integers(3, vocab_size, num_said).tolist()),
                 text="",
                 action=None,
                 feedback="",

@@ -1,0 +1,199 @@
+"""Asynchronous training against our own synchronous mode with users who take their time: trained trajectories
+a second, seconds to the same reward, and who is idle. `make bench ONLY=asynchrony`.
+
+One run's processes train again and again from the same cold-started policy: Ray, Serve, vLLM, learner and all
+are those of `userrl train`. Modes take turns; what differs is `buffer.max_off_policy_steps` alone.
+"""
+
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from bench.part import run
+from bench.rows import Row
+from bench.trials import Step, Trials, trials
+from cluster.config import RunConfig
+from cluster.console import quiet_libraries
+
+WINDOW = 4
+"""Steps over which rewards are averaged: a step has few tasks, some easy and some not."""
+WARM_UP = 4
+"""First steps that no rate and no idle share counts: there the dialogues in flight are still few."""
+REACHED = 0.8
+"""Share of the synchronous run's rise in reward whose time is taken; the rest is noise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One latency of the users."""
+
+    delay_s: float
+    max_off_policy_steps: int
+    """Of the asynchronous mode: as many steps as pass during a dialogue, and one or two of reserve."""
+    num_steps: int
+    num_runs: int
+
+
+CASES = (
+    Case(delay_s=0.0, max_off_policy_steps=2, num_steps=12, num_runs=3),
+    Case(delay_s=0.05, max_off_policy_steps=3, num_steps=12, num_runs=3),
+    Case(delay_s=0.2, max_off_policy_steps=5, num_steps=24, num_runs=3),
+    Case(delay_s=1.0, max_off_policy_steps=12, num_steps=8, num_runs=2),
+)
+QUICK = (Case(delay_s=0.2, max_off_policy_steps=5, num_steps=10, num_runs=1),)
+
+
+def recipe(folder: str) -> RunConfig:
+    """Sized so that a learner with one core has no less to do than an engine with the other: the policy is
+    the quick-start's, two and a half times as wide. With a smaller one the learner waits for the engine,
+    whose work hardly depends on its size."""
+    return RunConfig.model_validate(
+        {
+            "run": {"name": "asynchrony", "folder": folder},
+            "gyms": {"weights": {"intention": 1.0, "persuade": 1.0}},
+            "policy": {
+                "tiny": {"hidden_size": 160, "num_layers": 4, "num_heads": 4, "intermediate_size": 480}
+            },
+            "rollout": {"dialogues_per_actor": 512, "group_size": 8, "max_completion_tokens": 48},
+            "engine": {"max_model_len": 640, "max_num_seqs": 128, "num_threads": 1},
+            "learner": {"lr": 5e-4, "num_threads": 1},
+            "buffer": {"groups_per_step": 4},
+            "sft": {"demonstrator": "hasty", "num_demonstrations": 3000, "num_epochs": 1.5, "lr": 3e-3},
+            "evaluation": {"tasks_per_gym": 150},
+            "checkpoint": {"every_steps": 1000},
+            "tracking": {"mode": "disabled"},
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """One training."""
+
+    steps: Sequence[Step]
+    score: float
+    """On held-out tasks, afterwards."""
+    low: float
+    high: float
+
+    @property
+    def rate(self) -> float:
+        """Trained trajectories a second, from the end of the warm-up on."""
+        first, last = self.steps[WARM_UP - 1], self.steps[-1]
+        num_trained = last.metrics["ledger/trained"] - first.metrics["ledger/trained"]
+        return num_trained / (last.ended_s - first.ended_s)
+
+    def mean(self, key: str) -> float:
+        """Of a metric over the steps after the warm-up, each by its length."""
+        counted = self.steps[WARM_UP:]
+        lengths = [step.metrics["time/step_s"] for step in counted]
+        weighed = [step.metrics[key] * length for step, length in zip(counted, lengths, strict=True)]
+        return sum(weighed) / sum(lengths)
+
+    def rewards(self) -> list[float]:
+        """Mean reward of the last `WINDOW` steps, at each step from the first whole window on."""
+        each = [step.metrics["rollout/reward/mean"] for step in self.steps]
+        return [fmean(each[end - WINDOW : end]) for end in range(WINDOW, len(each) + 1)]
+
+    def seconds_to(self, reward: float) -> float:
+        """Until that mean first reaches `reward`; infinite where it never does."""
+        ends = [step.ended_s for step in self.steps[WINDOW - 1 :]]
+        reached = (end for end, value in zip(ends, self.rewards(), strict=True) if value >= reward)
+        return next(reached, math.inf)
+
+
+def train(trial: Trials, *, delay_s: float, max_off_policy_steps: int, num_steps: int, seed: int) -> Outcome:
+    """One training and its evaluation."""
+    steps = trial.steps(
+        num_steps=num_steps,
+        run={"seed": seed},
+        simulator={"users": [{"type": "rules", "delay_s": delay_s}]},
+        buffer={"max_off_policy_steps": max_off_policy_steps},
+    )
+    score, low, high = trial.score()
+    outcome = Outcome(steps=steps, score=score, low=low, high=high)
+    print(
+        f"users of {1000 * delay_s:.0f} ms, max_off_policy_steps={max_off_policy_steps}, seed {seed}: "
+        f"{outcome.rate:.1f} trajectories/s, score {score:.3f}",
+        flush=True,
+    )
+    return outcome
+
+
+def rows_of(case: Case, *, sync: Sequence[Outcome], asynchronous: Sequence[Outcome]) -> Iterator[Row]:
+    """Both modes' numbers; ratios are medians of the ratios run by run."""
+    users = f"users of {1000 * case.delay_s:,.0f} ms"
+    names = f"{users}, synchronous", f"{users}, max_off_policy_steps={case.max_off_policy_steps}"
+    rises = [(one.rewards()[0], one.rewards()[-1]) for one in sync]
+    targets = [first + REACHED * (last - first) for first, last in rises]
+    measured = {
+        "trained trajectories": ([one.rate for one in sync], [one.rate for one in asynchronous], "1/s", 1),
+        "time to the same reward": (
+            [one.seconds_to(target) for one, target in zip(sync, targets, strict=True)],
+            [one.seconds_to(target) for one, target in zip(asynchronous, targets, strict=True)],
+            "s",
+            -1,
+        ),
+    }
+    for metric, (slow, quick, unit, sign) in measured.items():
+        ratio = median((new / old) ** sign for new, old in zip(quick, slow, strict=True))
+        for name, values in zip(names, (slow, quick), strict=True):
+            is_ours, never = name is names[1], math.isinf(median(values))
+            yield Row(
+                bench="asynchrony",
+                case=name,
+                metric=f"{metric}: most runs took longer than" if never else metric,
+                value=median(one.steps[-1].ended_s for one in asynchronous) if never else median(values),
+                unit=unit,
+                runs=len(values),
+                ratio_to=names[0] if is_ours else "",
+                ratio=ratio if is_ours else None,
+            )
+    for name, outcomes in zip(names, (sync, asynchronous), strict=True):
+        shares = {
+            "learner idle": [100 * one.mean("learner/idle/share") for one in outcomes],
+            "engine idle": [100 * one.mean("engine/idle/share") for one in outcomes],
+        }
+        scores = {
+            "score on held-out tasks": [one.score for one in outcomes],
+            "its 95 % interval, half": [(one.high - one.low) / 2 for one in outcomes],
+            "oldest token trained": [max(s.metrics["buffer/age/max"] for s in one.steps) for one in outcomes],
+        }
+        for metric, values in (*shares.items(), *scores.items()):
+            unit = "%" if metric in shares else "steps" if "token" in metric else ""
+            yield Row(
+                bench="asynchrony",
+                case=name,
+                metric=metric,
+                value=median(values),
+                unit=unit,
+                runs=len(values),
+            )
+
+
+def measure(quick: bool) -> list[Row]:
+    quiet_libraries()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder, trials(recipe(folder)) as trial:
+        for case in QUICK if quick else CASES:
+            outcomes: dict[int, list[Outcome]] = {0: [], case.max_off_policy_steps: []}
+            for seed in range(case.num_runs):
+                for bound, done in outcomes.items():
+                    done.append(
+                        train(
+                            trial,
+                            delay_s=case.delay_s,
+                            max_off_policy_steps=bound,
+                            num_steps=case.num_steps,
+                            seed=seed,
+                        )
+                    )
+            rows += rows_of(case, sync=outcomes[0], asynchronous=outcomes[case.max_off_policy_steps])
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(run(measure, doc=__doc__))

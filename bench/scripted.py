@@ -1,0 +1,71 @@
+"""Dialogues without a model, for measuring what surrounds one: a policy that always asks the same, and a user
+that takes its time."""
+
+import math
+from functools import partial
+from pathlib import Path
+
+from actors.config import RolloutConfig
+from actors.engine import CompletionRequest
+from actors.renderer import Renderer
+from actors.rollout_actor import RolloutSetup
+from actors.trajectory import Completion
+from learners.config import TinyPolicyConfig
+from learners.tiny_policy import build
+from rewards.config import RewardConfig
+from rewards.reward import RewardContext
+from rewards.score import make_scorer
+from simulators.gyms import GYMS
+from simulators.message import Action
+from simulators.rule_user import RuleUser
+from simulators.slow_user import SlowUser
+from simulators.user import User
+
+GYM = "intention"
+GROUP_SIZE = 8
+NUM_TURNS = 5
+"""Of each dialogue: four that the user answers, and a last one."""
+MAX_TOKENS = 2048
+
+
+class Talker:
+    """A `PolicyEngine` that asks on until the last turn, at once and without a model."""
+
+    def __init__(self, renderer: Renderer):
+        ask = Action(choice="action", content="What kind of place do you have in mind?")
+        self._ask = Completion.scripted(renderer.completion_of(ask))
+        self._end = Completion.scripted(renderer.completion_of(Action(choice="finish", content="")))
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        is_last = len(request.messages) // 2 >= NUM_TURNS
+        return self._end if is_last else self._ask
+
+
+def connect_talker(policy_folder: str) -> Talker:
+    return Talker(Renderer.from_folder(policy_folder))
+
+
+def connect_user(name: str, *, delay_s: float) -> User:
+    return SlowUser(RuleUser(), delay_s=delay_s)
+
+
+def write_policy(folder: Path) -> str:
+    """A folder with a tokenizer; returns it."""
+    build(folder, TinyPolicyConfig(hidden_size=16, num_layers=1, num_heads=1), max_tokens=MAX_TOKENS, seed=0)
+    return str(folder)
+
+
+def scripted_setup(config: RolloutConfig, *, policy_folder: str, delay_s: float) -> RolloutSetup:
+    """Rollout actors whose policy is a `Talker` and whose user takes `delay_s`, in their own process."""
+    context = RewardContext(gammas={GYM: 0.95}, max_completion_tokens=config.max_completion_tokens)
+    return RolloutSetup(
+        config=config,
+        policy_folder=policy_folder,
+        max_tokens=MAX_TOKENS,
+        engine_places=math.inf,
+        connect_engine=partial(connect_talker, policy_folder),
+        open_gyms=lambda: GYMS,
+        personas="plain",
+        connect_user=partial(connect_user, delay_s=delay_s),
+        score=make_scorer(RewardConfig(), context=context, num_processes=config.num_actors),
+    )

@@ -1,0 +1,253 @@
+"""Weight sync: seconds from the learner's policy to live weights, and the pause that a running request sees.
+
+One learner and one engine, each in its own process, in the way that a run would take here, while requests are
+being sampled. The pause is the longest gap between two tokens of one request around the sync, less the usual
+gap; `engine paused` is the engine's own account of it, from pause to resume.
+"""
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from actors.config import EngineConfig
+from actors.vllm_engine import EngineActor
+from bench.part import RUNS, run
+from bench.rows import Row
+from cluster.config import load
+from cluster.learners import Learners
+from cluster.transports import Way, find_transport
+from learners.config import LearnerConfig, LearnerSettings
+from learners.learner import GRPOLearner
+from learners.policy_learner import PolicyLearner
+from learners.sft_config import SftConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_REQUESTS = 32
+CONTEXT = 640
+LONGEST = CONTEXT - 64
+"""Tokens of a request."""
+TOKENS_AROUND = 4
+"""Tokens of every request before and after a sync, by which its usual gap is known."""
+TIMEOUT_S = 600.0
+
+
+class WatchedEngine(EngineActor):
+    """An engine with requests of its own, whose tokens are timed as they arrive."""
+
+    async def watch(self) -> None:
+        """Samples `NUM_REQUESTS` sequences from now on, each followed by another."""
+        self._stamps: list[list[float]] = [[] for _ in range(NUM_REQUESTS)]
+        self._watching = [asyncio.ensure_future(self._follow(i)) for i in range(NUM_REQUESTS)]
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Forgets all stamps, and returns when each request has some again."""
+        for stamps in self._stamps:
+            stamps.clear()
+        await self._some_tokens()
+
+    async def gaps(self) -> tuple[float, float]:
+        """The longest gap since `settle`, and the median, in seconds."""
+        have = [len(stamps) for stamps in self._stamps]
+        await self._some_tokens(have)
+        gaps = [np.diff(stamps) for stamps in self._stamps]
+        return max(float(gap.max()) for gap in gaps), float(np.median(np.concatenate(gaps)))
+
+    async def _some_tokens(self, have: Sequence[int] = (0,) * NUM_REQUESTS) -> None:
+        while any(len(s) < n + TOKENS_AROUND for s, n in zip(self._stamps, have, strict=True)):
+            for task in self._watching:
+                if task.done():
+                    task.result()
+            await asyncio.sleep(0.005)
+
+    async def _follow(self, index: int) -> None:
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        number = index
+        # The first ends early, each at its own time: if all began anew at once, no stamps would span a sync.
+        num_tokens = LONGEST * (index + 1) // NUM_REQUESTS
+        while True:
+            params = self._params(max_tokens=num_tokens, temperature=1.0, seed=number)
+            params.output_kind = RequestOutputKind.DELTA
+            params.ignore_eos, params.stop_token_ids = True, []
+            prompt = tokens_input([2 + number % 200] * 32, cache_salt=str(number))
+            async for _ in self._running().generate(prompt, params, request_id=f"watched-{number}"):
+                self._stamps[index].append(time.perf_counter())
+            number += NUM_REQUESTS
+            num_tokens = LONGEST
+            self._stamps[index].clear()  # between two requests lies a prompt, not a pause
+
+
+class SendingLearner:
+    """What `GRPOLearner` does about weights, without RLlib around it."""
+
+    def __init__(self, folder: str, config: LearnerConfig):
+        settings = LearnerSettings(
+            policy_folder=folder,
+            learner=config,
+            sft=SftConfig(),
+            temperature=1.0,
+            seed=0,
+            reference_folder="",
+        )
+        self._learner = PolicyLearner(settings)
+        self._sender = None
+
+    weights = GRPOLearner.weights
+    send_weights = GRPOLearner.send_weights
+
+    def apply(self, work: Callable[[Any], Any]) -> Any:
+        return work(self)
+
+
+def shapes(*, quick: bool) -> Mapping[str, Mapping[str, int]]:
+    """Sizes of the policy, by name."""
+    tiny = load(ROOT / "recipes" / "cpu-quickstart.toml").policy.tiny
+    found = {
+        "quick-start": {
+            "vocab_size": tiny.vocab_size,
+            "hidden_size": tiny.hidden_size,
+            "intermediate_size": tiny.intermediate_size,
+            "num_hidden_layers": tiny.num_layers,
+            "num_attention_heads": tiny.num_heads,
+            "num_key_value_heads": tiny.num_heads,
+            "head_dim": tiny.head_dim,
+        }
+    }
+    if not quick:
+        found["25M"] = _qwen(8192, 512, 1536, 6, heads=8, kv_heads=4, head_dim=64)
+        found["150M"] = _qwen(50304, 1024, 3072, 8, heads=16, kv_heads=8, head_dim=64)
+        if torch.cuda.is_available():  # as Qwen3's own
+            found["0.6B"] = _qwen(151936, 1024, 3072, 28, heads=16, kv_heads=8, head_dim=128)
+            found["8B"] = _qwen(151936, 4096, 12288, 36, heads=32, kv_heads=8, head_dim=128)
+    return found
+
+
+def _qwen(
+    vocab: int, hidden: int, intermediate: int, layers: int, *, heads: int, kv_heads: int, head_dim: int
+) -> dict[str, int]:
+    return {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+    }
+
+
+def write_policy(folder: str, shape: Mapping[str, int]) -> int:
+    """Random weights, embeddings tied but in the largest, as Qwen3's are. Returns how many there are."""
+    kwargs: dict[str, Any] = dict(shape)
+    tied = shape["hidden_size"] < 4096
+    config = Qwen3Config(**kwargs, max_position_embeddings=1024, tie_word_embeddings=tied, eos_token_id=1)
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        policy = Qwen3ForCausalLM(config).bfloat16()
+    policy.save_pretrained(folder)
+    num_weights = policy.num_parameters()
+    del policy
+    torch.cuda.empty_cache()  # the engine and the learner want that memory; nothing where there is no GPU
+    return num_weights
+
+
+def measure_size(name: str, shape: Mapping[str, int], *, runs: int) -> list[Row]:
+    """One policy: an engine and a learner are started, weights sent twice uncounted, then `runs` times."""
+    on_gpu = torch.cuda.is_available()
+    num_gpus = 0.0 if not on_gpu else 0.5 if torch.cuda.device_count() == 1 else 1.0
+    config = EngineConfig(
+        max_model_len=CONTEXT,
+        num_threads=1,
+        dtype="bfloat16" if on_gpu else "float32",
+        gpu_memory_utilization=0.3,
+    )
+    create_engine: Any = ray.remote(WatchedEngine)
+    create_learner: Any = ray.remote(SendingLearner)
+    with tempfile.TemporaryDirectory() as folder:
+        num_weights = write_policy(folder, shape)
+        engine = create_engine.options(num_cpus=0, num_gpus=num_gpus, max_concurrency=256).remote(
+            folder, config, 0
+        )
+        learner = create_learner.options(num_cpus=0, num_gpus=num_gpus).remote(
+            folder, LearnerConfig(num_threads=1, num_gpus_per_learner=int(on_gpu))
+        )
+        ray.get(engine.start.remote(), timeout=TIMEOUT_S)
+        learners = Learners(SimpleNamespace(_workers=[learner]), most_steps=1, timeout_s=TIMEOUT_S)
+        transport = find_transport(config, learners=learners, engines=[engine])
+        way = Way(learners=learners, engines=[engine], transport=transport, dtype=config.dtype)
+        _sync(way, 0)
+        ray.get(engine.watch.remote(), timeout=TIMEOUT_S)
+        syncs = [_watched_sync(way, version) for version in range(1 + runs)][1:]
+        ray.get(engine.stop.remote(), timeout=TIMEOUT_S)
+        for actor in (engine, learner):
+            ray.kill(actor)
+    case = f"{name}, {num_weights / 1e6:,.1f} M weights, {transport}"
+    return [
+        Row(
+            bench="sync",
+            case=case,
+            metric=metric,
+            value=1e3 * median(sync[metric] for sync in syncs),
+            unit="ms",
+            runs=runs,
+        )
+        for metric in syncs[0]
+    ]
+
+
+def _sync(way: Way, policy_version: int) -> dict[str, float]:
+    loading, sent = way.send(policy_version)
+    return sent | ray.get(loading, timeout=TIMEOUT_S)[0]
+
+
+def _watched_sync(way: Way, policy_version: int) -> dict[str, float]:
+    """Seconds of one sync by what they went to."""
+    engine = way.engines[0]
+    ray.get(engine.settle.remote(), timeout=TIMEOUT_S)
+    start = time.perf_counter()
+    metrics = _sync(way, policy_version)
+    whole_s = time.perf_counter() - start
+    longest_s, usual_s = ray.get(engine.gaps.remote(), timeout=TIMEOUT_S)
+    parts = {
+        "time/pack_weights_s": "pack",
+        "time/engine_write_s": "write",
+        "time/engine_paused_s": "engine paused",
+    }
+    return {
+        "whole sync": whole_s,
+        **{name: metrics[key] for key, name in parts.items() if key in metrics},
+        "pause that a request sees": longest_s - usual_s,
+        "usual gap between tokens": usual_s,
+    }
+
+
+def measure(quick: bool) -> list[Row]:
+    ray.init(
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
+    )
+    try:
+        rows: list[Row] = []
+        for name, shape in shapes(quick=quick).items():
+            rows += measure_size(name, shape, runs=3 if quick else RUNS)
+        return rows
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(run(measure, doc=__doc__))
