@@ -15,7 +15,7 @@ import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from cluster.algorithm_config import GRPOConfig, merged
+from cluster.algorithm_config import GRPOConfig, config_for_actors, merged
 from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
 from cluster.checks import check_same_run
 from cluster.cold_start import SftLog, cold_start
@@ -23,7 +23,7 @@ from cluster.config import RunConfig
 from cluster.console import say
 from cluster.evaluate import evaluate
 from cluster.groups import CALL_TIMEOUT_S, Groups
-from cluster.launch import resources, start_ray, start_services
+from cluster.launch import start_ray, start_services
 from cluster.learners import Learners, LogprobGapError, SaveError
 from cluster.machine import ray_address
 from cluster.policy_folder import provide_policy, reference_folder
@@ -34,7 +34,6 @@ from cluster.step_metrics import Laps, age_metrics, engine_metrics, step_metrics
 from cluster.transports import find_transport
 from cluster.weight_sync import WeightSync
 from learners.checkpoint import withdraw
-from learners.config import LearnerSettings
 from simulators.gauges import alarms
 from simulators.task import Split
 
@@ -82,7 +81,12 @@ class GRPO(Algorithm):
             run_folder=self.folder.path,
             started_ray=started_ray,
         )
-        self.config = self._config_for_actors(policy_folder)
+        self.config = config_for_actors(
+            cast(GRPOConfig, self.config),
+            run=self.run,
+            rollout_setup=self.services.rollout_setup,
+            reference_folder=reference_folder(self.run, self.folder),
+        )
         super().setup(self.config)
         self.learners = Learners(
             self.learner_group,
@@ -313,25 +317,3 @@ class GRPO(Algorithm):
                 "limit where it is rounding; to give learner.dtype and engine.dtype alike, begin a new run "
                 "with --run NAME"
             )
-
-    def _config_for_actors(self, policy_folder: str) -> AlgorithmConfig:
-        """The config that rollout actors and learners read, with what only a running cluster can say."""
-        config = cast(GRPOConfig, self.config).copy(copy_frozen=False)
-        process = resources(self.run)
-        # RLlib hands the number on to Ray, which takes fractions.
-        config.env_runners(num_cpus_per_env_runner=process["rollout actor"].num_cpus)  # type: ignore[arg-type]
-        config.learners(
-            num_cpus_per_learner=process["learner"].num_cpus, num_gpus_per_learner=process["learner"].num_gpus
-        )
-        config.rollout_setup = self.services.rollout_setup
-        config.learner_settings = LearnerSettings(
-            policy_folder=policy_folder,
-            learner=self.run.learner,
-            sft=self.run.sft,
-            temperature=self.run.rollout.temperature,
-            seed=self.run.run.seed,
-            reference_folder=reference_folder(self.run, self.folder),
-            gym_shares=self.run.gyms.shares,
-        )
-        config.freeze()
-        return config

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 from ray.actor import ActorHandle
@@ -12,6 +12,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from actors.rollout_actor import RolloutActor, RolloutSetup
 from cluster.config import RunConfig
+from cluster.launch import resources
 from cluster.rollouts import PROBE_TIMEOUT_S, Rollouts
 from learners.config import LearnerSettings
 from learners.learner import GRPOLearner
@@ -55,7 +56,7 @@ class GRPOConfig(AlgorithmConfig):
         self.rollout_setup: RolloutSetup | None = None
         self.learner_settings: LearnerSettings | None = None
         super().environment(env=None, observation_space=TEXT, action_space=TEXT)
-        # Small shares, as `_config_for_actors` gives them: Tune reserves these before a trial starts.
+        # Small shares, as `config_for_actors` gives them: Tune reserves these before a trial starts.
         shares: dict[str, Any] = {"num_cpus_per_env_runner": 0.1}  # RLlib's annotations know whole CPUs only
         super().env_runners(create_local_env_runner=False, **shares)
         super().learners(num_cpus_per_learner=0.25)
@@ -106,6 +107,32 @@ class GRPOConfig(AlgorithmConfig):
         if args or sections:
             to_rllib(*args, **sections)
         return self
+
+
+def config_for_actors(
+    config: GRPOConfig, *, run: RunConfig, rollout_setup: RolloutSetup, reference_folder: str
+) -> GRPOConfig:
+    """The config that rollout actors and learners read, with what only a running cluster can say."""
+    config = cast(GRPOConfig, config.copy(copy_frozen=False))
+    process = resources(run)
+    # RLlib hands the number on to Ray, which takes fractions.
+    config.env_runners(num_cpus_per_env_runner=process["rollout actor"].num_cpus)  # type: ignore[arg-type]
+    config.learners(
+        num_cpus_per_learner=process["learner"].num_cpus,
+        num_gpus_per_learner=process["learner"].num_gpus,
+    )
+    config.rollout_setup = rollout_setup
+    config.learner_settings = LearnerSettings(
+        policy_folder=rollout_setup.policy_folder,
+        learner=run.learner,
+        sft=run.sft,
+        temperature=run.rollout.temperature,
+        seed=run.run.seed,
+        reference_folder=reference_folder,
+        gym_shares=run.gyms.shares,
+    )
+    config.freeze()
+    return config
 
 
 def create_rollouts(config: RunConfig, setup: RolloutSetup, *, engines: Sequence[ActorHandle]) -> Rollouts:
