@@ -77,8 +77,7 @@ def sampled_by(
     rng = np.random.default_rng(seed)
     done = []
     for sample in samples:
-        logprobs = sample.behavior_logprobs.copy()
         own = policy(pack([sample])).logprobs.numpy()
-        logprobs[sample.loss_mask] = own + rng.normal(0, gap, len(own)).astype(np.float32)
+        logprobs = own + rng.normal(0, gap, len(own)).astype(np.float32)
         done.append(replace(sample, behavior_logprobs=logprobs))
     return done

@@ -129,18 +129,19 @@ def padded(samples: Sequence[TrainingSample]) -> dict[str, Tensor]:
         "tool_mask": [], "old_per_token_logps": [],
     }  # fmt: skip
     for sample in samples:
-        ids = torch.from_numpy(sample.token_ids).long()
-        start = int(sample.loss_mask.argmax())
+        ids, mask = torch.from_numpy(sample.token_ids).long(), torch.from_numpy(sample.loss_mask)
+        start = int(sample.turn_starts[0])
+        logprobs = torch.zeros(len(ids)).masked_scatter(mask, torch.from_numpy(sample.behavior_logprobs))
         parts["prompt_ids"].append(ids[:start])
         parts["completion_ids"].append(ids[start:])
         parts["prompt_mask"].append(torch.ones(start, dtype=torch.long))
         parts["completion_mask"].append(torch.ones(len(ids) - start, dtype=torch.long))
-        parts["tool_mask"].append(torch.from_numpy(sample.loss_mask[start:]).long())
-        parts["old_per_token_logps"].append(torch.from_numpy(sample.behavior_logprobs[start:]))
+        parts["tool_mask"].append(mask[start:].long())
+        parts["old_per_token_logps"].append(logprobs[start:])
     batch = {
         name: pad(tensors, padding_value=0, padding_side="left" if name.startswith("prompt") else "right")
         for name, tensors in parts.items()
     }
-    batch["advantages"] = torch.tensor([float(s.advantages[s.loss_mask][0]) for s in samples])
+    batch["advantages"] = torch.tensor([float(s.advantages[0]) for s in samples])
     batch["num_items_in_batch"] = batch["tool_mask"].sum()
     return batch

@@ -54,9 +54,9 @@ def gold_answer_gain(
         for group, trajectory, gold in _rows(table, "group_id", "trajectory", "gold")
     }
     probes: dict[TurnKey, TrainingSample] = {}
-    for key, (sample, begin) in _turns(samples).items():
+    for key, (sample, said) in _turns(samples).items():
         if (gold := gold_of[key[:2]]) is not None:
-            probes[key] = _probe(sample, context=sample.token_ids[:begin], ids=gold[0], counted=gold[1])
+            probes[key] = _probe(sample, context=sample.token_ids[: said.start], ids=gold[0], counted=gold[1])
     logprobs, num_too_long = _score(probes, scorer)
     beliefs = {key: float(np.exp(logprob)) for key, logprob in logprobs.items()}
     gains = {
@@ -82,29 +82,28 @@ def masked_feedback_gain(
     turns = _turns(samples)
     probes: dict[TurnKey, TrainingSample] = {}
     for key, masked, actual in _replayed(table, turns.keys(), renderer, mask=mask):
-        sample, begin = turns[after := _next(key)]
-        if not np.array_equal(sample.token_ids[:begin], actual):
+        sample, said = turns[_next(key)]
+        if not np.array_equal(sample.token_ids[: said.start], actual):
             raise ValueError(
                 f"information_gain=masked_feedback: turn {key[2]} of trajectory {key[1]} in group {key[0]} "
                 "renders to other tokens than were sampled: give learners and rollout actors one tokenizer"
             )
-        said = sample.token_ids[sample.loss_mask & (sample.turns == after[2])]
-        probes[key] = _probe(sample, context=masked, ids=said, counted=np.ones(len(said), bool))
+        ids = sample.token_ids[said]
+        probes[key] = _probe(sample, context=masked, ids=ids, counted=slice(0, len(ids)))
     without, num_too_long = _score(probes, scorer)
     known = by_turn(samples, scorer(samples, read=turn_logprobs))
     gains = {key: known[_next(key)] - logprob for key, logprob in without.items()}
     return InformationGain(by_turn=gains, num_too_long=num_too_long)
 
 
-def _turns(samples: Sequence[TrainingSample]) -> dict[TurnKey, tuple[TrainingSample, int]]:
-    """Each turn with a token in the loss: its sample, and where in it the completion begins."""
+def _turns(samples: Sequence[TrainingSample]) -> dict[TurnKey, tuple[TrainingSample, slice]]:
+    """Each turn with a token in the loss: its sample, and where in it those tokens stand."""
     return {
-        (sample.group_id, sample.trajectory, int(turn)): (
-            sample,
-            int(np.argmax(sample.loss_mask & (sample.turns == turn))),
-        )
+        (sample.group_id, sample.trajectory, turn): (sample, slice(start, start + length))
         for sample in samples
-        for turn in sample.scored_turns
+        for turn, start, length in zip(
+            sample.turns.tolist(), sample.turn_starts.tolist(), sample.turn_lengths.tolist(), strict=True
+        )
     }
 
 
@@ -116,14 +115,17 @@ def _rows(table: pa.Table, *names: str) -> Iterator[tuple]:
     return zip(*(table[name].to_pylist() for name in names), strict=True)
 
 
-def _gold_answer(gold: str, renderer: Renderer) -> tuple[TokenIds, Sequence[bool]] | None:
-    """The last gold answer as completion ids, and which of them are the answer itself; None without one."""
+def _gold_answer(gold: str, renderer: Renderer) -> tuple[TokenIds, slice] | None:
+    """The last gold answer as completion ids, and where in them the answer itself stands; None without
+    one."""
     answers = [call for call in json.loads(gold or "[]") if call["choice"] == "answer"]
     if not answers:
         return None
     action = Action(**answers[-1])
-    counted = renderer.content_tokens(action)
-    return (renderer.completion_of(action), counted) if any(counted) else None
+    counted = np.flatnonzero(renderer.content_tokens(action))
+    if not len(counted):
+        return None
+    return renderer.completion_of(action), slice(int(counted[0]), int(counted[-1]) + 1)
 
 
 def _replayed(
@@ -156,24 +158,21 @@ def _replayed(
 
 
 def _probe(
-    sample: TrainingSample,
-    *,
-    context: Sequence[int] | ndarray,
-    ids: Sequence[int] | ndarray,
-    counted: Sequence[bool] | ndarray,
+    sample: TrainingSample, *, context: Sequence[int] | ndarray, ids: Sequence[int] | ndarray, counted: slice
 ) -> TrainingSample:
     """A sequence to score alone: of its tokens only the counted ones of `ids`, all as one turn."""
-    token_ids = np.concatenate([context, ids]).astype(np.int32)
-    zeros = np.zeros(len(token_ids), np.float32)
+    length = counted.stop - counted.start
+    zeros, zero = np.zeros(length, np.float32), np.zeros(1, np.float32)
     return replace(
         sample,
-        token_ids=token_ids,
-        loss_mask=np.concatenate([np.zeros(len(context), bool), np.asarray(counted, bool)]),
+        token_ids=np.concatenate([context, ids]).astype(np.int32),
         behavior_logprobs=zeros,
         policy_versions=zeros.astype(np.int32),
-        advantages=zeros,
-        turns=zeros.astype(np.int32),
-        returns=zeros,
+        turns=zero.astype(np.int32),
+        turn_starts=np.array([len(context) + counted.start]),
+        turn_lengths=np.array([length]),
+        advantages=zero,
+        returns=zero,
     )
 
 

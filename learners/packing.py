@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float32, Float64, Int32, Int64
 from torch import Tensor
 
-from learners.samples import TrainingSample
+from learners.samples import TrainingSample, places_of
 
 SampleWeights = Float64[np.ndarray, "num_samples"]
 
@@ -61,8 +61,8 @@ def plan(
             f"micro_batch_tokens={max_tokens}: a micro-batch must hold the longest sample, which has "
             f"{max(lengths)} tokens: set learner.micro_batch_tokens to at least that"
         )
-    shuffled = np.random.default_rng(seed).permutation(len(lengths)).tolist()
-    order = sorted(shuffled, key=lambda index: -lengths[index])
+    shuffled = np.random.default_rng(seed).permutation(len(lengths))
+    order = shuffled[np.argsort(-np.array(lengths, int)[shuffled], kind="stable")].tolist()
     num_bins = _round_up(max(1, -(-sum(lengths) // max_tokens)), num_ranks)
     while (bins := _fill(order, lengths=lengths, max_tokens=max_tokens, num_bins=num_bins)) is None:
         num_bins += num_ranks
@@ -80,11 +80,11 @@ def _fill(
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     emptiest = [(0, b) for b in range(num_bins)]
     for index in order:
-        filled, b = heapq.heappop(emptiest)
+        filled, b = emptiest[0]
         if filled + lengths[index] > max_tokens:
             return None
         bins[b].append(index)
-        heapq.heappush(emptiest, (filled + lengths[index], b))
+        heapq.heapreplace(emptiest, (filled + lengths[index], b))
     return [tuple(indices) for indices in bins]
 
 
@@ -106,36 +106,35 @@ def pack(
             sequences=none, turns=none, weights=nothing.double(), states=none, returns=nothing,
             turn_weights=nothing.double(),
         )  # fmt: skip
-    lengths = tuple(sample.num_tokens for sample in samples)
-    starts = np.cumsum(lengths, dtype=np.int64) - np.array(lengths)
+    lengths = [sample.num_tokens for sample in samples]
+    num_loss_tokens = np.array([sample.num_loss_tokens for sample in samples])
+    num_turns = np.array([len(sample.turns) for sample in samples])
+    begins = np.cumsum([0, *lengths[:-1]])
     token_ids = np.concatenate([sample.token_ids for sample in samples], dtype=np.int64)
-    mask = np.concatenate([sample.loss_mask for sample in samples])
-    kept = np.flatnonzero(mask)
-    sequences = np.repeat(np.arange(len(samples)), np.add.reduceat(mask, starts, dtype=np.int64))
-    turns = np.concatenate([sample.turns for sample in samples])
-    new_turn = np.empty(len(turns), bool)
-    np.not_equal(turns[1:], turns[:-1], out=new_turn[1:])
-    new_turn[starts] = True
-    row_turns = np.cumsum(new_turn)[kept] - 1
-    firsts = np.flatnonzero(np.diff(row_turns, prepend=-1))
+    positions = np.arange(max(lengths))
+    states = np.concatenate([sample.turn_starts for sample in samples]) + np.repeat(begins - 1, num_turns)
+    turn_lengths = np.concatenate([sample.turn_lengths for sample in samples])
+    predictors = places_of(states, turn_lengths)
+    advantages = np.concatenate([sample.advantages for sample in samples])
     ones = np.ones(len(samples))
     each, each_turn = (ones if given is None else given for given in (weights, turn_weights))
-    return MicroBatch(
-        lengths=lengths,
-        token_ids=torch.from_numpy(token_ids),
-        position_ids=torch.from_numpy(np.arange(len(mask)) - np.repeat(starts, lengths)),
-        predictors=torch.from_numpy(kept - 1),
-        targets=torch.from_numpy(token_ids[kept]),
-        behavior_logprobs=torch.from_numpy(np.concatenate([s.behavior_logprobs for s in samples])[kept]),
-        policy_versions=torch.from_numpy(np.concatenate([s.policy_versions for s in samples])[kept]),
-        advantages=torch.from_numpy(np.concatenate([s.advantages for s in samples])[kept]),
-        sequences=torch.from_numpy(sequences),
-        turns=torch.from_numpy(row_turns),
-        weights=torch.from_numpy(each[sequences]),
-        states=torch.from_numpy((kept - 1)[firsts]),
-        returns=torch.from_numpy(np.concatenate([s.returns for s in samples])[kept][firsts]),
-        turn_weights=torch.from_numpy(each_turn[sequences[firsts]]),
-    )
+    arrays = {
+        "token_ids": token_ids,
+        "position_ids": np.concatenate([positions[:length] for length in lengths]),
+        "predictors": predictors,
+        "targets": token_ids[predictors + 1],
+        "behavior_logprobs": np.concatenate([sample.behavior_logprobs for sample in samples]),
+        "policy_versions": np.concatenate([sample.policy_versions for sample in samples]),
+        "advantages": np.repeat(advantages, turn_lengths),
+        "sequences": np.repeat(np.arange(len(samples)), num_loss_tokens),
+        "turns": np.repeat(np.arange(len(states)), turn_lengths),
+        "weights": np.repeat(each, num_loss_tokens),
+        "states": states,
+        "returns": np.concatenate([sample.returns for sample in samples]),
+        "turn_weights": np.repeat(each_turn, num_turns),
+    }
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return MicroBatch(lengths=tuple(lengths), **tensors)
 
 
 def micro_batches(

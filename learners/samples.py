@@ -4,10 +4,11 @@ no Ray."""
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import compress, pairwise, starmap
+from itertools import chain, compress, pairwise, starmap
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int32, Int64
 from numpy import ndarray
 
@@ -19,24 +20,27 @@ from learners.dropped import drop_reasons
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TrainingSample:
-    """One token sequence to train on: a trajectory, or the part of it between two forks."""
+    """One token sequence to train on: a trajectory, or the part of it between two forks.
+
+    Legend: T tokens, L of them in the loss, in K turns. Most tokens are context, of which the ids alone are
+    kept; within a turn the loss tokens stand side by side.
+    """
 
     group_id: int
     trajectory: int
     gym: str
     token_ids: Int32[ndarray, "T"]
-    loss_mask: Bool[ndarray, "T"]
-    """True where the policy produced the token."""
-    behavior_logprobs: Float32[ndarray, "T"]
-    """0 where `loss_mask` is False."""
-    policy_versions: Int32[ndarray, "T"]
-    """-1 where `loss_mask` is False."""
-    advantages: Float32[ndarray, "T"]
-    """The turn's advantage; 0 where `loss_mask` is False."""
-    turns: Int32[ndarray, "T"]
-    """The turn within its trajectory that the token belongs to, from 0; its context counts with it."""
-    returns: Float32[ndarray, "T"]
-    """What the critic should have said before the token's turn; NaN where no critic learns from it."""
+    behavior_logprobs: Float32[ndarray, "L"]
+    policy_versions: Int32[ndarray, "L"]
+    turns: Int32[ndarray, "K"]
+    """The turns within its trajectory, from 0, that have a token in the loss; in order."""
+    turn_starts: Int64[ndarray, "K"]
+    """Where in the sample each turn's loss tokens begin; never at 0, since nothing predicts that token."""
+    turn_lengths: Int64[ndarray, "K"]
+    """How many they are, at least one; they add up to L."""
+    advantages: Float32[ndarray, "K"]
+    returns: Float32[ndarray, "K"]
+    """What the critic should have said before the turn; NaN where no critic learns from it."""
 
     @property
     def num_tokens(self) -> int:
@@ -44,83 +48,115 @@ class TrainingSample:
 
     @property
     def num_loss_tokens(self) -> int:
-        return int(self.loss_mask.sum())
+        return len(self.behavior_logprobs)
 
     @property
-    def scored_turns(self) -> Int32[ndarray, "K"]:
-        """The turns with a token in the loss, in order."""
-        return np.unique(self.turns[self.loss_mask])
+    def loss_mask(self) -> Bool[ndarray, "T"]:
+        """True where the policy produced the token."""
+        mask = np.zeros(self.num_tokens, bool)
+        mask[places_of(self.turn_starts, self.turn_lengths)] = True
+        return mask
 
     @property
     def num_returns(self) -> int:
         """Turns that the critic learns from."""
-        return len(np.unique(self.turns[self.loss_mask & np.isfinite(self.returns)]))
+        return int(np.isfinite(self.returns).sum())
+
+
+def places_of(starts: Int64[ndarray, "K"], lengths: Int64[ndarray, "K"]) -> Int64[ndarray, "L"]:
+    """Each start and the places after it, as many as its length says: (5, 9) and (2, 1) give 5, 6, 9."""
+    places = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    places += np.arange(len(places))
+    return places
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Tokens:
-    """All tokens of a table end to end, each turn's context before its completion; N of them."""
+class _Columns:
+    """A table's samples end to end, and which part of each column is whose: S samples of N tokens, M of them
+    completions', in V turns with a token in the loss."""
 
-    offsets: Int64[ndarray, "num_rows_plus_one"]
-    """Where each row's tokens begin."""
     token_ids: Int32[ndarray, "N"]
-    loss_mask: Bool[ndarray, "N"]
-    behavior_logprobs: Float32[ndarray, "N"]
-    policy_versions: Int32[ndarray, "N"]
-    advantages: Float32[ndarray, "N"]
-    turns: Int32[ndarray, "N"]
-    returns: Float32[ndarray, "N"]
+    tokens_of: list[slice]  # [S]
+    behavior_logprobs: Float32[ndarray, "M"]
+    policy_versions: Int32[ndarray, "M"]
+    loss_of: list[slice]  # [S]
+    turns: Int32[ndarray, "V"]
+    starts: Int64[ndarray, "V"]
+    lengths: Int64[ndarray, "V"]
+    advantages: Float32[ndarray, "V"]
+    returns: Float32[ndarray, "V"]
+    turns_of: list[slice]  # [S]
 
     @classmethod
-    def of(cls, table: pa.Table, *, advantages: ndarray, returns: ndarray | None) -> "_Tokens":
-        """No Python object per token: whole columns are laid out at once."""
-        context_ids, num_context = _ragged(table, "context_ids")
-        completion_ids, num_completion = _ragged(table, "completion_ids")
-        num_tokens = num_context + num_completion
-        offsets = np.concatenate([[0], np.cumsum(num_tokens)])
-        # Where each completion token goes: far fewer places to write to than a mask has to ask.
-        shifts = offsets[:-1] + num_context - (np.cumsum(num_completion) - num_completion)
-        said = np.repeat(shifts, num_completion) + np.arange(len(completion_ids))
-
-        def laid_out(values: ndarray | bool, *, elsewhere: float, dtype: type) -> ndarray:
-            everywhere = np.full(offsets[-1], elsewhere, dtype) if elsewhere else np.zeros(offsets[-1], dtype)
-            everywhere[said] = values
-            return everywhere
-
+    def of(
+        cls, table: pa.Table, *, first_rows: ndarray, advantages: ndarray, returns: ndarray | None
+    ) -> "_Columns":
+        """`first_rows` [S]: where in the table each sample begins. No Python object per token."""
+        num_context, num_completion = (_lengths(table[name]) for name in ("context_ids", "completion_ids"))
+        ends, said_ends = _ends(num_context + num_completion), _ends(num_completion)
+        borders = [*first_rows.tolist(), table.num_rows]
+        before = num_context + ends[:-1] - np.repeat(ends[first_rows], np.diff(borders))
+        # Nothing stands before a sample's first token to predict it.
+        unpredicted = (before == 0) & (num_completion > 0)
+        lengths = num_completion - unpredicted
+        said = np.flatnonzero(lengths)
+        loss_begins = said_ends[first_rows] + np.add.reduceat(unpredicted, first_rows, dtype=np.int64)
         return cls(
-            offsets=offsets,
-            token_ids=_interleaved(context_ids, num_context, completion_ids, num_completion),
-            loss_mask=laid_out(True, elsewhere=0, dtype=np.bool_),
-            behavior_logprobs=laid_out(_ragged(table, "behavior_logprobs")[0], elsewhere=0, dtype=np.float32),
-            policy_versions=laid_out(_ragged(table, "policy_versions")[0], elsewhere=-1, dtype=np.int32),
-            advantages=laid_out(
-                np.repeat(advantages.astype(np.float32), num_completion), elsewhere=0, dtype=np.float32
-            ),
-            turns=np.repeat(table["turn"].to_numpy(), num_tokens),
-            returns=np.broadcast_to(np.float32(np.nan), offsets[-1])
+            token_ids=_interleaved(_views(table["context_ids"]), _views(table["completion_ids"])),
+            tokens_of=_between(ends[borders]),
+            behavior_logprobs=_values(table["behavior_logprobs"]),
+            policy_versions=_values(table["policy_versions"]),
+            loss_of=list(map(slice, loss_begins.tolist(), said_ends[borders[1:]].tolist())),
+            turns=table["turn"].to_numpy()[said],
+            starts=(before + unpredicted)[said],
+            lengths=lengths[said],
+            advantages=advantages[said].astype(np.float32),
+            returns=np.full(len(said), np.nan, np.float32)
             if returns is None
-            else np.repeat(returns.astype(np.float32), num_tokens),
+            else returns[said].astype(np.float32),
+            turns_of=_between(np.searchsorted(said, borders)),
         )
 
 
-def _interleaved(first: ndarray, first_lengths: ndarray, second: ndarray, second_lengths: ndarray) -> ndarray:
-    """A part of `first`, a part of `second`, and so on: one copy of each part."""
-    parts: list[ndarray] = [first[:0]] * (2 * len(first_lengths))
-    for place, values, lengths in ((0, first, first_lengths), (1, second, second_lengths)):
-        ends = [0, *np.cumsum(lengths).tolist()]
-        parts[place::2] = [values[begin:end] for begin, end in pairwise(ends)]
-    return np.concatenate(parts) if parts else first
+def _between(borders: ndarray) -> list[slice]:
+    return list(starmap(slice, pairwise(borders.tolist())))
 
 
-def _ragged(table: pa.Table, name: str) -> tuple[ndarray, ndarray]:
-    """An Arrow list column as its values end to end, and each row's length."""
-    column = table[name].combine_chunks()
-    offsets = column.offsets.to_numpy()
-    return column.values.to_numpy()[offsets[0] : offsets[-1]], np.diff(offsets)
+def _interleaved(first: Sequence[ndarray], second: Sequence[ndarray]) -> ndarray:
+    """One of `first`, one of `second`, and so on, end to end: each is copied once."""
+    return np.concatenate(list(chain.from_iterable(zip(first, second, strict=True))))
+
+
+def _values(column: pa.ChunkedArray) -> ndarray:  # [num_values]
+    """The values of a list column end to end."""
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
+
+
+def _views(column: pa.ChunkedArray) -> list[ndarray]:  # [num_rows]
+    """Each row's values of a list column, not copied."""
+    views: list[ndarray] = []
+    for chunk in column.chunks:
+        values = chunk.values.to_numpy()
+        views += [values[begin:end] for begin, end in pairwise(chunk.offsets.to_numpy().tolist())]
+    return views
+
+
+def _lengths(column: pa.ChunkedArray) -> Int64[ndarray, "num_rows"]:
+    """How many values each row of a list column has."""
+    return pc.call_function("list_value_length", [column]).to_numpy().astype(np.int64)
+
+
+def _ends(lengths: Int64[ndarray, "n"]) -> Int64[ndarray, "n_plus_one"]:
+    """Where each part ends in all of them end to end, from 0 on."""
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+CreditOf = Callable[[str], CreditRule]
+"""A gym's rule."""
 
 
 def gym_advantages(
-    table: pa.Table, credit_of: Callable[[str], CreditRule], *, values: ndarray | None = None
+    table: pa.Table, credit_of: CreditOf, *, values: ndarray | None = None
 ) -> ndarray:  # [num_rows]
     """`row_advantages` of one group by the rule of its gym."""
     rule = credit_of(table["gym"][0].as_py())
@@ -141,13 +177,14 @@ def row_advantages(
     no reward. `values` [num_rows] are the critic's, before each turn."""
     trajectories = table["trajectory"].to_numpy()
     rewards = np.where(table["failed"].to_numpy(), np.nan, table["reward"].to_numpy())
-    inner = np.flatnonzero(np.diff(trajectories, prepend=-1))[1:]
-    num_tokens = np.diff(table["completion_ids"].combine_chunks().offsets.to_numpy())
+    firsts = np.flatnonzero(trajectories[1:] != trajectories[:-1]) + 1
+    places = list(starmap(slice, pairwise([0, *firsts.tolist(), table.num_rows])))
+    num_tokens = _lengths(table["completion_ids"])
     advantages = estimator(
-        np.split(rewards, inner),
-        num_tokens=np.split(num_tokens, inner),
+        [rewards[place] for place in places],
+        num_tokens=[num_tokens[place] for place in places],
         states=turn_states(table) if with_states else None,
-        values=None if values is None else np.split(values, inner),
+        values=None if values is None else [values[place] for place in places],
     )
     return np.concatenate(advantages)
 
@@ -161,35 +198,33 @@ def samples_from_table(
     `advantages` is [num_rows]; demonstrations pass ones. `returns` [num_rows] are what the critic learns; not
     given: nothing. Rows stand in order of (group_id, trajectory, turn).
     """
+    if not table.num_rows:
+        return []
     groups, trajectories = table["group_id"].to_numpy(), table["trajectory"].to_numpy()
     new_trajectory = (np.diff(groups, prepend=-1) != 0) | (np.diff(trajectories, prepend=-1) != 0)
     starts = np.flatnonzero(new_trajectory | table["forked"].to_numpy())
     gyms = table["gym"].take(pa.array(starts)).to_pylist()
     dropped = drop_reasons(table, advantages=advantages)
-    tokens = _Tokens.of(table, advantages=advantages, returns=returns)
-    # Nothing stands before a sample's first token to predict it; a row without tokens may end the table.
-    firsts = tokens.offsets[starts]
-    tokens.loss_mask[firsts[firsts < len(tokens.loss_mask)]] = False
-    places = starmap(slice, pairwise([*firsts.tolist(), len(tokens.loss_mask)]))
+    columns = _Columns.of(table, first_rows=starts, advantages=advantages, returns=returns)
     keys = zip(groups[starts].tolist(), trajectories[starts].tolist(), strict=True)
-    samples = []
-    for key, gym, place in zip(keys, gyms, places, strict=True):
-        if key not in dropped and tokens.loss_mask[place].any():
-            samples.append(
-                TrainingSample(
-                    group_id=key[0],
-                    trajectory=key[1],
-                    gym=gym,
-                    token_ids=tokens.token_ids[place],
-                    loss_mask=tokens.loss_mask[place],
-                    behavior_logprobs=tokens.behavior_logprobs[place],
-                    policy_versions=tokens.policy_versions[place],
-                    advantages=tokens.advantages[place],
-                    turns=tokens.turns[place],
-                    returns=tokens.returns[place],
-                )
-            )
-    return samples
+    places = zip(columns.tokens_of, columns.loss_of, columns.turns_of, strict=True)
+    return [
+        TrainingSample(
+            group_id=key[0],
+            trajectory=key[1],
+            gym=gym,
+            token_ids=columns.token_ids[tokens],
+            behavior_logprobs=columns.behavior_logprobs[loss],
+            policy_versions=columns.policy_versions[loss],
+            turns=columns.turns[turns],
+            turn_starts=columns.starts[turns],
+            turn_lengths=columns.lengths[turns],
+            advantages=columns.advantages[turns],
+            returns=columns.returns[turns],
+        )
+        for key, gym, (tokens, loss, turns) in zip(keys, gyms, places, strict=True)
+        if turns.start < turns.stop and key not in dropped
+    ]
 
 
 def without_truncated(

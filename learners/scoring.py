@@ -33,10 +33,9 @@ def turn_values(policy: Policy, batch: MicroBatch) -> Float[Tensor, "K"]:
 def turn_logprobs(policy: Policy, batch: MicroBatch) -> Float[Tensor, "K"]:
     """The mean logprob of each turn's tokens in the loss."""
     logprobs = policy(batch).logprobs
-    _, turns = torch.unique_consecutive(batch.turns, return_inverse=True)
     zeros = logprobs.new_zeros(len(batch.states))
-    num_tokens = zeros.index_add(0, turns, torch.ones_like(logprobs))
-    return zeros.index_add(0, turns, logprobs) / num_tokens
+    num_tokens = zeros.index_add(0, batch.turns, torch.ones_like(logprobs))
+    return zeros.index_add(0, batch.turns, logprobs) / num_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +53,10 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[TrainingSample], *, read: Reading) -> Scores:
-        """Each sample's numbers, in the order of its `scored_turns`. Collective."""
+        """Each sample's numbers, in the order of its `turns`. Collective."""
         if not samples:
             return []
-        ends = np.cumsum([len(sample.scored_turns) for sample in samples])
+        ends = np.cumsum([len(sample.turns) for sample in samples])
         scores = torch.zeros(int(ends[-1]), dtype=torch.float64, device=self.device)
         ranks = plan(
             [sample.num_tokens for sample in samples],
@@ -85,7 +84,7 @@ TurnKey = tuple[int, int, int]
 def by_turn(samples: Sequence[TrainingSample], scores: Scores) -> dict[TurnKey, float]:
     """Each turn's number, whatever number of samples its trajectory gives."""
     return {
-        (sample.group_id, sample.trajectory, int(turn)): float(score)
+        (sample.group_id, sample.trajectory, turn): score
         for sample, found in zip(samples, scores, strict=True)
-        for turn, score in zip(sample.scored_turns, found, strict=True)
+        for turn, score in zip(sample.turns.tolist(), found.tolist(), strict=True)
     }

@@ -24,18 +24,19 @@ SHARES = {"function": 0.25, "search": 0.75}
 
 def sample(num_loss_tokens: int, *, group_id: int = 0, trajectory: int, gym: str = "function"):
     """A sample of that many loss tokens, after one token of context."""
-    length = num_loss_tokens + 1
+    zeros, one = np.zeros(num_loss_tokens, np.float32), np.ones(1, np.float32)
     return TrainingSample(
         group_id=group_id,
         trajectory=trajectory,
         gym=gym,
-        token_ids=np.zeros(length, np.int32),
-        loss_mask=np.arange(length) > 0,
-        behavior_logprobs=np.zeros(length, np.float32),
-        policy_versions=np.zeros(length, np.int32),
-        advantages=np.ones(length, np.float32),
-        turns=np.zeros(length, np.int32),
-        returns=np.full(length, np.nan, np.float32),
+        token_ids=np.zeros(1 + num_loss_tokens, np.int32),
+        behavior_logprobs=zeros,
+        policy_versions=zeros.astype(np.int32),
+        turns=np.zeros(1, np.int32),
+        turn_starts=np.ones(1, np.int64),
+        turn_lengths=np.array([num_loss_tokens]),
+        advantages=one,
+        returns=np.nan * one,
     )
 
 
@@ -176,7 +177,7 @@ def mixed_samples() -> list[TrainingSample]:
         replace(
             s,
             gym="search" if s.group_id % 2 else "function",
-            behavior_logprobs=np.where(s.loss_mask, np.float32(-3.5) + s.behavior_logprobs, np.float32(0)),
+            behavior_logprobs=np.float32(-3.5) + s.behavior_logprobs,
         )
         for s in samples_of(4)
     ]

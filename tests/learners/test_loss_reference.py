@@ -51,7 +51,7 @@ def random_step(seed: int) -> tuple[list[TrainingSample], list[Said]]:
         samples += [replace(s, gym=gym) for s in samples_from_table(table, advantages=advantages)]
     said = []
     for sample in samples:
-        behavior = sample.behavior_logprobs[sample.loss_mask].astype(float)
+        behavior = sample.behavior_logprobs.astype(float)
         noise = rng.normal(scale=0.5, size=(3, len(behavior)))
         said.append(
             Said(
@@ -114,12 +114,12 @@ def denominators(samples: Sequence[TrainingSample], config: LearnerConfig) -> li
         share = SHARES[sample.gym] if config.per_gym_denominator else 1.0
         trajectories = {(s.group_id, s.trajectory) for s in mine}
         own = sum(
-            int(s.loss_mask.sum())
+            len(s.behavior_logprobs)
             for s in mine
             if (s.group_id, s.trajectory) == (sample.group_id, sample.trajectory)
         )
         return {
-            "token_mean": sum(int(s.loss_mask.sum()) for s in mine) / share,
+            "token_mean": sum(len(s.behavior_logprobs) for s in mine) / share,
             "sequence_mean": len(trajectories) * own / share,
             "constant_length": len(trajectories) * config.aggregation_tokens / share,
             "token_budget": float(config.aggregation_tokens),
@@ -134,18 +134,17 @@ def reference_step(
     """The loss, and its gradient by each sample's logprobs and then its entropies."""
     loss, slopes = 0.0, []
     for sample, says, denominator in zip(samples, said, denominators(samples, config), strict=True):
-        where = np.flatnonzero(sample.loss_mask)
         log_ratios = [
-            own - float(sample.behavior_logprobs[place])
-            for own, place in zip(says.logprobs, where, strict=True)
+            own - behavior
+            for own, behavior in zip(says.logprobs, sample.behavior_logprobs.tolist(), strict=True)
         ]
-        turns = [int(sample.turns[place]) for place in where]
+        turns = [which for which, length in enumerate(sample.turn_lengths.tolist()) for _ in range(length)]
         mine: list[float] = []
-        for at, place in enumerate(where):
-            of_turn = [r for r, turn in zip(log_ratios, turns, strict=True) if turn == turns[at]]
+        for at, which in enumerate(turns):
+            of_turn = [r for r, turn in zip(log_ratios, turns, strict=True) if turn == which]
             segment = of_turn if config.loss == "turn" else log_ratios
             weighed = {"token": [log_ratios[at]], "turn": of_turn, "sequence": log_ratios}
-            logprob, advantage = says.logprobs[at], float(sample.advantages[place])
+            logprob, advantage = says.logprobs[at], float(sample.advantages[which])
             if config.kl == "k1":
                 advantage -= config.kl_coefficient * (logprob - says.reference[at])
             value, slope = objective(
@@ -164,7 +163,7 @@ def reference_step(
             value -= config.entropy_coefficient * says.entropies[at]
             loss += value / denominator
             mine.append(slope / denominator)
-        slopes.append(mine + [-config.entropy_coefficient / denominator] * len(where))
+        slopes.append(mine + [-config.entropy_coefficient / denominator] * len(turns))
     return loss, slopes
 
 

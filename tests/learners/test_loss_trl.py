@@ -79,9 +79,16 @@ def rollouts(samples: list[TrainingSample]) -> dict[str, list[list[Any]]]:
     return {
         "prompt_ids": [sample.token_ids[:start].tolist() for sample, start in pairs],
         "completion_ids": [sample.token_ids[start:].tolist() for sample, start in pairs],
-        "logprobs": [sample.behavior_logprobs[start:].tolist() for sample, start in pairs],
+        "logprobs": [of_all_tokens(sample)[start:].tolist() for sample, start in pairs],
         "env_mask": [sample.loss_mask[start:].astype(int).tolist() for sample, start in pairs],
     }
+
+
+def of_all_tokens(sample: TrainingSample) -> np.ndarray:  # [num_tokens]
+    """The behavior logprobs, 0 where the policy said nothing."""
+    logprobs = np.zeros(sample.num_tokens, np.float32)
+    logprobs[sample.loss_mask] = sample.behavior_logprobs
+    return logprobs
 
 
 def dialogues(seed: int) -> list[TrainingSample]:
@@ -104,7 +111,7 @@ def trl_inputs(trainer: Any, samples: list[TrainingSample], **settings: Any) -> 
         setattr(owner, name, value)
     trainer.samples = samples
     inputs = trainer._generate_and_score_completions([{"prompt": "2"} for _ in samples])
-    inputs["advantages"] = torch.tensor([float(s.advantages[s.loss_mask][0]) for s in samples]).double()
+    inputs["advantages"] = torch.tensor([float(s.advantages[0]) for s in samples]).double()
     return inputs
 
 
@@ -249,9 +256,19 @@ def test_the_turn_ratio_is_gspo_of_turns_as_sequences(trainer: Any, seed: int):
 
 def one_turn(sample: TrainingSample, turn: int) -> TrainingSample:
     """The turn's tokens alone: its context is its prompt."""
-    here = sample.turns == turn
-    names = ("token_ids", "loss_mask", "behavior_logprobs", "policy_versions", "advantages", "turns")
-    return replace(sample, **{name: getattr(sample, name)[here] for name in names})
+    ends = sample.turn_starts + sample.turn_lengths
+    begin = int(ends[turn - 1]) if turn else 0
+    said_end = int(sample.turn_lengths[: turn + 1].sum())
+    said = slice(said_end - int(sample.turn_lengths[turn]), said_end)
+    of_turns = ("turns", "turn_lengths", "advantages", "returns")
+    return replace(
+        sample,
+        token_ids=sample.token_ids[begin : int(ends[turn])],
+        behavior_logprobs=sample.behavior_logprobs[said],
+        policy_versions=sample.policy_versions[said],
+        turn_starts=sample.turn_starts[[turn]] - begin,
+        **{name: getattr(sample, name)[[turn]] for name in of_turns},
+    )
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -348,10 +365,9 @@ def sampled_near(policy: Policy, samples: list[TrainingSample]) -> list[Training
     """The samples with behavior logprobs near what the policy says itself."""
     rng, done = np.random.default_rng(9), []
     for sample in samples:
-        logprobs = sample.behavior_logprobs.copy()
         own = policy(pack([sample])).logprobs.detach().numpy()
-        logprobs[sample.loss_mask] = own + rng.normal(scale=0.2, size=len(own))
-        done.append(replace(sample, behavior_logprobs=logprobs))
+        near = own + rng.normal(scale=0.2, size=len(own))
+        done.append(replace(sample, behavior_logprobs=near.astype(np.float32)))
     return done
 
 

@@ -56,13 +56,24 @@ def test_every_loss_token_knows_its_sample_its_turn_and_its_weight():
     ]
     table = make_table([(each, StopReason.TERMINATED) for each in turns])
     samples = samples_from_table(table, advantages=np.ones(4))
-    assert [sample.turns.tolist() for sample in samples] == [[0, 0, 0, 0, 1, 1], [0, 0], [1, 1, 1, 1]]
+    assert [sample.turns.tolist() for sample in samples] == [[0, 1], [0], [1]]
     assert {sample.gym for sample in samples} == {"function"}
     batch = pack(samples, weights=np.array([1.0, 2.0, 3.0]))
     assert batch.sequences.tolist() == [0, 0, 0, 1, 2, 2]
     assert batch.turns.tolist() == [0, 0, 1, 2, 3, 3]
     assert batch.weights.tolist() == [1.0, 1.0, 1.0, 2.0, 3.0, 3.0]
     assert set(pack(samples).weights.tolist()) == {1.0}
+
+
+def test_a_silent_turn_leaves_no_gap_in_the_numbers_of_turns():
+    """Else a step with a token of another version would look for a turn that is not there."""
+    silent = [make_turn([1], [2], reward=0.0, forked=True), make_turn([3], [], reward=0.0, forked=False)]
+    other = [make_turn([1], [2, 3], reward=1.0, forked=True)]
+    table = make_table([(turns, StopReason.TERMINATED) for turns in (silent, other)])
+    batch = pack(samples_from_table(table, advantages=np.ones(3)))
+    assert batch.turns.tolist() == [0, 1, 1]
+    assert batch.states.tolist() == [0, 3]
+    assert batch.predictors.tolist() == [0, 3, 4]
 
 
 def samples_of(num_groups: int) -> list[TrainingSample]:

@@ -43,9 +43,8 @@ def dialogues(seed: int) -> list[TrainingSample]:
         for sample in samples_from_table(table, advantages=rng.normal(size=table.num_rows)):
             with torch.no_grad():
                 own = policy(pack([sample])).logprobs.numpy()
-            behavior = sample.behavior_logprobs.copy()
-            behavior[sample.loss_mask] = own + rng.normal(scale=0.3, size=len(own))
-            samples.append(replace(sample, gym=gym, behavior_logprobs=behavior))
+            behavior = own + rng.normal(scale=0.3, size=len(own))
+            samples.append(replace(sample, gym=gym, behavior_logprobs=behavior.astype(np.float32)))
     return samples
 
 

@@ -1,6 +1,8 @@
 """Samples: token ids as sampled, masks, forks, and what is left out."""
 
 import numpy as np
+import pyarrow as pa
+import pytest
 
 from actors.trajectory import StopReason
 from learners.advantage import make_estimator
@@ -31,10 +33,11 @@ def test_a_trajectory_is_its_turns_end_to_end():
     assert (first.group_id, first.trajectory, second.trajectory) == (5, 0, 1)
     assert first.token_ids.tolist() == [1, 2, 3, 4, 5, 7, 8]
     assert first.loss_mask.tolist() == [False, False, False, True, True, False, True]
-    assert np.allclose(first.behavior_logprobs, [0, 0, 0, -0.5, -0.6, 0, -0.5])
-    assert first.policy_versions.tolist() == [-1, -1, -1, 6, 6, -1, 7]
-    assert first.advantages.tolist() == [0, 0, 0, 1, 1, 0, 1]
-    assert second.advantages.tolist() == [0, 0, 0, -1]
+    assert np.allclose(first.behavior_logprobs, [-0.5, -0.6, -0.5])
+    assert first.policy_versions.tolist() == [6, 6, 7]
+    assert first.turns.tolist() == [0, 1]
+    assert (first.turn_starts.tolist(), first.turn_lengths.tolist()) == ([3, 6], [2, 1])
+    assert (first.advantages.tolist(), second.advantages.tolist()) == ([1, 1], [-1])
     assert (first.num_tokens, first.num_loss_tokens) == (7, 3)
 
 
@@ -48,7 +51,7 @@ def test_a_fork_begins_a_new_sample_with_the_same_advantage():
     samples = samples_of(make_table([(forked, DONE), (other, DONE)]))
     assert [sample.token_ids.tolist() for sample in samples] == [[1, 2], [1, 3, 4, 5, 6], [1, 2]]
     assert [sample.trajectory for sample in samples] == [0, 0, 1]
-    assert samples[1].advantages.tolist() == [0, 0, 1, 0, 1]
+    assert (samples[1].turns.tolist(), samples[1].advantages.tolist()) == ([1, 2], [1, 1])
 
 
 def test_failures_and_unscored_trajectories_give_no_sample_and_move_no_advantage():
@@ -69,8 +72,7 @@ def test_failures_and_unscored_trajectories_give_no_sample_and_move_no_advantage
     )
     samples = samples_of(table)
     assert [sample.trajectory for sample in samples] == [0, 4]
-    assert [float(sample.advantages.max()) for sample in samples] == [1.0, 0.0]
-    assert samples[1].advantages.tolist() == [0, -1, 0, -1]
+    assert [sample.advantages.tolist() for sample in samples] == [[1, 1], [-1, -1]]
 
 
 def test_a_sample_without_completion_tokens_is_left_out():
@@ -89,6 +91,67 @@ def test_nothing_predicts_a_first_token():
     turns = [make_turn([], [5, 6], reward=0.0, forked=True)]
     (sample,) = samples_from_table(make_table([(turns, DONE)]), advantages=np.ones(1))
     assert sample.loss_mask.tolist() == [False, True]
+
+
+def walked(table: pa.Table, advantages: list[float]) -> list[tuple[list[int], list[tuple]]]:
+    """Each sample's ids, and (place, logprob, version, turn, advantage) of its loss tokens: a walk from token
+    to token."""
+    samples: list[tuple[list[int], list[tuple]]] = []
+    last = None
+    for row, advantage in zip(table.to_pylist(), advantages, strict=True):
+        if row["forked"] or row["trajectory"] != last:
+            samples.append(([], []))
+        last = row["trajectory"]
+        ids, said = samples[-1]
+        ids += row["context_ids"]
+        columns = (row["completion_ids"], row["behavior_logprobs"], row["policy_versions"])
+        for token, logprob, version in zip(*columns, strict=True):
+            if ids:  # nothing predicts a first token
+                said.append((len(ids), logprob, version, row["turn"], advantage))
+            ids.append(token)
+    return [sample for sample in samples if sample[1]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_samples_are_what_a_walk_over_the_tokens_finds(seed: int):
+    """Forks, silent turns, turns without context, and tables in chunks of two groups."""
+    rng = np.random.default_rng(seed)
+
+    def a_turn(index: int):
+        num_context, num_said = (int(rng.integers(0, 5)) for _ in range(2))
+        context, said = (rng.integers(0, 40, num).tolist() for num in (num_context, num_said))
+        forked = index == 0 or bool(rng.random() < 0.3)
+        return make_turn(context, said, reward=0.0, forked=forked, version=int(rng.integers(9)))
+
+    tables = [
+        make_table(
+            [([a_turn(index) for index in range(rng.integers(1, 5))], DONE) for _ in range(3)], group_id=g
+        )
+        for g in range(2)
+    ]
+    advantages = [rng.normal(size=table.num_rows).astype(np.float32) for table in tables]
+    samples = samples_from_table(pa.concat_tables(tables), advantages=np.concatenate(advantages))
+    expected = [
+        sample
+        for table, own in zip(tables, advantages, strict=True)
+        for sample in walked(table, own.tolist())
+    ]
+    for sample, (ids, said) in zip(samples, expected, strict=True):
+        assert sample.token_ids.tolist() == ids
+        of = np.repeat(np.arange(len(sample.turns)), sample.turn_lengths)
+        columns = (
+            np.flatnonzero(sample.loss_mask),
+            sample.behavior_logprobs,
+            sample.policy_versions,
+            sample.turns[of],
+            sample.advantages[of],
+        )
+        assert list(zip(*(column.tolist() for column in columns), strict=True)) == said
+
+
+def test_a_table_without_rows_gives_no_sample():
+    table = make_table([([make_turn([1], [2], reward=0.0, forked=True)], DONE)])
+    assert samples_from_table(table.slice(1), advantages=np.zeros(0)) == []
 
 
 def test_credit_is_spread_over_tokens_not_turns():
