@@ -6,6 +6,7 @@ the same shape. A trajectory with a non-finite reward failed: it is left out of 
 compared by, and its advantages are NaN. Which estimator to take, and how to add one: docs/credit.md.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -210,7 +211,7 @@ def _estimate(
     rule: CreditRule,
 ) -> TurnAdvantages:
     """The rule on the trajectories that did not fail, NaN on the others."""
-    kept = [row for row, turns in enumerate(rewards) if np.isfinite(turns).all()]
+    kept = [row for row, turns in enumerate(rewards) if all(map(math.isfinite, turns.tolist()))]
     group = GroupTurns(
         rewards=[rewards[row] for row in kept],
         num_tokens=[
@@ -219,10 +220,8 @@ def _estimate(
         states=[states[row] for row in kept] if states is not None else [],
         values=[values[row] for row in kept] if values is not None else [],
     )
-    advantages = [np.full(len(turns), np.nan) for turns in rewards]
-    for row, found in zip(kept, rule.estimator.estimate(group, rule), strict=True):
-        advantages[row] = found
-    return advantages
+    found = dict(zip(kept, rule.estimator.estimate(group, rule), strict=True))
+    return [found[row] if row in found else np.full(len(turns), np.nan) for row, turns in enumerate(rewards)]
 
 
 ADVANTAGES: dict[str, Advantage] = {

@@ -4,6 +4,7 @@ is asked, and every turn gets its advantage. No Ray; every rank computes the sam
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from learners.config import LearnerConfig
 from learners.critic import explained_variance
 from learners.dropped import TrajectoryKey, drop_metrics, num_dropped
 from learners.information_gain import INFORMATION_GAINS, InformationGain
-from learners.samples import TrainingSample, gym_advantages, samples_from_table, without_truncated
+from learners.samples import CreditOf, TrainingSample, gym_advantages, samples_from_table, without_truncated
 from learners.scoring import Scorer, TurnKey, by_turn, turn_values
 
 
@@ -33,21 +34,22 @@ def samples_of_step(
         weight = config.information_gain_weight
         tables = [with_gain(table, gain, weight=weight, scored=trajectories_of(asked)) for table in tables]
         metrics = gain_metrics(gain, tables)
-    values = critic_values(tables, config=config, scorer=scorer)
+    credit_of = cache(config.credit_of)  # one rule a gym
+    values = critic_values(tables, credit_of=credit_of, scorer=scorer)
     expected, received = [], []
     of_rows: list[tuple[np.ndarray, np.ndarray]] = []
     for table in tables:
         returns = np.full(table.num_rows, np.nan)
-        if _asks_critic(table, config):
+        if _asks_critic(table, credit_of):
             keys = turn_keys(table)
             before = np.array([values.get(key, 0.0) for key in keys])
-            advantages = gym_advantages(table, config.credit_of, values=before)
+            advantages = gym_advantages(table, credit_of, values=before)
             returns = advantages + before
             seen = np.array([key in values for key in keys]) & np.isfinite(returns)
             expected += before[seen].tolist()
             received += returns[seen].tolist()
         else:
-            advantages = gym_advantages(table, config.credit_of)
+            advantages = gym_advantages(table, credit_of)
         of_rows.append((advantages, returns))
     samples: list[TrainingSample] = []
     dropped: Counter[str] = Counter()
@@ -66,12 +68,10 @@ def samples_of_step(
     return samples, metrics
 
 
-def critic_values(
-    tables: Sequence[pa.Table], *, config: LearnerConfig, scorer: Scorer
-) -> dict[TurnKey, float]:
+def critic_values(tables: Sequence[pa.Table], *, credit_of: CreditOf, scorer: Scorer) -> dict[TurnKey, float]:
     """What the critic expects before each turn of the gyms that ask it. A turn without tokens has no state to
     read and is not in it: its value counts as 0."""
-    samples = [sample for table in tables if _asks_critic(table, config) for sample in scorable(table)]
+    samples = [sample for table in tables if _asks_critic(table, credit_of) for sample in scorable(table)]
     return by_turn(samples, scorer(samples, read=turn_values))
 
 
@@ -119,6 +119,6 @@ def turn_keys(table: pa.Table) -> list[TurnKey]:  # [num_rows]
     return list(zip(*columns, strict=True))
 
 
-def _asks_critic(table: pa.Table, config: LearnerConfig) -> bool:
+def _asks_critic(table: pa.Table, credit_of: CreditOf) -> bool:
     """Whether the credit of the group's gym needs the critic."""
-    return config.credit_of(table["gym"][0].as_py()).estimator.asks_critic
+    return credit_of(table["gym"][0].as_py()).estimator.asks_critic
