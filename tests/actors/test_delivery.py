@@ -72,7 +72,7 @@ async def test_a_group_that_finishes_alone_is_sent_at_once():
 
 
 async def test_no_call_is_larger_than_the_limit_but_for_one_large_group(monkeypatch: pytest.MonkeyPatch):
-    size = finished(0).table.nbytes
+    size = finished(0).table.get_total_buffer_size()
     monkeypatch.setattr(delivery, "MOST_BYTES", 2 * size)
     feed = SlowFeed()
     deliveries = Deliveries(feed.put)
