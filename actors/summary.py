@@ -26,9 +26,10 @@ def summarize(
     num_tokens = _lengths(table["completion_ids"])
     rewards = table["reward"].to_numpy()
     limits = table["user_concurrency"].to_numpy()
+    stop_reasons = table["stop_reason"].to_pylist()
     spans = [slice(first, end) for first, end in pairwise([*first_rows.tolist(), table.num_rows])]
     states = turn_states(table)
-    numbers: dict[str, int] = {}
+    numbers: dict[State, int] = {}
     return GroupSummary(
         group_id=order.group_id,
         task_key=order.task_key,
@@ -38,13 +39,13 @@ def summarize(
         turn_rewards=[rewards[span].tolist() for span in spans],
         turn_tokens=[num_tokens[span].tolist() for span in spans],
         turn_states=[[numbers.setdefault(state, len(numbers)) for state in keys] for keys in states],
-        stop_reasons=[StopReason(str(table["stop_reason"][int(row)])) for row in first_rows],
+        stop_reasons=[StopReason(stop_reasons[span.start]) for span in spans],
         simulator=simulator,
         persona=str(table["persona"][0]),
         num_policy_tokens=int(num_tokens.sum()),
         oldest_version=int(versions.min(initial=np.iinfo(np.int32).max)),
         newest_version=int(versions.max(initial=0)),
-        version_spans=_spans(versions, of=np.repeat(of, num_tokens), size=size),
+        version_spans=_spans(versions, num_tokens=np.add.reduceat(num_tokens, first_rows)),
         duration_s=duration_s,
         policy_s=float(table["policy_s"].to_numpy().sum()),
         queue_s=float(table["queue_s"].to_numpy().sum()),
@@ -57,38 +58,40 @@ def summarize(
     )
 
 
-def turn_states(table: pa.Table) -> list[list[str]]:  # [num_dialogues][num_turns]
-    """What the policy had been told before each turn of a group's table, as a key by the gym's own `news`:
-    equal keys are equal states."""
+State = frozenset[str]
+"""All that a policy has been told."""
+
+
+def turn_states(table: pa.Table) -> list[list[State]]:  # [num_dialogues][num_turns]
+    """What the policy had been told before each turn of a group's table, by the gym's own `news`."""
     of, told = table["trajectory"].to_numpy(), table["news"].to_pylist()
     starts = np.flatnonzero(np.diff(of, prepend=-1)).tolist()
     return [state_keys(told[first:end]) for first, end in pairwise([*starts, table.num_rows])]
 
 
-def state_keys(told: Sequence[str]) -> list[str]:  # [num_turns]
+def state_keys(told: Sequence[str]) -> list[State]:  # [num_turns]
     """A trajectory's state before each turn: what it has been told so far, in whatever order and however
     often.
 
-    Two trajectories that asked the same questions in another order are in the same state.
+    Two trajectories that asked the same questions in another order are in the same state. To be told nothing
+    leaves the state as it is.
     """
-    known: set[str] = set()
-    keys, key = [], ""
+    states, state = [], State()
     for news in told:
-        keys.append(key)
-        if news not in known:
-            known.add(news)
-            key = "\x1f".join(sorted(known))
-    return keys
+        states.append(state)
+        if news:
+            state |= {news}
+    return states
 
 
-def _spans(versions: np.ndarray, *, of: np.ndarray, size: int) -> list[int]:  # [size]
-    """Newest minus oldest version of each trajectory's tokens; both arrays are [num_tokens]. 0 without a
-    token."""
-    spans = np.zeros(size, np.int32)
-    firsts = np.flatnonzero(np.diff(of, prepend=-1))
-    if len(firsts):
+def _spans(versions: np.ndarray, *, num_tokens: np.ndarray) -> list[int]:  # [num_dialogues]
+    """Newest minus oldest of each trajectory's versions, which stand end to end, `num_tokens`
+    [num_dialogues] of each. 0 without a token."""
+    spans, spoke = np.zeros(len(num_tokens), np.int32), num_tokens > 0
+    if len(versions):
+        firsts = (np.cumsum(num_tokens) - num_tokens)[spoke]
         newest, oldest = (extreme.reduceat(versions, firsts) for extreme in (np.maximum, np.minimum))
-        spans[of[firsts]] = newest - oldest
+        spans[spoke] = newest - oldest
     return spans.tolist()
 
 

@@ -4,6 +4,7 @@ schema."""
 import json
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, chain
 
 import numpy as np
@@ -175,7 +176,13 @@ def _all_same(values: Sequence[str | None]) -> bool:
 
 
 def _repeated(value: str | None, size: int) -> pa.Array:
-    return pa.repeat(pa.scalar(value, pa.string()), size)
+    return pa.repeat(_scalar(value), size)
+
+
+@lru_cache(maxsize=256)
+def _scalar(value: str | None) -> pa.Scalar:
+    """Kept, since most of them come again with every group."""
+    return pa.scalar(value, pa.string())
 
 
 def _text(values: Sequence[str | None]) -> pa.Array:

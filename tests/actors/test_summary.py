@@ -113,6 +113,7 @@ def test_python_numbers_only_travel():
 
 
 def test_a_state_is_what_was_told_so_far_in_any_order():
-    assert state_keys(["x", "y", "z"]) == ["", "x", "x\x1fy"]
-    assert state_keys(["y", "x", "x", "z"])[2:] == ["x\x1fy", "x\x1fy"]
+    assert state_keys(["x", "y", "z"]) == [set(), {"x"}, {"x", "y"}]
+    assert state_keys(["y", "x", "x", "z"])[2:] == [{"x", "y"}, {"x", "y"}]
+    assert state_keys(["", "x", ""]) == [set(), set(), {"x"}]
     assert state_keys([]) == []
