@@ -13,6 +13,10 @@ class EngineError(Exception):
     """The engine gave no usable completion. It ends a trajectory as a failure and never becomes a reward."""
 
 
+class RequestError(EngineError):
+    """The request itself is at fault, and every engine would refuse it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
     """How to sample."""

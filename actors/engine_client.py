@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.engine import CompletionRequest, EngineError
+from actors.engine import CompletionRequest, EngineError, RequestError
 from actors.engine_line import EngineLine
 from actors.trajectory import Completion
 
@@ -54,7 +54,7 @@ class EngineClient:
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Samples one completion; where an engine fails, the next one is asked. Raises `EngineError` where
-        all failed, or one took `timeout_s`."""
+        all failed, or one took `timeout_s`, or the request is at fault."""
         failed: list[_Route] = []
         while True:
             route = self._route(request.dialogue, failed=failed)
@@ -66,6 +66,8 @@ class EngineClient:
                 failed.append(route)
                 if len(failed) == len(self._routes):
                     raise EngineError(str(failure)) from failure.__cause__
+            except RequestError:
+                raise
             except EngineError:  # it took too long: who comes next is asked elsewhere
                 route.avoided_until = time.monotonic() + AVOIDED_S
                 raise
@@ -97,6 +99,8 @@ class EngineClient:
                 token_ids, logprobs, versions, policy_s = await line.complete(request)
         except TimeoutError as error:
             raise EngineError(f"no completion within complete_timeout_s={self._timeout_s:g}") from error
+        except RequestError:
+            raise
         except EngineError as error:
             raise _EngineFailure(str(error)) from error
         except RayError as error:

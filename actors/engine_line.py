@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -42,9 +43,8 @@ class Answer(NamedTuple):
     """What became of a request."""
 
     ticket: int
-    sampled: Sampled | None
-    """None where it failed."""
-    error: str
+    outcome: Sampled | EngineError
+    """A `RequestError` where the request is at fault."""
 
 
 Complete = Callable[..., Awaitable[Sampled]]
@@ -62,6 +62,9 @@ class EngineLine:
         self._futures: dict[int, asyncio.Future[Sampled]] = {}
         """What is waited for, by ticket."""
         self._unsent: list[Ask] = []
+        self._begun: dict[int, Awaitable[None]] = {}
+        """The call in which a request was sent, by ticket, while nobody knows whether it arrived."""
+        self._looks: set[asyncio.Task[None]] = set()
         self._listening: asyncio.Task[None] | None = None
 
     async def complete(self, request: CompletionRequest) -> Sampled:
@@ -84,23 +87,33 @@ class EngineLine:
             raise
         finally:
             self._futures.pop(ticket, None)
+            self._begun.pop(ticket, None)
 
     def _send(self) -> None:
         asks, self._unsent = [ask for ask in self._unsent if ask.ticket in self._futures], []
-        if asks:  # else all were given up at once
-            self._engine.begin.remote(self._name, asks)
+        if not asks:  # all were given up at once
+            return
+        tickets = [ask.ticket for ask in asks]
+        try:
+            call = cast(Awaitable[None], self._engine.begin.remote(self._name, asks))
+        except Exception as error:  # one cannot be pickled, say: they must not wait for what was never sent
+            self._fail(tickets, EngineError(f"not sent: {type(error).__name__}: {error}"))
+        else:
+            self._begun.update(dict.fromkeys(tickets, call))
 
     async def _listen(self) -> None:
         """Consumes answers while any is waited for."""
+        looked_at = time.monotonic()
         try:
             while self._futures:
                 poll = self._engine.answers.remote(self._name)
                 for answer in await cast(Awaitable[list[Answer]], poll):
                     self._take(answer)
+                if time.monotonic() - looked_at > POLL_S:
+                    self._look_at_begun()
+                    looked_at = time.monotonic()
         except Exception as error:  # Ray's: the engine is gone, and every request with it
-            for future in self._futures.values():
-                if not future.done():
-                    future.set_exception(error)
+            self._fail(list(self._futures), error)
         finally:
             self._listening = None
 
@@ -108,10 +121,34 @@ class EngineLine:
         future = self._futures.pop(answer.ticket, None)
         if future is None or future.done():
             return
-        if answer.sampled is None:
-            future.set_exception(EngineError(answer.error))
+        if isinstance(answer.outcome, EngineError):
+            future.set_exception(answer.outcome)
         else:
-            future.set_result(answer.sampled)
+            future.set_result(answer.outcome)
+
+    def _look_at_begun(self) -> None:
+        """Looks at each call once, where a request of it still waits: one that failed brings no answers. Not
+        when it is made: that would cost as much as a poll."""
+        tickets: defaultdict[Awaitable[None], list[int]] = defaultdict(list)
+        for ticket, call in self._begun.items():
+            tickets[call].append(ticket)
+        self._begun.clear()
+        for call, sent in tickets.items():
+            look = asyncio.create_task(self._look(call, sent))
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
+
+    async def _look(self, call: Awaitable[None], tickets: Sequence[int]) -> None:
+        try:
+            await call
+        except Exception as error:  # Ray's
+            self._fail(tickets, error)
+
+    def _fail(self, tickets: Sequence[int], error: Exception) -> None:
+        for ticket in tickets:
+            future = self._futures.get(ticket)
+            if future is not None and not future.done():
+                future.set_exception(error)
 
 
 class _Box:
@@ -166,11 +203,11 @@ class Lines:
                 temperature=ask.temperature,
                 seed=ask.seed,
             )
-            answer = Answer(ask.ticket, sampled, "")
+            answer = Answer(ask.ticket, sampled)
         except EngineError as error:
-            answer = Answer(ask.ticket, None, str(error))
+            answer = Answer(ask.ticket, error)
         except Exception as error:  # a bug of ours: it must not leave the caller waiting
-            answer = Answer(ask.ticket, None, f"{type(error).__name__}: {error}")
+            answer = Answer(ask.ticket, EngineError(f"{type(error).__name__}: {error}"))
         box.answers.append(answer)
         box.arrived.set()
 

@@ -28,6 +28,11 @@ class Pauses:
         finally:
             self._pauses.append((begin, self._clock()))
 
+    @property
+    def latest(self) -> tuple[float, float]:
+        """When the last pause began and when it ended."""
+        return self._pauses[-1]
+
     def computed_s(self, begin: float, end: float) -> float:
         """Seconds from `begin` to `end`, both in the past, without the pauses between them."""
         seconds = max(0.0, end - begin)

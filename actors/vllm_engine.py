@@ -6,6 +6,7 @@ Stale gate: nothing is served before the first weights have been received, nor w
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,13 +20,19 @@ from actors.engine import EngineError
 from actors.engine_line import Answer, Ask, Lines, Sampled, TokenIds
 from actors.engine_pauses import Pauses
 from actors.engine_usage import EngineUsage, UsageMeter
+from actors.heap import freeze_heap
+from actors.vllm_requests import as_engine_error, flat_logprobs, sampling_params, versions_of
 from actors.vllm_settings import engine_args, read_stop_token_ids, set_environment, stamping_logger
 from actors.vllm_weights import LiveWeights
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.inputs.engine import TokensInput
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
+
+FRONT_NICENESS = 15
+"""As Ray's other workers."""
 
 
 class EngineActor:
@@ -35,7 +42,7 @@ class EngineActor:
         self._model_folder = model_folder
         self._config = config
         self._seed = seed
-        self._stop_token_ids = read_stop_token_ids(Path(model_folder))
+        self._stop_token_ids = tuple(read_stop_token_ids(Path(model_folder)))
         self._engine: AsyncLLM | None = None
         self._meter = UsageMeter()
         self._pauses = Pauses()
@@ -53,6 +60,8 @@ class EngineActor:
             engine_args(self._model_folder, self._config, seed=self._seed), stat_loggers=[stamping_logger()]
         )
         await self._sample([0], params=self._params(max_tokens=2, temperature=1.0, seed=0))
+        freeze_heap()
+        _follow_core()
         return time.perf_counter() - start
 
     async def complete(
@@ -71,10 +80,8 @@ class EngineActor:
         if output.finish_reason not in ("stop", "length"):
             raise EngineError(f"vLLM gave up a completion: {output.finish_reason}")
         sampled = np.asarray(output.token_ids, np.int32)
-        spans = output.weight_versions or []
-        versions = np.repeat([int(span.version) for span in spans], [span.end - span.start for span in spans])
-        assert len(versions) == len(sampled), f"{spans} do not cover {len(sampled)} tokens"
-        return sampled, _flat(output.logprobs), versions.astype(np.int32), self._computed_s(result)
+        versions = versions_of(output.weight_versions or [], num_tokens=len(sampled))
+        return sampled, flat_logprobs(output.logprobs), versions, self._computed_s(result)
 
     async def begin(self, line: str, asks: Sequence[Ask]) -> None:
         """`complete` for many, whose answers are fetched by `answers`: see `engine_line`."""
@@ -95,7 +102,7 @@ class EngineActor:
             await self._wait_for_weights()
             params = self._params(max_tokens=1, temperature=1.0, seed=0, prompt_logprobs=0)
             output = await self._sample(token_ids.tolist(), params=params)
-        return _flat(output.prompt_logprobs)
+        return flat_logprobs(output.prompt_logprobs)
 
     async def receive(self, payload: NDArray[np.uint8], policy_version: int) -> dict[str, float]:
         """Loads weights in flight: running requests stop, and go on with them. Raises EngineError.
@@ -134,39 +141,33 @@ class EngineActor:
 
     async def check(self) -> None:
         """Raises `EngineError` where vLLM has died: its actor lives on, but every completion fails."""
-        if self._running().errored:
-            raise EngineError(
-                f"vLLM has died: {self._running().dead_error}; its log is under the Ray session's logs"
-            )
+        self._expect_alive()
 
     async def stop(self) -> None:
         """Ends vLLM and its processes; running completions fail."""
         self._weights.close()
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.shutdown, 10.0)
-            self._engine = None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown, 10.0)
 
     async def _wait_for_weights(self) -> None:
         self._running()
-        await self._weights.wait(timeout_s=self._config.start_timeout_s)
+        await self._weights.wait(timeout_s=self._config.start_timeout_s, check=self._expect_alive)
+
+    def _expect_alive(self) -> None:
+        engine = self._running()
+        if engine.errored:
+            raise EngineError(f"vLLM has died: {engine.dead_error}; its log is under the Ray session's logs")
 
     def _params(
         self, *, max_tokens: int, temperature: float, seed: int, prompt_logprobs: int | None = None
     ) -> "SamplingParams":
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            temperature=temperature,
+        return sampling_params(
             max_tokens=max_tokens,
+            temperature=temperature,
             seed=seed,
-            logprobs=0,  # the sampled token's only
-            prompt_logprobs=prompt_logprobs,
-            flat_logprobs=True,
             stop_token_ids=self._stop_token_ids,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,
+            prompt_logprobs=prompt_logprobs,
         )
 
     async def _sample(self, token_ids: list[int], *, params: "SamplingParams") -> "RequestOutput":
@@ -183,18 +184,19 @@ class EngineActor:
     async def _generate(
         self, token_ids: list[int], *, params: "SamplingParams", cache_salt: str
     ) -> "RequestOutput":
-        from vllm.inputs.engine import tokens_input
-
-        prompt = tokens_input(token_ids, cache_salt=cache_salt)
+        prompt: TokensInput = {"type": "token", "prompt_token_ids": token_ids, "cache_salt": cache_salt}
         engine, request_id = self._running(), str(next(self._request_ids))
+        result = None
         try:
+            # To its end: a generator that is left after its last output is closed by another task, as if the
+            # request had been given up.
             async for output in engine.generate(prompt, params, request_id=request_id):
-                if output.finished:
-                    return output
-        # Whatever vLLM raises: its own classes would make the caller's process import vLLM to read them.
+                result = output
         except Exception as error:
-            raise EngineError(f"{type(error).__name__}: {error}") from error
-        raise EngineError("vLLM ended a request without an output")
+            raise as_engine_error(error) from error
+        if result is None:
+            raise EngineError("vLLM ended a request without an output")
+        return result
 
     def _computed_s(self, result: "RequestOutput") -> float:
         """Seconds from vLLM's first work on a request to its last token, without pauses."""
@@ -208,9 +210,8 @@ class EngineActor:
         return self._engine
 
 
-def _flat(logprobs: object) -> NDArray[np.float32]:
-    """One logprob a token, out of vLLM's flat form."""
-    from vllm.logprobs import FlatLogprobs
-
-    assert isinstance(logprobs, FlatLogprobs)
-    return np.asarray(logprobs.logprobs, np.float32)
+def _follow_core() -> None:
+    """This process yields to vLLM's core, its child: where cores are scarce, a core that is kept from its own
+    makes the whole batch wait."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), FRONT_NICENESS)

@@ -8,7 +8,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _SHARED_MEMORY = Path("/dev/shm")
+LOOK_EVERY_S = 1.0
+"""How often one who waits for weights looks whether they can still come: vLLM dies without a word."""
 
 
 class LiveWeights:
@@ -36,15 +38,21 @@ class LiveWeights:
         self._are_whole = asyncio.Event()
         self._receiving = asyncio.Lock()
 
-    async def wait(self, *, timeout_s: float) -> None:
-        """Returns once weights are there, whole. Raises `EngineError` after `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._are_whole.wait()
-        except TimeoutError as error:
-            raise EngineError(
-                f"no weights within start_timeout_s={timeout_s:g}: send them with receive() after every start"
-            ) from error
+    async def wait(self, *, timeout_s: float, check: Callable[[], object]) -> None:
+        """Returns once weights are there, whole: at once, and without a timer, where they are. Raises
+        `EngineError` after `timeout_s`, and what `check` raises where waiting is in vain."""
+        deadline = time.monotonic() + timeout_s
+        while not self._are_whole.is_set():
+            check()
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise EngineError(
+                    f"no weights within start_timeout_s={timeout_s:g}: send them with receive() after every "
+                    "start"
+                )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, LOOK_EVERY_S)):
+                    await self._are_whole.wait()
 
     def serve(self) -> None:
         """Opens the gate to what the engine holds now."""

@@ -1,11 +1,13 @@
 """Weight sync: seconds from the learner's policy to live weights, and the pause that a running request sees.
 
 One learner and one engine, each in its own process, in the way that a run would take here, while requests are
-being sampled. The pause is the longest gap between two tokens of one request around the sync, less the usual
-gap; `engine paused` is the engine's own account of it, from pause to resume.
+being sampled. `engine paused` is the engine's own account, from pause to resume. `pause that a request sees`
+is the gap between the last token before and the first one after it, of the request that waited longest, less
+the usual gap between two tokens.
 """
 
 import asyncio
+import math
 import sys
 import tempfile
 import time
@@ -38,7 +40,7 @@ CONTEXT = 640
 LONGEST = CONTEXT - 64
 """Tokens of a request."""
 TOKENS_AROUND = 4
-"""Tokens of every request before and after a sync, by which its usual gap is known."""
+"""Tokens of every request before and after a sync, between which gaps are usual."""
 TIMEOUT_S = 600.0
 
 
@@ -47,6 +49,7 @@ class WatchedEngine(EngineActor):
 
     async def watch(self) -> None:
         """Samples `NUM_REQUESTS` sequences from now on, each followed by another."""
+        # By the clock of `Pauses`. NaN between two requests: there lies a prompt, not a gap.
         self._stamps: list[list[float]] = [[] for _ in range(NUM_REQUESTS)]
         self._watching = [asyncio.ensure_future(self._follow(i)) for i in range(NUM_REQUESTS)]
         await self.settle()
@@ -58,11 +61,9 @@ class WatchedEngine(EngineActor):
         await self._some_tokens()
 
     async def gaps(self) -> tuple[float, float]:
-        """The longest gap since `settle`, and the median, in seconds."""
-        have = [len(stamps) for stamps in self._stamps]
-        await self._some_tokens(have)
-        gaps = [np.diff(stamps) for stamps in self._stamps]
-        return max(float(gap.max()) for gap in gaps), float(np.median(np.concatenate(gaps)))
+        """What `gaps_around` says of the last pause, after it is over; `settle` comes before it."""
+        await self._some_tokens([len(stamps) for stamps in self._stamps])
+        return gaps_around(self._pauses.latest, stamps=self._stamps)
 
     async def _some_tokens(self, have: Sequence[int] = (0,) * NUM_REQUESTS) -> None:
         while any(len(s) < n + TOKENS_AROUND for s, n in zip(self._stamps, have, strict=True)):
@@ -84,10 +85,21 @@ class WatchedEngine(EngineActor):
             params.ignore_eos, params.stop_token_ids = True, []
             prompt = tokens_input([2 + number % 200] * 32, cache_salt=str(number))
             async for _ in self._running().generate(prompt, params, request_id=f"watched-{number}"):
-                self._stamps[index].append(time.perf_counter())
+                self._stamps[index].append(time.monotonic())
+            self._stamps[index].append(math.nan)
             number += NUM_REQUESTS
             num_tokens = LONGEST
-            self._stamps[index].clear()  # between two requests lies a prompt, not a pause
+
+
+def gaps_around(pause: tuple[float, float], *, stamps: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The longest gap between two tokens of one request that has a part of the pause in it, and the median of
+    all other gaps, in seconds. `stamps` [num_requests][num_tokens] is when tokens came; NaN where the next
+    request begins."""
+    before = np.concatenate([np.asarray(one[:-1]) for one in stamps])
+    after = np.concatenate([np.asarray(one[1:]) for one in stamps])
+    begin, end = pause
+    is_paused, gaps = (before < end) & (after > begin), after - before
+    return float(gaps[is_paused].max()), float(np.nanmedian(gaps[~is_paused]))
 
 
 class SendingLearner:

@@ -48,6 +48,9 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+COMES_FIRST = {"RAY_worker_niceness": "0"}
+"""The engine's loop before other Ray workers, which run at niceness 15: whenever one of them holds its core,
+a whole batch waits. On a machine whose cores are shared this is a fifth of the tokens a second."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +119,7 @@ def start_engines(config: RunConfig, *, policy_folder: str) -> tuple[list[ActorH
     create = create.options(
         num_cpus=process.num_cpus,
         num_gpus=process.num_gpus,
+        runtime_env={"env_vars": COMES_FIRST},
         max_concurrency=most_calls,
         scheduling_strategy="SPREAD",  # outside the placement group of a Tune trial
     )

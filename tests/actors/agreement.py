@@ -1,4 +1,4 @@
-"""Policies of random weights, and what a learner says of tokens: for tests that engine and learner agree."""
+"""Policies of random weights, and what a learner says of tokens: for tests with a real engine."""
 
 import sys
 from collections.abc import Iterable
@@ -16,10 +16,11 @@ from learners.weight_sender import pack
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file
 
 VOCAB_SIZE = 256
+STOP_TOKEN_ID = 1
 
 
-def write_model(folder: Path, *, tied: bool) -> str:
-    torch.manual_seed(0)
+def random_model(*, tied: bool, seed: int = 0) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
@@ -30,10 +31,14 @@ def write_model(folder: Path, *, tied: bool) -> str:
         head_dim=32,
         max_position_embeddings=1024,
         tie_word_embeddings=tied,
-        eos_token_id=1,
+        eos_token_id=STOP_TOKEN_ID,
         initializer_range=0.12,  # far from uniform, so that other weights mean other logprobs
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return Qwen3ForCausalLM(config)
+
+
+def write_model(folder: Path, *, tied: bool) -> str:
+    random_model(tied=tied).save_pretrained(folder)
     return str(folder)
 
 

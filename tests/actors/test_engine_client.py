@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import RayActorError, RayError
 
 from actors import engine_client
-from actors.engine import CompletionRequest, EngineError, Sampling
+from actors.engine import CompletionRequest, EngineError, RequestError, Sampling
 from actors.engine_client import EngineClient
 from actors.engine_line import Answer, Ask, Lines, Sampled
 from actors.trajectory import Completion
@@ -119,6 +119,16 @@ async def test_a_dialogue_moves_when_its_engine_fails_and_stays_where_it_went(er
     await ask(client, 0, seed=2)
     await ask(client, 1, seed=3)
     assert (broken.seeds, sound.seeds) == ([0, 1], [1, 2, 3]), "who failed is left alone for a while"
+
+
+async def test_a_request_that_is_at_fault_is_asked_for_once_and_harms_no_engine():
+    asked, other = FakeEngine(error=RequestError("the prompt is too long")), FakeEngine()
+    client = client_of(asked, other)
+    with pytest.raises(RequestError, match="too long"):
+        await ask(client, 0)
+    asked.error = None
+    await ask(client, 0, seed=1)
+    assert (asked.seeds, other.seeds) == ([0, 1], [])
 
 
 async def test_an_engine_that_took_too_long_is_left_alone_for_a_while():

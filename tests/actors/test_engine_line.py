@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from actors import engine_line
-from actors.engine import CompletionRequest, EngineError, Sampling
+from actors.engine import CompletionRequest, EngineError, RequestError, Sampling
 from actors.engine_line import Ask, EngineLine, Lines, Sampled
 
 
@@ -24,6 +25,8 @@ class Engine:
         self.cancelled: list[int] = []
         self.finished: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self.dead = asyncio.Event()
+        self.lost_calls = 0
+        """So many of the next calls of `begin` fail."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("begin", "answers", "hang_up"):
@@ -36,6 +39,9 @@ class Engine:
 
     async def _call(self, name: str, *args: Any) -> Any:
         self.calls.append(name)
+        if name == "begin" and self.lost_calls:
+            self.lost_calls -= 1
+            raise RayActorError
         if name != "answers":
             return getattr(self.lines, name)(*args)
         answers, death = (
@@ -57,7 +63,7 @@ class Engine:
             self.cancelled.append(seed)
             raise
         if seed < 0:
-            raise EngineError("too long")
+            raise RequestError("too long")
         return np.array([seed], np.int32), np.zeros(1, np.float32), np.zeros(1, np.int32), 0.0
 
 
@@ -154,9 +160,61 @@ async def test_a_request_that_the_engine_refuses_fails_alone():
     refused, sound = ask(line, -1), ask(line, 1)
     await begun(engine, 2)
     engine.finish(-1, 1)
-    with pytest.raises(EngineError, match="too long"):
+    with pytest.raises(RequestError, match="too long"):
         await refused
     assert (await sound)[0].tolist() == [1]
+
+
+async def test_requests_whose_call_is_lost_fail_soon_while_others_are_answered(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(engine_line, "POLL_S", 0.01)
+    engine = Engine()
+    engine.lost_calls = 1
+    line = EngineLine(engine)
+    lost = [ask(line, 0), ask(line, 1)]
+    while engine.lost_calls:
+        await asyncio.sleep(0)
+    others = [ask(line, seed) for seed in range(2, 50)]
+    await begun(engine, 48)
+    for seed in range(2, 49):  # no poll is empty
+        engine.finish(seed)
+        await asyncio.sleep(0.001)
+    async with asyncio.timeout(30):
+        found = await asyncio.gather(*lost, return_exceptions=True)
+    assert [type(one) for one in found] == [RayActorError] * 2
+    assert not others[-1].done()
+    engine.finish(49)
+    assert [one[0].tolist() for one in await asyncio.gather(*others)] == [[seed] for seed in range(2, 50)]
+
+
+async def test_requests_that_cannot_be_sent_fail_at_once():
+    engine: Any = Engine()
+    line = EngineLine(engine)
+
+    def refuse(*args: Any) -> None:
+        raise TypeError("cannot pickle a generator")
+
+    engine.begin = SimpleNamespace(remote=refuse)
+    with pytest.raises(EngineError, match="not sent: TypeError: cannot pickle a generator"):
+        await ask(line, 0)
+
+
+async def test_nothing_is_kept_of_requests_that_ended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine_line, "POLL_S", 0.01)
+    engine = Engine()
+    line = EngineLine(engine)
+    requests = [ask(line, seed) for seed in (0, 1, -2)]
+    await begun(engine, 3)
+    async with asyncio.timeout(30):
+        while line._begun:  # each call is looked at once
+            await asyncio.sleep(0.001)
+    requests.append(ask(line, 3))
+    await begun(engine, 4)
+    requests[1].cancel()
+    engine.finish(0, -2, 3)
+    await asyncio.gather(*requests, return_exceptions=True)
+    assert not (line._futures or line._begun or line._looks)
 
 
 async def test_all_requests_fail_with_their_engine_and_a_later_one_asks_again():

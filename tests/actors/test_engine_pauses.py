@@ -27,6 +27,10 @@ def test_nothing_is_computed_in_a_pause(begin: float, end: float, seconds: float
     assert pauses_at(3, 5, 9, 11).computed_s(begin, end) == seconds
 
 
+def test_the_latest_pause_is_the_one_that_ended_last():
+    assert pauses_at(3, 5, 9, 11).latest == (9, 11)
+
+
 def test_a_pause_that_fails_is_one():
     clock = iter([1.0, 4.0])
     pauses = Pauses(clock=lambda: next(clock))

@@ -13,19 +13,17 @@ import pytest
 import ray
 import torch
 from ray.actor import ActorHandle
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from actors.config import EngineConfig
-from actors.engine import CompletionRequest, EngineError, Sampling
+from actors.engine import CompletionRequest, EngineError, RequestError, Sampling
 from actors.engine_client import EngineClient
 from actors.trajectory import Completion, as_ids
 from actors.vllm_engine import EngineActor
-from tests.actors.agreement import packed
+from tests.actors.agreement import STOP_TOKEN_ID, VOCAB_SIZE, packed, random_model
 
 pytestmark = pytest.mark.slow
 
-VOCAB_SIZE = 256
-STOP_TOKEN_ID = 1
 MOST_GAP = 0.02
 """Mean absolute difference of logprobs that training tolerates."""
 
@@ -43,26 +41,7 @@ class Started:
 
 
 def _policy(*, seed: int) -> Qwen3ForCausalLM:
-    torch.manual_seed(seed)
-    policy = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=32,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            eos_token_id=STOP_TOKEN_ID,
-        )
-    )
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(6.0)  # far from uniform, so that other weights mean other logprobs
-    return policy
+    return random_model(tied=True, seed=seed)
 
 
 def _request(*, seed: int, length: int = 300, most: int = 64, temperature: float = 1.0) -> CompletionRequest:
@@ -185,6 +164,28 @@ def test_no_more_is_computed_at_once_than_there_are_places_and_the_rest_is_waiti
     assert (waited_s > queue_s).all() and (queue_s > 0).all()
 
 
+def test_requests_that_are_given_up_leave_their_places_at_once(started: Started) -> None:
+    """More requests than places, to their ends and then given up: who comes next does not wait for them."""
+    client = EngineClient(started.engines[:1], timeout_s=60)
+    crowd = [_request(seed=seed, length=20, most=256) for seed in range(160)]
+
+    async def give_up() -> float:
+        running = [asyncio.ensure_future(client.complete(request)) for request in crowd]
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        assert sum(not one.done() for one in running) > EngineConfig().max_num_seqs
+        for one in running:
+            one.cancel()
+        began = time.perf_counter()
+        await client.complete(_request(seed=0, length=20, most=4))
+        return time.perf_counter() - began
+
+    _run(_complete_all(client, crowd[:1]))  # the prompt is cached from here on
+    began = time.perf_counter()
+    _run(_complete_all(client, crowd))
+    to_their_ends_s = time.perf_counter() - began
+    assert _run(give_up()) < to_their_ends_s / 4
+
+
 def test_weights_arrive_in_flight_and_each_token_names_its_version(started: Started) -> None:
     requests = [_request(seed=100 + seed, length=200, most=256) for seed in range(16)]
     policy = _policy(seed=1)
@@ -254,9 +255,11 @@ def test_incomplete_weights_are_refused_and_close_the_gate_until_whole_ones_come
     assert np.abs(ray.get(late, timeout=60) - reference).mean() < MOST_GAP
 
 
-def test_an_engines_refusal_is_an_engine_error(started: Started) -> None:
-    with pytest.raises(EngineError, match="512"):
+def test_what_the_engine_refuses_or_does_not_end_in_time_is_an_engine_error(started: Started) -> None:
+    with pytest.raises(RequestError, match="512"):
         _run(started.client.complete(_request(seed=0, length=600)))
+    with pytest.raises(RequestError, match="temperature"):
+        _run(started.client.complete(_request(seed=0, temperature=3.0)))
     patient = EngineClient(started.engines, timeout_s=0.001)
     with pytest.raises(EngineError, match=r"complete_timeout_s=0\.001"):
         _run(patient.complete(_request(seed=0)))

@@ -1,0 +1,118 @@
+"""An engine actor with a fake in vLLM's place: who waits for weights, who waits in vain, and what is left of
+a request."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from actors import vllm_weights
+from actors.config import EngineConfig
+from actors.engine import EngineError
+from actors.vllm_engine import EngineActor
+
+
+class Vllm:
+    """What an engine actor calls of `AsyncLLM`."""
+
+    def __init__(self) -> None:
+        self.errored = False
+        self.dead_error = "killed"
+        self.refuses_weights = False
+        self.engine_core = SimpleNamespace(pause_scheduler_async=self._nothing)
+        self.output_processor = SimpleNamespace(request_states={})
+        self.abort = self.update_weight_version = self.resume_generation = self._nothing
+        self.num_begun = self.num_closed_unfinished = 0
+
+    async def collective_rpc(self, method: str, args: tuple[object, ...] = ()) -> None:
+        if self.refuses_weights:
+            raise ValueError("a parameter is missing")
+
+    def shutdown(self, timeout: float) -> None:
+        self.errored = True
+
+    async def generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        self.num_begun += 1
+        try:
+            await asyncio.sleep(0)
+            yield SimpleNamespace(outputs=[SimpleNamespace(finish_reason="stop")])
+        except GeneratorExit:
+            self.num_closed_unfinished += 1
+            raise
+
+    async def _nothing(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+@pytest.fixture
+def vllm() -> Vllm:
+    return Vllm()
+
+
+@pytest.fixture
+def actor(vllm: Vllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineActor:
+    monkeypatch.setattr(vllm_weights, "LOOK_EVERY_S", 0.01)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 1}))
+    actor = EngineActor(str(tmp_path), EngineConfig(), 0)
+    actor._engine = cast(Any, vllm)
+    return actor
+
+
+async def waiting(actor: EngineActor) -> list[asyncio.Task[None]]:
+    tasks = [asyncio.create_task(actor._wait_for_weights()) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    assert not any(task.done() for task in tasks)
+    return tasks
+
+
+async def ended(tasks: list[asyncio.Task[None]]) -> list[str]:
+    """What became of those who waited."""
+    async with asyncio.timeout(30):
+        return [str(one) for one in await asyncio.gather(*tasks, return_exceptions=True)]
+
+
+def payload() -> np.ndarray:
+    return np.zeros(8, np.uint8)
+
+
+async def test_requests_wait_for_whole_weights_even_after_others_were_refused(actor: EngineActor, vllm: Vllm):
+    early = await waiting(actor)
+    vllm.refuses_weights = True
+    with pytest.raises(EngineError, match="weights of version 3: a parameter is missing"):
+        await actor.receive(payload(), 3)
+    late = await waiting(actor)
+    vllm.refuses_weights = False
+    await actor.receive(payload(), 3)
+    assert await ended([*early, *late]) == ["None"] * 6
+
+
+async def test_requests_that_wait_for_weights_fail_when_vllm_dies(actor: EngineActor, vllm: Vllm):
+    await actor.receive(payload(), 0)
+    await actor._wait_for_weights()
+    await actor._weights._stop(actor._running())
+    tasks = await waiting(actor)
+    vllm.errored = True
+    assert all("vLLM has died: killed" in text for text in await ended(tasks))
+
+
+async def test_requests_that_wait_for_weights_fail_when_the_engine_is_stopped(actor: EngineActor):
+    tasks = await waiting(actor)
+    await actor.stop()
+    assert all("the engine is not running" in text for text in await ended(tasks))
+
+
+async def test_nobody_waits_for_weights_longer_than_the_limit(actor: EngineActor):
+    with pytest.raises(EngineError, match=r"no weights within start_timeout_s=0\.02"):
+        await actor._weights.wait(timeout_s=0.02, check=lambda: None)
+
+
+async def test_a_finished_request_is_not_closed_as_if_it_had_been_given_up(actor: EngineActor, vllm: Vllm):
+    params: Any = None
+    for _ in range(3):
+        await actor._sample([1, 2], params=params)
+    await asyncio.sleep(0.01)
+    assert (vllm.num_begun, vllm.num_closed_unfinished) == (3, 0)
