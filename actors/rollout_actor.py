@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pyarrow as pa
-import ray
 from ray.actor import ActorHandle
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
@@ -24,6 +23,7 @@ from actors.config import RolloutConfig
 from actors.delivery import Deliveries, FinishedTable
 from actors.demand import Demand
 from actors.engine import PolicyEngine, Sampling
+from actors.heap import freeze_heap
 from actors.renderer import Renderer
 from actors.rollout import Setting, rollout_group
 from actors.room import Room
@@ -93,6 +93,7 @@ class RolloutActor(EnvRunner, Checkpointable):
         self._engine: PolicyEngine | None = None
         self._users: dict[str, User] = {}
         """By simulator."""
+        freeze_heap()
 
     def work(
         self, feed: ActorHandle, *, policy: str = "engine", simulator: str = "", group_size: int
@@ -114,10 +115,11 @@ class RolloutActor(EnvRunner, Checkpointable):
 
     def sample(
         self, *, orders: Sequence[GroupOrder] = (), policy: str = "engine", **kwargs: Any
-    ) -> ray.ObjectRef | None:
+    ) -> pa.Table | None:
         """Rolls out these orders, waits for them, and gives their tables as one: RLlib's own way to ask.
 
-        For work that needs no feed, such as demonstrations. None without orders.
+        For work that needs no feed, such as demonstrations. None without orders. The table itself, since what
+        an actor puts into the object store dies with it, and what it returns is the caller's.
         """
         if not orders:
             return None
@@ -128,7 +130,7 @@ class RolloutActor(EnvRunner, Checkpointable):
             return list(await asyncio.gather(*rolled))
 
         groups = asyncio.run_coroutine_threadsafe(roll_all(), self._loop).result()
-        return ray.put(pa.concat_tables(table for _, table in groups))
+        return pa.concat_tables(table for _, table in groups)
 
     async def _pull(
         self, feed: ActorHandle, *, setting: Setting, room: Room, demand: Demand, group_size: int

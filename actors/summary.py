@@ -15,17 +15,19 @@ def summarize(
     order: GroupOrder, table: pa.Table, *, duration_s: float, gauges: GaugeCounts = NO_COUNTS
 ) -> GroupSummary:
     """A summary of a table that has its `reward` column."""
-    of = table["trajectory"].to_numpy()
+    of, rewards = table["trajectory"].to_numpy(), table["reward"].to_numpy()
     size = order.num_dialogues
     first_rows = np.searchsorted(of, np.arange(size))
     failed = table["failed"].to_numpy()[first_rows]
     simulator = next((name for name in table["simulator"].to_pylist() if name not in ("", WEB)), "")
     scores = np.bincount(of, weights=table["env_reward"].to_numpy(), minlength=size)
     versions = table["policy_versions"].combine_chunks().flatten().to_numpy()
+    totals = np.bincount(of, weights=rewards, minlength=size)
     # The one row of a trajectory without turns holds no completion.
     num_tokens = _lengths(table["completion_ids"])
-    rewards = table["reward"].to_numpy()
     limits = table["user_concurrency"].to_numpy()
+    can_train = ~failed & np.isfinite(totals)
+    trainable = versions if can_train.all() else versions[can_train[of].repeat(num_tokens)]
     stop_reasons = table["stop_reason"].to_pylist()
     spans = [slice(first, end) for first, end in pairwise([*first_rows.tolist(), table.num_rows])]
     states = turn_states(table)
@@ -33,7 +35,7 @@ def summarize(
     return GroupSummary(
         group_id=order.group_id,
         task_key=order.task_key,
-        rewards=np.bincount(of, weights=rewards, minlength=size).tolist(),
+        rewards=totals.tolist(),
         scores=np.where(failed, np.nan, scores).tolist(),
         num_turns=np.bincount(of, weights=num_tokens > 0, minlength=size).astype(int).tolist(),
         turn_rewards=[rewards[span].tolist() for span in spans],
@@ -43,7 +45,7 @@ def summarize(
         simulator=simulator,
         persona=str(table["persona"][0]),
         num_policy_tokens=int(num_tokens.sum()),
-        oldest_version=int(versions.min(initial=np.iinfo(np.int32).max)),
+        oldest_version=int(trainable.min(initial=np.iinfo(np.int32).max)),
         newest_version=int(versions.max(initial=0)),
         version_spans=_spans(versions, num_tokens=np.add.reduceat(num_tokens, first_rows)),
         duration_s=duration_s,

@@ -192,8 +192,8 @@ class GroupSummary:
     persona: str
     num_policy_tokens: int
     oldest_version: int
-    """The policy version of the oldest token, in whichever trajectory: what the group's age is counted
-    from."""
+    """The policy version of the oldest token that can be trained: what the group's age is counted from.
+    Tokens of trajectories that failed, were cut or have no reward are as old as they like."""
     newest_version: int
     version_spans: Sequence[int]  # [group_size]
     """Policy versions between the oldest and the newest token of each trajectory."""

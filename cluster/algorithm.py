@@ -4,19 +4,17 @@ The driver's loop is `training_step`: take whole groups, update, send weights, b
 references, never tokens.
 """
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
 import ray
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from cluster.algorithm_config import GRPOConfig, config_for_actors, merged
-from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
+from cluster.algorithm_base import StatelessAlgorithm
+from cluster.algorithm_config import GRPOConfig, config_for_actors, run_of_trial
+from cluster.checkpoints import Checkpoints, DriverState
 from cluster.checks import check_same_run
 from cluster.cold_start import SftLog, cold_start
 from cluster.config import RunConfig
@@ -24,31 +22,24 @@ from cluster.console import say
 from cluster.evaluate import evaluate
 from cluster.groups import CALL_TIMEOUT_S, Groups
 from cluster.launch import start_ray, start_services
-from cluster.learners import Learners, LogprobGapError, SaveError
+from cluster.learners import Learners
 from cluster.machine import ray_address
 from cluster.policy_folder import provide_policy, reference_folder
 from cluster.results import EvaluationRow, rows_as_json
 from cluster.rollouts import PROBE_TIMEOUT_S, Rollouts
-from cluster.run_folder import STATE_FILE, BestCheckpoint, RunFolder, write_folder, write_whole
-from cluster.step_metrics import Laps, age_metrics, engine_metrics, step_metrics
-from cluster.transports import find_transport
-from cluster.weight_sync import WeightSync
-from learners.checkpoint import withdraw
+from cluster.run_folder import BestCheckpoint, RunFolder, write_folder
+from cluster.step_metrics import Laps, age_metrics, engine_metrics, expect_agreement, step_metrics
+from cluster.weight_sync import connect
 from simulators.gauges import alarms
 from simulators.task import Split
 
-SFT_STEPS_PER_CHECKPOINT = 50
-"""Optimizer steps of the cold start between two checkpoints."""
-OWN_SAVE_AFTER = 2
-"""Checkpoint intervals without a checkpoint of the run, after which the algorithm saves one by itself: for
-those who call `train` alone, learners can be replaced, too."""
 CLOSE_TIMEOUT_S = 20.0
 """Longest wait of a run that ends for weights on their way."""
 MOST_INTERVALS_KEPT = 4
 """Checkpoint intervals whose groups are kept for learners that take the place of others."""
 
 
-class GRPO(Algorithm):
+class GRPO(StatelessAlgorithm):
     """Trains one run. `train()` is one GRPO step, after the cold start."""
 
     @classmethod
@@ -57,7 +48,8 @@ class GRPO(Algorithm):
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Starts everything, and gives the engines the learners' weights before anything is sampled."""
-        self.run: RunConfig = self._run_of_trial(cast(GRPOConfig, self.config).resolved())
+        run = cast(GRPOConfig, self.config).resolved()
+        self.run: RunConfig = run if self._trial_info is None else run_of_trial(run, self.trial_id)
         check_same_run(self.run)
         self.folder = RunFolder(RunFolder.of(self.run).path.resolve())
         """Absolute: actors write into it from wherever they run."""
@@ -72,14 +64,11 @@ class GRPO(Algorithm):
         """The last step's numbers, keys `room/thing/stat`."""
         self.step_dialogues: list[pa.Table] = []
         """Some dialogues of the last step, text without tokens."""
-        self._original_config = self.config
+        self.built_from = self.config
         started_ray = start_ray(ray_address(self.run))
         policy_folder = provide_policy(self.run, self.folder)
         self.services = start_services(
-            self.run,
-            policy_folder=policy_folder,
-            run_folder=self.folder.path,
-            started_ray=started_ray,
+            self.run, policy_folder=policy_folder, run_folder=self.folder.path, started_ray=started_ray
         )
         self.config = config_for_actors(
             cast(GRPOConfig, self.config),
@@ -93,14 +82,7 @@ class GRPO(Algorithm):
             most_steps=MOST_INTERVALS_KEPT * self.run.checkpoint.every_steps,
             replaced=lambda group: setattr(self, "learner_group", group),
         )
-        self.weights = WeightSync(
-            self.learners,
-            self.services.engines,
-            dtype=self.run.engine.dtype,
-            timeout_s=self.run.engine.start_timeout_s,
-            transport=find_transport(self.run.engine, learners=self.learners, engines=self.services.engines),
-            workers_per_engine=self.run.engine.tensor_parallel_size,
-        )
+        self.weights = connect(self.learners, self.services.engines, config=self.run.engine)
         self.checkpoints = Checkpoints(self.folder, keep=self.run.checkpoint.keep, learners=self.learners)
         self.rollouts = Rollouts(
             self.env_runner_group,
@@ -113,14 +95,6 @@ class GRPO(Algorithm):
         )
         self._send_weights()
 
-    def _run_of_trial(self, run: RunConfig) -> RunConfig:
-        """Trials of Ray Tune run beside each other: each has a run folder and users of its own."""
-        if self._trial_info is None:
-            return run
-        return RunConfig.model_validate(
-            merged(run.model_dump(), {"run": {"name": f"{run.run.name}-{self.trial_id}"}})
-        )
-
     def training_step(self) -> None:
         """One GRPO step: consumes whole scored groups, sends the next policy version to the engines. It
         arrives beside the next step, unless training is synchronous."""
@@ -129,20 +103,24 @@ class GRPO(Algorithm):
         groups = self.groups.take(policy_version=self.policy_version, check=self.weights.check)
         laps.end("wait")
         dialogues = self.groups.dialogues(groups)
-        update = self.learners.update([group.payload for group in groups], step=self.policy_version)
+        update = self.learners.update(
+            [group.payload for group in groups], step=self.policy_version, meanwhile=self.groups.keep_working
+        )
         laps.end("update")
         self.policy_version += 1
         self._finish_sync()  # of the version before
         laps.end("sync")
         live = self.weights.send(self.policy_version)
         laps.end("weights")
+        self.groups.keep_working()
         settled = self.groups.book(groups, step=self.policy_version)
         self.groups.release(groups, policy_version=self.policy_version, live=live)
         laps.end("report")
         if self.run.buffer.max_off_policy_steps == 0:
             self._finish_sync()
             laps.end("sync")
-        self._keep_up_checkpoints()
+        if self.checkpoints.keep_up(every_steps=self.run.checkpoint.every_steps):
+            self.begin_checkpoint()
         self.step_dialogues = ray.get(dialogues, timeout=CALL_TIMEOUT_S)
         state = {**self.groups.metrics(), **engine_metrics(self.rollouts.engine_usage())}
         laps.end("report")
@@ -166,8 +144,6 @@ class GRPO(Algorithm):
             self.num_sft_steps = step
             self.checkpoints.settle(wait=False)
             log(step, metrics)
-            if step % SFT_STEPS_PER_CHECKPOINT == 0:
-                self.begin_checkpoint()
 
         cold_start(
             self.run,
@@ -176,6 +152,7 @@ class GRPO(Algorithm):
             policy_folder=self.services.rollout_setup.policy_folder,
             done=self.num_sft_steps,
             log=note,
+            save=self.begin_checkpoint,
         )
         self.cold_started = True
         self._send_weights()
@@ -195,7 +172,12 @@ class GRPO(Algorithm):
     def begin_checkpoint(self, *, score: float | None = None) -> None:
         """Begins a checkpoint in the run folder, which is written behind training. With a `score` on
         validation tasks it is kept as the best."""
-        self.checkpoints.begin(self.policy_version, write=self._begin_writing, score=score)
+
+        def write(folder: Path) -> int:
+            super(GRPO, self).save_to_path(folder)
+            return self.checkpoints.write(folder, self._driver_state())
+
+        self.checkpoints.begin(self.policy_version, write=write, score=score)
 
     def finish_checkpoint(self) -> None:
         """Waits for the checkpoint that was begun; one that fails is said and counted."""
@@ -205,48 +187,32 @@ class GRPO(Algorithm):
         """Writes a checkpoint, whole when this returns: the learners' shards and the driver's few numbers.
         Any number of learners can go on from it. Raises OSError."""
         self.finish_checkpoint()
-        if path is not None:  # what is overwritten is no checkpoint any more
-            withdraw(Path(path) / LEARNER_FOLDER)
+        if path is not None:
+            self.checkpoints.withdraw(Path(path))
         # Absolute, since RLlib hands the path to pyarrow, which takes a relative one for a URI.
         folder = Path(super().save_to_path(Path(path).resolve() if path else None, **kwargs))
-        self._begin_writing(folder, with_rllib=False)
-        try:
-            self.learners.saved(wait=True)
-        except SaveError as error:
-            raise OSError(f"{folder}: {error}") from None
+        self.checkpoints.write_whole(folder, self._driver_state())
         return str(folder)
 
-    def _begin_writing(self, folder: Path, *, with_rllib: bool = True) -> int:
-        """Writes what is small, and begins with the learners' part: all of one moment, which is returned."""
-        if with_rllib:
-            super().save_to_path(folder)
-        state = {
-            "policy_version": self.policy_version,
-            "num_sft_steps": self.num_sft_steps,
-            "cold_started": self.cold_started,
-            "iteration": self.iteration,
-            "buffer": self.groups.state(),
-        }
-        write_whole(folder / STATE_FILE, json.dumps(state))
-        return self.learners.save(folder / LEARNER_FOLDER)
-
-    def _keep_up_checkpoints(self) -> None:
-        """Names what is written by now, and saves where nobody else does."""
-        self.checkpoints.settle(wait=False)
-        if self.learners.num_steps_to_replay >= OWN_SAVE_AFTER * self.run.checkpoint.every_steps:
-            self.begin_checkpoint()
+    def _driver_state(self) -> DriverState:
+        return DriverState(
+            policy_version=self.policy_version,
+            num_sft_steps=self.num_sft_steps,
+            cold_started=self.cold_started,
+            iteration=self.iteration,
+            buffer=self.groups.state(),
+        )
 
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Goes on from a checkpoint: weights, optimizer, task order, ledger."""
+        """Goes on from a checkpoint: weights, optimizer, task order, ledger. Raises RuntimeError where groups
+        were ordered already."""
         path = Path(path).resolve()
-        state = json.loads((path / STATE_FILE).read_text())
-        self.learners.load(path / LEARNER_FOLDER)
-        self.policy_version = state["policy_version"]
-        self.num_sft_steps = state["num_sft_steps"]
-        self.cold_started = state["cold_started"]
-        self._iteration = state["iteration"]
+        state = self.checkpoints.read(path)
         self._finish_sync()
-        self.groups.restore(state["buffer"])
+        self.groups.restore(state.buffer, step=state.policy_version)
+        self.checkpoints.load(path)
+        self.policy_version, self._iteration = state.policy_version, state.iteration
+        self.num_sft_steps, self.cold_started = state.num_sft_steps, state.cold_started
         self._send_weights()
 
     def write_model(self) -> Path:
@@ -255,12 +221,7 @@ class GRPO(Algorithm):
 
     def write_best_model(self, best: BestCheckpoint) -> Path:
         """Writes the policy of the best checkpoint in the same form."""
-        if self.folder.is_best(self.policy_version):
-            return write_folder(self.folder.best_model, self.learners.export)
-        source = best.path / LEARNER_FOLDER
-        return write_folder(
-            self.folder.best_model, lambda folder: self.learners.export_checkpoint(source, folder)
-        )
+        return self.checkpoints.export_best(best, policy_version=self.policy_version)
 
     def cleanup(self) -> None:
         """Ends every process of the run; again, and after an unfinished `setup`, nothing."""
@@ -272,19 +233,6 @@ class GRPO(Algorithm):
         super().cleanup()
         self.services.stop()
         del self.services
-
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Empty: `save_to_path` writes our state itself, as JSON and tensors instead of pickles."""
-        return {}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """See `restore_from_path`."""
-
-    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        return []
-
-    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (self._original_config,), {}
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
         """Restarted rollout actors take part again. They hold no weights, so nothing is sent to them."""
@@ -303,17 +251,9 @@ class GRPO(Algorithm):
 
     def _report(self, metrics: dict[str, float]) -> None:
         """Keeps and logs the step's numbers. Raises where engine and learner disagree."""
-        metrics.setdefault("learner/logprob_gap/mean", math.nan)
         self.step_metrics = metrics
         for key, value in metrics.items():
             self.metrics.log_value(key, value, reduce="item")
         for line in alarms(metrics, self.run.simulator.alarms):
             say(f"simulated users: {line}")
-        gap, limit = metrics["learner/logprob_gap/mean"], self.run.learner.max_logprob_gap
-        if gap > limit:  # NaN where no token of the step is of the current version: nothing to compare
-            raise LogprobGapError(
-                f"learner/logprob_gap/mean={gap:.4f}: engine and learner must agree on sampled tokens within "
-                f"learner.max_logprob_gap={limit}: go on by `userrl train RUN_FOLDER`, with a higher "
-                "limit where it is rounding; to give learner.dtype and engine.dtype alike, begin a new run "
-                "with --run NAME"
-            )
+        expect_agreement(metrics, max_logprob_gap=self.run.learner.max_logprob_gap)

@@ -38,6 +38,12 @@ def merged(table: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def run_of_trial(run: RunConfig, trial_id: str) -> RunConfig:
+    """Trials of Ray Tune run beside each other: each has a run folder and users of its own."""
+    changes = {"run": {"name": f"{run.run.name}-{trial_id}"}}
+    return RunConfig.model_validate(merged(run.model_dump(), changes))
+
+
 class GRPOConfig(AlgorithmConfig):
     """A `RunConfig` behind RLlib's own methods. Its sections are set by name, with a mapping of what differs.
 

@@ -3,17 +3,36 @@
 One that cannot be written is said, counted and left out; those before it stay.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.console import say
 from cluster.learner_calls import LearnerError
 from cluster.learners import Learners, SaveError
-from cluster.run_folder import RunFolder
+from cluster.run_folder import STATE_FILE, BestCheckpoint, RunFolder, write_folder, write_whole
+from learners.checkpoint import withdraw
 
 LEARNER_FOLDER = "learner"
 """The learners' part of a checkpoint."""
+OWN_SAVE_AFTER = 2
+"""Checkpoint intervals without a checkpoint of the run, after which the algorithm saves one by itself: for
+those who call `train` alone, learners can be replaced, too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriverState:
+    """The driver's part of a checkpoint."""
+
+    policy_version: int
+    num_sft_steps: int
+    cold_started: bool
+    iteration: int
+    """RLlib's count of `train` calls."""
+    buffer: Mapping[str, Any]
+    """`BufferActor.state`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +65,41 @@ class Checkpoints:
             return
         self._begun = _Begun(step=step, moment=moment, score=score)
 
+    def write(self, folder: Path, state: DriverState) -> int:
+        """Writes the driver's part, and begins with the learners': all of one moment, which is returned."""
+        write_whole(folder / STATE_FILE, json.dumps(asdict(state)))
+        return self._learners.save(folder / LEARNER_FOLDER)
+
+    def write_whole(self, folder: Path, state: DriverState) -> None:
+        """As `write`, whole when this returns. Raises OSError."""
+        self.write(folder, state)
+        try:
+            self._learners.saved(wait=True)
+        except SaveError as error:
+            raise OSError(f"{folder}: {error}") from None
+
+    def withdraw(self, folder: Path) -> None:
+        """What lies there is no checkpoint any more."""
+        withdraw(folder / LEARNER_FOLDER)
+
+    def read(self, folder: Path) -> DriverState:
+        """The driver's part of any checkpoint."""
+        return DriverState(**json.loads((folder / STATE_FILE).read_text()))
+
+    def load(self, folder: Path) -> None:
+        """Brings the learners to where they were at this checkpoint."""
+        self._learners.load(folder / LEARNER_FOLDER)
+
+    def export_best(self, best: BestCheckpoint, *, policy_version: int) -> Path:
+        """Writes the best checkpoint's policy as a folder that transformers and vLLM load.
+        `policy_version` is the learners' own."""
+        source = best.path / LEARNER_FOLDER
+        if self._folder.is_best(policy_version):
+            return write_folder(self._folder.best_model, self._learners.export)
+        return write_folder(
+            self._folder.best_model, lambda folder: self._learners.export_checkpoint(source, folder)
+        )
+
     def settle(self, *, wait: bool) -> None:
         """Names the checkpoint that was begun, if it is whole or once it is."""
         if self._begun is None:
@@ -62,6 +116,12 @@ class Checkpoints:
             return
         self._learners.rebase(final / LEARNER_FOLDER, moment=begun.moment)
         self._tidy(begun)
+
+    def keep_up(self, *, every_steps: int) -> bool:
+        """Names what is written by now. Whether the last checkpoint is so far back that nobody else seems to
+        make any, `every_steps` or otherwise."""
+        self.settle(wait=False)
+        return self._learners.num_steps_to_replay >= OWN_SAVE_AFTER * every_steps
 
     def close(self) -> None:
         """Names what is written already; for a run that ends, whatever state its learners are in."""

@@ -10,6 +10,7 @@ from cluster.rollouts import Rollouts
 from learners.sft import num_sft_steps
 
 STEPS_PER_CALL = 10
+STEPS_PER_CHECKPOINT = 50
 SftLog = Callable[[int, Mapping[str, float]], None]
 """(SFT steps done, the last one's metrics)."""
 
@@ -22,9 +23,10 @@ def cold_start(
     policy_folder: str,
     done: int,
     log: SftLog,
+    save: Callable[[], None],
 ) -> None:
-    """Runs the SFT stage from step `done` to its end. Raises `BadInput` for a source that cannot be used, and
-    RuntimeError where no demonstration succeeded."""
+    """Runs the SFT stage from step `done` to its end, and has it saved now and then. Raises `BadInput` for a
+    source that cannot be used, and RuntimeError where no demonstration succeeded."""
     if not config.sft.has_sources:
         return
     demonstrations = gather_demonstrations(config, rollouts=rollouts, policy_folder=policy_folder)
@@ -43,4 +45,6 @@ def cold_start(
             count = min(STEPS_PER_CALL, num_steps - step)
             metrics = learners.sft_updates(first_step=step, num_steps=count)
             log(step + count, {**metrics, **counts})
+            if (step + count) % STEPS_PER_CHECKPOINT == 0:
+                save()
             advance(count, f"loss {metrics['learner/loss']:.3f}")

@@ -1,15 +1,16 @@
 """The driver's hold on the buffer: whole groups for a step, with an eye on those who make them. Holds
 references, never tokens."""
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from actors.trajectory import GroupSummary
 from cluster.config import RunConfig
@@ -36,6 +37,8 @@ class Groups:
         self._archive = archive
         """Where a person finds the dialogues."""
         self._releasing: list[ray.ObjectRef] = []
+        self._supervised_at_s = -math.inf
+        """By `time.monotonic()`."""
 
     def take(self, *, policy_version: int, check: Callable[[], object]) -> list[FinishedGroup]:
         """Whole groups for one step on `policy_version`. While it waits it sees to the rollout actors, and
@@ -47,7 +50,7 @@ class Groups:
             taking = self._buffer.take.remote(
                 self._run.buffer.groups_per_step, policy_version, timeout_s=SUPERVISE_EVERY_S
             )
-            self._rollouts.supervise(self._buffer, group_size=self._run.rollout.num_dialogues)
+            self._supervise()
             try:
                 return self._get(taking)
             except GetTimeoutError:  # it may take groups yet, which nobody would ever book
@@ -57,6 +60,12 @@ class Groups:
                     raise
                 self._expect_users()
                 say(f"step {policy_version + 1} waits for groups: {_last_line(error)}")
+
+    def keep_working(self) -> None:
+        """Sees to the rollout actors where nobody has for some time: an update may be long, and an actor that
+        has come back meanwhile would have nothing to do until its end."""
+        if time.monotonic() - self._supervised_at_s >= SUPERVISE_EVERY_S:
+            self._supervise()
 
     def book(self, groups: Sequence[FinishedGroup], *, step: int) -> list[GroupSummary]:
         """Books the groups as trained by `step`. Summaries of all that was settled since the step before."""
@@ -88,9 +97,18 @@ class Groups:
         """JSON for a checkpoint."""
         return self._get(self._buffer.state.remote())
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`."""
-        self._get(self._buffer.restore.remote(state))
+    def restore(self, state: Mapping[str, Any], *, step: int) -> None:
+        """Goes on from `state` after `step`. Raises RuntimeError where groups were ordered already."""
+        try:
+            self._get(self._buffer.restore.remote(state, step=step))
+        except RayTaskError as error:
+            if isinstance(error.cause, RuntimeError):
+                raise error.cause from None  # in one line, without the actor's traceback
+            raise
+
+    def _supervise(self) -> None:
+        self._rollouts.supervise(self._buffer, group_size=self._run.rollout.num_dialogues)
+        self._supervised_at_s = time.monotonic()
 
     def _expect_users(self) -> None:
         """Raises where every dialogue fails or goes unscored, as with a spent budget: no wait would mend

@@ -2,7 +2,7 @@
 they would share."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -12,6 +12,8 @@ from torch.distributed import DistError
 
 from cluster.history import Work
 
+MEANWHILE_EVERY_S = 5.0
+"""Between two looks at other things while learners work."""
 GRACE_S = 5.0
 """Wait for the other ranks once one has failed: who died is seen a moment after its peers complain."""
 GO_ON = "go on from the last checkpoint with `userrl train RUN_FOLDER`"
@@ -29,28 +31,40 @@ class SilentLearnerError(LostLearnerError):
     """A learner has not answered in time."""
 
 
-def ask(actors: Sequence[ActorHandle], work: Work, *, timeout_s: float) -> list[Any]:
+def ask(
+    actors: Sequence[ActorHandle],
+    work: Work,
+    *,
+    timeout_s: float,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> list[Any]:
     """Every rank's answer, in their order. Raises soon after a rank fails, whatever its peers wait for, where
-    RLlib's `foreach_learner` would wait for them all."""
-    return _answers([actor.apply.remote(work) for actor in actors], timeout_s=timeout_s)
+    RLlib's `foreach_learner` would wait for them all. While it waits it calls `meanwhile` now and then."""
+    return _answers([actor.apply.remote(work) for actor in actors], timeout_s=timeout_s, meanwhile=meanwhile)
 
 
 def ask_for_payload(
-    actors: Sequence[ActorHandle], work: Work, *, timeout_s: float
+    actors: Sequence[ActorHandle],
+    work: Work,
+    *,
+    timeout_s: float,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> list[tuple[Any, ray.ObjectRef]]:
     """As `ask`, of work that returns (answer, payload): the payload stays where it was made, and is the
     caller's. What a learner puts into the object store itself dies with it."""
     calls: list[Any] = [actor.apply.options(num_returns=2).remote(work) for actor in actors]
-    answers = _answers([answer for answer, _ in calls], timeout_s=timeout_s)
+    answers = _answers([answer for answer, _ in calls], timeout_s=timeout_s, meanwhile=meanwhile)
     return [(answer, payload) for answer, (_, payload) in zip(answers, calls, strict=True)]
 
 
-def _answers(calls: Sequence[ray.ObjectRef], *, timeout_s: float) -> list[Any]:
+def _answers(
+    calls: Sequence[ray.ObjectRef], *, timeout_s: float, meanwhile: Callable[[], object]
+) -> list[Any]:
     pending = {call: rank for rank, call in enumerate(calls)}
     answers: dict[int, Any] = {}
     errors: dict[int, RayError] = {}
     deadline = time.monotonic() + timeout_s
-    while pending and (ready := _first_ready(pending, deadline=deadline)):
+    while pending and (ready := _first_ready(pending, deadline=deadline, meanwhile=meanwhile)):
         rank = pending.pop(ready)
         try:
             answers[rank] = ray.get(ready)
@@ -62,9 +76,15 @@ def _answers(calls: Sequence[ray.ObjectRef], *, timeout_s: float) -> list[Any]:
     return [answers[rank] for rank in sorted(answers)]
 
 
-def _first_ready(pending: Mapping[ray.ObjectRef, int], *, deadline: float) -> ray.ObjectRef | None:
-    ready, _ = ray.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
-    return ready[0] if ready else None
+def _first_ready(
+    pending: Mapping[ray.ObjectRef, int], *, deadline: float, meanwhile: Callable[[], object]
+) -> ray.ObjectRef | None:
+    while True:
+        left_s = max(0.0, deadline - time.monotonic())
+        ready, _ = ray.wait(list(pending), timeout=min(left_s, MEANWHILE_EVERY_S))
+        if ready or left_s <= MEANWHILE_EVERY_S:
+            return ready[0] if ready else None
+        meanwhile()
 
 
 def as_failure(

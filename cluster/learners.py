@@ -38,10 +38,6 @@ class SaveError(RuntimeError):
     """A checkpoint was not written; training is as it was."""
 
 
-class LogprobGapError(RuntimeError):
-    """Engine and learner disagree about the policy: what was sampled is not what would be trained."""
-
-
 class Learners:
     """All learners of a run, as one."""
 
@@ -71,10 +67,15 @@ class Learners:
         """GRPO steps since the last whole checkpoint."""
         return self._history.num_steps
 
-    def update(self, groups: Sequence[GroupRows], *, step: int) -> dict[str, float]:
-        """One GRPO step on these groups. Raises `LearnerError`, as all methods do."""
+    def update(
+        self, groups: Sequence[GroupRows], *, step: int, meanwhile: Callable[[], object] = lambda: None
+    ) -> dict[str, float]:
+        """One GRPO step on these groups; one that takes long calls `meanwhile` every few seconds. Raises
+        `LearnerError`, as all methods do."""
         rows = list(groups)
-        return self._change("grpo", lambda learner: learner.update_groups(rows, step=step))
+        return self._change(
+            "grpo", lambda learner: learner.update_groups(rows, step=step), meanwhile=meanwhile
+        )
 
     def set_demonstrations(self, tables: Sequence[ray.ObjectRef]) -> int:
         """Keeps demonstrations for `sft_updates`; returns how many samples they give."""
@@ -183,12 +184,16 @@ class Learners:
         self._call(work)
         self._holds_another = True
 
-    def _change(self, stage: Stage, work: Work) -> dict[str, float]:
-        answers = self._call(work)
+    def _change(
+        self, stage: Stage, work: Work, *, meanwhile: Callable[[], object] = lambda: None
+    ) -> dict[str, float]:
+        answers = self._call(work, meanwhile=meanwhile)
         self._history.add(Call(stage=stage, work=work))
         return answers[0]
 
-    def _call(self, work: Work, *, with_payload: bool = False) -> list[Any]:
+    def _call(
+        self, work: Work, *, with_payload: bool = False, meanwhile: Callable[[], object] = lambda: None
+    ) -> list[Any]:
         """Every rank's answer, rank 0 first, of learners that are what the history says; or its answer and
         its payload, as `ask_for_payload` says."""
         ask_them = ask_for_payload if with_payload else ask
@@ -196,7 +201,7 @@ class Learners:
             try:
                 if self._lost or self._holds_another:
                     self._restore()
-                return ask_them(self._actors(), work, timeout_s=self._timeout_s)
+                return ask_them(self._actors(), work, timeout_s=self._timeout_s, meanwhile=meanwhile)
             except LostLearnerError as error:
                 self._lost = error
         raise LearnerError(

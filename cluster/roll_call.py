@@ -2,10 +2,11 @@
 answer, must not hold up the driver at every step."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 ANSWER_TIMEOUT_S = 10.0
 """An actor that takes longer is silent. It is asked again, but nobody waits for its answer."""
@@ -35,6 +36,31 @@ class RollCall:
         self._silent_since.update(dict.fromkeys(unheard, began))
         self._ping_silent()
         return answers
+
+    def ask_for_payloads(
+        self, questions: Mapping[int, Callable[[Any], Any]], *, timeout_s: float
+    ) -> dict[int, ray.ObjectRef]:
+        """What the actors make, by worker index, each asked a question of its own; who dies or takes too long
+        is left out. It stays where it was made and is the driver's: it outlives its maker, unlike what an
+        actor puts into the object store itself, and is not brought here, as by RLlib's own calls."""
+        manager = self._env_runners._worker_manager
+        actors = manager.actors()
+        calls: dict[int, Any] = {}
+        for index, make in questions.items():
+            apply = actors[index].apply.options(num_returns=2)
+            calls[index] = apply.remote(lambda actor, make=make: (True, make(actor)))
+        dones = [done for done, _ in calls.values()]
+        ready, _ = ray.wait(dones, num_returns=len(dones), timeout=timeout_s)
+        payloads: dict[int, ray.ObjectRef] = {}
+        for index, (done, payload) in calls.items():
+            if done not in ready:
+                continue
+            try:
+                ray.get(done)
+                payloads[index] = payload
+            except RayError:
+                manager.set_actor_state(index, healthy=False)  # it is probed until it is back
+        return payloads
 
     @property
     def silent_s(self) -> dict[int, float]:

@@ -112,7 +112,7 @@ class Rollouts:
         self, orders: Sequence[GroupOrder], *, policy: str, advance: Callable[[int, str], None]
     ) -> list[ray.ObjectRef]:
         """Rolls out orders in rounds, a chunk an actor; references to one table a chunk, in their order. A
-        chunk whose actor died is done again by another."""
+        chunk whose actor died is done again by another. The tables are the driver's, whoever dies later."""
         chunks = dict(enumerate(orders[start : start + CHUNK] for start in range(0, len(orders), CHUNK)))
         tables: dict[int, ray.ObjectRef] = {}
         num_tries = 0
@@ -123,15 +123,14 @@ class Rollouts:
             if not workers:
                 time.sleep(LOOK_EVERY_S)
                 continue
-            round_ = waiting[: len(workers)]
-            done = self._env_runners.foreach_env_runner(
-                [partial(_sample, index=i, orders=chunks[i], policy=policy) for i in round_],
-                remote_worker_ids=workers[: len(round_)],
-                local_env_runner=False,
-                timeout_seconds=WITHOUT_PROGRESS_S,
+            given = dict(zip(workers, waiting, strict=False))
+            sampled = self._roll_call.ask_for_payloads(
+                {worker: partial(_sample, orders=chunks[i], policy=policy) for worker, i in given.items()},
+                timeout_s=WITHOUT_PROGRESS_S,
             )
-            tables |= dict(done)
-            advance(sum(len(chunks[i]) for i, _ in done), "")
+            done = {given[worker]: table for worker, table in sampled.items()}
+            tables |= done
+            advance(sum(len(chunks[i]) for i in done), "")
             num_tries = 0 if done else num_tries + 1
             if num_tries == MOST_TRIES:
                 raise RuntimeError(
@@ -176,7 +175,5 @@ def _say_lost(groups: Sequence[LostGroup]) -> None:
         )
 
 
-def _sample(
-    actor: Any, *, index: int, orders: Sequence[GroupOrder], policy: str
-) -> tuple[int, ray.ObjectRef]:
-    return index, actor.sample(orders=orders, policy=policy)
+def _sample(actor: Any, *, orders: Sequence[GroupOrder], policy: str) -> pa.Table:
+    return actor.sample(orders=orders, policy=policy)

@@ -1,5 +1,6 @@
 """A step's rollout numbers, from the summaries of its groups. Keys are `room/thing/stat`."""
 
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +111,7 @@ def step_metrics(
     `settled` since the step before."""
     busy_s = update["time/learn_s"] + times["time/weights_s"]
     return {
+        "learner/logprob_gap/mean": math.nan,  # unless `update` has compared any token
         **times,
         **rollout_metrics(settled, duration_s=times["time/step_s"]),
         **update,
@@ -128,6 +130,23 @@ def engine_metrics(usages: Sequence[EngineUsage]) -> dict[str, float]:
         "engine/paused/share": mean(lambda usage: usage.paused_s),
         "engine/requests/mean": mean(lambda usage: usage.request_s),
     }
+
+
+class LogprobGapError(RuntimeError):
+    """Engine and learner disagree about the policy: what was sampled is not what would be trained."""
+
+
+def expect_agreement(metrics: Mapping[str, float], *, max_logprob_gap: float) -> None:
+    """Raises `LogprobGapError` where a step's `learner/logprob_gap/mean` is above the limit. It is NaN, and
+    there is nothing to compare, where no token of the step is of the current version."""
+    gap = metrics["learner/logprob_gap/mean"]
+    if gap > max_logprob_gap:
+        raise LogprobGapError(
+            f"learner/logprob_gap/mean={gap:.4f}: engine and learner must agree on sampled tokens within "
+            f"learner.max_logprob_gap={max_logprob_gap}: go on by `userrl train RUN_FOLDER`, with a higher "
+            "limit where it is rounding; to give learner.dtype and engine.dtype alike, begin a new run "
+            "with --run NAME"
+        )
 
 
 class Laps:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import ray
 from ray.actor import ActorHandle
 
-from actors.config import WeightTransport
+from actors.config import EngineConfig, WeightTransport
 from cluster.learners import Learners
-from cluster.transports import Way
+from cluster.transports import Way, find_transport
 
 
 class WeightSync:
@@ -64,3 +64,15 @@ class WeightSync:
         """Lets what was sent arrive, for a run that ends, whatever state its engines are in."""
         if self._receiving:
             ray.wait(self._receiving, num_returns=len(self._receiving), timeout=timeout_s)
+
+
+def connect(learners: Learners, engines: Sequence[ActorHandle], *, config: EngineConfig) -> WeightSync:
+    """The way from learners to engines that fits where they run. Raises ValueError for one that does not."""
+    return WeightSync(
+        learners,
+        engines,
+        dtype=config.dtype,
+        timeout_s=config.start_timeout_s,
+        transport=find_transport(config, learners=learners, engines=engines),
+        workers_per_engine=config.tensor_parallel_size,
+    )

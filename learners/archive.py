@@ -1,4 +1,5 @@
-"""The archive: settled groups as Parquet, one row as in their table plus its outcome.
+"""The archive: settled groups as Parquet, one row as in their table plus its outcome. Names its files, and
+keeps every group in one of them, though a run goes on from a checkpoint before the last.
 
 Writing happens beside training: a full disk or a lost table is counted and said once, and stops nothing.
 """
@@ -6,11 +7,13 @@ Writing happens beside training: a full disk or a lost table is counted and said
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from learners.ledger import TRAINED
@@ -20,6 +23,24 @@ logger = logging.getLogger(__name__)
 MAX_PENDING = 4
 """Files waiting for a slow disk; more would fill the object store with what they hold, and are given up."""
 FETCH_TIMEOUT_S = 60.0
+FILE_NAME = re.compile(r"step-(\d+)(-rest|-part-\d+)?\.parquet")
+ToCome = Callable[[Iterable[int]], set[int]]
+"""Those of these groups, by id, whose fate a run has yet to decide."""
+
+
+def step_file(step: int) -> str:
+    """The name of the file of what a step trained, and of what was dropped before it."""
+    return f"step-{step:05d}"
+
+
+def part_file(step: int, *, part: int) -> str:
+    """Of what was dropped before a step, where that was too much to wait for it, or where it never came."""
+    return f"{step_file(step)}-part-{part:03d}"
+
+
+def rest_file(step: int) -> str:
+    """Of what was dropped after a step and before its checkpoint, from which the run has gone on."""
+    return f"{step_file(step)}-rest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +71,40 @@ def write_tables(path: Path, tables: Sequence[pa.Table]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def rewind(folder: Path, *, step: int, to_come: ToCome) -> None:
+    """Makes the archive that of a run which goes on from its checkpoint of `step`: groups of later files that
+    are `to_come` again are taken away, the others had been dropped when it was made, and are its rest.
+
+    No group is lost or twice in it afterwards, though it be stopped in the middle and done again. Raises
+    OSError or pa.ArrowException.
+    """
+    rest = folder / f"{rest_file(step)}.parquet"
+    later = sorted(path for path in folder.glob("step-*.parquet") if path == rest or _step_of(path) > step)
+    kept: list[pa.Table] = []
+    seen: set[int] = set()
+    for path in sorted(later, key=lambda path: path != rest):
+        groups = set(pq.read_table(path, columns=["group_id"])["group_id"].to_pylist())
+        stays = groups - seen - to_come(groups)
+        if stays:
+            kept.append(_at_step(pq.read_table(path, filters=pc.field("group_id").isin(list(stays))), step))
+        seen |= stays
+    if kept:
+        write_tables(rest, kept)
+    for path in later:
+        if path != rest or not kept:
+            path.unlink()
+
+
+def _step_of(path: Path) -> int:
+    match = FILE_NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def _at_step(table: pa.Table, step: int) -> pa.Table:
+    steps = pa.array([step] * table.num_rows, pa.int64())
+    return table.set_column(table.schema.get_field_index("step"), "step", steps)
+
+
 class Archive:
     """Writes files in the background, in a thread; `flush` waits for them."""
 
@@ -69,6 +124,13 @@ class Archive:
         task = asyncio.create_task(self._write(name, entries, step=step))
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
+
+    async def rewind(self, step: int, *, to_come: ToCome) -> None:
+        """As `rewind`, in a thread."""
+        try:
+            await asyncio.to_thread(rewind, self._folder, step=step, to_come=to_come)
+        except (OSError, pa.ArrowException) as error:
+            self._report(f"rows after step {step} stay beside those to come: {type(error).__name__}: {error}")
 
     async def flush(self, *, timeout_s: float) -> None:
         """Waits until all is written, or raises TimeoutError."""

@@ -167,6 +167,16 @@ class Buffer:
         settled, self._settled = self._settled, []
         return settled
 
+    def to_come(self, group_ids: Iterable[int]) -> set[int]:
+        """Those of these groups whose fate is still to be decided, ordered or not."""
+        open_ids = {order.group_id for order in self._open_orders()}
+        return {one for one in group_ids if one in open_ids or one >= self._next_group_id}
+
+    @property
+    def num_settled(self) -> int:
+        """Groups that `pop_settled` would give."""
+        return len(self._settled)
+
     @property
     def num_open(self) -> int:
         """Slots taken."""

@@ -15,13 +15,16 @@ import pyarrow.compute as pc
 from ray import ObjectRef
 
 from actors.trajectory import GroupOrder, GroupSummary
-from learners.archive import Archive, ArchiveEntry
+from learners.archive import Archive, ArchiveEntry, part_file, step_file
 from learners.buffer import Buffer, BufferSizes, FinishedGroup, SettledGroup
 from learners.feed import Feed, GroupRows
 from learners.ledger import IsFlat, Ledger
 from simulators.task import TaskSource
 
 FLUSH_TIMEOUT_S = 60.0
+MOST_SETTLED = 256
+"""Dropped groups whose tables wait for a step, to be written with it; more are written before. A policy that
+most gyms find flat drops far more groups than it trains."""
 MOST_NAMED = 8
 """Groups of one kind in a line for people; thousands may be in flight."""
 TEXT_COLUMNS = (
@@ -48,6 +51,11 @@ class BufferActor(Feed):
         self._buffer = Buffer(sizes, source=source, is_flat=is_flat)
         self._archive = Archive(run_folder / "trajectories")
         self._last_step = 0
+        self._has_issued = False
+        self._written: list[GroupSummary] = []
+        """Of groups that were written before the step that reports them."""
+        self._num_parts = 0
+        """Files of them."""
         self._closed = False
 
     async def take(self, num_groups: int, policy_version: int, timeout_s: float) -> list[FinishedGroup]:
@@ -83,10 +91,14 @@ class BufferActor(Feed):
 
     async def book(self, group_ids: Sequence[int], step: int) -> list[GroupSummary]:
         """Books taken groups as trained by `step`, and archives all that was settled since the step before,
-        dropped groups among them: their summaries, of exactly the rows in `step-NNNNN.parquet`."""
+        dropped groups among them: their summaries, of exactly the rows in `step-NNNNN.parquet` and its parts,
+        `step-NNNNN-part-NNN.parquet`."""
         self._buffer.book(group_ids)
         self._last_step = step
-        return [one.group.summary for one in self._write_settled(f"step-{step:05d}", step=step)]
+        settled = self._write_settled(step_file(step), step=step)
+        summaries = [*self._written, *(one.group.summary for one in settled)]
+        self._written, self._num_parts = [], 0
+        return summaries
 
     async def release(
         self, group_ids: Sequence[int], policy_version: int, live: Sequence[ObjectRef] = ()
@@ -124,23 +136,26 @@ class BufferActor(Feed):
         """JSON for the checkpoint."""
         return self._buffer.state()
 
-    async def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from `state()`: what was open then is issued again first.
-
-        Call it while no rollout actor works: a result begun before it would be taken for one begun after it.
+    async def restore(self, state: dict[str, Any], step: int) -> None:
+        """Goes on from `state()` after `step`: what was open then is issued again first, and the archive
+        keeps no row of what is still to come. Raises RuntimeError once a group was issued: its result, begun
+        before this, would be taken for one begun after it.
         """
+        if self._has_issued:
+            raise RuntimeError("groups were ordered already: go back to a checkpoint in a new algorithm")
         self._buffer = Buffer.from_state(
             state, sizes=self._buffer.sizes, source=self._source, is_flat=self._buffer.is_flat
         )
-        self._issues.clear()
+        self._last_step = step
+        await self._archive.rewind(step, to_come=self._buffer.to_come)
         await self._notify()
 
     async def close(self) -> None:
-        """Ends the feed: `next_orders` gives None. Waits for the archive; TimeoutError if the disk hangs."""
+        """Ends the feed: `next_orders` gives None, and no group is taken in any more. Waits for the archive;
+        TimeoutError if the disk hangs."""
         self._closed = True
         await self._notify()
-        # Dropped since the last step; a name of its own, so that it does not replace that step's file.
-        self._write_settled(f"step-{self._last_step:05d}-rest", step=self._last_step)
+        self._write_part()
         await self._archive.flush(timeout_s=FLUSH_TIMEOUT_S)
 
     def _write_settled(self, name: str, *, step: int) -> list[SettledGroup]:
@@ -148,6 +163,13 @@ class BufferActor(Feed):
         entries = [ArchiveEntry(ref=one.group.payload, outcomes=one.outcomes) for one in settled]
         self._archive.submit(name, entries, step=step)
         return settled
+
+    def _write_part(self) -> None:
+        """Archives, and lets go of, what was dropped since the last step, for the next one to report."""
+        step = self._last_step + 1
+        settled = self._write_settled(part_file(step, part=self._num_parts), step=step)
+        self._num_parts += 1
+        self._written += [one.group.summary for one in settled]
 
     def _stuck(self) -> str:
         """The groups that are waited for, those that have been out for longest first."""
@@ -164,10 +186,15 @@ class BufferActor(Feed):
         return "; ".join([*held, *waiting, *others]) or "nobody has asked for orders"
 
     def _issue(self) -> GroupOrder | None:
-        return self._buffer.issue()
+        order = self._buffer.issue()
+        self._has_issued |= order is not None
+        return order
 
     def _accept(self, order: GroupOrder, summary: GroupSummary, rows: GroupRows) -> bool:
-        return self._buffer.put(order, summary=summary, payload=rows)
+        is_wanted = self._buffer.put(order, summary=summary, payload=rows)
+        if self._buffer.num_settled >= MOST_SETTLED:
+            self._write_part()
+        return is_wanted
 
     def _take_back(self, group_ids: Sequence[int]) -> None:
         self._buffer.take_back(group_ids)

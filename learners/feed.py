@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from typing import Any
@@ -18,6 +19,7 @@ import ray
 from ray import ObjectRef
 
 from actors.delivery import Delivery, read_rows
+from actors.heap import freeze_heap
 from actors.trajectory import GroupOrder, GroupSummary
 
 logger = logging.getLogger(__name__)
@@ -97,6 +99,9 @@ class Feed(ABC):
         self._num_forgets: Counter[str] = Counter()
         self._lost: list[LostGroup] = []
         self._watch: asyncio.Task[None] | None = None
+        self._storing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        """One thread, so that deliveries are accepted in the order in which they came."""
+        freeze_heap()
 
     async def next_orders(self, holder: str, max_groups: int) -> list[GroupOrder] | None:
         """Up to `max_groups` orders for `holder`. `[]`: none within 5 s, ask again. None: the end."""
@@ -127,11 +132,17 @@ class Feed(ABC):
     async def put(self, delivery: Delivery) -> list[bool]:
         """Takes finished groups in. False for each that was not wanted any more.
 
+        Until its rows are stored nothing is known of a delivery: a group that is issued again meanwhile, or
+        comes twice, is taken from whoever is stored first.
+
         The rows come by value and are put into the object store here, copied once and not read: an object
         dies with the process that put it, so one put by a rollout actor would not outlive it (Ray 2.56 took
         `_owner` out of `ray.put`). From another node they travel once, to this one.
         """
-        ref = self._store(delivery.rows)
+        # A full object store writes to disk first; meanwhile others ask for orders.
+        ref = await asyncio.get_running_loop().run_in_executor(self._storing, self._store, delivery.rows)
+        if self._ended():
+            return [False] * len(delivery.orders)
         ends = accumulate(delivery.num_rows)
         accepted = []
         for order, summary, num_rows, end in zip(
@@ -184,6 +195,7 @@ class Feed(ABC):
         await self._notify()
 
     def _store(self, rows: pa.Buffer) -> "ObjectRef[pa.Table]":
+        """In a thread of its own."""
         return ray.put(_StoredRows(rows))
 
     async def _notify(self) -> None:

@@ -19,6 +19,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 
 from actors.config import WeightTransport
+from actors.heap import freeze_heap
 from learners.checkpoint import SaveReport
 from learners.feed import GroupRows, fetch_groups
 from learners.policy_learner import PolicyLearner
@@ -40,6 +41,7 @@ class GRPOLearner(TorchLearner):
         self._learner = PolicyLearner(vars(self.config)["learner_settings"])
         self._sender: WeightSender | None = None
         self._is_built = True
+        freeze_heap()
 
     def update_groups(self, groups: Sequence[GroupRows], *, step: int) -> dict[str, float]:
         """`PolicyLearner.update_groups` on the groups' tables, with the seconds that it took once they were

@@ -62,10 +62,34 @@ def test_numbers_of_a_group_by_hand():
     assert summary.turn_states == [[0, 0], [0], [0], [0]]
     assert list(summary.stop_reasons) == [t.stop_reason for t in trajectories]
     assert summary.num_policy_tokens == 8
-    assert (summary.oldest_version, summary.newest_version) == (4, 7)
+    assert (summary.oldest_version, summary.newest_version) == (5, 7), "what failed is not trained: not its 4"
     assert summary.version_spans == [1, 0, 0, 1]
     assert (summary.policy_s, summary.queue_s, summary.user_s, summary.tool_s) == (2.0, 0.5, 1.0, 0.25)
     assert (summary.reward_s, summary.user_retries, summary.user_concurrency) == (0.0, 4, 8.0)
+
+
+def test_a_group_is_as_old_as_its_oldest_token_that_can_be_trained():
+    """One that was cut, or that nobody could score, would drop tokens that are young enough."""
+    order = GroupOrder(group_id=0, task_key=KEY, group_size=2, seed=1, num_extra=1)
+
+    def oldest(*trajectories: Trajectory, reward: float = 1.0) -> int:
+        table = with_rewards(to_table(order, trajectories), {"environment": reward}, RewardContext())
+        return summarize(order, table, duration_s=1.0).oldest_version
+
+    young = [
+        trajectory(
+            [turn(reward=0.0, versions=[6, 5]), turn(reward=1.0, versions=[7])], StopReason.TERMINATED
+        ),
+        trajectory([turn(reward=0.5, versions=[7])], StopReason.MAX_TURNS),
+    ]
+    old = turn(reward=0.0, versions=[1, 2])
+    for reason in (StopReason.TIME_LIMIT, StopReason.SURPLUS, StopReason.ENGINE_ERROR):
+        assert oldest(trajectory([old], reason), *young) == 5
+        assert oldest(*young, trajectory([old, old], reason)) == 5
+    unscored = trajectory([turn(reward=math.inf, versions=[1])], StopReason.TERMINATED)
+    assert oldest(young[0], unscored, young[1]) == 5
+    assert oldest(*young, trajectory([old], StopReason.NO_TOOL_CALL)) == 1
+    assert oldest(*[unscored] * 3) > 10**9
 
 
 def test_a_group_without_a_token_has_a_summary():

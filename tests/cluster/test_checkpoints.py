@@ -1,11 +1,12 @@
 """Checkpoints are named when they are whole; one that fails costs nothing but itself."""
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from cluster.checkpoints import Checkpoints
+from cluster.checkpoints import Checkpoints, DriverState
 from cluster.learner_calls import LearnerError
 from cluster.learners import Learners, SaveError
 from cluster.run_folder import RunFolder
@@ -18,6 +19,7 @@ class SlowLearners:
         self.num_polls = num_polls
         self.error = error
         self.bases: list[tuple[Path, int]] = []
+        self.num_steps_to_replay = 0
 
     def saved(self, *, wait: bool) -> bool:
         if self.error is not None:
@@ -139,3 +141,38 @@ def test_an_ending_run_names_what_is_written_and_waits_for_nothing(
     checkpoints.close()
     assert folder.latest_step == 10
     assert "not named: the learners have not said that it is whole" in capsys.readouterr().err
+
+
+STATE = DriverState(
+    policy_version=12, num_sft_steps=50, cold_started=True, iteration=3, buffer={"open_orders": [{"seed": 1}]}
+)
+
+
+class SavingLearners(SlowLearners):
+    def save(self, folder: Path) -> int:
+        folder.mkdir()
+        (folder / "weights").write_text("1")
+        return 7
+
+
+def test_the_drivers_part_of_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
+    _, checkpoints = checkpoints_at(tmp_path, SavingLearners())
+    assert checkpoints.write(tmp_path, STATE) == 7
+    assert checkpoints.read(tmp_path) == STATE
+    assert set(json.loads((tmp_path / "driver.json").read_text())) == {
+        *("policy_version", "num_sft_steps", "cold_started", "iteration", "buffer")
+    }
+
+
+def test_a_checkpoint_that_a_learner_cannot_write_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    _, checkpoints = checkpoints_at(tmp_path, SavingLearners(error=SaveError("learner 1: no space")))
+    with pytest.raises(OSError, match="learner 1: no space"):
+        checkpoints.write_whole(tmp_path, STATE)
+
+
+def test_who_only_trains_gets_checkpoints_all_the_same(tmp_path: Path) -> None:
+    learners = SavingLearners()
+    folder, checkpoints = checkpoints_at(tmp_path, learners)
+    checkpoints.begin(10, write=write)
+    assert [checkpoints.keep_up(every_steps=5) for learners.num_steps_to_replay in (9, 10)] == [False, True]
+    assert folder.latest_step == 10, "and what was begun has its name"

@@ -34,7 +34,7 @@ REFUSED = {
 def test_a_cold_start_that_was_killed_goes_on_exactly_from_its_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.algorithm.SFT_STEPS_PER_CHECKPOINT", 10)
+    monkeypatch.setattr("cluster.cold_start.STEPS_PER_CHECKPOINT", 10)
     config = tiny_config(tmp_path, name="killed").training(sft={"num_demonstrations": 240, "num_epochs": 2.0})
     algorithm = config.build_algo()
     assert isinstance(algorithm, GRPO)

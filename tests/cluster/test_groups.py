@@ -1,16 +1,17 @@
 """The driver's wait for groups: what ends it, and what only makes it ask again."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from cluster.config import RunConfig
-from cluster.groups import MOST_LOST_GROUPS, Groups
+from cluster.groups import MOST_LOST_GROUPS, SUPERVISE_EVERY_S, Groups
 
 
 class Buffer:
@@ -33,8 +34,8 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get", get)
 
 
-def groups_of(buffer: Any) -> Groups:
-    rollouts: Any = SimpleNamespace(supervise=lambda feed, group_size: None)
+def groups_of(buffer: Any, *, supervise: Callable[[], None] = lambda: None) -> Groups:
+    rollouts: Any = SimpleNamespace(supervise=lambda feed, group_size: supervise())
     return Groups(buffer, run=RunConfig(), rollouts=rollouts, archive=Path("trajectories"))
 
 
@@ -62,3 +63,27 @@ def test_where_every_dialogue_fails_no_wait_is_long_enough() -> None:
     buffer = Buffer([TimeoutError("not yet"), ["a group"]], num_lost_in_a_row=MOST_LOST_GROUPS)
     with pytest.raises(RuntimeError, match="every dialogue of the last 256 groups failed"):
         groups_of(buffer).take(policy_version=0, check=lambda: None)
+
+
+def test_rollout_actors_are_seen_to_during_a_long_step_and_not_at_every_moment_of_a_short_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, seen_at = 100.0, list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    groups = groups_of(Buffer([["a group"]] * 2), supervise=lambda: seen_at.append(now))
+    groups.keep_working()
+    groups.take(policy_version=0, check=lambda: None)
+    for now in (101.0, 100.0 + SUPERVISE_EVERY_S - 1):  # noqa: B007 - read by the clock
+        groups.keep_working()
+    assert seen_at == [100.0, 100.0]
+    for now in (115.0, 116.0, 130.0):  # noqa: B007
+        groups.keep_working()
+    groups.take(policy_version=1, check=lambda: None)
+    assert seen_at == [100.0, 100.0, 115.0, 130.0, 130.0]
+
+
+def test_a_run_that_cannot_go_back_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised = RayTaskError("restore", "Traceback\n\nof the actor", RuntimeError("groups were ordered already"))
+    buffer = SimpleNamespace(restore=SimpleNamespace(remote=lambda state, step: raised))
+    with pytest.raises(RuntimeError, match=r"^groups were ordered already$"):
+        groups_of(buffer).restore({}, step=3)

@@ -190,3 +190,21 @@ def test_an_actor_that_hung_before_an_evaluation_began_is_started_again(
         stop()
         rollouts.run([order], policy=EXPERT, finish=lambda tables: None)
     assert "rollout actor 1 has not answered for" in capsys.readouterr().err
+
+
+def test_demonstrations_outlive_the_actors_that_played_them(rollouts: Rollouts) -> None:
+    """A learner that takes the place of another wants them again."""
+    orders = [
+        GroupOrder(group_id=i, task_key=make_key("function", index=i), group_size=1, seed=0) for i in range(6)
+    ]
+    tables = rollouts.sample(orders, policy=EXPERT, advance=lambda count, text: None)
+    pids = rollouts._env_runners.foreach_env_runner(lambda actor: os.getpid(), local_env_runner=False)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + WAIT_S
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1.0)  # Ray notices after a moment that an object's owner is gone
+    ids = [group_id for table in tables for group_id in get(table)["group_id"].to_pylist()]
+    assert list(dict.fromkeys(ids)) == list(range(6))

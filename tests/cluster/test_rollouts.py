@@ -4,34 +4,72 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import ray
+from ray.exceptions import RayActorError
+
 from actors.trajectory import GroupOrder
 from cluster.rollouts import CHUNK, Rollouts
 from simulators.task import TaskSource
 
 
-class DyingActors:
-    """Two actors; the first dies in the first round, with its chunk."""
+class Dead:
+    """What the calls of an actor that died return."""
+
+
+class TwoActors:
+    """As RLlib manages them; references are what they refer to. The first dies in the first round, with its
+    chunk, and is back in the next."""
 
     def __init__(self) -> None:
-        self.num_rounds = 0
+        self.num_calls = 0
+        self.unhealthy: list[int] = []
+
+    @property
+    def _worker_manager(self) -> "TwoActors":
+        return self
+
+    def actors(self) -> dict[int, Any]:
+        apply = SimpleNamespace(options=lambda num_returns: SimpleNamespace(remote=self._call))
+        return {1: SimpleNamespace(apply=apply), 2: SimpleNamespace(apply=apply)}
 
     def healthy_env_runner_ids(self) -> list[int]:
         return [1, 2]
 
-    def foreach_env_runner(self, work: Sequence[Callable[[Any], Any]], **_: Any) -> list[Any]:
-        self.num_rounds += 1
-        actor = SimpleNamespace(sample=lambda orders, policy: [order.group_id for order in orders])
-        return [one(actor) for one in (work[1:] if self.num_rounds == 1 else reversed(work))]
+    def set_actor_state(self, index: int, *, healthy: bool) -> None:
+        assert not healthy
+        self.unhealthy.append(index)
+
+    def _call(self, work: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
+        self.num_calls += 1
+        if self.num_calls == 1:
+            return Dead(), Dead()
+        return work(SimpleNamespace(sample=lambda orders, policy: [order.group_id for order in orders]))
 
 
-def test_tables_keep_the_order_of_their_orders_though_an_actor_died() -> None:
+def wait(refs: Sequence[Any], *, num_returns: int, timeout: float) -> tuple[Sequence[Any], Sequence[Any]]:
+    assert num_returns == len(refs)
+    return refs, []
+
+
+def get(ref: Any) -> Any:
+    if isinstance(ref, Dead):
+        raise RayActorError
+    return ref
+
+
+def test_tables_keep_the_order_of_their_orders_though_an_actor_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", get)
     source = TaskSource({"travel": 1.0}, split="train", seed=0, difficulty=0)
     orders = [
         GroupOrder(group_id=i, task_key=source.draw(), group_size=1, seed=0) for i in range(2 * CHUNK + 3)
     ]
     counts: list[int] = []
-    tables: Any = Rollouts(DyingActors(), engines=[], restore=lambda: None, group_timeout_s=60.0).sample(
+    actors = TwoActors()
+    tables: Any = Rollouts(actors, engines=[], restore=lambda: None, group_timeout_s=60.0).sample(
         orders, policy="expert", advance=lambda count, _: counts.append(count)
     )
     assert [group_id for table in tables for group_id in table] == list(range(len(orders)))
     assert counts == [CHUNK, CHUNK + 3]
+    assert actors.unhealthy == [1]

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.algorithm import GRPO
+from cluster.checkpoints import Checkpoints
 from cluster.config import RunConfig
 from cluster.evaluate import evaluation_orders, validation_orders
 from cluster.results import evaluation_rows, read_rows, validation_score, write_rows
@@ -179,10 +179,8 @@ def test_where_the_last_policy_is_the_best_no_checkpoint_is_loaded_for_its_model
         asked.append(checkpoint.parent.name)
         path.mkdir()
 
-    learners = SimpleNamespace(export=export, export_checkpoint=export_checkpoint)
-    GRPO.write_best_model(
-        cast(Any, SimpleNamespace(folder=folder, learners=learners, policy_version=20)), best
-    )
+    learners: Any = SimpleNamespace(export=export, export_checkpoint=export_checkpoint)
+    Checkpoints(folder, keep=2, learners=learners).export_best(best, policy_version=20)
     assert asked == ["last" if is_last else "best-00010"]
     assert folder.best_model.is_dir()
 

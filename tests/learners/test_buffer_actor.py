@@ -201,7 +201,7 @@ def test_orders_of_a_forgotten_holder_go_to_the_next_and_a_restored_buffer_issue
     assert get(feed.next_orders.remote("alive", 5)) == orders
     state = get(feed.state.remote())
     restored = make_buffer(tmp_path, groups_per_step=2)
-    get(restored.restore.remote(state))
+    get(restored.restore.remote(state, 0))
     assert get(restored.next_orders.remote("new", 5)) == orders
     assert get(restored.ledger.remote()).issued == 4
     for actor in (feed, restored):

@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -16,15 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.delivery import Delivery, FinishedTable, read_rows
+from actors.delivery import Delivery, FinishedTable
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer import BufferSizes, FinishedGroup
-from learners.buffer_actor import BufferActor
-from learners.config import LearnerConfig
 from learners.feed import LostGroup
-from learners.flat import is_flat
-from simulators.task import TaskSource
 from tests.fakes import make_summary
+from tests.learners.local_buffer import LocalBuffer, delivery_of, make_local_buffer
 
 NUM_STEPS = 80
 NUM_WORKERS = 6
@@ -50,15 +46,6 @@ RESULTS: list[tuple[list[float], list[StopReason]]] = [
 RESULT_WEIGHTS = [6, 6, 4, 3, 3, 2, 1, 1]
 FATES = ("quick", "slow", "late", "twice", "empty", "hangs")
 FATE_WEIGHTS = (16, 4, 1, 2, 1, 1)
-
-
-class LocalBuffer(BufferActor):
-    """The buffer actor with tables in this process instead of Ray's store."""
-
-    def _store(self, rows: pa.Buffer) -> Any:
-        stored = asyncio.get_running_loop().create_future()
-        stored.set_result(read_rows(rows))
-        return stored
 
 
 @dataclass
@@ -129,21 +116,7 @@ class World:
 
     def _finished(self, order: GroupOrder, *, versions: tuple[int, int], is_empty: bool) -> Delivery:
         rewards, reasons = self.rng.choices(RESULTS, RESULT_WEIGHTS)[0]
-        summary = replace(
-            make_summary(rewards, stop_reasons=reasons, versions=versions),
-            group_id=order.group_id,
-            task_key=order.task_key,
-        )
-        if is_empty:
-            summary = replace(summary, turn_tokens=[[0]] * len(rewards))
-        table = pa.table(
-            {
-                "group_id": pa.array([order.group_id] * len(rewards), pa.int64()),
-                "trajectory": pa.array(range(len(rewards)), pa.int32()),
-                "policy_versions": pa.array([list(versions)] * len(rewards), pa.list_(pa.int32())),
-            }
-        )
-        return Delivery.of([FinishedTable(order=order, summary=summary, table=table)])
+        return delivery_of(order, rewards, stop_reasons=reasons, versions=versions, is_empty=is_empty)
 
 
 def make_feed(
@@ -156,13 +129,7 @@ def make_feed(
         seed=0,
         extra_dialogues=NUM_EXTRA,
     )
-    return LocalBuffer(
-        sizes,
-        source=TaskSource({"function": 1.0}, split="train", seed=0, difficulty=0),
-        run_folder=folder,
-        is_flat=partial(is_flat, credit_of=LearnerConfig().credit_of),
-        group_timeout_s=group_timeout_s,
-    )
+    return make_local_buffer(folder, sizes, group_timeout_s=group_timeout_s)
 
 
 @dataclass

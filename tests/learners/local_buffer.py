@@ -1,0 +1,70 @@
+"""The buffer of training without Ray: tables lie in this process instead of Ray's store."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from actors.delivery import Delivery, FinishedTable, read_rows
+from actors.trajectory import GroupOrder, StopReason
+from learners.buffer import BufferSizes
+from learners.buffer_actor import BufferActor
+from learners.config import LearnerConfig
+from learners.flat import is_flat
+from simulators.task import TaskSource
+from tests.fakes import make_summary
+
+
+class Stored:
+    """A table as a reference gives it, awaited in any event loop and as often as you like."""
+
+    def __init__(self, table: pa.Table):
+        self._table = table
+
+    def __await__(self) -> Generator[Any, None, pa.Table]:
+        yield from ()
+        return self._table
+
+
+class LocalBuffer(BufferActor):
+    def _store(self, rows: pa.Buffer) -> Any:
+        return Stored(read_rows(rows))
+
+
+def make_local_buffer(
+    folder: Path, sizes: BufferSizes, *, group_timeout_s: float, kind: type[LocalBuffer] = LocalBuffer
+) -> LocalBuffer:
+    return kind(
+        sizes,
+        source=TaskSource({"function": 1.0}, split="train", seed=0, difficulty=0),
+        run_folder=folder,
+        is_flat=partial(is_flat, credit_of=LearnerConfig().credit_of),
+        group_timeout_s=group_timeout_s,
+    )
+
+
+def delivery_of(
+    order: GroupOrder,
+    rewards: Sequence[float],
+    *,
+    stop_reasons: Sequence[StopReason] | None = None,
+    versions: tuple[int, int] = (0, 0),
+    is_empty: bool = False,
+) -> Delivery:
+    """The group with these rewards, a row a trajectory; `is_empty`: the policy said nothing in it."""
+    summary = make_summary(rewards, stop_reasons=stop_reasons, versions=versions)
+    summary = replace(summary, group_id=order.group_id, task_key=order.task_key)
+    if is_empty:
+        summary = replace(summary, turn_tokens=[[0]] * len(rewards))
+    size = len(rewards)
+    table = pa.table(
+        {
+            "group_id": pa.array([order.group_id] * size, pa.int64()),
+            "trajectory": pa.array(range(size), pa.int32()),
+            "policy_versions": pa.array([list(versions)] * size, pa.list_(pa.int32())),
+        }
+    )
+    return Delivery.of([FinishedTable(order=order, summary=summary, table=table)])
