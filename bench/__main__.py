@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.rows import LATEST, MARKDOWN, ROOT, Row, keep
 
 PARTS = ("rollout", "limit", "asynchrony", "buffer", "sync", "learner", "scaling")
-TIME_LIMIT_S = 1200
+TIME_LIMIT_S = 2400
 
 
 def run_part(name: str, *, quick: bool) -> list[Row]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from bench.part import run
+from bench.part import RUNS, run
 from bench.rows import Row
 from bench.trials import Step, Trials, trials
 from cluster.config import RunConfig
@@ -34,28 +34,29 @@ class Case:
     max_off_policy_steps: int
     """Of the asynchronous mode: as many steps as pass during a dialogue, and one or two of reserve."""
     num_steps: int
-    num_runs: int
+    is_scored: bool = False
+    """Whether the policy is evaluated on held-out tasks, before and after."""
 
 
 CASES = (
-    Case(delay_s=0.0, max_off_policy_steps=2, num_steps=12, num_runs=3),
-    Case(delay_s=0.05, max_off_policy_steps=3, num_steps=12, num_runs=3),
-    Case(delay_s=0.2, max_off_policy_steps=5, num_steps=24, num_runs=3),
-    Case(delay_s=1.0, max_off_policy_steps=12, num_steps=8, num_runs=2),
+    Case(delay_s=0.0, max_off_policy_steps=2, num_steps=10),
+    Case(delay_s=0.05, max_off_policy_steps=3, num_steps=10),
+    Case(delay_s=0.2, max_off_policy_steps=5, num_steps=30, is_scored=True),
+    Case(delay_s=1.0, max_off_policy_steps=12, num_steps=8),
 )
-QUICK = (Case(delay_s=0.2, max_off_policy_steps=5, num_steps=10, num_runs=1),)
+QUICK = (Case(delay_s=0.2, max_off_policy_steps=5, num_steps=10, is_scored=True),)
 
 
 def recipe(folder: str) -> RunConfig:
     """Sized so that a learner with one core has no less to do than an engine with the other: the policy is
-    the quick-start's, two and a half times as wide. With a smaller one the learner waits for the engine,
-    whose work hardly depends on its size."""
+    the quick-start's, three times as wide. With a smaller one the learner waits for the engine, whose
+    work hardly depends on its size."""
     return RunConfig.model_validate(
         {
             "run": {"name": "asynchrony", "folder": folder},
             "gyms": {"weights": {"intention": 1.0, "persuade": 1.0}},
             "policy": {
-                "tiny": {"hidden_size": 160, "num_layers": 4, "num_heads": 4, "intermediate_size": 480}
+                "tiny": {"hidden_size": 192, "num_layers": 4, "num_heads": 4, "intermediate_size": 576}
             },
             "rollout": {"dialogues_per_actor": 512, "group_size": 8, "max_completion_tokens": 48},
             "engine": {"max_model_len": 640, "max_num_seqs": 128, "num_threads": 1},
@@ -69,15 +70,17 @@ def recipe(folder: str) -> RunConfig:
     )
 
 
+Interval = tuple[float, float, float]
+"""Mean, low, high: 95 %."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """One training."""
 
     steps: Sequence[Step]
-    score: float
-    """On held-out tasks, afterwards."""
-    low: float
-    high: float
+    held_out: Interval | None
+    """Of the score on held-out tasks, afterwards; None where it was not asked for."""
 
     @property
     def rate(self) -> float:
@@ -105,19 +108,18 @@ class Outcome:
         return next(reached, math.inf)
 
 
-def train(trial: Trials, *, delay_s: float, max_off_policy_steps: int, num_steps: int, seed: int) -> Outcome:
-    """One training and its evaluation."""
+def train(trial: Trials, case: Case, *, max_off_policy_steps: int, seed: int) -> Outcome:
+    """One training and, where it is scored, its evaluation."""
     steps = trial.steps(
-        num_steps=num_steps,
+        num_steps=case.num_steps,
         run={"seed": seed},
-        simulator={"users": [{"type": "rules", "delay_s": delay_s}]},
+        simulator={"users": [{"type": "rules", "delay_s": case.delay_s}]},
         buffer={"max_off_policy_steps": max_off_policy_steps},
     )
-    score, low, high = trial.score()
-    outcome = Outcome(steps=steps, score=score, low=low, high=high)
+    outcome = Outcome(steps=steps, held_out=trial.score() if case.is_scored else None)
     print(
-        f"users of {1000 * delay_s:.0f} ms, max_off_policy_steps={max_off_policy_steps}, seed {seed}: "
-        f"{outcome.rate:.1f} trajectories/s, score {score:.3f}",
+        f"users of {1000 * case.delay_s:.0f} ms, max_off_policy_steps={max_off_policy_steps}, seed {seed}: "
+        f"{outcome.rate:.1f} trajectories/s, score {outcome.held_out}",
         flush=True,
     )
     return outcome
@@ -157,40 +159,35 @@ def rows_of(case: Case, *, sync: Sequence[Outcome], asynchronous: Sequence[Outco
             "learner idle": [100 * one.mean("learner/idle/share") for one in outcomes],
             "engine idle": [100 * one.mean("engine/idle/share") for one in outcomes],
         }
-        scores = {
-            "score on held-out tasks": [one.score for one in outcomes],
-            "its 95 % interval, half": [(one.high - one.low) / 2 for one in outcomes],
-            "oldest token trained": [max(s.metrics["buffer/age/max"] for s in one.steps) for one in outcomes],
-        }
-        for metric, values in (*shares.items(), *scores.items()):
-            unit = "%" if metric in shares else "steps" if "token" in metric else ""
-            yield Row(
-                bench="asynchrony",
-                case=name,
-                metric=metric,
-                value=median(values),
-                unit=unit,
-                runs=len(values),
-            )
+        ages = [max(step.metrics["buffer/age/max"] for step in one.steps) for one in outcomes]
+        for metric, values in shares.items():
+            yield _row(name, metric, values, unit="%")
+        yield _row(name, "oldest token trained", ages, unit="steps")
+        yield from _score_rows(name, [one.held_out for one in outcomes if one.held_out])
+
+
+def _score_rows(name: str, scores: Sequence[Interval]) -> Iterator[Row]:
+    if scores:
+        yield _row(name, "score on held-out tasks", [score for score, _, _ in scores])
+        yield _row(name, "its 95 % interval, half", [(high - low) / 2 for _, low, high in scores])
+
+
+def _row(case: str, metric: str, values: Sequence[float], *, unit: str = "") -> Row:
+    return Row(
+        bench="asynchrony", case=case, metric=metric, value=median(values), unit=unit, runs=len(values)
+    )
 
 
 def measure(quick: bool) -> list[Row]:
     quiet_libraries()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, trials(recipe(folder)) as trial:
+        rows += _score_rows("cold-started policy", [trial.score()])
         for case in QUICK if quick else CASES:
             outcomes: dict[int, list[Outcome]] = {0: [], case.max_off_policy_steps: []}
-            for seed in range(case.num_runs):
+            for seed in range(1 if quick else RUNS):
                 for bound, done in outcomes.items():
-                    done.append(
-                        train(
-                            trial,
-                            delay_s=case.delay_s,
-                            max_off_policy_steps=bound,
-                            num_steps=case.num_steps,
-                            seed=seed,
-                        )
-                    )
+                    done.append(train(trial, case, max_off_policy_steps=bound, seed=seed))
             rows += rows_of(case, sync=outcomes[0], asynchronous=outcomes[case.max_off_policy_steps])
     return rows
 

@@ -1,9 +1,10 @@
 """Rollouts against the bare engine, the limit: `make bench ONLY=limit`.
 
 The bare engine is the same vLLM in the same process: it is given the prompts that our rollout sent, samples
-as many tokens for each as were sampled then, and keeps as many requests running as our rollout had
-dialogues. No environment, no user, no renderer and no actor call stands between two requests; a dialogue's
-prompts come in their order, so that the prefix cache helps both sides alike.
+as many tokens for each as were sampled then, and always has as many requests as it computes at once. Our
+rollout has half as many dialogues again: some of them are with their user. No environment, no user, no
+renderer and no actor call stands between two requests of the bare engine; a dialogue's prompts come in their
+order, so that the prefix cache helps both sides alike.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from bench.rows import Row
 
 BENCH = "limit"
 LOOK_EVERY_S = 0.1
+NUM_DIALOGUES = 192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +104,7 @@ def replays(tables: Sequence[pa.Table]) -> list[Replay]:
 
 def measure(quick: bool) -> list[Row]:
     """Policy tokens a second, gym by gym."""
-    config = quickstart(run={"name": "bench-limit"})
+    config = quickstart(run={"name": "bench-limit"}, rollout={"dialogues_per_actor": NUM_DIALOGUES})
     with tempfile.TemporaryDirectory() as folder:
         policy = write_policy(Path(folder) / "policy", num_demonstrations=200 if quick else 2000)
         with running(config, policy_folder=policy) as ours:
@@ -123,7 +125,7 @@ def _gym_rows(gym: str, *, ours: OurRollout, quick: bool) -> list[Row]:
 
     def engine() -> float:
         """What the rollout just before it asked for."""
-        seconds = bare.seconds(replays(last), num_running=config.rollout.dialogues_per_actor)
+        seconds = bare.seconds(replays(last), num_running=config.engine.max_num_seqs)
         return done[-1].num_tokens / seconds
 
     mine, limit = f"{gym}, rollout", f"{gym}, bare engine"

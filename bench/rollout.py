@@ -1,9 +1,10 @@
 """Rollouts of the quick-start policy on a short and a long gym against TRL's GRPO with `environment_factory`:
 `make bench ONLY=rollout`.
 
-Both sides play the same tasks with the same policy, group size, turn and token limits. Ours is the path of
-training: feed, rollout actor, engine actor, simulated users on Serve. TRL's is its generation alone, in one
-process, its tools called in process, with as many threads as suit it best. Turns and tokens of a trajectory
+Both sides play the same kind of tasks with the same policy, group size, turn and token limits, and users who
+answer at once or take their time, as a model does. Ours is the path of training: feed, rollout actor, engine
+actor, simulated users on Serve. TRL's is its generation alone, in one process, its tools called in process,
+with as many threads as suit it best, a training step's dialogues in a batch. Turns and tokens of a trajectory
 stand beside the speeds, so that a reader sees that the work is the same.
 """
 
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -25,35 +27,64 @@ from bench.played import Played, played
 from bench.quickstart import LONG, SHORT, group_orders, quickstart, write_policy
 from bench.rows import Row
 from bench.trl_rollout import TrlRollout
-from cluster.config import RunConfig
 
 BENCH = "rollout"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """How long users take, and how much either side plays in a run."""
+
+    delay_s: float
+    num_dialogues: int
+    """Of ours at a time; TRL's are those of a training step."""
+    our_steps: int
+    trl_steps: int
+    """Groups of so many training steps."""
+
+
+CASES = (
+    Case(delay_s=0.0, num_dialogues=192, our_steps=8, trl_steps=2),
+    # TRL calls one dialogue's tools after another's: two steps would take as long as 640 replies.
+    Case(delay_s=0.05, num_dialogues=512, our_steps=8, trl_steps=1),
+)
+QUICK = (
+    Case(delay_s=0.0, num_dialogues=192, our_steps=1, trl_steps=1),
+    Case(delay_s=0.01, num_dialogues=512, our_steps=1, trl_steps=1),
+)
+
+
 def measure(quick: bool) -> list[Row]:
-    """Trajectories and policy tokens a second, gym by gym."""
-    config = quickstart(run={"name": "bench-rollout"})
+    """Trajectories and policy tokens a second, by the users' delay and gym."""
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         policy = write_policy(Path(folder) / "policy", num_demonstrations=200 if quick else 2000)
-        trl = TrlRollout(policy, config=config, output_dir=f"{folder}/trl")
-        with running(config, policy_folder=policy) as ours:
-            rows: list[Row] = []
-            for gym in (SHORT, LONG):
-                rows += _gym_rows(gym, config=config, ours=ours, trl=trl, quick=quick)
+        trl = TrlRollout(policy, config=quickstart(), output_dir=f"{folder}/trl")
+        for case in QUICK if quick else CASES:
+            config = quickstart(
+                run={"name": f"bench-rollout-{1000 * case.delay_s:.0f}ms"},
+                rollout={"dialogues_per_actor": case.num_dialogues},
+                simulator={"users": [{"type": "rules", "delay_s": case.delay_s}]},
+            )
+            with running(config, policy_folder=policy) as ours:
+                for gym in (SHORT, LONG):
+                    rows += _gym_rows(gym, case, ours=ours, trl=trl, runs=2 if quick else RUNS)
     return rows
 
 
-def _gym_rows(gym: str, *, config: RunConfig, ours: OurRollout, trl: TrlRollout, quick: bool) -> list[Row]:
-    num_groups, runs = (4, 2) if quick else (2 * config.buffer.groups_per_step, RUNS)
-    orders = group_orders(config, gym, first=0, num_groups=num_groups)
-    threads = _best_threads(trl, orders[: config.buffer.groups_per_step])
-    mine, theirs = f"{gym}, ours", f"{gym}, TRL ({threads} threads)"
+def _gym_rows(gym: str, case: Case, *, ours: OurRollout, trl: TrlRollout, runs: int) -> list[Row]:
+    per_step = ours.config.buffer.groups_per_step
+    our_orders, trl_orders = (
+        group_orders(ours.config, gym, first=0, num_groups=steps * per_step)
+        for steps in (case.our_steps, case.trl_steps)
+    )
+    threads = _best_threads(trl, trl_orders[:per_step])
+    users = f"{gym}, users of {1000 * case.delay_s:.0f} ms"
+    mine, theirs = f"{users}, ours", f"{users}, TRL ({threads} threads)"
     done: dict[str, list[Played]] = {mine: [], theirs: []}
     play: dict[str, Callable[[], Played]] = {
-        mine: lambda: played_by(ours, orders),
-        theirs: partial(
-            _by_trl, trl, orders, groups_per_batch=config.buffer.groups_per_step, threads=threads
-        ),
+        mine: lambda: _by_us(ours, our_orders),
+        theirs: lambda: _by_trl(trl, trl_orders, per_step=per_step, threads=threads, delay_s=case.delay_s),
     }
 
     def once(side: str) -> float:
@@ -82,18 +113,20 @@ def _work_rows(done: dict[str, list[Played]]) -> list[Row]:
     ]
 
 
-def played_by(ours: OurRollout, orders: Sequence[GroupOrder]) -> Played:
+def _by_us(ours: OurRollout, orders: Sequence[GroupOrder]) -> Played:
     seconds, tables = ours.play(orders)
     return played(tables, seconds=seconds)
 
 
-def _by_trl(trl: TrlRollout, orders: Sequence[GroupOrder], *, groups_per_batch: int, threads: int) -> Played:
-    """One batch after the other, each as large as a training step's."""
+def _by_trl(
+    trl: TrlRollout, orders: Sequence[GroupOrder], *, per_step: int, threads: int, delay_s: float
+) -> Played:
+    """One batch after the other, each of `per_step` groups."""
     torch.set_num_threads(threads)
     began = time.perf_counter()
     parts = [
-        trl.play([order.task_key for order in orders[first : first + groups_per_batch]])
-        for first in range(0, len(orders), groups_per_batch)
+        trl.play([order.task_key for order in orders[first : first + per_step]], delay_s=delay_s)
+        for first in range(0, len(orders), per_step)
     ]
     return Played(
         seconds=time.perf_counter() - began,
@@ -104,9 +137,10 @@ def _by_trl(trl: TrlRollout, orders: Sequence[GroupOrder], *, groups_per_batch: 
 
 
 def _best_threads(trl: TrlRollout, orders: Sequence[GroupOrder]) -> int:
-    """One, or all cores: whichever is faster here, each tried once after a warm-up."""
+    """One, or all cores: whichever is faster here, each tried once after a warm-up, with users who answer at
+    once."""
     tried = sorted({1, len(os.sched_getaffinity(0))})
-    play = partial(_by_trl, trl, orders, groups_per_batch=len(orders))
+    play = partial(_by_trl, trl, orders, per_step=len(orders), delay_s=0.0)
     play(threads=tried[0])
     return min(tried, key=lambda threads: play(threads=threads).seconds)
 

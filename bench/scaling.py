@@ -126,7 +126,7 @@ def _crowd_rows(policy_folder: str, *, quick: bool) -> list[Row]:
 def _actor_rows(folder: Path, *, quick: bool) -> list[Row]:
     loop = Loop(folder=folder, user_delay_s=USER_DELAY_S)
     rows: list[Row] = []
-    alone = 0.0
+    one_actor: float | None = None
     for num_actors in ACTORS[:2] if quick else ACTORS:
         loop.grow(num_actors)
         usages = [
@@ -138,23 +138,33 @@ def _actor_rows(folder: Path, *, quick: bool) -> list[Row]:
             )
             for _ in range(1 if quick else RUNS)
         ]
-        alone = alone or median(usage.rate for usage in usages)
-        rows += _usage_rows(f"{num_actors} actors", usages, linear=alone * num_actors)
+        rows += _usage_rows(_case(num_actors), usages, num_actors=num_actors, one_actor=one_actor)
+        one_actor = one_actor or median(usage.rate for usage in usages)
     if not quick:
         usage = loop.measure(
             dialogues_per_actor=CROWDS[-1] // max(ACTORS), groups_per_step=256, warm_up=4, num_steps=8
         )
-        rows += _usage_rows(f"{CROWDS[-1]:,} dialogues, {max(ACTORS)} actors", [usage], linear=None)
+        rows += _usage_rows(
+            f"{CROWDS[-1]:,} dialogues, {_case(max(ACTORS))}", [usage], num_actors=max(ACTORS), one_actor=None
+        )
     return rows
 
 
-def _usage_rows(case: str, usages: list[Usage], *, linear: float | None) -> list[Row]:
+def _case(num_actors: int) -> str:
+    return "1 actor" if num_actors == 1 else f"{num_actors} actors"
+
+
+def _usage_rows(case: str, usages: list[Usage], *, num_actors: int, one_actor: float | None) -> list[Row]:
+    """`one_actor` is that case's trajectories a second, where this one is compared with it."""
+
     def each(seconds: str) -> list[float]:
         return [1000 * getattr(usage, seconds) / usage.num_trajectories for usage in usages]
 
     rates = [usage.rate for usage in usages]
+    shares = [100 * rate / (num_actors * one_actor) for rate in rates] if one_actor else []
     return [
-        _row(case, "trajectories/s", rates, "1/s", linear=linear),
+        _row(case, "trajectories/s", rates, "1/s", one_actor=one_actor),
+        *([_row(case, "trajectories/s, share of linear", shares, "%")] if shares else []),
         _row(case, "CPUs busy", [100 * usage.busy for usage in usages], "%"),
         _row(case, "driver CPU per trajectory", each("driver_s"), "ms"),
         _row(case, "buffer CPU per trajectory", each("buffer_s"), "ms"),
@@ -162,7 +172,7 @@ def _usage_rows(case: str, usages: list[Usage], *, linear: float | None) -> list
     ]
 
 
-def _row(case: str, metric: str, values: list[float], unit: str, *, linear: float | None = None) -> Row:
+def _row(case: str, metric: str, values: list[float], unit: str, *, one_actor: float | None = None) -> Row:
     print(f"{case}: {metric} {median(values):.4g} {unit}", flush=True)
     return Row(
         bench="scaling",
@@ -171,8 +181,8 @@ def _row(case: str, metric: str, values: list[float], unit: str, *, linear: floa
         value=median(values),
         unit=unit,
         runs=len(values),
-        ratio_to="linear" if linear else "",
-        ratio=median(values) / linear if linear else None,
+        ratio_to=_case(1) if one_actor else "",
+        ratio=median(values) / one_actor if one_actor else None,
     )
 
 

@@ -23,6 +23,7 @@ from simulators.gyms import GYMS
 from simulators.message import TOOL_SCHEMA, Action, Choice
 from simulators.persona import PersonaMix, draw_persona
 from simulators.rule_user import RuleUser
+from simulators.slow_user import SlowUser
 from simulators.task import TaskKey
 
 MARK = "\ue000"
@@ -33,15 +34,15 @@ other way for an environment to end one. So neither side says a word after the e
 
 class GymAsTrlEnvironment:
     """One dialogue as TRL asks for it: a method a tool, called from no event loop. The user is the rule-based
-    one, in process: nothing is sent anywhere."""
+    one, in process: nothing is sent anywhere. It may take its time, as ours does."""
 
     gyms: Mapping[str, Gym] = GYMS
     personas: PersonaMix = SimulatorConfig().personas
     max_tokens = 0
+    delay_s = 0.0
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._user = RuleUser(self.gyms)
         self._score = 0.0
         self.num_turns = 0
 
@@ -52,7 +53,8 @@ class GymAsTrlEnvironment:
         )
         gym = self.gyms[key.gym]
         persona = draw_persona(self.personas, seed=key.task_id)
-        self._env = GymEnv(gym, task=gym.make_task(key), user=self._user, persona=persona)
+        user = SlowUser(RuleUser(self.gyms), delay_s=self.delay_s)
+        self._env = GymEnv(gym, task=gym.make_task(key), user=user, persona=persona)
         self._score, self.num_turns = 0.0, 0
 
     def interact_with_env(self, choice: Choice, content: str) -> str:
@@ -111,8 +113,9 @@ class TrlRollout:
             )
         self._trainer.current_gradient_accumulation_steps = 1
 
-    def play(self, keys: Sequence[TaskKey]) -> Played:
-        """A group of each task, all in one batch."""
+    def play(self, keys: Sequence[TaskKey], *, delay_s: float) -> Played:
+        """A group of each task, all in one batch, with users who take `delay_s` in the mean."""
+        GymAsTrlEnvironment.delay_s = delay_s
         rows = [_row(key) for key in keys for _ in range(self._group_size)]
         began = time.perf_counter()
         batch = self._trainer._generate_and_score_completions(rows)
