@@ -30,21 +30,29 @@ PAIRS = (
     ("Arrow, filled from records", ("Python lists, filled from records", "pickled records")),
 )
 """Ours, and what it is compared with. Records are what all begin with: pickling them needs no filling."""
+LENGTHS = {"2,300 tokens": (1, 128), "9,200 tokens": (4, 64)}
+"""Of a trajectory, with how many times longer than short ones its turns are, and groups of a run: replies of
+one or two sentences, and a policy that thinks before it speaks."""
 
 
 def measure(quick: bool) -> list[Row]:
     """Trajectories a second from the first put to the last micro-batch; then memory as they stream by."""
-    num_groups, runs = (32, 2) if quick else (128, RUNS)
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=2 * 2**30)
     try:
-        rows = _throughput(num_groups, runs=runs)
+        rows = [
+            row
+            for tokens, (length, num_groups) in LENGTHS.items()
+            for row in _throughput(
+                tokens, length=length, num_groups=8 if quick else num_groups, runs=2 if quick else RUNS
+            )
+        ]
     finally:
         ray.shutdown()
     return rows + memory(num_trajectories=20_000 if quick else 1_000_000)
 
 
-def _throughput(num_groups: int, *, runs: int) -> list[Row]:
-    producer: Any = ray.remote(Producer).remote(num_groups)
+def _throughput(tokens: str, *, length: int, num_groups: int, runs: int) -> list[Row]:
+    producer: Any = ray.remote(Producer).remote(num_groups, length=length)
     consumer: Any = ray.remote(Consumer).remote()
     values: Any = ray.remote(ValueBuffer).remote()
     tables = make_buffer(UnwrittenBuffer, groups_per_step=num_groups)
@@ -88,12 +96,12 @@ def _throughput(num_groups: int, *, runs: int) -> list[Row]:
         for ours, others in PAIRS
         for other in others
         for row in compare(
-            {ours: found[ours], other: found[other]},
+            {f"{tokens}, {ours}": found[ours], f"{tokens}, {other}": found[other]},
             bench="buffer",
             metric="put to micro-batch",
             unit="trajectories/s",
-            ratio_to=other,
-            ours=ours,
+            ratio_to=f"{tokens}, {other}",
+            ours=f"{tokens}, {ours}",
         )
     ]
     num_bytes: Any = ray.get(producer.num_bytes.remote(), timeout=TIMEOUT_S)
@@ -101,7 +109,7 @@ def _throughput(num_groups: int, *, runs: int) -> list[Row]:
     rows += [
         Row(
             bench="buffer",
-            case=ours,
+            case=f"{tokens}, {ours}",
             metric="put to micro-batch, bytes of the tables",
             value=megabytes * median(found[ours]),
             unit="MB/s",
@@ -109,6 +117,8 @@ def _throughput(num_groups: int, *, runs: int) -> list[Row]:
         )
         for ours, _ in PAIRS
     ]
+    for actor in (producer, consumer, values, tables):
+        ray.kill(actor)
     return list(dict.fromkeys(rows))
 
 

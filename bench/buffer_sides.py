@@ -27,15 +27,17 @@ from simulators.user import UserReply
 GROUP_SIZE = 8
 NUM_TURNS = 6
 CONTEXT_TOKENS, COMPLETION_TOKENS = 300, 80
-"""Means of a turn: about 2,300 tokens a trajectory."""
+"""Means of a short turn: about 2,300 tokens a trajectory."""
 MICRO_BATCH_TOKENS = 16384
 TIMEOUT_S = 300.0
 Row = dict[str, Any]
 """A trajectory of the list side: ids, mask, logprobs, versions (a Python list each), and its reward."""
 
 
-def make_group(group_id: int, *, size: int = GROUP_SIZE, num_turns: int = NUM_TURNS) -> list[Trajectory]:
-    """A group of trajectories of random tokens, as a rollout leaves it."""
+def make_group(
+    group_id: int, *, size: int = GROUP_SIZE, num_turns: int = NUM_TURNS, length: int = 1
+) -> list[Trajectory]:
+    """A group of trajectories of random tokens, as a rollout leaves it; turns are `length` times as long."""
     rng = np.random.default_rng(group_id)
     key = TaskKey(gym="function", split="train", index=group_id, seed=0, difficulty=0)
     return [
@@ -44,7 +46,7 @@ def make_group(group_id: int, *, size: int = GROUP_SIZE, num_turns: int = NUM_TU
             system="You are asked to find out what the user wants, and to serve them.",
             opening=f"I need help with case {group_id}.",
             turns=[
-                _turn(rng, turn, reward=float(turn == num_turns - 1 and index % 2))
+                _turn(rng, turn, reward=float(turn == num_turns - 1 and index % 2), length=length)
                 for turn in range(num_turns)
             ],
             stop_reason=StopReason.TERMINATED,
@@ -53,9 +55,9 @@ def make_group(group_id: int, *, size: int = GROUP_SIZE, num_turns: int = NUM_TU
     ]
 
 
-def _turn(rng: np.random.Generator, turn: int, *, reward: float) -> Turn:
-    num_context = int(rng.integers(CONTEXT_TOKENS // 2, CONTEXT_TOKENS * 3 // 2))
-    num_tokens = int(rng.integers(COMPLETION_TOKENS // 2, COMPLETION_TOKENS * 3 // 2))
+def _turn(rng: np.random.Generator, turn: int, *, reward: float, length: int) -> Turn:
+    num_context = length * int(rng.integers(CONTEXT_TOKENS // 2, CONTEXT_TOKENS * 3 // 2))
+    num_tokens = length * int(rng.integers(COMPLETION_TOKENS // 2, COMPLETION_TOKENS * 3 // 2))
     said = f"What about number {rng.integers(10**6)}, would that do?"
     feedback = f"No, rather {rng.integers(10**6)}, as I said before."
     return Turn(
@@ -182,8 +184,8 @@ class UnwrittenBuffer(BufferActor):
 class Producer:
     """Holds finished groups and sends them, as a rollout actor does."""
 
-    def __init__(self, num_groups: int):
-        self._groups = [make_group(index) for index in range(num_groups)]
+    def __init__(self, num_groups: int, *, length: int):
+        self._groups = [make_group(index, length=length) for index in range(num_groups)]
         self._with_lists = [with_lists(group) for group in self._groups]
         self._rows = [as_rows(group) for group in self._with_lists]
         key = self._groups[0][0].task_key
