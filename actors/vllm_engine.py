@@ -9,6 +9,7 @@ import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -214,4 +215,6 @@ def _follow_core() -> None:
     """This process yields to vLLM's core, its child: where cores are scarce, a core that is kept from its own
     makes the whole batch wait."""
     for thread in Path("/proc/self/task").iterdir():
-        os.setpriority(os.PRIO_PROCESS, int(thread.name), FRONT_NICENESS)
+        with suppress(ProcessLookupError):  # it may end meanwhile
+            niceness = os.getpriority(os.PRIO_PROCESS, int(thread.name))
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), max(niceness, FRONT_NICENESS))

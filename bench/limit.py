@@ -1,8 +1,8 @@
 """Rollouts against the bare engine, the limit: `make bench ONLY=limit`.
 
 The bare engine is the same vLLM in the same process: it is given the prompts that our rollout sent, samples
-as many tokens for each as were sampled then, and always has as many requests as it computes at once. Our
-rollout has half as many dialogues again: some of them are with their user. No environment, no user, no
+as many tokens for each as were sampled then, and has as many dialogues at a time, half as many again as it
+computes at once: so none of its places stands empty between two turns. No environment, no user, no
 renderer and no actor call stands between two requests of the bare engine; a dialogue's prompts come in their
 order, so that the prefix cache helps both sides alike.
 """
@@ -125,7 +125,7 @@ def _gym_rows(gym: str, *, ours: OurRollout, quick: bool) -> list[Row]:
 
     def engine() -> float:
         """What the rollout just before it asked for."""
-        seconds = bare.seconds(replays(last), num_running=config.engine.max_num_seqs)
+        seconds = bare.seconds(replays(last), num_running=NUM_DIALOGUES)
         return done[-1].num_tokens / seconds
 
     mine, limit = f"{gym}, rollout", f"{gym}, bare engine"

@@ -21,7 +21,7 @@ from actors.renderer import Renderer
 from actors.rollout import Setting, rollout_group
 from actors.trajectory import GroupOrder
 from bench.driver_loop import Loop, Usage
-from bench.part import run
+from bench.part import RUNS, run
 from bench.rows import Row
 from bench.scripted import (
     GROUP_SIZE,
@@ -42,7 +42,6 @@ DIALOGUES_PER_ACTOR = 32
 """So few that eight actors leave two cores some rest."""
 GROUPS_PER_STEP = 8
 CROWDS = (100, 1000, 5000, 20_000)
-RUNS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

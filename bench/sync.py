@@ -26,6 +26,7 @@ from actors.vllm_engine import EngineActor
 from bench.part import RUNS, run
 from bench.rows import Row
 from bench.sync_sizes import shapes, write_policy
+from cluster.launch import COMES_FIRST
 from cluster.learners import Learners
 from cluster.transports import Way, find_transport
 from learners.config import LearnerConfig, LearnerSettings
@@ -137,9 +138,12 @@ def measure_size(name: str, shape: Mapping[str, int], *, runs: int) -> list[Row]
     create_learner: Any = ray.remote(SendingLearner)
     with tempfile.TemporaryDirectory() as folder:
         num_weights = write_policy(folder, shape)
-        engine = create_engine.options(num_cpus=0, num_gpus=num_gpus, max_concurrency=256).remote(
-            folder, config, 0
-        )
+        engine = create_engine.options(
+            num_cpus=0,
+            num_gpus=num_gpus,
+            max_concurrency=256,
+            runtime_env={"env_vars": COMES_FIRST},
+        ).remote(folder, config, 0)
         learner = create_learner.options(num_cpus=0, num_gpus=num_gpus).remote(
             folder, LearnerConfig(num_threads=1, num_gpus_per_learner=int(on_gpu))
         )

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from bench.asynchrony import WARM_UP, WINDOW, Case, Outcome, rows_of
+from bench.asynchrony import WINDOW, Case, Outcome, rows_of
 from bench.trials import Step
 
-assert WARM_UP == WINDOW == 4
+assert WINDOW == 4
 
 
 def outcome(rewards: list[float], *, step_s: float, idle: float = 0.0) -> Outcome:
@@ -26,13 +26,13 @@ def outcome(rewards: list[float], *, step_s: float, idle: float = 0.0) -> Outcom
         )
         for index, reward in enumerate(rewards)
     ]
-    return Outcome(steps=steps, held_out=(0.5, 0.4, 0.6))
+    return Outcome(steps=steps, warm_up=4, held_out=(0.5, 0.4, 0.6))
 
 
 def test_the_rate_leaves_the_warm_up_out():
     steps = list(outcome([0.0] * 6, step_s=2.0).steps)
     steps[0] = Step(ended_s=100.0, metrics=steps[0].metrics)
-    late = Outcome(steps=steps, held_out=None)
+    late = Outcome(steps=steps, warm_up=4, held_out=None)
     # steps 5 and 6: 20 trajectories between 8 s and 12 s
     assert late.rate == pytest.approx(5.0)
 
@@ -40,7 +40,7 @@ def test_the_rate_leaves_the_warm_up_out():
 def test_idle_shares_are_weighed_by_the_length_of_their_steps():
     steps = list(outcome([0.0] * 6, step_s=1.0).steps)
     steps[5] = Step(ended_s=8.0, metrics={**steps[5].metrics, "time/step_s": 3.0, "learner/idle/share": 0.8})
-    assert Outcome(steps=steps, held_out=None).mean("learner/idle/share") == pytest.approx(0.6)
+    assert Outcome(steps=steps, warm_up=4, held_out=None).mean("learner/idle/share") == pytest.approx(0.6)
 
 
 def test_seconds_to_a_reward_end_with_the_first_window_that_reaches_it():
@@ -53,7 +53,7 @@ def test_seconds_to_a_reward_end_with_the_first_window_that_reaches_it():
 
 
 def test_a_reward_that_is_not_reached_has_no_time_and_no_merit():
-    case = Case(delay_s=0.2, max_off_policy_steps=5, num_steps=6)
+    case = Case(delay_s=0.2, max_off_policy_steps=5, sync_steps=6, async_steps=6, is_scored=True)
     slow = outcome([0.1, 0.1, 0.1, 0.3, 0.5, 0.5], step_s=4.0)
     flat = outcome([0.1] * 6, step_s=1.0)
     rows = {row.metric: row for row in rows_of(case, sync=[slow], asynchronous=[flat]) if row.ratio_to}
@@ -63,7 +63,7 @@ def test_a_reward_that_is_not_reached_has_no_time_and_no_merit():
 
 
 def test_rows_compare_both_modes_run_by_run():
-    case = Case(delay_s=0.2, max_off_policy_steps=5, num_steps=6)
+    case = Case(delay_s=0.2, max_off_policy_steps=5, sync_steps=6, async_steps=6, is_scored=True)
     rewards = [0.1, 0.1, 0.1, 0.3, 0.5, 0.5]
     slow = [outcome(rewards, step_s=4.0), outcome(rewards, step_s=6.0)]
     quick = [outcome(rewards, step_s=1.0, idle=0.07), outcome(rewards, step_s=1.0, idle=0.05)]
