@@ -209,11 +209,17 @@ class GRPO(StatelessAlgorithm):
         path = Path(path).resolve()
         state = self.checkpoints.read(path)
         self._finish_sync()
+        self.groups.expect_unordered()
+        self.checkpoints.load(path)  # before the archive goes back: it may refuse
         self.groups.restore(state.buffer, step=state.policy_version)
-        self.checkpoints.load(path)
         self.policy_version, self._iteration = state.policy_version, state.iteration
         self.num_sft_steps, self.cold_started = state.num_sft_steps, state.cold_started
         self._send_weights()
+
+    def begin_anew(self) -> None:
+        """No checkpoint is behind this run: whatever rows an earlier life of it left are of groups that come
+        again."""
+        self.groups.restore(self.groups.state(), step=0)
 
     def write_model(self) -> Path:
         """Writes the policy as a folder that transformers and vLLM load."""

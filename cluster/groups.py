@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError
 
 from actors.trajectory import GroupSummary
 from cluster.config import RunConfig
@@ -97,14 +97,15 @@ class Groups:
         """JSON for a checkpoint."""
         return self._get(self._buffer.state.remote())
 
+    def expect_unordered(self) -> None:
+        """Raises RuntimeError where groups were ordered already: their results, begun before `restore`, would
+        be taken for ones begun after it."""
+        if self._get(self._buffer.has_issued.remote()):
+            raise RuntimeError("groups were ordered already: go back to a checkpoint in a new algorithm")
+
     def restore(self, state: Mapping[str, Any], *, step: int) -> None:
-        """Goes on from `state` after `step`. Raises RuntimeError where groups were ordered already."""
-        try:
-            self._get(self._buffer.restore.remote(state, step=step))
-        except RayTaskError as error:
-            if isinstance(error.cause, RuntimeError):
-                raise error.cause from None  # in one line, without the actor's traceback
-            raise
+        """Goes on from `state` after `step`."""
+        self._get(self._buffer.restore.remote(state, step=step))
 
     def _supervise(self) -> None:
         self._rollouts.supervise(self._buffer, group_size=self._run.rollout.num_dialogues)

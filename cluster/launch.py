@@ -49,8 +49,8 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 COMES_FIRST = {"RAY_worker_niceness": "0"}
-"""The engine's loop before other Ray workers, which run at niceness 15: whenever one of them holds its core,
-a whole batch waits. On a machine whose cores are shared this is a fifth of the tokens a second."""
+"""Of an engine actor: vLLM's core runs before other Ray workers, whose niceness is 15. Whenever one of them
+holds its processor a whole batch waits: a fifth of the tokens a second on two cores (bench/NOTES.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,9 +40,9 @@ class RollCall:
     def ask_for_payloads(
         self, questions: Mapping[int, Callable[[Any], Any]], *, timeout_s: float
     ) -> dict[int, ray.ObjectRef]:
-        """What the actors make, by worker index, each asked a question of its own; who dies or takes too long
-        is left out. It stays where it was made and is the driver's: it outlives its maker, unlike what an
-        actor puts into the object store itself, and is not brought here, as by RLlib's own calls."""
+        """What the actors make, by worker index, each asked a question of its own; who dies is left out, and
+        so is who takes longer than `timeout_s`, and is started anew. It is the driver's, unlike what an actor
+        puts into the object store itself: it outlives its maker."""
         manager = self._env_runners._worker_manager
         actors = manager.actors()
         calls: dict[int, Any] = {}
@@ -54,6 +54,7 @@ class RollCall:
         payloads: dict[int, ray.ObjectRef] = {}
         for index, (done, payload) in calls.items():
             if done not in ready:
+                self._restart(index)
                 continue
             try:
                 ray.get(done)
@@ -70,10 +71,13 @@ class RollCall:
 
     def end(self, index: int) -> None:
         """Ends a silent actor's process, even a stopped one; Ray starts it anew."""
+        self._restart(index)
+        del self._silent_since[index]
+
+    def _restart(self, index: int) -> None:
         manager = self._env_runners._worker_manager  # RLlib has no public way to one actor
         ray.kill(manager.actors()[index], no_restart=False)
         manager.set_actor_state(index, healthy=False)  # it is probed until it is back
-        del self._silent_since[index]
 
     def _hear_silent(self) -> None:
         """Who of the silent has found its voice again, or died."""

@@ -87,8 +87,9 @@ def _concurrencies(summaries: Sequence[GroupSummary]) -> dict[str, float]:
 
 
 def age_metrics(summaries: Sequence[GroupSummary], *, policy_version: int) -> dict[str, float]:
-    """Of the groups that one step trains; `policy_version` is the learners' before the step. An age is a
-    group's oldest token's, at the moment of use; a span is how many versions one trajectory runs over."""
+    """Of the groups that one step trains; `policy_version` is the learners' before the step. An age is that
+    of a group's oldest token that may be trained, at the moment of use; a span is how many versions one
+    trajectory runs over."""
     ages = [policy_version - summary.oldest_version for summary in summaries]
     spans = [span for summary in summaries for span in summary.version_spans]
     return {

@@ -32,6 +32,8 @@ def train(config: RunConfig, *, as_json: bool) -> None:
             if folder.latest_step is not None:
                 algorithm.restore_from_path(folder.checkpoint(folder.latest_step))
                 say(f"goes on from checkpoint {folder.checkpoint(folder.latest_step)}")
+            else:
+                algorithm.begin_anew()
             _cut_scores(folder, resume_step=resume_step, num_steps=config.grpo.num_steps)
             _stages(algorithm, tracker=tracker, folder=folder)
         finally:

@@ -1,7 +1,8 @@
-"""The archive: settled groups as Parquet, one row as in their table plus its outcome. Names its files, and
-keeps every group in one of them, though a run goes on from a checkpoint before the last.
+"""The archive: settled groups as Parquet, one row as in their table plus its outcome. Names its files. No
+group is in two of them, though a run goes on from a checkpoint before the last.
 
-Writing happens beside training: a full disk or a lost table is counted and said once, and stops nothing.
+Writing happens beside training: a full disk or a lost table is counted and said once, and stops nothing. What
+was not written yet when everything was killed is in the ledger alone.
 """
 
 import asyncio

@@ -136,13 +136,16 @@ class BufferActor(Feed):
         """JSON for the checkpoint."""
         return self._buffer.state()
 
+    async def has_issued(self) -> bool:
+        """Whether any group was ordered in this buffer's life."""
+        return self._has_issued
+
     async def restore(self, state: dict[str, Any], step: int) -> None:
         """Goes on from `state()` after `step`: what was open then is issued again first, and the archive
-        keeps no row of what is still to come. Raises RuntimeError once a group was issued: its result, begun
+        keeps no row of what is still to come. Not once a group was issued (`has_issued`): its result, begun
         before this, would be taken for one begun after it.
         """
-        if self._has_issued:
-            raise RuntimeError("groups were ordered already: go back to a checkpoint in a new algorithm")
+        assert not self._has_issued, "groups were ordered already"
         self._buffer = Buffer.from_state(
             state, sizes=self._buffer.sizes, source=self._source, is_flat=self._buffer.is_flat
         )

@@ -1,6 +1,8 @@
 """The engine on real parts: Ray, vLLM, and a tiny Qwen3 policy with random weights and tied embeddings."""
 
 import asyncio
+import gc
+import os
 import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from actors.engine import CompletionRequest, EngineError, RequestError, Sampling
 from actors.engine_client import EngineClient
 from actors.trajectory import Completion, as_ids
 from actors.vllm_engine import EngineActor
+from cluster.launch import COMES_FIRST
 from tests.actors.agreement import STOP_TOKEN_ID, VOCAB_SIZE, packed, random_model
 
 pytestmark = pytest.mark.slow
@@ -87,7 +90,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     try:
         config = EngineConfig(max_model_len=512, kv_cache_gib=0.1, num_threads=1)
         actor: Any = ray.remote(EngineActor)
-        actor = actor.options(num_cpus=0, max_concurrency=256)
+        actor = actor.options(num_cpus=0, max_concurrency=256, runtime_env={"env_vars": COMES_FIRST})
         engines = [actor.remote(str(folder), config, seed) for seed in (0, 1)]
         ray.get([engine.start.remote() for engine in engines], timeout=300)
         early = engines[0].complete.remote(
@@ -284,3 +287,15 @@ def test_no_process_survives_a_stop_or_a_kill(started: Started) -> None:
 def _vllm_pids(engine: EngineActor) -> list[int]:
     children = psutil.Process().children(recursive=True)
     return [child.pid for child in children if "VLLM" in " ".join(child.cmdline())]
+
+
+def test_the_core_comes_before_its_front_and_no_collection_looks_at_what_they_imported(
+    started: Started,
+) -> None:
+    def look(_: EngineActor) -> tuple[int, list[int], int]:
+        children = [child.nice() for child in psutil.Process().children()]
+        return os.getpriority(os.PRIO_PROCESS, 0), children, gc.get_freeze_count()
+
+    front, children, num_frozen = ray.get(started.engines[0].__ray_call__.remote(look), timeout=60)
+    assert (front, min(children)) == (15, 0)
+    assert num_frozen > 100_000

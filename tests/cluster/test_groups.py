@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError
 
 from cluster.config import RunConfig
 from cluster.groups import MOST_LOST_GROUPS, SUPERVISE_EVERY_S, Groups
@@ -82,8 +82,12 @@ def test_rollout_actors_are_seen_to_during_a_long_step_and_not_at_every_moment_o
     assert seen_at == [100.0, 100.0, 115.0, 130.0, 130.0]
 
 
-def test_a_run_that_cannot_go_back_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    raised = RayTaskError("restore", "Traceback\n\nof the actor", RuntimeError("groups were ordered already"))
-    buffer = SimpleNamespace(restore=SimpleNamespace(remote=lambda state, step: raised))
-    with pytest.raises(RuntimeError, match=r"^groups were ordered already$"):
-        groups_of(buffer).restore({}, step=3)
+@pytest.mark.parametrize("has_issued", [True, False])
+def test_a_run_goes_back_only_before_its_first_order(has_issued: bool) -> None:
+    buffer = SimpleNamespace(has_issued=SimpleNamespace(remote=lambda: has_issued))
+    groups = groups_of(buffer)
+    if has_issued:
+        with pytest.raises(RuntimeError, match=r"^groups were ordered already: go back to a checkpoint in"):
+            groups.expect_unordered()
+    else:
+        groups.expect_unordered()

@@ -17,11 +17,16 @@ class Dead:
     """What the calls of an actor that died return."""
 
 
+class Hanging:
+    """What the calls of an actor that hangs return."""
+
+
 class TwoActors:
-    """As RLlib manages them; references are what they refer to. The first dies in the first round, with its
+    """As RLlib manages them; references are what they refer to. The first fails in the first round, with its
     chunk, and is back in the next."""
 
-    def __init__(self) -> None:
+    def __init__(self, failure: type) -> None:
+        self.failure = failure
         self.num_calls = 0
         self.unhealthy: list[int] = []
 
@@ -43,33 +48,40 @@ class TwoActors:
     def _call(self, work: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
         self.num_calls += 1
         if self.num_calls == 1:
-            return Dead(), Dead()
+            return self.failure(), self.failure()
         return work(SimpleNamespace(sample=lambda orders, policy: [order.group_id for order in orders]))
 
 
 def wait(refs: Sequence[Any], *, num_returns: int, timeout: float) -> tuple[Sequence[Any], Sequence[Any]]:
     assert num_returns == len(refs)
-    return refs, []
+    return [ref for ref in refs if not isinstance(ref, Hanging)], []
 
 
 def get(ref: Any) -> Any:
+    assert not isinstance(ref, Hanging)
     if isinstance(ref, Dead):
         raise RayActorError
     return ref
 
 
-def test_tables_keep_the_order_of_their_orders_though_an_actor_died(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failure", [Dead, Hanging])
+def test_tables_keep_the_order_of_their_orders_though_an_actor_failed(
+    failure: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[Any] = []
     monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "kill", lambda actor, no_restart: killed.append(actor))
     source = TaskSource({"travel": 1.0}, split="train", seed=0, difficulty=0)
     orders = [
         GroupOrder(group_id=i, task_key=source.draw(), group_size=1, seed=0) for i in range(2 * CHUNK + 3)
     ]
     counts: list[int] = []
-    actors = TwoActors()
+    actors = TwoActors(failure)
     tables: Any = Rollouts(actors, engines=[], restore=lambda: None, group_timeout_s=60.0).sample(
         orders, policy="expert", advance=lambda count, _: counts.append(count)
     )
     assert [group_id for table in tables for group_id in table] == list(range(len(orders)))
     assert counts == [CHUNK, CHUNK + 3]
     assert actors.unhealthy == [1]
+    assert len(killed) == (failure is Hanging), "one that hangs would be asked behind its hang again"
