@@ -23,7 +23,13 @@ from actors.engine_pauses import Pauses
 from actors.engine_usage import EngineUsage, UsageMeter
 from actors.heap import freeze_heap
 from actors.vllm_requests import as_engine_error, flat_logprobs, sampling_params, versions_of
-from actors.vllm_settings import engine_args, read_stop_token_ids, set_environment, stamping_logger
+from actors.vllm_settings import (
+    FRONT_NICENESS,
+    engine_args,
+    read_stop_token_ids,
+    set_environment,
+    stamping_logger,
+)
 from actors.vllm_weights import LiveWeights
 
 if TYPE_CHECKING:
@@ -31,9 +37,6 @@ if TYPE_CHECKING:
     from vllm.inputs.engine import TokensInput
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
-
-FRONT_NICENESS = 15
-"""As Ray's other workers."""
 
 
 class EngineActor:

@@ -23,10 +23,10 @@ import torch
 
 from actors.config import EngineConfig
 from actors.vllm_engine import EngineActor
+from actors.vllm_settings import COMES_FIRST
 from bench.part import RUNS, run
 from bench.rows import Row
 from bench.sync_sizes import shapes, write_policy
-from cluster.launch import COMES_FIRST
 from cluster.learners import Learners
 from cluster.transports import Way, find_transport
 from learners.config import LearnerConfig, LearnerSettings

@@ -18,6 +18,7 @@ from actors.engine_client import EngineClient
 from actors.rollout_actor import RolloutSetup
 from actors.trajectory import GroupOrder
 from actors.vllm_engine import EngineActor
+from actors.vllm_settings import COMES_FIRST
 from cluster.config import RunConfig
 from cluster.console import quiet_libraries, say
 from cluster.machine import PlannedProcess, gpu_share, planned_processes, ray_address
@@ -48,9 +49,6 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-COMES_FIRST = {"RAY_worker_niceness": "0"}
-"""Of an engine actor: vLLM's core runs before other Ray workers, whose niceness is 15. Whenever one of them
-holds its processor a whole batch waits: a fifth of the tokens a second on two cores (bench/NOTES.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
