@@ -1,4 +1,4 @@
-# make train | make test | make test-fast | make bench | make bench-gyms | make lint | make setup | make clean
+# make train | make test | make test-fast | make bench | make bench-gyms | make reference | make lint | make setup | make clean
 EXTRA  ?= cpu
 RECIPE ?= recipes/cpu-quickstart.toml
 RUN    ?=
@@ -13,7 +13,7 @@ ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA=$(EXTRA): known are cpu and gpu)
 endif
 
-.PHONY: setup train test test-fast bench bench-gyms lint clean
+.PHONY: setup train test test-fast bench bench-gyms reference lint clean
 
 setup: $(READY)
 	@:
@@ -32,6 +32,10 @@ bench-gyms: setup
 
 bench: setup
 	$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(ARGS)
+
+reference: setup
+	$(BIN)/python -m cluster.recipe_reference > docs/recipes.md.new
+	mv docs/recipes.md.new docs/recipes.md
 
 lint: setup
 	$(BIN)/ruff check .

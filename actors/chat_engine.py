@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine import CompletionRequest, EngineError
-from actors.renderer import LONE_SURROGATE, Renderer
+from actors.renderer import LONE_SURROGATE, MAX_CALL_CHARS, Renderer
 from actors.trajectory import Completion
 from simulators.chat import Chat, ChatConfig, ChatReply
 from simulators.message import CHOICES, TOOL_NAME, TOOL_SCHEMA, Action, Message
+from simulators.untrusted import load_json
 from simulators.user import SimulatorError
 
 TAGS = re.compile("</?(?:tool_call|think)>")
@@ -78,8 +79,8 @@ def read_action(reply: ChatReply) -> Action | None:
         return None
     name, text = reply.tool_calls[0]
     try:
-        arguments = json.loads(text)
-    except (ValueError, RecursionError):
+        arguments = load_json(text, max_chars=MAX_CALL_CHARS)
+    except ValueError:
         return None
     if name != TOOL_NAME or not isinstance(arguments, Mapping):
         return None

@@ -1,8 +1,8 @@
 """Configuration of the acting side. Light: imports neither torch, ray nor vllm."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 OnTimeout = Literal["mask", "resume"]
 WeightTransport = Literal["shared_memory", "nccl", "ipc"]
@@ -15,6 +15,8 @@ class EngineConfig(BaseModel):
 
     num_engines: int = Field(default=1, ge=1)
     """Engines that share the load; each holds a whole copy of the policy."""
+    max_engines: int | None = Field(default=None, ge=1)
+    """Where all others wait for them their number grows up to this one. Not given: it stays as it is."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs over which one engine splits the policy."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
@@ -36,7 +38,16 @@ class EngineConfig(BaseModel):
     start_timeout_s: float = Field(default=300.0, gt=0)
     """Longest wait for an engine to start, and for its first weights."""
     complete_timeout_s: float = Field(default=300.0, gt=0)
-    """Longest wait for one completion."""
+    """Longest wait for one completion, and for an engine in the place of one that died."""
+
+    @model_validator(mode="after")
+    def _engines_grow(self) -> Self:
+        if self.max_engines is not None and self.max_engines < self.num_engines:
+            raise ValueError(
+                f"max_engines={self.max_engines} is less than num_engines={self.num_engines}: raise it, or "
+                "leave it out for a fixed number"
+            )
+        return self
 
 
 class RolloutConfig(BaseModel):
@@ -46,10 +57,15 @@ class RolloutConfig(BaseModel):
 
     num_actors: int = Field(default=1, ge=1)
     """Rollout actors, each with one event loop."""
+    max_actors: int | None = Field(default=None, ge=1)
+    """Where the rest waits for dialogues their number grows up to this one. Not given: it stays as it is."""
+    cpus_per_actor: float = Field(default=0.1, gt=0)
+    """CPUs that Ray reserves for each. Small where all share a machine; on nodes of their own give what an
+    actor needs, about 1, so that an autoscaler starts as many nodes as are needed."""
     dialogues_per_actor: int = Field(default=64, ge=1)
     """Most dialogues that one actor runs at the same time; fewer where they keep the engines busy."""
     group_size: int = 8
-    """Trajectories of each task, compared with each other."""
+    """Trajectories of each task, compared with each other: at least 2."""
     max_turns: int | None = Field(default=None, ge=1)
     """Turns after which a dialogue ends; all of them are executed. Not given: the gym's own: 16, tau 30."""
     max_completion_tokens: int = Field(default=96, ge=1)
@@ -67,6 +83,15 @@ class RolloutConfig(BaseModel):
     in its actor go first, then goes on, with whatever weights are live by then."""
     group_timeout_s: float = Field(default=1800.0, gt=0)
     """A group that has been with a rollout actor for longer is taken to be lost and given to another."""
+
+    @model_validator(mode="after")
+    def _actors_grow(self) -> Self:
+        if self.max_actors is not None and self.max_actors < self.num_actors:
+            raise ValueError(
+                f"max_actors={self.max_actors} is less than num_actors={self.num_actors}: raise it, or leave "
+                "it out for a fixed number"
+            )
+        return self
 
     @property
     def num_dialogues(self) -> int:

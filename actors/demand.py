@@ -21,8 +21,8 @@ class Demand:
     """Follows how long the gyms' turns are with an engine and elsewhere, and which gyms are in flight."""
 
     def __init__(self, *, places: float, most: int, group_size: int):
-        """`places`: sequences that the engines compute at once for this actor; inf where nobody knows."""
-        self._places = places
+        self.places = places
+        """Sequences that the engines compute at once for this actor; inf where nobody knows."""
         self._most = most
         self._group_size = group_size
         self._running: Counter[str] = Counter()
@@ -56,5 +56,5 @@ class Demand:
         if not num_groups:
             return self._most
         share = sum(number * self.share(gym) for gym, number in self._running.items()) / num_groups
-        wanted = HEADROOM * self._places / max(share, 1e-9) + self._group_size - 1
+        wanted = HEADROOM * self.places / max(share, 1e-9) + self._group_size - 1
         return max(self._group_size, int(min(wanted, self._most)))

@@ -13,6 +13,10 @@ class EngineError(Exception):
     """The engine gave no usable completion. It ends a trajectory as a failure and never becomes a reward."""
 
 
+class EngineGoneError(EngineError):
+    """The engine will serve nothing any more: another may, or the one that takes its place."""
+
+
 class RequestError(EngineError):
     """The request itself is at fault, and every engine would refuse it."""
 

@@ -3,6 +3,10 @@
 A dialogue stays with one engine: each prompt begins with the turns before it, and only the engine that
 computed those has them in its prefix cache. Load is what this client itself has in flight; with several
 rollout actors none knows the others', and their sums even out.
+
+Engines come and go while a run goes on: `renew` says which there are. A completion that died with its engine
+is asked for again, elsewhere or of the engine that comes in its place: a request has its whole prompt in it,
+so that nothing of the dialogue is lost.
 """
 
 import asyncio
@@ -14,8 +18,9 @@ from dataclasses import dataclass
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.engine import CompletionRequest, EngineError, RequestError
+from actors.engine import CompletionRequest, EngineError, EngineGoneError, RequestError
 from actors.engine_line import EngineLine
+from actors.engine_set import EngineSet
 from actors.trajectory import Completion
 
 MOST_DIALOGUES = 65536
@@ -29,7 +34,10 @@ AVOIDED_S = 30.0
 class _Route:
     """One engine, as this client sees it."""
 
+    engine: ActorHandle
     line: EngineLine
+    is_gone: bool = False
+    """Whether the run has this engine no more."""
     num_running: int = 0
     """Completions of this client in flight there."""
     num_dialogues: int = 0
@@ -41,31 +49,56 @@ class _Route:
 class _EngineFailure(Exception):
     """One engine gave no completion; another may."""
 
+    def __init__(self, text: str, *, is_gone: bool):
+        super().__init__(text)
+        self.is_gone = is_gone
+        """Whether it will give none again, so that the run replaces it."""
+
 
 class EngineClient:
     """`PolicyEngine` over one or several engine actors. A dialogue's first turn goes to the least loaded, the
     rest to the same one, unless it fails."""
 
     def __init__(self, engines: Sequence[ActorHandle], *, timeout_s: float):
-        self._routes = [_Route(line=EngineLine(engine)) for engine in engines]
+        self._routes = [_route_to(engine) for engine in engines]
+        self._version = -1
+        """Of the newest set of engines."""
+        self._renewed = asyncio.Event()
         self._timeout_s = timeout_s
         self._routes_of: OrderedDict[int, _Route] = OrderedDict()
         """By dialogue, the longest unused first."""
 
+    def renew(self, engines: EngineSet) -> None:
+        """From now on these engines are asked. What is in flight at one that is not among them may end
+        there."""
+        if engines.version <= self._version:
+            return
+        self._version = engines.version
+        known = {route.engine: route for route in self._routes}
+        self._routes = [known.pop(engine, None) or _route_to(engine) for engine in engines.engines]
+        for route in known.values():
+            route.is_gone = True
+        self._renewed.set()
+        self._renewed = asyncio.Event()
+
     async def complete(self, request: CompletionRequest) -> Completion:
-        """Samples one completion; where an engine fails, the next one is asked. Raises `EngineError` where
-        all failed, or one took `timeout_s`, or the request is at fault."""
+        """Samples one completion; where an engine fails, the next one is asked, and where one is gone, the
+        one that takes its place. Raises `EngineError` where all failed, or one took `timeout_s`, or none came
+        in the place of the gone within it, or the request is at fault."""
         failed: list[_Route] = []
+        failures: list[_EngineFailure] = []
+        began = time.perf_counter()
         while True:
+            if all(route in failed for route in self._routes):
+                await self._wait_for_another(failed, failures)
             route = self._route(request.dialogue, failed=failed)
             route.num_running += 1
             try:
-                return await self._ask(route.line, request)
+                return await self._ask(route.line, request, began=began)
             except _EngineFailure as failure:
                 route.avoided_until = time.monotonic() + AVOIDED_S
                 failed.append(route)
-                if len(failed) == len(self._routes):
-                    raise EngineError(str(failure)) from failure.__cause__
+                failures.append(failure)
             except RequestError:
                 raise
             except EngineError:  # it took too long: who comes next is asked elsewhere
@@ -74,11 +107,24 @@ class EngineClient:
             finally:
                 route.num_running -= 1
 
+    async def _wait_for_another(self, failed: Sequence[_Route], failures: Sequence[_EngineFailure]) -> None:
+        """Returns when there is an engine that has not failed. Raises `EngineError` where none is to come."""
+        last = failures[-1] if failures else _EngineFailure("there is no engine", is_gone=True)
+        cause = last.__cause__
+        if not any(failure.is_gone for failure in (*failures, last)):
+            raise EngineError(str(last)) from cause
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while all(route in failed for route in self._routes):
+                    await self._renewed.wait()
+        except TimeoutError:
+            raise EngineError(f"{last}; none took its place within {self._timeout_s:g} s") from cause
+
     def _route(self, dialogue: int | None, *, failed: Sequence[_Route]) -> _Route:
         """Where this dialogue's next completion is asked for; not of those that `failed` to give it."""
         now = time.monotonic()
         route = None if dialogue is None else self._routes_of.get(dialogue)
-        if route is None or route in failed or route.avoided_until > now:
+        if route is None or route.is_gone or route in failed or route.avoided_until > now:
             route = min(
                 (one for one in self._routes if one not in failed),
                 key=lambda one: (one.avoided_until > now, one.num_running, one.num_dialogues),
@@ -91,9 +137,8 @@ class EngineClient:
                 self._routes_of.popitem(last=False)
         return route
 
-    async def _ask(self, line: EngineLine, request: CompletionRequest) -> Completion:
-        """Raises `_EngineFailure` where another engine might do better."""
-        began = time.perf_counter()
+    async def _ask(self, line: EngineLine, request: CompletionRequest, *, began: float) -> Completion:
+        """Raises `_EngineFailure` where another engine might do better. The dialogue waits since `began`."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 token_ids, logprobs, versions, policy_s = await line.complete(request)
@@ -102,9 +147,9 @@ class EngineClient:
         except RequestError:
             raise
         except EngineError as error:
-            raise _EngineFailure(str(error)) from error
+            raise _EngineFailure(str(error), is_gone=isinstance(error, EngineGoneError)) from error
         except RayError as error:
-            raise _EngineFailure(f"the engine is gone: {error}") from error
+            raise _EngineFailure(f"the engine is gone: {error}", is_gone=True) from error
         waited_s = time.perf_counter() - began
         return Completion(
             token_ids=token_ids,
@@ -112,3 +157,7 @@ class EngineClient:
             policy_versions=versions,
             queue_s=max(0.0, waited_s - policy_s),
         )
+
+
+def _route_to(engine: ActorHandle) -> _Route:
+    return _Route(engine=engine, line=EngineLine(engine))

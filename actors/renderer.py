@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from actors.call_texts import call_texts
 from actors.trajectory import TokenIds, as_ids
 from simulators.message import CHOICES, TOOL_NAME, TOOL_SCHEMA, Action, Message, ToolCall
+from simulators.untrusted import load_json
 
 Tools = tuple[dict[str, Any], ...]
 """Tool schemas in OpenAI's form, as templates take them."""
 GYM_TOOLS: Tools = (TOOL_SCHEMA,)
-TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 THOUGHT_END = "</think>"
+MAX_CALL_CHARS = 100_000
+"""Of a call as it is written. A longer one is none."""
 CALL_END = '"}}'
 """What follows the content in a call that we write."""
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -155,12 +158,12 @@ class Renderer:
 def parse_tool_call(text: str) -> Action | None:
     """The first tool call after the thought (Qwen3's form); None unless it is JSON of the tool's schema."""
     _, thought_ended, rest = text.partition(THOUGHT_END)
-    match = TOOL_CALL.search(rest if thought_ended else text)
-    if match is None:
+    found = next(call_texts(rest if thought_ended else text), None)
+    if found is None:
         return None
     try:
-        call = json.loads(match.group(1))
-    except (ValueError, RecursionError):
+        call = load_json(found, max_chars=MAX_CALL_CHARS)
+    except ValueError:
         return None
     arguments = call.get("arguments")
     if call.get("name") != TOOL_NAME or not isinstance(arguments, dict):
@@ -198,10 +201,10 @@ def _parse_calls(text: str) -> tuple[ToolCall, ...]:
     """All calls after the thought; none unless each is an object with a name and arguments."""
     _, thought_ended, rest = text.partition(THOUGHT_END)
     calls: list[ToolCall] = []
-    for found in TOOL_CALL.findall(rest if thought_ended else text):
+    for found in call_texts(rest if thought_ended else text):
         try:
-            call = json.loads(found)
-        except (ValueError, RecursionError):
+            call = load_json(found, max_chars=MAX_CALL_CHARS)
+        except ValueError:
             return ()
         name, arguments = call.get("name"), call.get("arguments")
         if not isinstance(name, str) or not isinstance(arguments, dict):

@@ -5,16 +5,18 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from actors.begun import BegunTurn, OtherFeedbackError, Tell, nobody
 from actors.config import OnTimeout
 from actors.cut import Cut, Enough
 from actors.engine import CompletionRequest, EngineError, PolicyEngine, Sampling
 from actors.renderer import Dialogue, Renderer, parse_tool_call, spoken
 from actors.room import Place, Room
-from actors.trajectory import GroupOrder, StopReason, Trajectory, Turn
+from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from simulators.env import Env, Gym, GymEnv, Observation
 from simulators.gauges import UserTurn, count
 from simulators.message import Action, Message
@@ -45,34 +47,61 @@ class Setting:
     """Where whoever begins a group has taken a place for each of its dialogues. None: there is no limit."""
 
 
-async def rollout_group(order: GroupOrder, setting: Setting) -> list[Trajectory]:  # [num_dialogues]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Course:
+    """How far a dialogue had come, and whom to tell how it goes on."""
+
+    begun: Sequence[BegunTurn] = ()
+    """Its first turns, which are over: they are gone through again, and neither engine nor user is asked."""
+    tell: Callable[[int, Turn], None] = lambda index, turn: None
+    """(index of the turn, turn)."""
+
+
+async def rollout_group(
+    order: GroupOrder,
+    setting: Setting,
+    *,
+    begun: Mapping[int, Sequence[BegunTurn]] | None = None,
+    tell: Tell = nobody,
+) -> list[Trajectory]:  # [num_dialogues]
     """All trajectories of one task, at once; those that are still going on when `group_size` of them have
-    ended by themselves are cut."""
+    ended by themselves are cut. `begun`, by trajectory, are turns that somebody else has played."""
     seeds = np.random.SeedSequence([order.seed, order.group_id]).generate_state(order.num_dialogues)
     limit_s = setting.dialogue_timeout_s if setting.on_timeout == "mask" else None
     cuts = [Cut(limit_s=limit_s) for _ in seeds]
     enough = Enough(order.group_size, cuts=cuts)
 
-    async def play(seed: int, cut: Cut) -> Trajectory:
-        return enough.note(await rollout(order.task_key, setting, seed=seed, cut=cut))
+    async def play(index: int, cut: Cut) -> Trajectory:
+        course = Course(begun=(begun or {}).get(index, ()), tell=partial(tell, index))
+        played = await rollout(order.task_key, setting, seed=int(seeds[index]), cut=cut, course=course)
+        return enough.note(played)
 
-    dialogues = (play(int(seed), cut) for seed, cut in zip(seeds, cuts, strict=True))
-    return list(await asyncio.gather(*dialogues))
+    return list(await asyncio.gather(*(play(index, cut) for index, cut in enumerate(cuts))))
 
 
-async def rollout(key: TaskKey, setting: Setting, *, seed: int, cut: Cut | None = None) -> Trajectory:
+NEW = Course()
+
+
+async def rollout(
+    key: TaskKey, setting: Setting, *, seed: int, cut: Cut | None = None, course: Course = NEW
+) -> Trajectory:
     """One dialogue. Whatever fails outside the policy ends it with its own stop reason and is never a
     score; neither is what is `cut`."""
     slice_s = setting.dialogue_timeout_s if setting.on_timeout == "resume" else None
     place = Place(setting.room, slice_s=slice_s) if setting.room else None
+    play = partial(_play, key, setting, seed=seed, cut=cut or Cut(limit_s=None), place=place)
     try:
-        return await _play(key, setting, seed=seed, cut=cut or Cut(limit_s=None), place=place)
+        return await play(course=course)
+    except OtherFeedbackError:  # a gym that was changed meanwhile
+        return await play(course=replace(course, begun=()))
     finally:
         if place:
             place.leave()
 
 
-async def _play(key: TaskKey, setting: Setting, *, seed: int, cut: Cut, place: Place | None) -> Trajectory:
+async def _play(
+    key: TaskKey, setting: Setting, *, seed: int, cut: Cut, place: Place | None, course: Course
+) -> Trajectory:
     turns: list[Turn] = []
     observation = Observation(system="", opening="")
     error = simulator = ""
@@ -87,13 +116,17 @@ async def _play(key: TaskKey, setting: Setting, *, seed: int, cut: Cut, place: P
         engine = setting.engine_for(task, seed)
         env = GymEnv(gym, task=task, user=setting.user, persona=persona, max_turns=setting.max_turns)
         observation = await env.reset()
-        talk = _talk(env, observation, setting, engine=engine, turns=turns, seed=seed, place=place)
+        talk = _talk(
+            env, observation, setting, engine=engine, turns=turns, seed=seed, place=place, course=course
+        )
         stop_reason = await cut.bound(talk)
         await env.close()
     except SimulatorError as failure:
         stop_reason, error, simulator = StopReason(failure.failure), str(failure), failure.simulator
     except EngineError as failure:
         stop_reason, error = StopReason.ENGINE_ERROR, str(failure)
+    except OtherFeedbackError:
+        raise
     except Exception as failure:  # a gym's own bug must not end the run: it is counted, and its text kept
         stop_reason, error = StopReason.ERROR, f"{type(failure).__name__}: {failure}"
     asked = [
@@ -124,33 +157,47 @@ async def _talk(
     turns: list[Turn],
     seed: int,
     place: Place | None,
+    course: Course,
 ) -> StopReason:
-    """Takes turns until the end; appends each to `turns` as soon as it is complete."""
+    """Takes turns until the end, those that are over already first; appends each to `turns` as soon as it is
+    complete. Raises OtherFeedbackError where one that was over comes out otherwise."""
     opening = [
         Message(role="system", content=observation.system),
         Message(role="user", content=observation.opening),
     ]
     dialogue = setting.renderer.begin(opening)
     while len(dialogue.token_ids) + setting.sampling.max_completion_tokens <= setting.max_tokens:
-        turn = await _complete(dialogue, setting, engine=engine, seed=seed, turn=len(turns), place=place)
+        index = len(turns)
+        over = course.begun[index] if index < len(course.begun) else None
+        if over is None:
+            turn = await _complete(dialogue, setting, engine=engine, seed=seed, turn=index, place=place)
+        else:
+            turn = _turn_of(dialogue, over.completion, setting)
         if turn.action is None:
-            turns.append(turn)
+            turns.append(replace(turn, **over.seconds) if over else turn)
+            if not over:
+                course.tell(index, turn)
             return StopReason.NO_TOOL_CALL
         started = time.perf_counter()
-        step = await env.step(str(turn.action))
+        step = await env.step(str(turn.action), known=over.user_reply if over else None)
         env_s = time.perf_counter() - started
-        turns.append(
-            replace(
-                turn,
-                feedback=step.feedback,
-                reward=step.reward,
-                progress=step.progress,
-                news=step.news,
-                user_s=step.user_s,
-                tool_s=max(0.0, env_s - step.user_s),
-                user_reply=step.user_reply,
-            )
+        turn = replace(
+            turn,
+            feedback=step.feedback,
+            reward=step.reward,
+            progress=step.progress,
+            news=step.news,
+            user_s=step.user_s,
+            tool_s=max(0.0, env_s - step.user_s),
+            user_reply=step.user_reply,
         )
+        if over is None:
+            course.tell(index, turn)
+        elif step.feedback == over.feedback:
+            turn = replace(turn, **over.seconds)
+        else:
+            raise OtherFeedbackError
+        turns.append(turn)
         if step.terminated:
             return StopReason.TERMINATED
         if step.truncated:
@@ -194,6 +241,15 @@ async def _complete(
     waited_s = time.perf_counter() - started
     if not np.isfinite(completion.logprobs).all():
         raise EngineError("a token of the completion has a logprob that is not finite")
+    return replace(
+        _turn_of(dialogue, completion, setting),
+        policy_s=max(0.0, waited_s - completion.queue_s),
+        queue_s=started - began + min(completion.queue_s, waited_s),
+    )
+
+
+def _turn_of(dialogue: Dialogue, completion: Completion, setting: Setting) -> Turn:
+    """A completion as it stands in its dialogue, before anybody has answered it."""
     text = setting.renderer.decode(completion.token_ids)
     return Turn(
         context_ids=dialogue.context_ids,
@@ -203,6 +259,4 @@ async def _complete(
         action=parse_tool_call(text),
         feedback="",
         reward=0.0,
-        policy_s=max(0.0, waited_s - completion.queue_s),
-        queue_s=started - began + min(completion.queue_s, waited_s),
     )

@@ -9,9 +9,9 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import pyarrow as pa
@@ -19,60 +19,26 @@ from ray.actor import ActorHandle
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from actors.config import RolloutConfig
+from actors.begun import BegunTurn, Tell, TurnTeller, nobody, read_begun
 from actors.delivery import Deliveries, FinishedTable
 from actors.demand import Demand
-from actors.engine import PolicyEngine, Sampling
+from actors.engine import PolicyEngine
+from actors.engine_client import EngineClient
+from actors.engine_set import EngineSet
 from actors.heap import freeze_heap
+from actors.place import place_here
 from actors.renderer import Renderer
 from actors.rollout import Setting, rollout_group
+from actors.rollout_setup import RolloutSetup, WorkState, make_setting
 from actors.room import Room
-from actors.scripted import SCRIPTS, ScriptedEngine
 from actors.summary import summarize
 from actors.table import to_table, with_reward_seconds
 from actors.trajectory import GroupOrder, GroupSummary
-from simulators.env import Gym
 from simulators.gauges import NO_COUNTS
-from simulators.persona import PersonaMix
-from simulators.task import Task
 from simulators.user import User
 
 STOP_TIMEOUT_S = 10.0
 Orders = Sequence[GroupOrder] | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutSetup:
-    """What a rollout actor needs, in a form that travels: `cluster` puts it into the config as
-    `rollout_setup`."""
-
-    config: RolloutConfig
-    policy_folder: str
-    """Where the tokenizer and its chat template lie."""
-    max_tokens: int
-    """The engine's context."""
-    engine_places: float
-    """Sequences that the engines compute at once, shared among the rollout actors; inf where nobody knows."""
-    connect_engine: Callable[[], PolicyEngine]
-    open_gyms: Callable[[], Mapping[str, Gym]]
-    """The gyms' rules and tasks; called once, in the actor."""
-    personas: PersonaMix
-    connect_user: Callable[[str], User]
-    """The simulator of this name; of an empty name: the recipe's mix."""
-    score: Callable[[pa.Table, bool], Awaitable[pa.Table]]
-    """(a group's table, whether learners may train on it) to the table with its `reward` column. May wait for
-    others, for a limited time."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkState:
-    """How a rollout actor's work for a feed is going."""
-
-    worker_index: int
-    holder: str
-    """The name under which this life of the actor holds orders."""
-    error: str
-    """What ended the work; empty while it goes on, and after the feed's own end."""
 
 
 class RolloutActor(EnvRunner, Checkpointable):
@@ -85,7 +51,11 @@ class RolloutActor(EnvRunner, Checkpointable):
         """This life's name: a restarted actor has another, so that what the dead one held is known to be
         lost."""
         self._renderer = Renderer.from_folder(self._setup.policy_folder)
+        self._place = place_here()
         self._work: dict[ActorHandle, Future[None]] = {}
+        self._demands: dict[ActorHandle, Demand] = {}
+        """By feed, as `_work`."""
+        self._places = self._setup.engine_places
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
@@ -96,22 +66,63 @@ class RolloutActor(EnvRunner, Checkpointable):
         freeze_heap()
 
     def work(
-        self, feed: ActorHandle, *, policy: str = "engine", simulator: str = "", group_size: int
+        self,
+        feed: ActorHandle,
+        *,
+        policy: str = "engine",
+        simulator: str = "",
+        group_size: int,
+        engines: EngineSet | None = None,
     ) -> WorkState:
         """Begins to work for `feed` in the background, if it does not yet. `policy` is `engine` or a script's
         name; `simulator` names who plays the user, empty: the recipe's mix. A group of the feed has up to
-        `group_size` dialogues."""
+        `group_size` dialogues. `engines` are those of now, where a run has any."""
+        if engines is not None:
+            self._renew(engines)
         if feed not in self._work:
+            self._forget_ended()
             most = max(self._setup.config.dialogues_per_actor, group_size)
             room = Room(most)
-            demand = Demand(places=self._setup.engine_places, most=most, group_size=group_size)
+            demand = self._demands[feed] = Demand(places=self._places, most=most, group_size=group_size)
             setting = replace(self._setting(policy, simulator=simulator), room=room)
-            pull = self._pull(feed, setting=setting, room=room, demand=demand, group_size=group_size)
+            pull = self._pull(
+                feed,
+                setting=setting,
+                room=room,
+                demand=demand,
+                group_size=group_size,
+                tells=policy == "engine",  # a script has a state of its own, and could not go on
+            )
             self._work[feed] = asyncio.run_coroutine_threadsafe(pull, self._loop)
-        work = self._work[feed]
+        return self.state(feed)
+
+    def state(self, feed: ActorHandle | None = None) -> WorkState:
+        """How the work goes; `error` is of the work for `feed`."""
+        work = self._work.get(feed) if feed is not None else None
         # RLlib ends an actor on any exception that leaves it, so an error travels as text.
-        error = repr(work.exception()) if work.done() and work.exception() is not None else ""
-        return WorkState(worker_index=self.worker_index, holder=self.holder, error=error)
+        error = repr(work.exception()) if work and work.done() and work.exception() is not None else ""
+        return WorkState(
+            worker_index=self.worker_index,
+            holder=self.holder,
+            place=self._place,
+            is_idle=all(one.done() for one in self._work.values()),
+            error=error,
+        )
+
+    def _forget_ended(self) -> None:
+        """Each evaluation has a feed of its own, which nobody needs once it has ended. An error stays."""
+        for feed, work in list(self._work.items()):
+            if work.done() and not work.cancelled() and work.exception() is None:
+                del self._work[feed], self._demands[feed]
+
+    def _renew(self, engines: EngineSet) -> None:
+        """Engines have come or gone, or rollout actors have, among whom their places are shared."""
+        client = self._connected()
+        if isinstance(client, EngineClient):
+            self._loop.call_soon_threadsafe(client.renew, engines)
+        self._places = engines.places
+        for demand in self._demands.values():
+            demand.places = engines.places
 
     def sample(
         self, *, orders: Sequence[GroupOrder] = (), policy: str = "engine", **kwargs: Any
@@ -133,7 +144,14 @@ class RolloutActor(EnvRunner, Checkpointable):
         return pa.concat_tables(table for _, table in groups)
 
     async def _pull(
-        self, feed: ActorHandle, *, setting: Setting, room: Room, demand: Demand, group_size: int
+        self,
+        feed: ActorHandle,
+        *,
+        setting: Setting,
+        room: Room,
+        demand: Demand,
+        group_size: int,
+        tells: bool,
     ) -> None:
         """Consumes orders of `feed`, waits for room and for orders, produces finished groups; ends with the
         feed.
@@ -143,6 +161,10 @@ class RolloutActor(EnvRunner, Checkpointable):
         """
         deliveries = Deliveries(lambda delivery: cast(Awaitable[object], feed.put.remote(delivery)))
         async with asyncio.TaskGroup() as groups:
+            teller = TurnTeller(
+                lambda ids, rows: cast(Awaitable[object], feed.note_turns.remote(self.holder, ids, rows)),
+                spawn=groups.create_task,
+            )
             while True:
                 # No place is kept while nothing is ordered: dialogues that yielded theirs may have it.
                 await room.enter(group_size)
@@ -155,24 +177,43 @@ class RolloutActor(EnvRunner, Checkpointable):
                     await room.enter(order.num_dialogues)
                     demand.begin(order.task_key.gym)
                     room.resize(demand.num_dialogues())
-                    groups.create_task(self._roll_for(order, setting, demand, deliveries))
+                    is_trained = order.task_key.split == "train"
+                    rolling = self._roll(
+                        order,
+                        setting,
+                        is_trained=is_trained,
+                        begun=await _begun(feed, order) if order.num_begun else None,
+                        tell=teller.of(order.group_id) if tells and is_trained else nobody,
+                    )
+                    groups.create_task(self._roll_for(order, rolling, setting, demand, deliveries))
 
     async def _roll_for(
-        self, order: GroupOrder, setting: Setting, demand: Demand, deliveries: Deliveries
+        self,
+        order: GroupOrder,
+        rolling: Awaitable[tuple[GroupSummary, pa.Table]],
+        setting: Setting,
+        demand: Demand,
+        deliveries: Deliveries,
     ) -> None:
-        summary, table = await self._roll(order, setting, is_trained=order.task_key.split == "train")
+        summary, table = await rolling
         demand.end(summary)
         if setting.room:
             setting.room.resize(demand.num_dialogues())
         await deliveries.send(FinishedTable(order=order, summary=summary, table=table))
 
     async def _roll(
-        self, order: GroupOrder, setting: Setting, *, is_trained: bool
+        self,
+        order: GroupOrder,
+        setting: Setting,
+        *,
+        is_trained: bool,
+        begun: Mapping[int, Sequence[BegunTurn]] | None = None,
+        tell: Tell = nobody,
     ) -> tuple[GroupSummary, pa.Table]:
         """Plays a group and has it scored. A dialogue's place is free when it ends: the next ones need not
         wait for a judge."""
         started = time.perf_counter()
-        trajectories = await rollout_group(order, setting)
+        trajectories = await rollout_group(order, setting, begun=begun, tell=tell)
         table = to_table(order, trajectories)
         rolled = time.perf_counter()
         table = await self._setup.score(table, is_trained)
@@ -180,33 +221,21 @@ class RolloutActor(EnvRunner, Checkpointable):
         gauges = sum((trajectory.gauges for trajectory in trajectories), NO_COUNTS)
         return summarize(order, table, gauges=gauges, duration_s=time.perf_counter() - started), table
 
-    def _setting(self, policy: str, *, simulator: str = "") -> Setting:
+    def _connected(self) -> PolicyEngine:
         if self._engine is None:
             self._engine = self._setup.connect_engine()
+        return self._engine
+
+    def _setting(self, policy: str, *, simulator: str = "") -> Setting:
         if simulator not in self._users:
             self._users[simulator] = self._setup.connect_user(simulator)
-        engine, config = self._engine, self._setup.config
-
-        def engine_for(task: Task, seed: int) -> PolicyEngine:
-            for script in SCRIPTS:
-                if policy == script:
-                    gym = self._gyms[task.key.gym]
-                    return ScriptedEngine(script, gym=gym, task=task, renderer=self._renderer, seed=seed)
-            return engine
-
-        return Setting(
-            engine_for=engine_for,
+        return make_setting(
+            self._setup,
+            policy=policy,
+            engine=self._connected(),
             user=self._users[simulator],
             gyms=self._gyms,
-            personas=self._setup.personas,
             renderer=self._renderer,
-            sampling=Sampling(
-                temperature=config.temperature, max_completion_tokens=config.max_completion_tokens
-            ),
-            max_turns=config.max_turns,
-            max_tokens=self._setup.max_tokens,
-            dialogue_timeout_s=config.dialogue_timeout_s,
-            on_timeout=config.on_timeout,
         )
 
     # What RLlib asks of every EnvRunner. There is no module here: the engine holds the weights.
@@ -242,3 +271,9 @@ class RolloutActor(EnvRunner, Checkpointable):
         asyncio.run_coroutine_threadsafe(cancel(), self._loop).result(STOP_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STOP_TIMEOUT_S)
+
+
+async def _begun(feed: ActorHandle, order: GroupOrder) -> dict[int, list[BegunTurn]]:
+    """The turns of an order that are over, by trajectory."""
+    (rows,) = await cast(Awaitable[list[list[pa.Buffer]]], feed.begun.remote([order.group_id]))
+    return read_begun(rows, group_id=order.group_id)

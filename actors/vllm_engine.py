@@ -7,7 +7,7 @@ Stale gate: nothing is served before the first weights have been received, nor w
 import asyncio
 import itertools
 import os
-import time
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.config import EngineConfig
-from actors.engine import EngineError
+from actors.engine import EngineError, EngineGoneError
 from actors.engine_line import Answer, Ask, Lines, Sampled, TokenIds
 from actors.engine_pauses import Pauses
+from actors.engine_pulse import Pulse
 from actors.engine_usage import EngineUsage, UsageMeter
 from actors.heap import freeze_heap
+from actors.place import Place, place_here
 from actors.vllm_requests import as_engine_error, flat_logprobs, sampling_params, versions_of
 from actors.vllm_settings import (
     FRONT_NICENESS,
@@ -38,6 +40,13 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
+HUNG_S = 60.0
+"""vLLM that has requests and ends no step for so long hangs: a step takes a fraction of a second."""
+
+
+KILLED = re.compile(r"proc\(s\): \{[^}]*: -\d")
+"""How vLLM names processes of its own that a signal has ended: with its number, negative."""
+
 
 class EngineActor:
     """One vLLM engine. Runs as an async Ray actor with a high `max_concurrency`; vLLM does the batching."""
@@ -50,23 +59,30 @@ class EngineActor:
         self._engine: AsyncLLM | None = None
         self._meter = UsageMeter()
         self._pauses = Pauses()
-        self._weights = LiveWeights([self._meter.pause, self._pauses.pause])
+        self._pulse = Pulse()
+        self._weights = LiveWeights([self._meter.pause, self._pauses.pause, self._pulse.pause])
         self._request_ids = itertools.count()
         self._lines = Lines(self.complete)
 
-    async def start(self) -> float:
-        """Starts vLLM and samples once, so that the first completion is as fast as the next. Seconds."""
-        start = time.perf_counter()
+    async def start(self) -> Place:
+        """Starts vLLM and samples once, so that the first completion is as fast as the next. Where this
+        process and vLLM's are."""
         set_environment(self._config)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._engine = AsyncLLM.from_engine_args(
-            engine_args(self._model_folder, self._config, seed=self._seed), stat_loggers=[stamping_logger()]
-        )
+        try:
+            self._engine = AsyncLLM.from_engine_args(
+                engine_args(self._model_folder, self._config, seed=self._seed),
+                stat_loggers=[stamping_logger(self._pulse.beat)],
+            )
+        except RuntimeError as error:
+            if KILLED.search(str(error)):
+                raise EngineGoneError("vLLM was killed as it started") from error
+            raise
         await self._sample([0], params=self._params(max_tokens=2, temperature=1.0, seed=0))
         freeze_heap()
         _follow_core()
-        return time.perf_counter() - start
+        return place_here()
 
     async def complete(
         self, token_ids: TokenIds, *, max_completion_tokens: int, temperature: float, seed: int
@@ -144,8 +160,11 @@ class EngineActor:
         return self._meter.read()
 
     async def check(self) -> None:
-        """Raises `EngineError` where vLLM has died: its actor lives on, but every completion fails."""
+        """Raises `EngineGoneError` where vLLM has died, or hangs: its actor lives on, but no completion
+        comes of it."""
         self._expect_alive()
+        if self._pulse.silent_s > HUNG_S:
+            raise EngineGoneError(f"vLLM has had requests and not moved for {self._pulse.silent_s:.0f} s")
 
     async def stop(self) -> None:
         """Ends vLLM and its processes; running completions fail."""
@@ -161,7 +180,8 @@ class EngineActor:
     def _expect_alive(self) -> None:
         engine = self._running()
         if engine.errored:
-            raise EngineError(f"vLLM has died: {engine.dead_error}; its log is under the Ray session's logs")
+            text = f"vLLM has died: {engine.dead_error}; its log is under the Ray session's logs"
+            raise EngineGoneError(text)
 
     def _params(
         self, *, max_tokens: int, temperature: float, seed: int, prompt_logprobs: int | None = None
@@ -194,8 +214,9 @@ class EngineActor:
         try:
             # To its end: a generator that is left after its last output is closed by another task, as if the
             # request had been given up.
-            async for output in engine.generate(prompt, params, request_id=request_id):
-                result = output
+            with self._pulse.request():
+                async for output in engine.generate(prompt, params, request_id=request_id):
+                    result = output
         except Exception as error:
             raise as_engine_error(error) from error
         if result is None:

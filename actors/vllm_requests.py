@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.engine import EngineError, RequestError
+from actors.engine import EngineError, EngineGoneError, RequestError
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -71,11 +71,13 @@ def versions_of(spans: "Sequence[WeightVersionSpan]", *, num_tokens: int) -> NDA
 
 def as_engine_error(error: BaseException) -> EngineError:
     """Whatever vLLM raises: its own classes would make the caller's process import vLLM to read them. A
-    `RequestError` where vLLM finds the request at fault."""
+    `RequestError` where vLLM finds the request at fault, an `EngineGoneError` where its core has died."""
     from vllm.exceptions import VLLMClientError
-    from vllm.v1.engine.exceptions import EngineGenerateError
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
     if isinstance(error, EngineGenerateError) and error.__cause__ is not None:
         error = error.__cause__  # the wrapper has no text
+    if isinstance(error, EngineDeadError):
+        return EngineGoneError(f"{type(error).__name__}: {error}")
     kind = RequestError if isinstance(error, VLLMClientError) else EngineError
     return kind(f"{type(error).__name__}: {error}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.rows import LATEST, MARKDOWN, ROOT, Row, keep
 
-PARTS = ("rollout", "limit", "asynchrony", "buffer", "sync", "learner", "scaling")
+PARTS = ("rollout", "limit", "asynchrony", "buffer", "journal", "memory", "sync", "learner", "scaling")
 TIME_LIMIT_S = 2400
 
 

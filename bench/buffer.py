@@ -37,7 +37,7 @@ one or two sentences, and a policy that thinks before it speaks."""
 
 def measure(quick: bool) -> list[Row]:
     """Trajectories a second from the first put to the last micro-batch; then memory as they stream by."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=2 * 2**30)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=2 * 2**30)
     try:
         rows = [
             row

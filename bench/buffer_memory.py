@@ -20,7 +20,7 @@ from actors.trajectory import GroupSummary
 from bench.buffer_sides import TIMEOUT_S, UnwrittenBuffer, finished, make_group
 from bench.rows import Row
 from learners.buffer import BufferSizes
-from learners.feed import fetch_groups
+from learners.group_rows import fetch_groups
 from simulators.task import TaskSource
 
 STORE_BYTES = 256 * 2**20
@@ -80,6 +80,7 @@ def memory(*, num_trajectories: int) -> list[Row]:
     """Streams that many; what memory was in the first quarter, once the slots were full, and in the last."""
     folder = tempfile.mkdtemp()
     ray.init(
+        "local",
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,

@@ -4,21 +4,25 @@ pickled records. Each knows how its form is filled, sent, taken and packed."""
 import asyncio
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
 
-from actors.delivery import Deliveries, FinishedTable
+from actors.delivery import Deliveries, Delivery, FinishedTable
 from actors.summary import summarize
 from actors.table import REWARD, to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from learners.archive import Archive, ArchiveEntry
+from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
 from learners.config import LearnerConfig
-from learners.feed import fetch_groups
+from learners.group_rows import fetch_groups
 from learners.packing import micro_batches
 from learners.scoring import Scorer
+from learners.settled import SettledGroups
 from learners.step_samples import samples_of_step
 from simulators.message import Action
 from simulators.task import TaskKey
@@ -174,11 +178,22 @@ class ValueBuffer:
         return taken
 
 
-class UnwrittenBuffer(BufferActor):
-    """The buffer of training without its files: the disk is not what is compared."""
+class NoArchive(Archive):
+    """Keeps no file."""
 
-    def _write_settled(self, name: str, *, step: int) -> list[Any]:
-        return self._buffer.pop_settled()
+    def submit(self, name: str, entries: Sequence[ArchiveEntry], *, step: int, credits: Any = None) -> None:
+        """Nothing is written."""
+
+
+class UnwrittenBuffer(BufferActor):
+    """The buffer of training without the files of finished groups: the disk is not what is compared."""
+
+    def __init__(self, sizes: BufferSizes, *, run_folder: Path, **settings: Any):
+        super().__init__(sizes, run_folder=run_folder, **settings)
+        self._settled = SettledGroups(NoArchive(run_folder))
+
+    def _keep(self, delivery: Delivery) -> None:
+        return None
 
 
 class Producer:
@@ -262,6 +277,6 @@ class Consumer:
         """Tokens and group ids. All tokens are of version 0, and so is every step."""
         groups = ray.get(buffer.take.remote(num_groups, 0, timeout_s=TIMEOUT_S), timeout=TIMEOUT_S)
         tables = fetch_groups([group.payload for group in groups], timeout_s=TIMEOUT_S)
-        samples, _ = samples_of_step(tables, config=self._config, renderer=None, scorer=self._scorer)
+        samples, _, _ = samples_of_step(tables, config=self._config, renderer=None, scorer=self._scorer)
         batches = micro_batches(samples, max_tokens=MICRO_BATCH_TOKENS, rank=0, num_ranks=1, seed=0)
         return sum(len(batch.token_ids) for batch in batches), [group.order.group_id for group in groups]

@@ -12,16 +12,14 @@ from typing import Any
 import ray
 
 from actors.config import RolloutConfig
-from actors.trajectory import GroupSummary
-from bench.scripted import GROUP_SIZE, GYM, scripted_setup, write_policy
+from bench.scripted import GROUP_SIZE, GYM, create_buffer, scripted_setup, write_policy
 from bench.trials import give_up
 from cluster.algorithm_config import create_rollouts
-from cluster.config import BufferConfig, GymsConfig, RunConfig
+from cluster.config import BufferConfig, RunConfig
+from cluster.engines import no_engines
 from cluster.groups import Groups
+from cluster.gyms_config import GymsConfig
 from cluster.rollouts import Rollouts
-from learners.buffer import BufferSizes
-from learners.buffer_actor import BufferActor
-from simulators.task import TaskSource
 
 CALL_TIMEOUT_S = 60.0
 
@@ -53,7 +51,7 @@ class Loop:
         self._setup = partial(scripted_setup, policy_folder=self._policy_folder, delay_s=user_delay_s)
         self._num_actors = 1
         run = _run_config(num_actors=1, dialogues_per_actor=GROUP_SIZE, groups_per_step=1)
-        self._rollouts: Rollouts = create_rollouts(run, self._setup(run.rollout), engines=[])
+        self._rollouts: Rollouts = create_rollouts(run, self._setup(run.rollout), engines=no_engines())
         self._env_runners: Any = self._rollouts._env_runners
 
     def grow(self, num_actors: int) -> None:
@@ -74,7 +72,7 @@ class Loop:
             groups_per_step=groups_per_step,
         )
         self._each(partial(give_up, setup=self._setup(config.rollout)))
-        buffer = _create_buffer(config, run_folder=self._folder)
+        buffer = create_buffer(config, run_folder=self._folder)
         groups = Groups(buffer, run=config, rollouts=self._rollouts, archive=self._folder)
         try:
             for _ in range(warm_up):
@@ -121,30 +119,8 @@ def _run_config(*, num_actors: int, dialogues_per_actor: int, groups_per_step: i
     )
 
 
-def _never_flat(summary: GroupSummary) -> bool:
-    return False
-
-
 def _process_time(actor: object) -> float:
     return time.process_time()
-
-
-def _create_buffer(config: RunConfig, *, run_folder: Path) -> Any:
-    """As a run's own, but it keeps groups in which all dialogues are alike: scripted ones are."""
-    sizes = BufferSizes(
-        group_size=GROUP_SIZE,
-        groups_per_step=config.buffer.groups_per_step,
-        max_off_policy_steps=config.buffer.max_off_policy_steps,
-        seed=0,
-    )
-    create: Any = ray.remote(BufferActor)
-    return create.options(num_cpus=0, max_concurrency=4096).remote(
-        sizes,
-        source=TaskSource({GYM: 1.0}, split="train", seed=0, difficulty=0),
-        run_folder=run_folder,
-        is_flat=_never_flat,
-        group_timeout_s=config.rollout.group_timeout_s,
-    )
 
 
 def _step(groups: Groups) -> int:

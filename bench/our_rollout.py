@@ -16,9 +16,11 @@ from actors.trajectory import GroupOrder
 from cluster.algorithm_config import create_rollouts
 from cluster.config import RunConfig
 from cluster.console import quiet_libraries
-from cluster.launch import Services, create_order_list, start_ray, start_services
+from cluster.engines import serve_own_weights
+from cluster.launch import Services, create_order_list, start_services
 from cluster.rollouts import Rollouts
-from learners.feed import fetch_groups
+from cluster.start_ray import start_ray
+from learners.group_rows import fetch_groups
 
 TIMEOUT_S = 600.0
 
@@ -33,7 +35,7 @@ class OurRollout:
 
     @property
     def engine(self) -> ActorHandle:
-        return self.services.engines[0]
+        return self.services.engines.actors[0]
 
     def play(self, orders: Sequence[GroupOrder]) -> tuple[float, list[pa.Table]]:
         """Seconds from the orders to the last finished group in the feed, and the groups' tables."""
@@ -58,7 +60,7 @@ def running(config: RunConfig, *, policy_folder: str) -> Iterator[OurRollout]:
             config, policy_folder=policy_folder, run_folder=Path(folder), started_ray=started_ray
         )
         try:
-            ray.get([engine.keep_own_weights.remote(0) for engine in services.engines], timeout=TIMEOUT_S)
+            serve_own_weights(services.engines, timeout_s=TIMEOUT_S)
             rollouts = create_rollouts(config, services.rollout_setup, engines=services.engines)
             yield OurRollout(config=config, services=services, rollouts=rollouts)
         finally:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.actor import ActorHandle
 
 from actors.config import EngineConfig
 from actors.vllm_engine import EngineActor
@@ -150,10 +151,10 @@ def measure_size(name: str, shape: Mapping[str, int], *, runs: int) -> list[Row]
         ray.get(engine.start.remote(), timeout=TIMEOUT_S)
         learners = Learners(SimpleNamespace(_workers=[learner]), most_steps=1, timeout_s=TIMEOUT_S)
         transport = find_transport(config, learners=learners, engines=[engine])
-        way = Way(learners=learners, engines=[engine], transport=transport, dtype=config.dtype)
-        _sync(way, 0)
+        way = Way(learners=learners, transport=transport, dtype=config.dtype)
+        _sync(way, engine, 0)
         ray.get(engine.watch.remote(), timeout=TIMEOUT_S)
-        syncs = [_watched_sync(way, version) for version in range(1 + runs)][1:]
+        syncs = [_watched_sync(way, engine, version) for version in range(1 + runs)][1:]
         ray.get(engine.stop.remote(), timeout=TIMEOUT_S)
         for actor in (engine, learner):
             ray.kill(actor)
@@ -171,17 +172,16 @@ def measure_size(name: str, shape: Mapping[str, int], *, runs: int) -> list[Row]
     ]
 
 
-def _sync(way: Way, policy_version: int) -> dict[str, float]:
-    loading, sent = way.send(policy_version)
-    return sent | ray.get(loading, timeout=TIMEOUT_S)[0]
+def _sync(way: Way, engine: ActorHandle, policy_version: int) -> dict[str, float]:
+    loading, sent = way.send(policy_version, engines=[engine])
+    return sent | ray.get(loading[engine], timeout=TIMEOUT_S)
 
 
-def _watched_sync(way: Way, policy_version: int) -> dict[str, float]:
+def _watched_sync(way: Way, engine: Any, policy_version: int) -> dict[str, float]:
     """Seconds of one sync by what they went to."""
-    engine = way.engines[0]
     ray.get(engine.settle.remote(), timeout=TIMEOUT_S)
     start = time.perf_counter()
-    metrics = _sync(way, policy_version)
+    metrics = _sync(way, engine, policy_version)
     whole_s = time.perf_counter() - start
     longest_s, usual_s = ray.get(engine.gaps.remote(), timeout=TIMEOUT_S)
     parts = {
@@ -199,6 +199,7 @@ def _watched_sync(way: Way, policy_version: int) -> dict[str, float]:
 
 def measure(quick: bool) -> list[Row]:
     ray.init(
+        "local",
         include_dashboard=False,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import ray
 
-from actors.rollout_actor import RolloutActor, RolloutSetup
+from actors.rollout_actor import RolloutActor
+from actors.rollout_setup import RolloutSetup
 from cluster.algorithm import GRPO
 from cluster.algorithm_config import GRPOConfig, merged
 from cluster.config import RunConfig
@@ -76,7 +77,7 @@ class Trials:
     def _setup(self, run: RunConfig) -> RolloutSetup:
         services = self.algorithm.services
         return make_rollout_setup(
-            run, engines=services.engines, policy_folder=services.rollout_setup.policy_folder
+            run, engines=services.engines.actors, policy_folder=services.rollout_setup.policy_folder
         )
 
     def _set_aside(self, setup: RolloutSetup) -> None:

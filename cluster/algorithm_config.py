@@ -1,18 +1,20 @@
 """A run's config as RLlib knows configs: `GRPOConfig().environment(...).training(...).build_algo()`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
 import gymnasium
-from ray.actor import ActorHandle
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from actors.rollout_actor import RolloutActor, RolloutSetup
+from actors.rollout_actor import RolloutActor
+from actors.rollout_setup import RolloutSetup
 from cluster.config import RunConfig
+from cluster.engines import Engines
 from cluster.launch import resources
+from cluster.machine import node_resources
 from cluster.rollouts import PROBE_TIMEOUT_S, Rollouts
 from learners.config import LearnerSettings
 from learners.learner import GRPOLearner
@@ -62,9 +64,9 @@ class GRPOConfig(AlgorithmConfig):
         self.rollout_setup: RolloutSetup | None = None
         self.learner_settings: LearnerSettings | None = None
         super().environment(env=None, observation_space=TEXT, action_space=TEXT)
+        super().env_runners(create_local_env_runner=False)
         # Small shares, as `config_for_actors` gives them: Tune reserves these before a trial starts.
-        shares: dict[str, Any] = {"num_cpus_per_env_runner": 0.1}  # RLlib's annotations know whole CPUs only
-        super().env_runners(create_local_env_runner=False, **shares)
+        self._reserve()
         super().learners(num_cpus_per_learner=0.25)
         self.num_cpus_for_main_process = 0.25
         super().fault_tolerance(restart_failed_env_runners=True)
@@ -101,6 +103,17 @@ class GRPOConfig(AlgorithmConfig):
         """Asked for by RLlib and never built: the learner loads a Hugging Face model instead."""
         return RLModuleSpec(module_class=RLModule)
 
+    def _reserve(self) -> None:
+        """What Tune reserves and RLlib's actors take: the rollout actors' CPUs, which RLlib's annotations
+        take for whole ones, and what the nodes of `ray.nodes` ask for."""
+        nodes = self.run.ray.nodes
+        shares: dict[str, Any] = {"num_cpus_per_env_runner": self.run.rollout.cpus_per_actor}
+        super().env_runners(**shares)
+        if nodes.rollout:
+            super().env_runners(custom_resources_per_env_runner=node_resources(nodes.rollout))
+        if nodes.learner:
+            super().learners(custom_resources_per_learner=node_resources(nodes.learner))
+
     def _set(
         self, to_rllib: Callable[..., Any], args: tuple[Any, ...], sections: dict[str, Any]
     ) -> "GRPOConfig":
@@ -110,6 +123,7 @@ class GRPOConfig(AlgorithmConfig):
             for (section, key), attribute in RLLIB_NAMES.items():
                 if key in ours.get(section, {}):
                     setattr(self, attribute, ours[section][key])
+            self._reserve()
         if args or sections:
             to_rllib(*args, **sections)
         return self
@@ -141,7 +155,7 @@ def config_for_actors(
     return config
 
 
-def create_rollouts(config: RunConfig, setup: RolloutSetup, *, engines: Sequence[ActorHandle]) -> Rollouts:
+def create_rollouts(config: RunConfig, setup: RolloutSetup, *, engines: Engines) -> Rollouts:
     """Rollout actors without a learner, for evaluation."""
     grpo = GRPOConfig(run=config)
     grpo.rollout_setup = setup

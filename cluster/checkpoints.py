@@ -9,14 +9,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.console import say
+from cluster.console import warn
 from cluster.learner_calls import LearnerError
 from cluster.learners import Learners, SaveError
-from cluster.run_folder import STATE_FILE, BestCheckpoint, RunFolder, write_folder, write_whole
+from cluster.mirror import Mirror
+from cluster.run_folder import (
+    LEARNER_FOLDER,
+    STATE_FILE,
+    BestCheckpoint,
+    RunFolder,
+    write_folder,
+    write_whole,
+)
 from learners.checkpoint import withdraw
 
-LEARNER_FOLDER = "learner"
-"""The learners' part of a checkpoint."""
 OWN_SAVE_AFTER = 2
 """Checkpoint intervals without a checkpoint of the run, after which the algorithm saves one by itself: for
 those who call `train` alone, learners can be replaced, too."""
@@ -47,12 +53,28 @@ class _Begun:
 class Checkpoints:
     """Begins, settles and counts them."""
 
-    def __init__(self, folder: RunFolder, *, keep: int, learners: Learners):
-        self.num_failed = 0
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        keep: int,
+        learners: Learners,
+        forget: Callable[[int], object] = lambda before: None,
+        mirror: Mirror | None = None,
+    ):
+        """`forget` is told which entry of the journal is the first that a checkpoint needs."""
+        self._num_failed = 0
+        self._forget = forget
+        self._mirror = mirror
         self._folder = folder
         self._keep = keep
         self._learners = learners
         self._begun: _Begun | None = None
+
+    @property
+    def num_failed(self) -> int:
+        """Checkpoints that could not be written, here or at their mirror."""
+        return self._num_failed + (self._mirror.num_failed if self._mirror else 0)
 
     def begin(self, step: int, *, write: Callable[[Path], int], score: float | None = None) -> None:
         """Has `write` fill a folder, as far as it does so at once; it returns the learners' moment. With a
@@ -116,6 +138,8 @@ class Checkpoints:
             return
         self._learners.rebase(final / LEARNER_FOLDER, moment=begun.moment)
         self._tidy(begun)
+        if self._mirror:
+            self._mirror.copy(final, keep=self._keep)
 
     def keep_up(self, *, every_steps: int) -> bool:
         """Names what is written by now. Whether the last checkpoint is so far back that nobody else seems to
@@ -131,7 +155,9 @@ class Checkpoints:
         except LearnerError as error:
             reason = str(error)
         if self._begun is not None:
-            say(f"the last checkpoint is not named: {reason}")
+            warn(f"the last checkpoint is not named: {reason}")
+        if self._mirror:
+            self._mirror.finish()
 
     def _tidy(self, begun: _Begun) -> None:
         """What the disk refuses here leaves the checkpoint as good as it is."""
@@ -139,15 +165,21 @@ class Checkpoints:
             try:
                 self._folder.keep_best(begun.step, score=begun.score)
             except OSError as error:
-                say(f"checkpoint of step {begun.step} is written, but not kept as the best: {error}")
+                warn(f"checkpoint of step {begun.step} is written, but not kept as the best: {error}")
         try:
             self._folder.keep_newest(self._keep, beside=begun.step)
+            self._forget(min(self._first_entry(path) for path in self._folder.newest_checkpoints))
         except OSError as error:
-            say(f"checkpoint of step {begun.step} is written, but older ones are not deleted: {error}")
+            warn(f"checkpoint of step {begun.step} is written, but older ones are not deleted: {error}")
+
+    def _first_entry(self, checkpoint: Path) -> int:
+        """Of the journal, that going on from this checkpoint needs."""
+        state = checkpoint / STATE_FILE
+        return self.read(checkpoint).buffer.get("journal", {"first": 0})["first"] if state.exists() else 0
 
     def _fail(self, step: int, error: Exception) -> None:
-        self.num_failed += 1
+        self._num_failed += 1
         before = self._folder.latest_step
         kept = "none is on disk" if before is None else f"the one of step {before} stays"
-        say(f"checkpoint of step {step} was not written: {error}; {kept}, training goes on")
+        warn(f"checkpoint of step {step} was not written: {error}; {kept}, training goes on")
         self._folder.clear_partial()

@@ -10,12 +10,21 @@ from pathlib import Path
 from cluster.config import RunConfig, load
 from cluster.demonstration_check import check_demonstrations
 from cluster.endpoint_check import check_endpoint
-from cluster.machine import has_cuda, num_gpu_users, planned_processes, ray_address, this_machine
+from cluster.machine import (
+    are_apart,
+    has_cuda,
+    num_gpu_users,
+    planned_processes,
+    ray_address,
+    this_machine,
+)
 from cluster.policy_check import check_model
 from cluster.recipe import BadInput
 from cluster.run_folder import RunFolder
 from simulators.env import Gym
-from simulators.make import open_gyms
+from simulators.gym_check import check_gym
+from simulators.gyms import GYMS
+from simulators.serve_key import key_hash
 from simulators.task import TaskKey
 
 CONNECT_TIMEOUT_S = 1.0
@@ -49,10 +58,13 @@ def check(config: RunConfig) -> None:
 
 
 def check_gyms(config: RunConfig) -> None:
-    """Files of published tasks are there and have the released form; where gold answers are scored, some gym
-    has them."""
+    """Files of published tasks are there and have the released form; gyms of one's own keep the laws; where
+    gold answers are scored, some gym has them."""
     try:
-        gyms = open_gyms(config.gyms.preset, config.gyms.constants, config.gyms.data)
+        gyms = config.gyms.open()
+        for gym in config.gyms.evaluated:
+            if gym not in GYMS and gym not in config.gyms.data:
+                check_gym(gyms[gym], difficulty=config.gyms.difficulty)
     except ValueError as error:
         raise BadInput(f"gyms: {error}") from None
     if config.learner.information_gain == "gold_answer":
@@ -73,12 +85,9 @@ def _has_gold_answers(gym: Gym, config: RunConfig) -> bool:
 
 def check_users(config: RunConfig) -> None:
     """Keys of endpoints are in the environment, recordings on disk: of the users that play a part."""
-    search = config.simulator.web_search
     playing = [user for user in config.simulator.users if user.weight > 0]
-    keys = [("web_search", search.api_key_env)] if search else []
-    keys += [(user.name, user.api_key_env) for user in playing if user.type == "endpoint"]
-    for name, variable in keys:
-        if variable and not os.environ.get(variable, "").strip():
+    for name, variable in simulator_keys(config):
+        if not os.environ.get(variable, "").strip():
             raise BadInput(
                 f"simulator {name!r}: api_key_env={variable!r} is not set: export the key under this "
                 "name, or give an empty api_key_env where none is needed"
@@ -86,6 +95,30 @@ def check_users(config: RunConfig) -> None:
     for user in playing:
         if user.type == "replay" and not Path(user.path).exists():
             raise BadInput(f"simulator {user.name!r}: path={user.path}: no such recording: give its folder")
+
+
+def simulator_keys(config: RunConfig) -> list[tuple[str, str]]:
+    """Who among the users that play a part needs a key, and the name of the variable that holds it."""
+    search = config.simulator.web_search
+    playing = [user for user in config.simulator.users if user.weight > 0]
+    keys = [("web_search", search.api_key_env)] if search else []
+    keys += [(user.name, user.api_key_env) for user in playing if user.type == "endpoint"]
+    return [(name, variable) for name, variable in keys if variable]
+
+
+def named_keys(config: RunConfig) -> list[tuple[str, str]]:
+    """Every part of a run that needs a key, in words, and the name of the variable that holds it."""
+    keys = [(f"simulator {name!r}", variable) for name, variable in simulator_keys(config)]
+    judge = config.reward.judge
+    return keys + ([("reward.judge", judge.api_key_env)] if judge and judge.api_key_env else [])
+
+
+def check_serve(config: RunConfig) -> None:
+    """`userrl serve` beyond this machine has a key to ask for."""
+    try:
+        key_hash(config.simulator.api_key_env, host=config.simulator.host)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
 
 
 def check_address(address: str) -> None:
@@ -145,7 +178,8 @@ def check_resources(config: RunConfig) -> None:
 
 def _check_gpus(config: RunConfig, *, num_gpus: int) -> None:
     engine, num_users = config.engine, num_gpu_users(config)
-    if num_users > 2 * num_gpus or (num_users > num_gpus and engine.tensor_parallel_size > 1):
+    must_not_share = engine.tensor_parallel_size > 1 or are_apart(config)
+    if num_users > 2 * num_gpus or (num_users > num_gpus and must_not_share):
         raise BadInput(
             f"learner.num_learners={config.learner.num_learners}: learners and engines need {num_users} GPUs "
             f"and this machine has {num_gpus}: give fewer, or a cluster with ray.address"

@@ -24,9 +24,12 @@ def cold_start(
     done: int,
     log: SftLog,
     save: Callable[[], None],
+    look: Callable[[], object],
+    give: Callable[[], object],
 ) -> None:
-    """Runs the SFT stage from step `done` to its end, and has it saved now and then. Raises `BadInput` for a
-    source that cannot be used, and RuntimeError where no demonstration succeeded."""
+    """Runs the SFT stage from step `done` to its end, and has it saved now and then. It calls `look`, to see
+    who is there, now and then, and `give`, for new engines, where the learners are free. Raises `BadInput`
+    for a source that cannot be used, and RuntimeError where no demonstration succeeded."""
     if not config.sft.has_sources:
         return
     demonstrations = gather_demonstrations(config, rollouts=rollouts, policy_folder=policy_folder)
@@ -43,7 +46,9 @@ def cold_start(
     with stage_progress("SFT", total=num_steps) as advance:
         for step in range(done, num_steps, STEPS_PER_CALL):
             count = min(STEPS_PER_CALL, num_steps - step)
-            metrics = learners.sft_updates(first_step=step, num_steps=count)
+            metrics = learners.sft_updates(first_step=step, num_steps=count, meanwhile=look)
+            look()
+            give()
             log(step + count, {**metrics, **counts})
             if (step + count) % STEPS_PER_CHECKPOINT == 0:
                 save()

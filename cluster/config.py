@@ -7,18 +7,19 @@ field is its help.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from actors.config import EngineConfig, RolloutConfig
-from cluster.recipe import apply_overrides, nearest, read_toml, to_toml, validate
+from cluster.gyms_config import GymsConfig, check_name
+from cluster.nodes_config import NodesConfig
+from cluster.recipe import apply_overrides, read_toml, to_toml, validate
 from learners.advantage import ADVANTAGES
 from learners.config import LearnerConfig, TinyPolicyConfig
 from learners.sft_config import SftConfig
 from rewards.config import RewardConfig
 from simulators.config import SimulatorConfig
-from simulators.gyms import GYMS
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -60,83 +61,7 @@ class RayConfig(BaseModel):
 
     address: str | None = None
     """A Ray cluster to join: HOST:PORT, ray://HOST:PORT, or auto. Not given: Ray starts here."""
-
-
-class GymsConfig(BaseModel):
-    """What to train on."""
-
-    model_config = FROZEN
-
-    weights: dict[str, float] = dict.fromkeys(GYMS, 1.0)
-    """Share of each gym among the training tasks, by name; a weight of 0 leaves the gym out."""
-    held_out: tuple[str, ...] = ()
-    """Gyms that are never trained on, whatever their weight; evaluation has them and reports them apart."""
-    difficulty: int = Field(default=0, ge=0)
-    """0 is the easiest; each gym says what its levels mean."""
-    preset: Literal["default", "published"] = "default"
-    """Whose rules: ours, or those of the released UserRL gyms, for comparison."""
-    constants: Literal["training", "evaluation"] = "training"
-    """Which of the released constants, where `preset` is published. `userrl evaluate` takes those of
-    evaluation unless told otherwise."""
-    data: dict[str, Path] = {}
-    """Files of published tasks, by gym; gyms without one generate theirs."""
-
-    @property
-    def trained(self) -> dict[str, float]:
-        """The weights of the gyms that are trained on."""
-        return {gym: weight for gym, weight in self.weights.items() if gym not in self.held_out}
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """The weights of the gyms that are trained on, as parts of 1."""
-        total = sum(self.trained.values())
-        return {gym: weight / total for gym, weight in self.trained.items()}
-
-    @property
-    def evaluated(self) -> list[str]:
-        """Every gym of the run: those trained on, then those held out."""
-        return [*self.trained, *self.held_out]
-
-    @field_validator("held_out", "data")
-    @classmethod
-    def _names_are_gyms(cls, names: Any) -> Any:
-        for gym in names:
-            _check_gym(gym)
-        return names
-
-    @model_validator(mode="after")
-    def _fits_the_preset(self) -> "GymsConfig":
-        if not self.trained:
-            raise ValueError("held_out: every gym is held out: leave at least one to train on")
-        if self.preset == "published":
-            for gym in self.evaluated:
-                if gym not in self.data:
-                    raise ValueError(
-                        f"preset=published: {gym} has no tasks of its own: give --gyms.data.{gym} FILE, or "
-                        f"leave it out with --gyms.weights.{gym} 0"
-                    )
-        return self
-
-    @field_validator("weights")
-    @classmethod
-    def _gyms_are_known(cls, weights: dict[str, float]) -> dict[str, float]:
-        for gym, weight in weights.items():
-            _check_gym(gym)
-            if not 0 <= weight < float("inf"):
-                raise ValueError(
-                    f"{gym}={weight}: a weight cannot be negative or infinite: give a share such as 1.0"
-                )
-        if not sum(weights.values()):
-            raise ValueError(
-                "no gym has a weight above 0: give at least one, as in --gyms.weights.function 1"
-            )
-        return {gym: weight for gym, weight in weights.items() if weight}
-
-
-def _check_gym(gym: str) -> None:
-    if gym not in GYMS:
-        known = ", ".join(GYMS)
-        raise ValueError(f"{gym!r}: unknown gym: did you mean {nearest(gym, list(GYMS))}? Known: {known}")
+    nodes: NodesConfig = NodesConfig()
 
 
 class BufferConfig(BaseModel):
@@ -181,6 +106,9 @@ class CheckpointConfig(BaseModel):
     """GRPO steps between two checkpoints; one more is saved when the run ends or is stopped."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints that stay on disk; beside them the best, where `evaluation.every_steps` is set."""
+    mirror: str = ""
+    """A place on any file system of pyarrow or fsspec, such as s3://bucket/runs, to which new checkpoints
+    are copied: where the run folder is lost, the run goes on from there."""
 
 
 class TrackingConfig(BaseModel):
@@ -192,8 +120,9 @@ class TrackingConfig(BaseModel):
     """The W&B project."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto is online where a W&B key is found and offline where none is."""
-    dialogues_per_step: int = Field(default=4, ge=0)
-    """Dialogues of each step that go into the W&B table."""
+    dialogues_per_step: int = Field(default=8, ge=0)
+    """Dialogues of each step, and of each evaluation, in the tables of W&B: whole groups, at least one; 0 is
+    none."""
 
 
 class RunConfig(BaseModel):
@@ -251,6 +180,8 @@ class RunConfig(BaseModel):
                 f"engine.weight_transport={self.engine.weight_transport}: it goes from GPU to GPU: give "
                 "learner.num_gpus_per_learner=1, or take auto"
             )
+        for gym in self.learner.by_gym:
+            check_name(gym, modules=self.gyms.modules, where="learner.by_gym: ")
         trajectories = self.buffer.groups_per_step * rollout.group_size
         if self.learner.num_learners > trajectories:
             raise ValueError(

@@ -1,20 +1,53 @@
-"""What a person sees of a run: a line a step, bars for stages; on stderr, since stdout is for results."""
+"""What a command tells people while it works: a line a step, stages with the time that they still take; on
+stderr, since stdout is for results. How it is shown is the screen's.
+"""
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from cluster.events import Line, LineKind, Stage, Step, Waits
+from cluster.pace import Pace, RunClock, short_time
+from cluster.telling import AUDIENCE
 
 STAGES = ("wait", "update", "sync", "weights", "report")
 """What the driver does in a step; `time/<stage>_s` in its metrics."""
-SPARSE_LINES = 10
-"""Lines that a stage prints where the output is no terminal."""
+SETUP = "set-up"
+SETUP_S = {
+    "Ray": 6.0,
+    "the policy": 4.0,
+    "engines, users, buffer": 30.0,
+    "learners, rollout actors": 12.0,
+    "engines, users": 20.0,
+    "rollout actors": 6.0,
+    "weights": 2.0,
+}
+"""Parts of a set-up, with what they take on two cores: the first guess, until a run has measured its own."""
 Advance = Callable[[int, str], None]
 """(how much more is done, a note such as `loss 1.23`)."""
+
+
+class _OpenRun:
+    """The run that this process drives, where it drives one."""
+
+    clock: RunClock | None = None
+    setup_s: Mapping[str, float] = {}
+    setting_up: Callable[[str], None] | None = None
+
+
+_RUN = _OpenRun()
+
+
+@contextmanager
+def join_run(clock: RunClock, *, setup_s: Mapping[str, float]) -> Iterator[None]:
+    """While it lasts, steps are told with the time that is left by `clock`, and the set-up is expected to
+    take `setup_s`, by part."""
+    _RUN.clock, _RUN.setup_s = clock, setup_s
+    try:
+        yield
+    finally:
+        _RUN.clock, _RUN.setup_s = None, {}
 
 
 def quiet_libraries() -> None:
@@ -23,16 +56,34 @@ def quiet_libraries() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def say(line: str) -> None:
-    """Prints one line for people."""
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(line)
+def say(line: str, *, kind: LineKind = "line") -> None:
+    """Tells one line for people."""
+    AUDIENCE.tell(Line(text=line, kind=kind))
 
 
-def step_line(step: int, *, num_steps: int, metrics: Mapping[str, float]) -> str:
+def warn(line: str) -> None:
+    """Tells of trouble: what went wrong, and what is done about it. `userrl status` shows the last ones."""
+    say(line, kind="trouble")
+
+
+def waits_for(text: str) -> None:
+    """Tells what the step at hand waits for; empty once it goes on."""
+    AUDIENCE.tell(Waits(text=text))
+
+
+def tell_step(step: int, *, num_steps: int, metrics: Mapping[str, float]) -> None:
+    """Tells that a step is over."""
+    left_s = _RUN.clock.step_over(step, at=time.time()) if _RUN.clock else None
+    line = step_line(step, num_steps=num_steps, metrics=metrics, left_s=left_s)
+    AUDIENCE.tell(Step(step=step, num_steps=num_steps, text=line, left_s=left_s, metrics=metrics))
+
+
+def step_line(step: int, *, num_steps: int, metrics: Mapping[str, float], left_s: float | None = None) -> str:
     """One step for people.
 
-    Example: `step 12/60 | 4.2s | reward 0.41 | turns 5.2 | lag 0 | 8.1k tok/s | idle learner 6% engine 2% |
-    dropped flat 16 | ledger 640 = 512 + 112 + 16` (issued = trained + dropped + in flight, in trajectories).
+    Example: `step 12/60 | 4.2s | 3m 20s left | reward 0.41 | turns 5.2 | lag 0 | 8.1k tok/s | idle learner 6%
+    engine 2% | dropped flat 16 | ledger 640 = 512 + 112 + 16` (issued = trained + dropped + in flight, in
+    trajectories).
     """
     dropped = {
         k.removeprefix("ledger/dropped/"): v for k, v in metrics.items() if k.startswith("ledger/dropped/")
@@ -41,6 +92,7 @@ def step_line(step: int, *, num_steps: int, metrics: Mapping[str, float]) -> str
     parts = [
         f"step {step}/{num_steps}",
         f"{metrics['time/step_s']:.1f}s",
+        *([] if left_s is None else [f"{short_time(left_s)} left"]),
         f"reward {metrics['rollout/reward/mean']:.2f}",
         f"turns {metrics['rollout/turns/mean']:.1f}",
         f"lag {metrics['buffer/age/max']:g}",
@@ -69,29 +121,80 @@ def times_line(steps: Sequence[Mapping[str, float]]) -> str:
 
 @contextmanager
 def stage_progress(title: str, *, total: int) -> Iterator[Advance]:
-    """A progress bar on a terminal, about ten lines elsewhere.
+    """Tells how far a stage is, and how long it still takes.
 
     Example: `with stage_progress("evaluate sft", total=600) as advance: advance(8, "score 0.31")`.
     """
-    if not sys.stderr.isatty():
-        yield _sparse(title, total=total)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total, note="")
-        yield lambda amount, note: progress.update(task, advance=amount, note=note)
+    pace, newest = Pace(total=total, at=time.time()), ""
 
-
-def _sparse(title: str, *, total: int) -> Advance:
-    done, printed, start = 0, 0, time.monotonic()
+    def tell(*, is_over: bool = False) -> None:
+        at = time.time()
+        elapsed_s, left_s = pace.elapsed_s(at), pace.left_s(at)
+        AUDIENCE.tell(
+            Stage(
+                stage=title,
+                done=round(pace.done),
+                total=total,
+                note=newest,
+                elapsed_s=elapsed_s,
+                left_s=left_s,
+                is_over=is_over,
+                at=at,
+            )
+        )
 
     def advance(amount: int, note: str) -> None:
-        nonlocal done, printed
-        done += amount
-        tenth = done * SPARSE_LINES // max(total, 1)
-        if tenth > printed:
-            printed = tenth
-            seconds = time.monotonic() - start
-            say(f"{title} {done}/{total} | {seconds:.1f}s{' | ' + note if note else ''}")
+        nonlocal newest
+        pace.advance(amount, at=time.time())
+        newest = note
+        tell()
 
-    return advance
+    tell()
+    try:
+        yield advance
+    finally:
+        tell(is_over=True)
+    if _RUN.clock:
+        _RUN.clock.stage_over(title, elapsed_s=pace.elapsed_s(time.time()))
+
+
+@contextmanager
+def set_up(parts: Sequence[str]) -> Iterator[None]:
+    """Tells how far the set-up is, whose parts are of `SETUP_S`; each begins with its `setting_up`."""
+    expected_s = {**SETUP_S, **_RUN.setup_s}
+    began_at, begun = time.time(), list[str]()
+
+    def tell(*, num_done: int, is_over: bool = False) -> None:
+        left_s = sum(expected_s[part] for part in parts[num_done:])
+        AUDIENCE.tell(
+            Stage(
+                stage=SETUP,
+                done=num_done,
+                total=len(parts),
+                note=begun[-1] if begun and not is_over else "",
+                elapsed_s=max(0.0, time.time() - began_at),
+                left_s=left_s,
+                is_over=is_over,
+            )
+        )
+
+    def begin(part: str) -> None:
+        if part in parts and part not in begun:
+            begun.append(part)
+            tell(num_done=len(begun) - 1)
+
+    before, _RUN.setting_up = _RUN.setting_up, begin
+    try:
+        yield
+    except BaseException:
+        tell(num_done=max(0, len(begun) - 1), is_over=True)
+        raise
+    finally:
+        _RUN.setting_up = before
+    tell(num_done=len(parts), is_over=True)
+
+
+def setting_up(part: str) -> None:
+    """This part of a set-up begins. Nothing is told of it where nobody has begun one by `set_up`."""
+    if _RUN.setting_up:
+        _RUN.setting_up(part)

@@ -21,9 +21,9 @@ from actors.renderer import Renderer
 from actors.trajectory import GroupOrder
 from cluster.config import RunConfig
 from cluster.console import say, stage_progress
-from cluster.launch import beside_driver
 from cluster.recipe import BadInput
 from cluster.rollouts import Rollouts
+from cluster.start_ray import beside_driver
 from learners.best_trajectories import best_trajectories, load_trajectories
 from learners.sft import sample_lengths, without_overlong
 from learners.sharegpt import SharedDialogue, read_dialogues

@@ -4,7 +4,6 @@ anything starts.
 Light: no client library, no Ray.
 """
 
-import json
 import os
 import urllib.error
 import urllib.request
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 
 from cluster.recipe import BadInput
 from simulators.chat import ChatConfig
+from simulators.untrusted import MAX_BODY_BYTES, load_json
 
 ASK_TIMEOUT_S = 5.0
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
@@ -79,7 +79,7 @@ def _ask_models(url: str, *, key: str, option: str, key_option: str) -> list[str
         request.add_header("Authorization", f"Bearer {key}")
     try:
         with urllib.request.urlopen(request, timeout=ASK_TIMEOUT_S) as answer:
-            body: Any = json.loads(answer.read())
+            body: Any = load_json(answer.read(MAX_BODY_BYTES + 1).decode(), max_chars=MAX_BODY_BYTES)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise BadInput(

@@ -15,7 +15,7 @@ from cluster.outcomes import outcomes_of
 from cluster.results import EvaluationRow, evaluation_rows
 from cluster.rollouts import Rollouts
 from cluster.scores import Outcome
-from simulators.make import load_tasks, open_gyms
+from simulators.make import load_tasks
 from simulators.task import Split
 
 WRITE_TIMEOUT_S = 120.0
@@ -92,7 +92,7 @@ def evaluation_orders(config: RunConfig, *, split: Split, num_trials: int) -> li
         difficulty=config.gyms.difficulty,
         group_size=num_trials,
     )
-    gyms = open_gyms(config.gyms.preset, config.gyms.constants, {})
+    gyms = config.gyms.open(with_data=False)
     in_file = {gym: len(load_tasks(gyms[gym], path)) for gym, path in config.gyms.data.items()}
     keys = ((order, order.task_key) for order in orders)
     return [order for order, key in keys if key.index < in_file.get(key.gym, key.index + 1)]
@@ -104,5 +104,5 @@ def num_aspects(config: RunConfig, orders: Sequence[GroupOrder]) -> dict[str, in
     keys = [order.task_key for order in orders if order.task_key.gym == "travel"]
     if config.gyms.preset != "published" or not keys:
         return {}
-    travel = open_gyms(config.gyms.preset, config.gyms.constants, config.gyms.data)["travel"]
+    travel = config.gyms.open()["travel"]
     return {key.task_id: len(travel.make_task(key).scenario["aspects"]) for key in keys}

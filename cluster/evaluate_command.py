@@ -5,36 +5,40 @@ rollout without a learner; killed, it goes on where it was.
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import ray
 
 from actors.chat_engine import ChatEngine
-from actors.rollout_actor import RolloutSetup
+from actors.rollout_setup import RolloutSetup
 from actors.trajectory import GroupOrder
 from cluster.algorithm_config import create_rollouts
 from cluster.config import RunConfig
-from cluster.console import quiet_libraries, say
+from cluster.console import quiet_libraries, say, set_up, setting_up
+from cluster.engines import no_engines, serve_own_weights
 from cluster.evaluate import evaluation_orders, num_aspects, play
+from cluster.evaluation_journal import Journal
 from cluster.evaluation_request import EvaluationRequest, with_users
 from cluster.evaluation_settings import settings_of
-from cluster.journal import Journal
-from cluster.launch import make_rollout_setup, start_engines, start_ray, start_simulators, stop_simulators
+from cluster.launch import STOP_TIMEOUT_S, make_rollout_setup, start_engines
 from cluster.machine import ray_address
 from cluster.outcomes import outcomes_of, write_parquet
 from cluster.policy_folder import local_folder
 from cluster.report import rows_of, write_report
 from cluster.results import EvaluationRow, print_rows
 from cluster.rollouts import Rollouts
+from cluster.start_ray import start_ray
+from cluster.start_simulators import start_simulators, stop_simulators
 from learners.tiny_policy import build
 from rewards.config import RewardConfig
+from simulators.own_gyms import known_gyms
 
 NO_CONTEXT_LIMIT = 2**24
 """Tokens of a dialogue whose policy reads messages, and so has no context of ours to fill."""
+SETUP_PARTS = ("Ray", "engines, users", "rollout actors")
 
 
 def evaluate_command(config: RunConfig, request: EvaluationRequest) -> None:
@@ -44,7 +48,13 @@ def evaluate_command(config: RunConfig, request: EvaluationRequest) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if request.kind != "folder":
             # It needs no model, but its dialogues are rendered with a tokenizer like any other.
-            build(Path(folder), config.policy.tiny, max_tokens=config.engine.max_model_len, seed=0)
+            build(
+                Path(folder),
+                config.policy.tiny,
+                max_tokens=config.engine.max_model_len,
+                seed=0,
+                gyms=known_gyms(config.gyms.modules),
+            )
         policy_folder = local_folder(request.policy) if request.kind == "folder" else folder
         settings = settings_of(config, request, policy_folder=policy_folder)
         path = None if request.output is None else request.output.with_suffix(".dialogues.jsonl")
@@ -84,7 +94,9 @@ def _play_missing(
         return
     aspects = num_aspects(config, orders)
     config = with_users(config, [name for name in missing if missing[name]])
-    with _rollouts(config, request, policy_folder=policy_folder) as rollouts:
+    with ExitStack() as stack:
+        with set_up(SETUP_PARTS):
+            rollouts = stack.enter_context(_rollouts(config, request, policy_folder=policy_folder))
         for simulator, todo in missing.items():
             if todo:
                 play(
@@ -110,21 +122,21 @@ def _rollouts(config: RunConfig, request: EvaluationRequest, *, policy_folder: s
     """Rollout actors with everything that they lean on; all of it ends with the block."""
     # What is reported is the environment's reward; nobody else need be there.
     config = config.model_copy(update={"reward": RewardConfig()})
-    started_ray = start_ray(ray_address(config))
-    engines = []
+    setting_up("Ray")
+    started_ray = start_ray(ray_address(config), nodes=config.ray.nodes)
+    engines = no_engines()
     try:
-        is_model = request.kind == "folder"
-        engines, starting = start_engines(config, policy_folder=policy_folder) if is_model else ([], [])
+        setting_up("engines, users")
+        if request.kind == "folder":
+            engines = start_engines(config, policy_folder=policy_folder)
         start_simulators(config, http=False)
-        ray.get(starting, timeout=config.engine.start_timeout_s)
-        ray.get(
-            [engine.keep_own_weights.remote(0) for engine in engines], timeout=config.engine.start_timeout_s
-        )
-        setup = make_rollout_setup(config, engines=engines, policy_folder=policy_folder)
+        engines.wait()
+        serve_own_weights(engines, timeout_s=config.engine.start_timeout_s)
+        setup = make_rollout_setup(config, engines=engines.actors, policy_folder=policy_folder)
+        setting_up("rollout actors")
         yield create_rollouts(config, _setup_for(request, setup), engines=engines)
     finally:
-        for engine in engines:
-            ray.kill(engine)
+        engines.stop(timeout_s=STOP_TIMEOUT_S)
         stop_simulators(config, and_ray=started_ray)
 
 

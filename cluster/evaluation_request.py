@@ -14,7 +14,6 @@ from cluster.policy_check import SCRIPTED_POLICIES, check_hub, check_policy
 from cluster.recipe import BadInput
 from simulators.chat import ChatConfig
 from simulators.config import SimulatorConfig
-from simulators.make import open_gyms
 from simulators.task import Split
 
 PolicyKind = Literal["script", "folder", "endpoint"]
@@ -119,7 +118,7 @@ def with_users(config: RunConfig, names: Sequence[str]) -> RunConfig:
 def check_data(config: RunConfig) -> None:
     """The files of published tasks can be read. Raises `BadInput`, with file, row and field."""
     try:
-        open_gyms(config.gyms.preset, config.gyms.constants, config.gyms.data)
+        config.gyms.open()
     except ValueError as error:
         raise BadInput(str(error)) from None
 

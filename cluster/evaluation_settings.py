@@ -10,6 +10,7 @@ import actors
 import simulators
 from cluster.config import RunConfig
 from cluster.evaluation_request import EvaluationRequest
+from simulators.own_gyms import source_of
 
 CODE = [Path(str(room.__file__)).parent for room in (simulators, actors)]
 
@@ -37,7 +38,7 @@ def settings_of(config: RunConfig, request: EvaluationRequest, *, policy_folder:
         "max_completion_tokens": config.rollout.max_completion_tokens,
         "max_model_len": config.engine.max_model_len,
         "temperature": config.rollout.temperature,
-        "code": _code(),
+        "code": _code(CODE + [source_of(module) for module in config.gyms.modules]),
     }
 
 
@@ -47,10 +48,10 @@ def _state(paths: Iterable[Path]) -> dict[str, list[int]]:
     return {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()}
 
 
-def _code() -> str:
-    """A hash of the rooms that play: dialogues of before they were changed are other dialogues."""
+def _code(places: Iterable[Path]) -> str:
+    """A hash of the code that plays: dialogues of before it was changed are other dialogues."""
     digest = hashlib.sha256()
-    for room in CODE:
-        for path in sorted(room.rglob("*.py")):
-            digest.update(path.relative_to(room).as_posix().encode() + b"\0" + path.read_bytes())
+    for place in places:
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(path.relative_to(place).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -7,22 +7,28 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.trajectory import GroupSummary
 from cluster.config import RunConfig
-from cluster.console import say
+from cluster.console import say, waits_for
+from cluster.flat_watch import FlatWatch
+from cluster.new_start import LostBufferError
 from cluster.rollouts import Rollouts
-from learners.buffer import FinishedGroup
+from learners.finished_group import FinishedGroup
 
 TAKE_TIMEOUT_S = 600.0
 """A step whose groups do not come within this time, beyond that after which a lost group is issued again,
 stops the run, saying which orders are stuck and with whom."""
 CALL_TIMEOUT_S = 120.0
-SUPERVISE_EVERY_S = 10.0
+RESTORE_TIMEOUT_S = 1800.0
+"""What was finished is read from the disk into the object store."""
+SAY_EVERY_S = 10.0
+SUPERVISE_EVERY_S = 3.0
+"""Between two looks at who lives; in the mean half of it passes until a death is seen."""
+BUFFER_DIED = "the buffer has died"
 MOST_LOST_GROUPS = 256
 """Far more in a row than are in flight when an endpoint goes away for a moment."""
 
@@ -44,6 +50,7 @@ class Groups:
         """Whole groups for one step on `policy_version`. While it waits it sees to the rollout actors, and
         calls `check`, which raises where waiting is in vain."""
         deadline = time.monotonic() + self._run.rollout.group_timeout_s + TAKE_TIMEOUT_S
+        said_at, flat = -math.inf, FlatWatch(self._run, step=policy_version + 1)
         while True:
             check()
             # Asked first: the buffer looks for groups while the rollout actors are seen to.
@@ -52,14 +59,21 @@ class Groups:
             )
             self._supervise()
             try:
-                return self._get(taking)
+                groups = self._get(taking)
+                waits_for("")
+                return groups
             except GetTimeoutError:  # it may take groups yet, which nobody would ever book
                 raise
             except TimeoutError as error:
                 if time.monotonic() > deadline:
                     raise
                 self._expect_users()
-                say(f"step {policy_version + 1} waits for groups: {_last_line(error)}")
+                line = f"step {policy_version + 1} waits for groups: {_last_line(error)}"
+                waits_for(line)
+                if time.monotonic() - said_at >= SAY_EVERY_S:
+                    said_at = time.monotonic()
+                    say(line)
+                    flat.look(self.metrics()["ledger/dropped/flat"])
 
     def keep_working(self) -> None:
         """Sees to the rollout actors where nobody has for some time: an update may be long, and an actor that
@@ -67,9 +81,13 @@ class Groups:
         if time.monotonic() - self._supervised_at_s >= SUPERVISE_EVERY_S:
             self._supervise()
 
-    def book(self, groups: Sequence[FinishedGroup], *, step: int) -> list[GroupSummary]:
-        """Books the groups as trained by `step`. Summaries of all that was settled since the step before."""
-        return self._get(self._buffer.book.remote(_ids(groups), step=step))
+    def book(
+        self, groups: Sequence[FinishedGroup], *, step: int, credits: "ray.ObjectRef | None" = None
+    ) -> list[GroupSummary]:
+        """Books the groups as trained by `step`; `credits` is that of its `Learners.update`. Summaries of all
+        that was settled since the step before."""
+        inside = [] if credits is None else [credits]  # itself, Ray would wait for it before the call
+        return self._get(self._buffer.book.remote(_ids(groups), step=step, credits=inside))
 
     def release(
         self, groups: Sequence[FinishedGroup], *, policy_version: int, live: Sequence[ray.ObjectRef]
@@ -85,10 +103,6 @@ class Groups:
         releasing, self._releasing = self._releasing, []
         self._get(releasing)
 
-    def dialogues(self, groups: Sequence[FinishedGroup]) -> "ray.ObjectRef[list[pa.Table]]":
-        """Some dialogues of taken groups as text, to be awaited."""
-        return self._buffer.dialogues.remote(_ids(groups), self._run.tracking.dialogues_per_step)
-
     def metrics(self) -> dict[str, float]:
         """The ledger's and the buffer's."""
         return self._get(self._buffer.metrics.remote())
@@ -103,12 +117,34 @@ class Groups:
         if self._get(self._buffer.has_issued.remote()):
             raise RuntimeError("groups were ordered already: go back to a checkpoint in a new algorithm")
 
-    def restore(self, state: Mapping[str, Any], *, step: int) -> None:
-        """Goes on from `state` after `step`."""
-        self._get(self._buffer.restore.remote(state, step=step))
+    def restore(self, state: Mapping[str, Any] | None, *, step: int, redo: bool) -> int:
+        """Goes on from `state` after `step`; None: from the beginning. With `redo` the steps that had begun
+        since are taken again on the same groups: returns how many, -1 where nobody knows."""
+        return ray.get(self._buffer.restore.remote(state, step=step, redo=redo), timeout=RESTORE_TIMEOUT_S)
+
+    def forget_journal(self, *, before: int) -> None:
+        """No checkpoint needs the journal before this entry. Returns at once."""
+        self._buffer.forget_journal.remote(before)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the buffer has died."""
+        try:
+            self._get(self._buffer.num_lost_in_a_row.remote())
+        except LostBufferError:
+            return True
+        return False
+
+    def expect_buffer(self) -> None:
+        """Raises LostBufferError where it has died."""
+        if self.is_lost:
+            raise LostBufferError(BUFFER_DIED)
 
     def _supervise(self) -> None:
-        self._rollouts.supervise(self._buffer, group_size=self._run.rollout.num_dialogues)
+        try:
+            self._rollouts.supervise(self._buffer, group_size=self._run.rollout.num_dialogues)
+        except RayActorError as error:
+            raise LostBufferError(BUFFER_DIED) from error
         self._supervised_at_s = time.monotonic()
 
     def _expect_users(self) -> None:
@@ -123,7 +159,10 @@ class Groups:
             )
 
     def _get(self, reference: Any) -> Any:
-        return ray.get(reference, timeout=CALL_TIMEOUT_S)
+        try:
+            return ray.get(reference, timeout=CALL_TIMEOUT_S)
+        except RayActorError as error:
+            raise LostBufferError(BUFFER_DIED) from error
 
 
 def _ids(groups: Sequence[FinishedGroup]) -> list[int]:

@@ -10,10 +10,14 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 from torch.distributed import DistError
 
+from cluster.console import warn
 from cluster.history import Work
 
 MEANWHILE_EVERY_S = 5.0
 """Between two looks at other things while learners work."""
+SAY_AFTER_S = 120.0
+"""An answer that is waited for so long is told of, and again after twice as long: a large step, or one who is
+stuck."""
 GRACE_S = 5.0
 """Wait for the other ranks once one has failed: who died is seen a moment after its peers complain."""
 GO_ON = "go on from the last checkpoint with `userrl train RUN_FOLDER`"
@@ -29,6 +33,11 @@ class LostLearnerError(RuntimeError):
 
 class SilentLearnerError(LostLearnerError):
     """A learner has not answered in time."""
+
+
+class BrokenSendError(RuntimeError):
+    """A learner died or hangs while learners and engines were in a group that sends weights. It is not
+    asked again: what the engines hold is part old, part new, and they may wait in it for ever."""
 
 
 def ask(
@@ -63,8 +72,18 @@ def _answers(
     pending = {call: rank for rank, call in enumerate(calls)}
     answers: dict[int, Any] = {}
     errors: dict[int, RayError] = {}
-    deadline = time.monotonic() + timeout_s
-    while pending and (ready := _first_ready(pending, deadline=deadline, meanwhile=meanwhile)):
+    began, say_after_s = time.monotonic(), SAY_AFTER_S
+    deadline = began + timeout_s
+
+    def look() -> None:
+        nonlocal say_after_s
+        if (waited_s := time.monotonic() - began) > say_after_s:
+            say_after_s *= 2
+            ranks = ", ".join(map(str, pending.values()))
+            warn(f"waited {waited_s:.0f} s of at most {timeout_s:.0f} for learners: {ranks}")
+        meanwhile()
+
+    while pending and (ready := _first_ready(pending, deadline=deadline, meanwhile=look)):
         rank = pending.pop(ready)
         try:
             answers[rank] = ray.get(ready)

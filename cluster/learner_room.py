@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.learner_calls import GO_ON, LearnerError, as_failure
+from cluster.new_start import death_behind
 
 ROOM_TIMEOUT_S = 60.0
 """Wait for CPUs and GPUs: those of a killed process come free within a second, a node takes longer."""
@@ -29,19 +30,23 @@ def rebuilt(group: Any, *, why: str, timeout_s: float) -> Any:
     args, kwargs = group.get_ctor_args_and_kwargs()
     try:
         return _in_time(lambda: type(group)(*args, **kwargs), timeout_s=timeout_s)
-    except RayError as error:
-        raise as_failure({0: error}, timeout_s=timeout_s) from error
     except TimeoutError:
         raise LearnerError(
             f"{why}: new ones, which take {_in_words(needed)}, did not start within {timeout_s:.0f} s: "
             f"{GO_ON}"
         ) from None
+    except Exception as error:
+        failure = error if isinstance(error, RayError) else death_behind(error)
+        if failure is None:
+            raise
+        raise as_failure({0: failure}, timeout_s=timeout_s) from error
 
 
 def _needed(config: Any) -> dict[str, float]:
     """What all learners take together. `auto` is RLlib's own word for a CPU where there is no GPU."""
     num_gpus, num_cpus = config.num_gpus_per_learner, config.num_cpus_per_learner
     per_learner = {"CPU": float(num_gpus == 0) if num_cpus == "auto" else num_cpus, "GPU": num_gpus}
+    per_learner |= config.custom_resources_per_learner or {}
     return {name: config.num_learners * count for name, count in per_learner.items() if count}
 
 

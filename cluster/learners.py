@@ -13,10 +13,11 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.config import WeightTransport
-from cluster.console import say
-from cluster.history import Call, History, HistoryError, Stage, Work
+from cluster.console import say, warn
+from cluster.history import Call, History, HistoryError, Work
 from cluster.learner_calls import (
     GO_ON,
+    BrokenSendError,
     LearnerError,
     LostLearnerError,
     SilentLearnerError,
@@ -24,7 +25,7 @@ from cluster.learner_calls import (
     ask_for_payload,
 )
 from cluster.learner_room import rebuilt
-from learners.feed import GroupRows
+from learners.group_rows import GroupRows
 
 CALL_TIMEOUT_S = 1800.0
 """Longest wait for one call; an optimizer step of a large policy takes minutes."""
@@ -69,13 +70,18 @@ class Learners:
 
     def update(
         self, groups: Sequence[GroupRows], *, step: int, meanwhile: Callable[[], object] = lambda: None
-    ) -> dict[str, float]:
-        """One GRPO step on these groups; one that takes long calls `meanwhile` every few seconds. Raises
+    ) -> tuple[dict[str, float], ray.ObjectRef]:
+        """One GRPO step on these groups; one that takes long calls `meanwhile` every few seconds. Its
+        metrics, and the table of what each turn was credited with, which outlives the learners. Raises
         `LearnerError`, as all methods do."""
         rows = list(groups)
-        return self._change(
-            "grpo", lambda learner: learner.update_groups(rows, step=step), meanwhile=meanwhile
-        )
+
+        def work(learner: Any) -> tuple[dict[str, float], Any]:
+            return learner.update_groups(rows, step=step), learner.credits()
+
+        answers = self._call(work, with_payload=True, meanwhile=meanwhile)
+        self._history.add(Call(stage="grpo", work=work))
+        return answers[0]
 
     def set_demonstrations(self, tables: Sequence[ray.ObjectRef]) -> int:
         """Keeps demonstrations for `sft_updates`; returns how many samples they give."""
@@ -88,11 +94,21 @@ class Learners:
         self._history.set_demonstrations(work)
         return num_samples
 
-    def sft_updates(self, *, first_step: int, num_steps: int) -> dict[str, float]:
-        """Steps of the cold start; the last one's metrics."""
-        return self._change(
-            "sft", lambda learner: learner.sft_updates(first_step=first_step, num_steps=num_steps)
-        )
+    def sft_updates(
+        self, *, first_step: int, num_steps: int, meanwhile: Callable[[], object] = lambda: None
+    ) -> dict[str, float]:
+        """Steps of the cold start; the last one's metrics. `meanwhile` as in `update`."""
+
+        def work(learner: Any) -> dict[str, float]:
+            return learner.sft_updates(first_step=first_step, num_steps=num_steps)
+
+        answers = self._call(work, meanwhile=meanwhile)
+        self._history.add(Call(stage="sft", work=work))
+        return answers[0]
+
+    def look(self) -> None:
+        """Replaces them where some have died, while nothing is asked of them."""
+        self._call(lambda learner: None)
 
     def weights(self, *, dtype: str) -> tuple[ray.ObjectRef, dict[str, float]]:
         """The policy's weights, packed by the first learner, and what that cost. They outlive it: engines
@@ -115,17 +131,26 @@ class Learners:
         policy_version: int,
     ) -> dict[str, float]:
         """The policy's weights from GPU to GPU: live in every engine when this returns. What the engines
-        measured."""
+        measured. Raises `BrokenSendError` where a learner is lost in the middle; whatever is asked next is
+        asked of new ones, which are what the old ones were."""
         handles = list(engines)
-        return self._call(
-            lambda learner: learner.send_weights(
+
+        def work(learner: Any) -> dict[str, float]:
+            return learner.send_weights(
                 handles,
                 transport=transport,
                 workers_per_engine=workers_per_engine,
                 dtype=dtype,
                 policy_version=policy_version,
             )
-        )[0]
+
+        if self._lost or self._holds_another:
+            self._call(lambda learner: None)
+        try:
+            return ask(self._actors(), work, timeout_s=self._timeout_s)[0]
+        except LostLearnerError as error:
+            self._lost = error
+            raise BrokenSendError(str(error)) from None
 
     def ask(self, work: Work) -> list[Any]:
         """Every rank's answer to something that changes nothing, rank 0 first."""
@@ -184,13 +209,6 @@ class Learners:
         self._call(work)
         self._holds_another = True
 
-    def _change(
-        self, stage: Stage, work: Work, *, meanwhile: Callable[[], object] = lambda: None
-    ) -> dict[str, float]:
-        answers = self._call(work, meanwhile=meanwhile)
-        self._history.add(Call(stage=stage, work=work))
-        return answers[0]
-
     def _call(
         self, work: Work, *, with_payload: bool = False, meanwhile: Callable[[], object] = lambda: None
     ) -> list[Any]:
@@ -219,7 +237,7 @@ class Learners:
             raise LearnerError(f"{why}: {error}: {GO_ON}") from None
         is_new = self._lost is not None or base is None
         if is_new:
-            say(f"{why}: new ones are started")
+            warn(f"{why}: new ones are started")
             self._is_saving = False
             self._renew(why=str(why))
         for work in replay:

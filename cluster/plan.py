@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from cluster.config import RunConfig
 from cluster.machine import PlannedProcess, gpu_share, planned_processes, this_machine
+from cluster.output import put_json, result_console
 from cluster.policy_check import is_hub_name
 from cluster.run_folder import RunFolder
 
@@ -49,7 +49,8 @@ def _notes(config: RunConfig) -> list[str]:
     machine, path = this_machine(), config.policy.path
     gyms = ", ".join(f"{gym} {weight:g}" for gym, weight in config.gyms.trained.items())
     max_turns, difficulty = config.rollout.max_turns, config.gyms.difficulty
-    notes = [f"gyms by weight: {gyms}; difficulty {difficulty}; at most {max_turns} turns"]
+    turns = "turns as each gym allows" if max_turns is None else f"at most {max_turns} turns"
+    notes = [f"gyms by weight: {gyms}; difficulty {difficulty}; {turns}"]
     if path is None:
         notes.append("policy: a small Qwen3-architecture model with random weights, made by this run")
     elif is_hub_name(path):
@@ -62,14 +63,15 @@ def _notes(config: RunConfig) -> list[str]:
         notes.append(
             f"joins the Ray cluster at {config.ray.address}; its CPUs and GPUs are only checked then"
         )
-    return notes
+    nodes = ", ".join(f"{kind} on {name}" for kind, name in config.ray.nodes.model_dump().items() if name)
+    return [*notes, f"nodes: {nodes}"] if nodes else notes
 
 
 def print_plan(plan: Plan, *, as_json: bool) -> None:
     """A table for people, or one JSON object."""
-    console = Console(soft_wrap=True)
     if as_json:
-        return console.print_json(data=asdict(plan))
+        return put_json(asdict(plan))
+    console = result_console()
     table = Table(title=f"run {plan.run}, {plan.state}")
     for column in ("process", "count", "CPUs each", "GPUs each", "does"):
         table.add_column(column, justify="left" if column in ("process", "does") else "right")
@@ -78,10 +80,10 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         table.add_row(process.name, str(process.count), cpus, gpus, process.job)
     console.print(table)
     for note in plan.notes:
-        console.print(note, highlight=False)
+        console.print(note, soft_wrap=True)
     console.print(
         f"slots: {plan.num_slots} groups in flight; trains on {plan.num_train_trajectories} trajectories; "
         f"evaluates on {plan.num_evaluation_trajectories}",
-        highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"writes: {', '.join(plan.files)}", highlight=False)
+    console.print(f"writes: {', '.join(plan.files)}", soft_wrap=True)

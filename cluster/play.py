@@ -1,4 +1,5 @@
-"""`userrl play`: a person in the terminal, as the agent of the rule-based user or as the user of the expert.
+"""`userrl play`: a person in the terminal, as the agent of the rule-based user, or as the user of a script, a
+checkpoint or an endpoint's model.
 
 Rewards are told at the end only.
 """
@@ -6,14 +7,23 @@ Rewards are told at the end only.
 import asyncio
 import random
 import signal
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping
 from typing import Literal
 
 from cluster.config import RunConfig
+from cluster.play_policy import (
+    DEFAULT,
+    PolicyRequest,
+    check_request,
+    find_policy,
+    open_policy,
+    with_settings_of,
+)
+from cluster.play_terminal import Terminal, receipt
 from cluster.recipe import BadInput
 from simulators.env import Gym, GymEnv
-from simulators.make import find_gym, open_gyms
+from simulators.human_user import HumanUser, printable
+from simulators.make import find_gym
 from simulators.manner import attentive
 from simulators.message import CHOICES, Action
 from simulators.persona import draw_persona
@@ -23,24 +33,27 @@ from simulators.user import SimulatorError, User
 
 Side = Literal["agent", "user"]
 HOW_TO = f"Type `choice content` with a choice of {', '.join(CHOICES)}; anything else is said to the user."
+HASTE = {"expert": 0.0, "hasty": 0.2}
+"""As `actors.scripted` has it, which would load a tokenizer."""
 Agent = Generator[str, str, None]
 """Yields the text of its actions and is sent their feedback."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Terminal:
-    """Where the person sits."""
-
-    read_line: Callable[[str], str] = input
-    """(prompt) to a line; raises EOFError at the end."""
-    show: Callable[[str], None] = print
-    rewards: list[float] = field(default_factory=list)  # [num_turns]
-
-
-def play(config: RunConfig, *, gym: str, side: Side, split: Split, index: int) -> None:
-    """Plays one dialogue in this terminal. Raises `BadInput` for a gym or a file that is not there."""
+def play(
+    config: RunConfig,
+    *,
+    gym: str,
+    side: Side,
+    split: Split,
+    index: int,
+    policy: PolicyRequest,
+    overrides: Mapping[str, str],
+) -> None:
+    """Plays one dialogue in this terminal. Raises `BadInput` for a gym, a file or a policy that is not
+    there."""
+    check_request(policy, side=side)
     try:
-        gyms = open_gyms(config.gyms.preset, config.gyms.constants, config.gyms.data)
+        gyms = config.gyms.open()
         rules = find_gym(gym, gyms)
     except ValueError as error:
         raise BadInput(str(error)) from None
@@ -53,17 +66,12 @@ def play(config: RunConfig, *, gym: str, side: Side, split: Split, index: int) -
         seed=config.run.seed,
         difficulty=config.gyms.difficulty,
     )
-    task = rules.make_task(key)
-    terminal = Terminal()
-    user: User = RuleUser({rules.name: rules})
-    if side == "user":
-        from simulators.human_user import HumanUser
-
-        user = HumanUser({rules.name: rules}, rules=user)
-    env = GymEnv(
-        rules, task=task, user=user, persona=draw_persona(config.simulator.personas, seed=key.task_id)
-    )
-    agent = person(terminal) if side == "agent" else expert(rules, task, terminal=terminal)
+    opponent = None
+    if policy.kind != "script":
+        place = find_policy(str(policy.policy)) if policy.kind == "folder" else None
+        config = with_settings_of(place, config, overrides=overrides) if place else config
+        opponent = open_policy(policy, place, config)
+    task, terminal = rules.make_task(key), Terminal()
     terminal.show(f"--- {rules.name}, {key.task_id} ---\n{rules.system}\n")
     if side == "agent":
         terminal.show(HOW_TO)
@@ -72,20 +80,39 @@ def play(config: RunConfig, *, gym: str, side: Side, split: Split, index: int) -
     terminal.show(f"\nuser: {task.opening}")
     # Whoever waits for a line is best stopped by the system: nothing is open that would want closing.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if opponent is None:
+        _play_here(config, rules, task, side=side, script=policy.policy or DEFAULT, terminal=terminal)
+        return
+    from cluster.play_rollout import play_policy  # torch and a tokenizer, which a script does not need
+
+    play_policy(config, rules, task, opponent=opponent, terminal=terminal)
+
+
+def _play_here(
+    config: RunConfig, gym: Gym, task: Task, *, side: Side, script: str, terminal: Terminal
+) -> None:
+    """A person as the agent, or as the user of a script."""
+    user: User = RuleUser({gym.name: gym})
+    if side == "user":
+        user = HumanUser({gym.name: gym}, rules=user, read_line=terminal.read_line, show=terminal.show)
+    persona = draw_persona(config.simulator.personas, seed=task.key.task_id)
+    env = GymEnv(gym, task=task, user=user, persona=persona, max_turns=config.rollout.max_turns)
+    agent = person(terminal) if side == "agent" else scripted(script, gym, task, terminal=terminal)
+    rewards: list[float] = []
     try:
-        ending = asyncio.run(talk(env, agent, terminal=terminal))
-        terminal.show(f"\n{ending}\n{receipt(terminal.rewards)}")
+        ending = asyncio.run(talk(env, agent, terminal=terminal, rewards=rewards))
+        terminal.show(f"\n{ending}\n{receipt(rewards)}")
     except SimulatorError as error:
         terminal.show(f"\nThe user gave no reply ({error}): no score.")
 
 
-async def talk(env: GymEnv, agent: Agent, *, terminal: Terminal) -> str:
-    """Plays to the end of the dialogue, of the agent's wits or of the input. Returns why it ended, or raises
-    `SimulatorError`."""
+async def talk(env: GymEnv, agent: Agent, *, terminal: Terminal, rewards: list[float]) -> str:
+    """Plays to the end of the dialogue, of the agent's wits or of the input; adds each turn's reward. Returns
+    why it ended, or raises `SimulatorError`."""
     text = next(agent, None)
     while text is not None:
         step = await env.step(text)
-        terminal.rewards.append(step.reward)
+        rewards.append(step.reward)
         terminal.show(f"\nenvironment: {step.feedback}")
         if step.terminated or step.truncated:
             return "The dialogue is over." if step.terminated else "The turns are used up."
@@ -107,17 +134,30 @@ def person(terminal: Terminal) -> Agent:
             yield str(read_action(line))
 
 
-def expert(gym: Gym, task: Task, *, terminal: Terminal) -> Agent:
-    """The gym's scripted expert, shown as it acts. Ends where a person says what it cannot follow."""
-    script = attentive(gym.expert(task.opening, random.Random(task.key.index), 0.0))
+def scripted(script: str, gym: Gym, task: Task, *, terminal: Terminal) -> Agent:
+    """A scripted policy, shown as it acts. An expert leaves where a person says what it cannot follow."""
+    actions = _random(gym, task) if script == "random" else _silent() if script == "silent" else None
+    if actions is None:
+        rng = random.Random(task.key.index)
+        actions = attentive(gym.expert(task.opening, rng, HASTE[script]))
     try:
-        action = next(script)
+        action = next(actions)
         while True:
-            terminal.show(f"\nagent: {action}")
+            terminal.show(f"\nagent: {printable(str(action))}")
             feedback = yield str(action)
-            action = script.send(feedback)
+            action = actions.send(feedback)
     except (StopIteration, ValueError, LookupError, AttributeError, TypeError):
         return  # a person may say anything; a script understands the phrases of its gym
+
+
+def _random(gym: Gym, task: Task) -> Generator[Action, str, None]:
+    rng = random.Random(task.key.index)
+    while True:
+        yield gym.random_action(task, rng)
+
+
+def _silent() -> Generator[Action, str, None]:
+    yield Action(choice="finish", content="")
 
 
 def read_action(line: str) -> Action:
@@ -130,9 +170,3 @@ def read_action(line: str) -> Action:
         if first.strip("[]:").lower() == choice:
             return Action(choice=choice, content=rest.strip())
     return Action(choice="action", content=line.strip())
-
-
-def receipt(rewards: list[float]) -> str:
-    """What each turn brought, and the sum."""
-    paid = [f"turn {turn}: {reward:+.2f}" for turn, reward in enumerate(rewards, start=1) if reward]
-    return "\n".join([*paid, f"score {sum(rewards):.2f} in {len(rewards)} turn{'s' * (len(rewards) != 1)}"])

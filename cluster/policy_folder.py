@@ -6,8 +6,9 @@ from huggingface_hub import snapshot_download
 
 from cluster.config import RunConfig
 from cluster.policy_check import is_hub_name
-from cluster.run_folder import RunFolder
+from cluster.run_folder import RunFolder, write_folder
 from learners.tiny_policy import build
+from simulators.own_gyms import known_gyms
 
 
 def local_folder(path: str) -> str:
@@ -20,7 +21,16 @@ def provide_policy(config: RunConfig, folder: RunFolder) -> str:
     if config.policy.path is not None:
         return local_folder(config.policy.path)
     if not (folder.policy / "config.json").exists():
-        build(folder.policy, config.policy.tiny, max_tokens=config.engine.max_model_len, seed=config.run.seed)
+        write_folder(  # whole or not at all: a run that was killed here must not go on with half of it
+            folder.policy,
+            lambda path: build(
+                path,
+                config.policy.tiny,
+                max_tokens=config.engine.max_model_len,
+                seed=config.run.seed,
+                gyms=known_gyms(config.gyms.modules),
+            ),
+        )
     return str(folder.policy.resolve())
 
 

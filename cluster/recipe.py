@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+MAX_RECIPE_BYTES = 2**20
 
 
 class BadInput(Exception):
@@ -56,7 +57,13 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]
 def read_toml(path: Path) -> dict[str, Any]:
     """Reads a TOML file. Raises `BadInput`."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MAX_RECIPE_BYTES + 1)
+        if len(data) > MAX_RECIPE_BYTES:
+            raise BadInput(
+                f"{path}: more than {MAX_RECIPE_BYTES} bytes: a recipe is shorter: give another file"
+            )
+        return tomllib.loads(data.decode())
     except FileNotFoundError:
         siblings = [str(p) for p in sorted(path.parent.glob("*.toml"))]
         cure = (
@@ -67,6 +74,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: cannot be read ({error}): give a readable .toml file") from None
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path}: not TOML: {error}") from None
+    except RecursionError:
+        raise BadInput(f"{path}: nested too deeply: a recipe is tables of plain values") from None
 
 
 def apply_overrides(data: dict[str, Any], overrides: Mapping[str, str], *, model: type[BaseModel]) -> None:
@@ -93,7 +102,7 @@ def _parse_value(text: str, annotation: object) -> object:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

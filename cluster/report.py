@@ -1,7 +1,7 @@
 """The report of `userrl evaluate`: one JSON for programs and one Markdown page for people, out of the same
 rows.
 
-Refuses to know how dialogues are played; `cluster/journal.py` remembers them.
+Refuses to know how dialogues are played; `cluster/evaluation_journal.py` remembers them.
 """
 
 import json

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from cluster.events import finite
+from cluster.output import put_json, result_console
 from cluster.run_folder import write_whole
 from cluster.scores import (
     SUCCESS_SCORE,
@@ -32,6 +33,8 @@ from simulators.task import Split
 AVERAGE, MACRO, MICRO, HELD_OUT = "average", "macro", "micro", "held_out"
 JOINED = (AVERAGE, MACRO, MICRO, HELD_OUT)
 """What stands in a row's `gym` where it joins several gyms."""
+VALIDATION = "validation-"
+"""Before the step, in the stage of validation rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,13 +179,7 @@ def joined_row(rows: Sequence[EvaluationRow], *, gym: str) -> EvaluationRow:
 
 def rows_as_json(rows: Sequence[EvaluationRow]) -> dict[str, list[dict[str, object]]]:
     """The form of `evaluation.json`: NaN is null."""
-    return {"rows": [{key: _plain(value) for key, value in asdict(row).items()} for row in rows]}
-
-
-def _plain(value: Any) -> object:
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if value != value else value
+    return {"rows": [finite(asdict(row)) for row in rows]}
 
 
 def write_rows(path: Path, rows: Sequence[EvaluationRow]) -> None:
@@ -205,10 +202,11 @@ def read_rows(path: Path) -> list[EvaluationRow]:
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return [_read_row(row) for row in rows]
+    return [read_row(row) for row in rows]
 
 
-def _read_row(row: dict[str, Any]) -> EvaluationRow:
+def read_row(row: dict[str, Any]) -> EvaluationRow:
+    """One of `rows_as_json`, in this program's form or an older one."""
     values = {"policy": row["stage"], "num_tasks": row["n"] + row["num_failed"]}
     for key, value in row.items():
         if isinstance(value, list):
@@ -221,7 +219,7 @@ def _read_row(row: dict[str, Any]) -> EvaluationRow:
 def print_rows(rows: Sequence[EvaluationRow], *, as_json: bool = False) -> None:
     """One table on stdout: gyms down, stages across; or the JSON of `evaluation.json`."""
     if as_json:
-        print(json.dumps(rows_as_json(rows), indent=2))
+        put_json(rows_as_json(rows))
         return
     if any(row.gym == MACRO for row in rows):  # one name for the same numbers is enough for the eye
         rows = [row for row in rows if row.gym != AVERAGE]
@@ -242,7 +240,7 @@ def print_rows(rows: Sequence[EvaluationRow], *, as_json: bool = False) -> None:
         cells = [_cell(by_stage[stage]) if stage in by_stage else "" for stage in stages]
         style = "bold" if gym in JOINED else None
         table.add_row(gym, simulator, str(some.n + some.num_failed), *cells, style=style)
-    Console().print(table)
+    result_console().print(table)
 
 
 def _cell(row: EvaluationRow) -> str:

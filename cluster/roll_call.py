@@ -2,7 +2,7 @@
 answer, must not hold up the driver at every step."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ray
@@ -10,6 +10,7 @@ from ray.exceptions import RayError
 
 ANSWER_TIMEOUT_S = 10.0
 """An actor that takes longer is silent. It is asked again, but nobody waits for its answer."""
+MEANWHILE_EVERY_S = 3.0
 TAG = "silent"
 
 
@@ -21,10 +22,11 @@ class RollCall:
         self._silent_since: dict[int, float] = {}
         """By worker index; `time.monotonic()`."""
 
-    def ask(self, question: Callable[[Any], Any]) -> list[Any]:
+    def ask(self, question: Callable[[Any], Any], *, without: Collection[int] = ()) -> list[Any]:
         """The answers of all living actors that are not silent, which have a `worker_index` each."""
         self._hear_silent()
-        asked = [i for i in self._env_runners.healthy_env_runner_ids() if i not in self._silent_since]
+        left_out = {*self._silent_since, *without}
+        asked = [i for i in self._env_runners.healthy_env_runner_ids() if i not in left_out]
         if not asked:
             return []
         began = time.monotonic()
@@ -38,11 +40,16 @@ class RollCall:
         return answers
 
     def ask_for_payloads(
-        self, questions: Mapping[int, Callable[[Any], Any]], *, timeout_s: float
+        self,
+        questions: Mapping[int, Callable[[Any], Any]],
+        *,
+        timeout_s: float,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> dict[int, ray.ObjectRef]:
         """What the actors make, by worker index, each asked a question of its own; who dies is left out, and
         so is who takes longer than `timeout_s`, and is started anew. It is the driver's, unlike what an actor
-        puts into the object store itself: it outlives its maker."""
+        puts into the object store itself: it outlives its maker. While it waits it calls `meanwhile` now and
+        then."""
         manager = self._env_runners._worker_manager
         actors = manager.actors()
         calls: dict[int, Any] = {}
@@ -50,7 +57,11 @@ class RollCall:
             apply = actors[index].apply.options(num_returns=2)
             calls[index] = apply.remote(lambda actor, make=make: (True, make(actor)))
         dones = [done for done, _ in calls.values()]
-        ready, _ = ray.wait(dones, num_returns=len(dones), timeout=timeout_s)
+        deadline = time.monotonic() + timeout_s
+        ready, waiting = ray.wait(dones, num_returns=len(dones), timeout=MEANWHILE_EVERY_S)
+        while waiting and time.monotonic() < deadline:
+            meanwhile()
+            ready, waiting = ray.wait(dones, num_returns=len(dones), timeout=MEANWHILE_EVERY_S)
         payloads: dict[int, ray.ObjectRef] = {}
         for index, (done, payload) in calls.items():
             if done not in ready:
@@ -72,12 +83,16 @@ class RollCall:
     def end(self, index: int) -> None:
         """Ends a silent actor's process, even a stopped one; Ray starts it anew."""
         self._restart(index)
-        del self._silent_since[index]
+        self.forget(index)
 
     def _restart(self, index: int) -> None:
         manager = self._env_runners._worker_manager  # RLlib has no public way to one actor
         ray.kill(manager.actors()[index], no_restart=False)
         manager.set_actor_state(index, healthy=False)  # it is probed until it is back
+
+    def forget(self, index: int) -> None:
+        """It has left: whether it answers is nobody's concern."""
+        self._silent_since.pop(index, None)
 
     def _hear_silent(self) -> None:
         """Who of the silent has found its voice again, or died."""

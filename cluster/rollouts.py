@@ -1,5 +1,7 @@
-"""The driver's hold on the rollout actors: sets them to work for a feed and notices when one has died."""
+"""The driver's hold on the rollout actors: sets them to work for a feed, notices when one has died, and lets
+some join and others leave while they work."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,14 +12,20 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.engine_usage import EngineUsage
+from actors.place import Place
+from actors.rollout_setup import WorkState
 from actors.trajectory import GroupOrder
-from cluster.console import say
+from cluster.console import warn
+from cluster.crew import Crew
+from cluster.engines import Engines
 from cluster.launch import create_order_list
+from cluster.notices import Notices
 from cluster.roll_call import RollCall
-from learners.buffer import FinishedGroup
 from learners.feed import LostGroup
+from learners.finished_group import FinishedGroup
 
 LOOK_EVERY_S = 0.5
+LOOK_BESIDE_EVERY_S = 3.0
 CALL_TIMEOUT_S = 60.0
 RESTART_TIMEOUT_S = 120.0
 """Longest time without a living rollout actor; Ray restarts a dead one in some seconds."""
@@ -42,60 +50,151 @@ class Rollouts:
         self,
         env_runners: Any,
         *,
-        engines: Sequence[ActorHandle],
+        engines: Engines,
         restore: Callable[[], object],
         group_timeout_s: float,
+        notices: Notices | None = None,
     ):
+        """`notices` tells of nodes that are about to go; None: Ray does."""
         self._env_runners = env_runners
         self._engines = engines
         self._restore = restore
         """Brings restarted actors back into `env_runners`."""
         self._group_timeout_s = group_timeout_s
         self._roll_call = RollCall(env_runners)
+        self.crew = Crew(env_runners)
+        self._notices = notices or Notices()
         self._absent_since: float | None = None
         self._holders: dict[ActorHandle, dict[int, str]] = {}
         """By feed: which life of each rollout actor works for it."""
+        self.beside: Callable[[], None] = lambda: None
+        """Called now and then while dialogues are played that no step waits for."""
+        self._looked_beside_at_s = -math.inf
+        """By `time.monotonic()`."""
+        self._places: dict[int, Place] = {}
+        """Where each was when it last answered."""
 
     def supervise(
         self, feed: ActorHandle, *, policy: str = "engine", simulator: str = "", group_size: int
     ) -> None:
-        """Every living actor works for `feed` from here on. One that has long been silent is ended. Orders of
-        lives that ended are issued again; says which groups were lost, and who had them.
+        """Every living actor works for `feed` from here on, with the engines of now. One that has long been
+        silent is ended. Orders of lives that ended are issued again; says which groups were lost, and who had
+        them.
 
         Cheap where nothing changed, and never long. Raises where all actors stay away, one failed at its work
-        or an engine died.
+        or no engine can be started.
         """
         self._restore()
-        checks = [engine.check.remote() for engine in self._engines]
-        _say_lost(ray.get([feed.pop_lost.remote(), *checks], timeout=CALL_TIMEOUT_S)[0])
-        states = self._roll_call.ask(
-            lambda actor: actor.work(feed, policy=policy, simulator=simulator, group_size=group_size)
+        self._engines.look()
+        self._heed_notices()
+        self.crew.admit()
+        _say_lost(ray.get(feed.pop_lost.remote(), timeout=CALL_TIMEOUT_S))
+        engines = self._engines.current(num_sharing=self.crew.num_here)
+        states: list[WorkState] = self._roll_call.ask(
+            lambda actor: actor.work(
+                feed, policy=policy, simulator=simulator, group_size=group_size, engines=engines
+            ),
+            without=self.crew.leaving,
         )
         for state in states:
             if state.error:
                 raise RuntimeError(f"rollout actor {state.worker_index} stopped working: {state.error}")
+            self._places[state.worker_index] = state.place
         self._end_silent()
+        self._let_leave()
         self._expect_alive(len(states))
         holders = {state.worker_index: state.holder for state in states}
         for index, holder in self._holders.get(feed, {}).items():
-            if index in self._roll_call.silent_s:
-                holders[index] = holder  # perhaps only busy
+            if index in self._roll_call.silent_s or index in self.crew.leaving:
+                holders[index] = holder  # perhaps only busy, or at its last dialogues
             elif holders.get(index) != holder:
-                say(f"rollout actor {index} has died: others get its groups")
+                warn(f"{self._name(index)} has died: others get its groups")
                 ray.get(feed.forget.remote(holder), timeout=CALL_TIMEOUT_S)
         self._holders[feed] = holders
+
+    def look(self) -> None:
+        """The same where no dialogues are played: who has died or long been silent is started again, and
+        engines are replaced."""
+        self._restore()
+        self._engines.look()
+        self._heed_notices()
+        self.crew.admit()
+        states: list[WorkState] = self._roll_call.ask(lambda actor: actor.state(), without=self.crew.leaving)
+        self._places |= {state.worker_index: state.place for state in states}
+        self._end_silent()
+        self._let_leave()
+        self._expect_alive(len(states))
+
+    def _look_beside(self) -> None:
+        if time.monotonic() - self._looked_beside_at_s >= LOOK_BESIDE_EVERY_S:
+            self.beside()
+            self._looked_beside_at_s = time.monotonic()
+
+    def _look_at_engines(self) -> None:
+        """While rollout actors are too busy to answer."""
+        self._engines.look()
+        self._engines.give()
+        self._look_beside()
+
+    def scale(self, num_actors: int) -> None:
+        """From now on there are so many: more join when the cluster has room for them, and of too many the
+        newest leave after the dialogues that they have begun. Returns at once."""
+        self._dismiss(self.crew.scale(num_actors))
+
+    def _heed_notices(self) -> None:
+        """Who is on a node that is about to go begins nothing new, and others begin in its place."""
+        if not (nodes := self._notices.nodes()):
+            return
+        self._engines.give_notice(nodes)
+        going = [index for index, place in self._places.items() if place.node_id in nodes]
+        told = self.crew.replace(going)
+        for index in told:
+            warn(f"{self._name(index)}: its node is about to go: another is started")
+        self._dismiss(told)
+
+    def _dismiss(self, leaving: Sequence[int]) -> None:
+        """They get no more orders."""
+        told = [
+            feed.dismiss.remote(holders[index])
+            for feed, holders in self._holders.items()
+            for index in leaving
+            if index in holders
+        ]
+        ray.get(told, timeout=CALL_TIMEOUT_S)
+
+    def _let_leave(self) -> None:
+        """Ends those who were to leave and have nothing left to do, or have died or taken too long: what they
+        hold goes to others first."""
+        if not self.crew.leaving:
+            return
+        staying = [i for i in self._env_runners.healthy_env_runner_ids() if i not in self.crew.leaving]
+        states: list[WorkState] = self._roll_call.ask(lambda actor: actor.state(), without=staying)
+        idle = [state.worker_index for state in states if state.is_idle]
+        ended = sorted({*idle, *self.crew.gone(), *self.crew.overdue()})
+        for index in ended:
+            for feed, holders in self._holders.items():
+                if holder := holders.pop(index, None):
+                    ray.get(feed.forget.remote(holder), timeout=CALL_TIMEOUT_S)
+            self._roll_call.forget(index)
+            self._places.pop(index, None)
+        self.crew.end(ended)
+
+    def _name(self, index: int) -> str:
+        """For people, who may want to look at its log or its stack."""
+        place = self._places.get(index)
+        return f"rollout actor {index} ({place})" if place else f"rollout actor {index}"
 
     def _end_silent(self) -> None:
         """Ray starts those anew that have been silent for too long, whatever they were silent about."""
         for index, silent_s in self._roll_call.silent_s.items():
             if silent_s >= min(SILENT_S, self._group_timeout_s):
-                say(f"rollout actor {index} has not answered for {silent_s:.0f} s: it is started again")
+                warn(f"{self._name(index)} has not answered for {silent_s:.0f} s: it is started again")
                 self._roll_call.end(index)
                 self._absent_since = None  # from here on it has its time to come back
 
     def engine_usage(self) -> list[EngineUsage]:
         """What each engine's time went to since the last call of this."""
-        return ray.get([engine.usage.remote() for engine in self._engines], timeout=CALL_TIMEOUT_S)
+        return self._engines.usage()
 
     def _expect_alive(self, num_alive: int) -> None:
         """Raises where no rollout actor has lived for too long."""
@@ -127,6 +226,7 @@ class Rollouts:
             sampled = self._roll_call.ask_for_payloads(
                 {worker: partial(_sample, orders=chunks[i], policy=policy) for worker, i in given.items()},
                 timeout_s=WITHOUT_PROGRESS_S,
+                meanwhile=self._look_at_engines,
             )
             done = {given[worker]: table for worker, table in sampled.items()}
             tables |= done
@@ -154,7 +254,9 @@ class Rollouts:
         group_size = max(order.num_dialogues for order in orders)
         done, changed_at = 0, time.monotonic()
         while done < len(orders):
+            self._engines.give()
             self.supervise(feed, policy=policy, simulator=simulator, group_size=group_size)
+            self._look_beside()
             time.sleep(LOOK_EVERY_S)
             tables = ray.get(feed.finished_since.remote(done), timeout=CALL_TIMEOUT_S)
             if tables:
@@ -170,7 +272,7 @@ class Rollouts:
 
 def _say_lost(groups: Sequence[LostGroup]) -> None:
     for group in groups:
-        say(
+        warn(
             f"group {group.group_id} is lost: {group.holder} had it for {group.held_s:.1f} s; another gets it"
         )
 

@@ -15,6 +15,8 @@ from cluster.recipe import BadInput
 
 RunState = Literal["fresh", "stopped", "finished"]
 SCORE_FILE = "score.json"
+LEARNER_FOLDER = "learner"
+"""The learners' part of a checkpoint."""
 STATE_FILE = "driver.json"
 """The driver's part of a checkpoint."""
 OLD = "-old"
@@ -49,6 +51,8 @@ class RunFolder:
         """Scores on validation tasks, by which the best checkpoint is chosen. No test task is among them."""
         self.trajectories = path / "trajectories"
         """Parquet files."""
+        self.journal = path / "journal"
+        """What came to the buffer since the oldest checkpoint among the newest: docs/resume.md."""
         self.checkpoints = path / "checkpoints"
         """`step-00010/`: complete if its name says so, since it gets the name last. `best-00010/`: the one
         with the best score on validation tasks."""
@@ -62,6 +66,15 @@ class RunFolder:
         """The policy as GRPO began, where the recipe asks for its KL: written anew whenever GRPO begins."""
         self.reward_curve = path / "reward_curve.png"
         self.wandb = path / "wandb"
+        self.scale = path / "scale.json"
+        """The sizes that somebody has asked for while the run goes on; the other file is the driver's."""
+        self.scale_answer = path / "scale-answer.json"
+        self.scrape_targets = path / "prometheus.json"
+        """Where the metrics endpoints of the run's nodes are, while it goes on: docs/metrics.md."""
+        self.status = path / "status.json"
+        """How far the driver is just now, in its own words."""
+        self.log = path / "log.jsonl"
+        """Every line that drivers of this run said."""
         self.error_log = path / "error.log"
         """The traceback of the last failure."""
 
@@ -97,6 +110,18 @@ class RunFolder:
                 ) from None
             yield
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a process holds the folder, as `locked` does."""
+        try:
+            with (self.path / ".lock").open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
     def state(self, *, num_steps: int) -> RunState:
         """`finished` once no step of `num_steps` is missing, the models are written and GRPO is evaluated."""
         if not self.config.exists():
@@ -118,6 +143,11 @@ class RunFolder:
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step; None where there is none."""
         return max(self._complete("step"), default=None)
+
+    @property
+    def newest_checkpoints(self) -> list[Path]:
+        """All complete checkpoints but the best, by step."""
+        return [path for _, path in sorted(self._complete("step").items())]
 
     @property
     def cold_started(self) -> bool:

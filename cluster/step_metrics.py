@@ -121,10 +121,12 @@ def step_metrics(
 
 
 def engine_metrics(usages: Sequence[EngineUsage]) -> dict[str, float]:
-    """What the engines' time went to, a mean over engines: since the step before, or since the cold start."""
+    """What the engines' time went to, a mean over engines: since the step before, or since the cold start. Of
+    no engines, where the only one is being replaced, it is NaN."""
 
     def mean(seconds: Callable[[EngineUsage], float]) -> float:
-        return float(np.mean([seconds(usage) / max(usage.duration_s, 1e-9) for usage in usages]))
+        parts = [seconds(usage) / max(usage.duration_s, 1e-9) for usage in usages]
+        return float(np.mean(parts)) if parts else math.nan
 
     return {
         "engine/idle/share": mean(lambda usage: usage.idle_s),

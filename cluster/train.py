@@ -4,47 +4,82 @@ it was."""
 import json
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 
-from cluster.algorithm import GRPO
+from cluster.algorithm import GRPO, SETUP_PARTS
 from cluster.algorithm_config import GRPOConfig
 from cluster.config import RunConfig
-from cluster.console import quiet_libraries, say, times_line
+from cluster.console import quiet_libraries, say, set_up, times_line, warn
 from cluster.curve import draw_reward_curve
-from cluster.results import keep_rows, print_rows, read_rows, validation_score, write_rows
+from cluster.groups import BUFFER_DIED
+from cluster.mirror import mirror_of
+from cluster.new_start import LostBufferError, NewStartError, outlive_losses
+from cluster.results import VALIDATION, keep_rows, print_rows, read_rows, validation_score, write_rows
 from cluster.run_folder import RunFolder
 from cluster.stop_signal import StopSignal, stop_between_steps
-from cluster.tracking import Tracker, dialogue_rows
-
-VALIDATION = "validation-"
-"""Before the step, in the stage of validation rows."""
+from cluster.tracking import Tracker
 
 
 def train(config: RunConfig, *, as_json: bool) -> None:
     """Runs the whole job in its run folder. Ctrl-C saves a checkpoint, leaves no process behind, raises
-    KeyboardInterrupt."""
+    KeyboardInterrupt. A run that loses its buffer, or a process of its set-up, goes on with new processes."""
     quiet_libraries()
     folder = RunFolder.of(config)
-    resume_step = folder.latest_step or 0
-    with Tracker(folder, config=config, resume_step=resume_step) as tracker:
-        algorithm = GRPOConfig(run=config).build_algo()
-        assert isinstance(algorithm, GRPO)
-        try:
-            if folder.latest_step is not None:
-                algorithm.restore_from_path(folder.checkpoint(folder.latest_step))
-                say(f"goes on from checkpoint {folder.checkpoint(folder.latest_step)}")
-            else:
-                algorithm.begin_anew()
-            _cut_scores(folder, resume_step=resume_step, num_steps=config.grpo.num_steps)
-            _stages(algorithm, tracker=tracker, folder=folder)
-        finally:
-            algorithm.stop()
+    mirror = mirror_of(config)
+    if mirror is not None and folder.latest_step is None and (step := mirror.fetch(folder)) is not None:
+        say(f"checkpoint of step {step} comes from {config.checkpoint.mirror}")
+    outlive_losses(partial(_train, config, folder), step=lambda: folder.latest_step or 0)
     draw_reward_curve(folder, title=config.run.name)
     print_rows(read_rows(folder.evaluation), as_json=as_json)
-    steps = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
-    steps = [step for step in steps if "engine/idle/share" in step]  # a run may be older than these numbers
-    if steps:
-        say(times_line(steps))
+    lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if "engine/idle/share" in line]  # a run may be older than these numbers
+    if lines:
+        say(times_line(lines))
     say(f"model: {folder.model} | curve: {folder.reward_curve} | metrics: {folder.metrics}")
+
+
+def _train(config: RunConfig, folder: RunFolder) -> None:
+    """From the last checkpoint to the end. Raises `NewStartError`, and what cannot be mended."""
+    with ExitStack() as ending:
+        with set_up(SETUP_PARTS):
+            algorithm = GRPOConfig(run=config).build_algo()
+        assert isinstance(algorithm, GRPO)
+        try:
+            redone_step = _resume(algorithm, folder=folder)
+            _cut_scores(folder, resume_step=redone_step, num_steps=config.grpo.num_steps)
+            tracker = ending.enter_context(Tracker(folder, config=config, resume_step=redone_step))
+            _stages(algorithm, tracker=tracker, folder=folder)
+        except NewStartError:
+            raise
+        except Exception as error:
+            if algorithm.groups.is_lost:  # learners and rollout actors may miss it first
+                raise LostBufferError(BUFFER_DIED) from error
+            raise
+        finally:
+            _end(algorithm)
+
+
+def _end(algorithm: GRPO) -> None:
+    """Ends its processes. What goes wrong in this is told, and hides nothing that was raised before."""
+    try:
+        algorithm.stop()
+    except Exception as error:
+        warn(f"not all processes ended as they should: {type(error).__name__}: {error}")
+
+
+def _resume(algorithm: GRPO, *, folder: RunFolder) -> int:
+    """Goes on where the run was. The step after the last one whose groups are known: those up to it come out
+    as they did before."""
+    checkpoint = None if folder.latest_step is None else folder.checkpoint(folder.latest_step)
+    num_redone = algorithm.go_on()
+    if checkpoint is not None:
+        say(f"goes on from checkpoint {checkpoint}")
+    if num_redone > 0:
+        say(f"{num_redone} steps since then are taken again, on the groups that they had")
+    elif num_redone < 0 and checkpoint is not None:
+        warn("the journal does not reach back to it: groups that were not trained then are played again")
+    return algorithm.policy_version + max(0, num_redone)
 
 
 def _stages(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder) -> None:
@@ -76,6 +111,7 @@ def _cold_start(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder, stop: S
 
     algorithm.cold_start(log)
     algorithm.begin_checkpoint()
+    algorithm.finish_checkpoint()  # what GRPO samples from here on is known to be of these weights
 
 
 def _grpo(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder, stop: StopSignal) -> None:
@@ -85,8 +121,7 @@ def _grpo(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder, stop: StopSig
     while algorithm.policy_version < config.grpo.num_steps and not stop.asked:
         algorithm.train()
         step = algorithm.policy_version
-        dialogues = [row for table in algorithm.step_dialogues for row in dialogue_rows(table, step=step)]
-        tracker.log_step(step, metrics=algorithm.step_metrics, dialogues=dialogues)
+        tracker.log_step(step, metrics=algorithm.step_metrics)
         score = None if stop.asked else _validate(algorithm, tracker=tracker, folder=folder)
         is_due = step % config.checkpoint.every_steps == 0 or step == config.grpo.num_steps
         _save(algorithm, score=score, is_due=is_due or stop.asked)
@@ -131,7 +166,7 @@ def _validate(algorithm: GRPO, *, tracker: Tracker, folder: RunFolder) -> float 
 
 
 def _cut_scores(folder: RunFolder, *, resume_step: int, num_steps: int) -> None:
-    """Drops the scores of later steps, which are trained again, and GRPO's where steps are still to come."""
+    """Drops the scores of later steps, which are trained anew, and GRPO's where steps are still to come."""
     if resume_step < num_steps:
         keep_rows(folder.evaluation, lambda row: row.stage != "grpo")
     keep_rows(folder.validation, lambda row: int(row.stage.removeprefix(VALIDATION)) <= resume_step)

@@ -17,24 +17,23 @@ from cluster.learners import Learners
 ASK_TIMEOUT_S = 60.0
 """Longest wait for an engine to say where it lies."""
 
-Sent = tuple[list[ray.ObjectRef], dict[str, float]]
-"""References to what loading cost, done once it is; and what sending has cost so far."""
+Sent = tuple[dict[ActorHandle, ray.ObjectRef], dict[str, float]]
+"""For each engine a reference to what loading cost, done once it is; and what sending has cost so far."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Way:
-    """From whom to whom, and how."""
+    """From whom, and how."""
 
     learners: Learners
-    engines: Sequence[ActorHandle]
     transport: WeightTransport = "shared_memory"
     dtype: str
     """How the weights travel."""
     workers_per_engine: int = 1
 
-    def send(self, policy_version: int) -> Sent:
+    def send(self, policy_version: int, *, engines: Sequence[ActorHandle]) -> Sent:
         """Waits no longer than the learners are needed."""
-        return TRANSPORTS[self.transport](self, policy_version)
+        return TRANSPORTS[self.transport](self, policy_version, engines)
 
 
 def find_transport(
@@ -86,27 +85,29 @@ def _places(gpus: Sequence[Sequence[str]]) -> str:
     return ", ".join("+".join(one) or "CPU" for one in gpus)
 
 
-def _by_object_store(way: Way, policy_version: int) -> Sent:
+def _by_object_store(way: Way, policy_version: int, engines: Sequence[ActorHandle]) -> Sent:
     """One payload of bytes by reference; each engine's machine fetches it once, and lays it into memory that
     vLLM's processes share."""
     payload, packing = way.learners.weights(dtype=way.dtype)
-    return [engine.receive.remote(payload, policy_version) for engine in way.engines], packing
+    return {engine: engine.receive.remote(payload, policy_version) for engine in engines}, packing
 
 
-def _from_gpu(way: Way, policy_version: int) -> Sent:
-    """The learners send and drive the engines themselves; what they send from trains on right after."""
+def _from_gpu(way: Way, policy_version: int, engines: Sequence[ActorHandle]) -> Sent:
+    """The learners send and drive the engines themselves; what they send from trains on right after. Where
+    the engines are others than the last time, they meet anew."""
     start = time.perf_counter()
     received = way.learners.send_weights(
-        way.engines,
+        engines,
         transport=way.transport,
         workers_per_engine=way.workers_per_engine,
         dtype=way.dtype,
         policy_version=policy_version,
     )
-    return [ray.put(received)], {"time/send_weights_s": time.perf_counter() - start}
+    live = ray.put(received)
+    return dict.fromkeys(engines, live), {"time/send_weights_s": time.perf_counter() - start}
 
 
-TRANSPORTS: Mapping[WeightTransport, Callable[[Way, int], Sent]] = {
+TRANSPORTS: Mapping[WeightTransport, Callable[[Way, int, Sequence[ActorHandle]], Sent]] = {
     "shared_memory": _by_object_store,
     "nccl": _from_gpu,
     "ipc": _from_gpu,

@@ -1,143 +1,246 @@
-"""W&B at arm's length: its calls run on one thread, so that W&B slow, down or broken never stops a run."""
+"""W&B at arm's length: one thread reads from the disk what W&B is to be told, so that W&B slow, down or
+broken never slows or stops a run. docs/wandb.md says what becomes of what could not be sent.
+"""
 
-import contextlib
-import netrc
 import os
 import queue
-import secrets
+import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import psutil
 
 from cluster.config import RunConfig
-from cluster.console import say
+from cluster.console import warn
+from cluster.dashboard_history import DashboardHistory, better_than, follow, read_entries
+from cluster.events import first_line
+from cluster.run_alerts import Alert
+from cluster.run_folder import RunFolder
+from cluster.sections import SECTIONS, SFT_STEP, STEP, axis_of
+from cluster.wandb_artifacts import Lineage, publish
+from cluster.wandb_files import mark_synced, num_rows, parts_of, run_id
+from cluster.wandb_mode import resolve_mode
+from cluster.wandb_pictures import PictureBook
 
-QUEUE_STEPS = 1000
-"""Steps that may wait for W&B; more are dropped, and said so."""
-CLOSE_TIMEOUT_S = 60.0
-INIT_TIMEOUT_S = 30.0
-
-Entry = tuple[Mapping[str, float], Sequence[Mapping[str, Any]]]
+OwnMode = Literal["online", "offline"]
+OWN_DATA_DIR = os.environ.get("WANDB_DATA_DIR")
+"""Where somebody wants artifacts to be staged; not in the run folder, then."""
+QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
+"""What W&B has to say of itself is no news to a run, and what it reports about itself would wait for a
+service that is down."""
+INIT_TIMEOUT_S = 20.0
+"""After it W&B is taken to be out of reach, and the run is recorded offline."""
+FINISH_TIMEOUT_S = 30.0
+"""At the end, for what is not sent yet."""
+CLOSE_TIMEOUT_S = 45.0
+"""For all of it. W&B's own process is ended after that: what it was told is in its file by then."""
+NEW_START_TIMEOUT_S = 5.0
+"""The same where the run goes on at once: the next one sends what this one could not."""
+SERVICE = "wandb-core"
+"""The name of W&B's own process."""
+FLUSH_INTERVAL_S = 1.0
+"""Between two writes of W&B's own file: what a kill -9 of everything may cost it until the run goes on."""
+LOOK_INTERVAL_S = 1.0
+ALERT_WAIT_S = 1800.0
+"""W&B sends alerts of one title no more often than this."""
 
 
 class WandbRun:
     """One W&B run in the run folder; the same run again after a resume."""
 
-    def __init__(self, folder: Path, *, name: str, config: RunConfig):
+    def __init__(self, folder: RunFolder, *, config: RunConfig, history: DashboardHistory, group: str = ""):
+        """Shows `history` as it grows. `group` is the W&B group of a sweep's runs."""
         self._folder = folder
-        self._name = name
         self._config = config
+        self._history = history
+        self._group = group
         self._warned = False
-        self._entries: queue.Queue[Entry | None] = queue.Queue(maxsize=QUEUE_STEPS)
+        self._alerts: queue.SimpleQueue[Alert] = queue.SimpleQueue()
+        self._news, self._closing = threading.Event(), threading.Event()
+        self._is_last_look = False
+        self._first = 0
+        """The number of the first row that W&B does not have."""
+        self._failed = self._goes_on = self._is_given_up = False
         self.mode = resolve_mode(config.tracking.mode)
         """online, offline or disabled."""
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
-        self._thread.start()
+        if self.mode != "disabled":
+            self._thread.start()
 
-    def log(self, scalars: Mapping[str, float], *, table: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Hands one entry to the thread; returns at once."""
-        try:
-            self._entries.put_nowait((dict(scalars), list(table)))
-        except queue.Full:
-            self._warn("it is too slow, some steps are not shown there")
+    def wake(self) -> None:
+        """There is more in the history. Returns at once."""
+        self._news.set()
 
-    def close(self) -> None:
-        """Waits for W&B to write what it has, for a limited time."""
-        with contextlib.suppress(queue.Full):
-            self._entries.put(None, timeout=CLOSE_TIMEOUT_S)
-        self._thread.join(timeout=CLOSE_TIMEOUT_S)
+    def alert(self, alert: Alert) -> None:
+        """Hands one alert to the thread; returns at once."""
+        self._alerts.put(alert)
+        self._news.set()
+
+    def close(self, *, failed: bool = False, goes_on: bool = False) -> None:
+        """Waits for W&B to write what it has, for a limited time; not for long where the run `goes_on` at
+        once, as the same one."""
+        limit_s = NEW_START_TIMEOUT_S if goes_on else CLOSE_TIMEOUT_S
+        self._failed, self._goes_on = failed, goes_on
+        self._closing.set()
+        self._news.set()
+        if self.mode != "disabled":
+            self._thread.join(timeout=limit_s)
         if self._thread.is_alive():
-            self._warn(f"it did not finish within {CLOSE_TIMEOUT_S:g} s; `wandb sync` can send the rest")
+            if not goes_on:
+                self._warn(f"it did not finish within {limit_s:g} s")
+            self._is_given_up = True
+            _end_service()
+            self._thread.join(timeout=LOOK_INTERVAL_S)
 
     def _warn(self, reason: str) -> None:
-        if not self._warned:
+        if not self._warned and not self._is_given_up:
             self._warned = True
-            say(f"warning: W&B: {reason}; the run goes on, and metrics.jsonl has every number")
+            warn(f"W&B: {reason}; the run goes on, docs/wandb.md says how to send the rest")
 
     def _work(self) -> None:
-        """Consumes entries, waits for W&B, produces its files. A fault of W&B ends this work, not the run."""
-        run = None
-        if self.mode != "disabled":
-            try:
-                run = self._init()
-            except Exception as error:  # W&B raises many kinds; none of them may reach the run.
-                self._warn(f"it did not start ({_first_line(error)})")
-        while (entry := self._entries.get()) is not None:
-            if run is None:
-                continue
-            try:
-                _log(run, *entry)
-            except Exception as error:
-                self._warn(f"it stopped taking data ({_first_line(error)})")
-                run = None
-        if run is not None:
-            try:
-                run.finish()
-            except Exception as error:
-                self._warn(f"it did not finish ({_first_line(error)})")
+        """Consumes the history, waits for W&B, produces its files. A fault of W&B ends this work, not the
+        run."""
+        run = self._start()
+        if run is None:
+            return
+        try:
+            self._show(run)
+        except Exception as error:  # W&B raises many kinds; none of them may reach the run.
+            self._warn(f"it stopped taking data ({_reason(error)})")
+        try:
+            run.finish(exit_code=int(self._failed))
+        except Exception as error:
+            self._warn(f"it did not finish ({_reason(error)})")
+        self._let_go()
 
-    def _init(self) -> Any:
+    def _start(self) -> Any:
+        """Online where that is wanted and works, else offline; None where nothing works."""
+        modes: tuple[OwnMode, ...] = ("online", "offline") if self.mode == "online" else ("offline",)
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        self._let_go()  # of what was ended in the middle, where the run has begun anew
+        for mode in modes:
+            if self._is_given_up:
+                break
+            try:
+                return self._init(mode)
+            except Exception as error:
+                instead = "; it is recorded offline" if mode == "online" else ""
+                self._warn(f"no {mode} run ({_reason(error)}){instead}")
+                self._let_go()
+        return None
+
+    def _init(self, mode: OwnMode) -> Any:
         import wandb  # Half a second, spent here and not at the start of every command.
 
-        settings = wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off")
-        run = wandb.init(
+        place = self._folder.wandb
+        if OWN_DATA_DIR is None:
+            os.environ["WANDB_DATA_DIR"] = str(place / "data")  # what is sent later lies with the run
+        id_ = run_id(place, anew=self._history.is_set_back)
+        self._history.is_set_back = False
+        before = parts_of(place, run_id=id_)
+        settings = wandb.Settings(
+            console="off",
+            disable_job_creation=True,
+            finish_timeout=FINISH_TIMEOUT_S,
+            finish_timeout_raises=True,
+            init_timeout=INIT_TIMEOUT_S,
+            save_code=False,
+            silent=True,
+            x_transaction_log_flush_interval=FLUSH_INTERVAL_S,
+        )
+        run: Any = wandb.init(
             project=self._config.tracking.project,
-            name=self._name,
-            id=self._run_id(),
+            name=self._config.run.name,
+            group=self._group or None,
+            id=id_,
             resume="allow",
-            dir=self._folder,
-            mode="online" if self.mode == "online" else "offline",
-            config=self._config.model_dump(),
+            dir=self._folder.path,
+            mode=mode,
+            config=self._config.model_dump(mode="json"),
             settings=settings,
         )
-        run.define_metric("step")
-        run.define_metric("sft/step")
-        run.define_metric("*", step_metric="step")
-        run.define_metric("sft/*", step_metric="sft/step")
+        self._first = run.starting_step if mode == "online" else self._num_rows(before)
+        if mode == "online":
+            mark_synced(before)  # what they have and W&B has not is sent from here
+        run.log_artifact = partial(publish, run)  # every table is one: `publish` says why
+        for axis in (STEP, SFT_STEP):
+            run.define_metric(axis, hidden=True)
+        for section in SECTIONS:
+            run.define_metric(f"{section}/*", step_metric=axis_of(section))
         return run
 
-    def _run_id(self) -> str:
-        """Kept in the folder, so that a resumed run goes on in the same W&B run."""
-        path = self._folder / "wandb" / "run_id"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.write_text(secrets.token_hex(4))
-        return path.read_text()
+    def _show(self, run: Any) -> None:
+        """Every entry that W&B does not have, once, as it comes; then what the run leaves behind."""
+        lineage = Lineage(run, folder=self._folder, config=self._config)
+        book = PictureBook(self._folder, most_dialogues=self._config.tracking.dialogues_per_step)
+        self._try(lineage.inputs)
+        best: dict[str, float] = {}
+        for number, entry in enumerate(follow(self._history.path, wait=lambda: self._wait(run))):
+            book.note(entry)
+            better = better_than(best, entry)
+            best |= better
+            if number >= self._first:
+                pictures = self._try(lambda entry=entry: book.pictures(entry)) or {}
+                run.log({**entry.values, **pictures}, step=number, commit=True)
+                self._try(lineage.checkpoints)
+            if better:
+                run.summary.update(better)
+        if not self._goes_on:
+            self._try(lineage.outputs)
 
+    def _try(self, work: Callable[[], Any]) -> Any:
+        """What is beside the numbers may fail, by a file that is gone, say, and costs no number."""
+        try:
+            return work()
+        except Exception as error:
+            self._warn(f"something is not shown there ({type(error).__name__}: {_reason(error)})")
+            return None
 
-def resolve_mode(mode: str) -> str:
-    """auto: WANDB_MODE if set, else online where a key is found and offline where none is."""
-    if mode != "auto":
-        return mode
-    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        return os.environ["WANDB_MODE"]
-    return "online" if _has_key() else "offline"
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+    def _wait(self, run: Any) -> bool:
+        """Between two looks at the history, where it was at its end: False once nothing more will come."""
+        while not self._alerts.empty():
+            self._send(run, self._alerts.get())
+        if self._is_last_look:
+            return False
+        self._is_last_look = self._closing.is_set()  # and one more look, at what came before that
+        if not self._is_last_look:
+            self._news.wait(LOOK_INTERVAL_S)
+            self._news.clear()
         return True
-    host = (
-        os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0].split(":")[0]
-    )
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
+
+    def _num_rows(self, parts: list[Path]) -> int:
+        """Rows that the run's earlier parts have; where nobody can tell, all that there are by now."""
+        try:
+            return num_rows(parts)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            self._warn(f"what is there already cannot be read ({_reason(error)})")
+            return sum(1 for _ in read_entries(self._history.path))
+
+    def _let_go(self) -> None:
+        """Waits until W&B's own process has ended: it holds the id of a run that could not begin, and the end
+        of the program would wait for it, for however long."""
+        if not self._is_given_up:  # else it may serve the next run by now
+            with suppress(Exception):  # it may be dead already
+                import wandb
+
+                wandb.teardown()
+
+    def _send(self, run: Any, alert: Alert) -> None:
+        run.alert(alert.title, alert.text, level=alert.level, wait_duration=ALERT_WAIT_S)
 
 
-def _log(run: Any, scalars: Mapping[str, float], table: Sequence[Mapping[str, Any]]) -> None:
-    entry: dict[str, Any] = dict(scalars)
-    if table:
-        import wandb
-
-        entry["rollout/dialogues"] = wandb.Table(
-            columns=list(table[0]), data=[list(row.values()) for row in table]
-        )
-    run.log(entry)
+def _end_service() -> None:
+    """Ends W&B's own process now."""
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if SERVICE in process.name():
+                process.kill()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    return first_line(error) or type(error).__name__

@@ -22,8 +22,10 @@ from learners.credit import (
     USERRL_CREDITS,
     USERRL_EPSILON,
     USERRL_SCORES,
+    reward_to_go,
     spread,
     userrl_compat,
+    userrl_credits,
 )
 from learners.group_baseline import group_relative, leave_one_out
 from learners.turn_advantage import (
@@ -97,11 +99,29 @@ class CreditRule:
         return [credit(turns, self.gamma) for turns in rewards]
 
 
+def own_rewards(rule: CreditRule, rewards: TurnRewards) -> TurnAdvantages:
+    """Each turn by itself."""
+    return [np.asarray(turns, float) for turns in rewards]
+
+
+def rewards_to_go(rule: CreditRule, rewards: TurnRewards) -> TurnAdvantages:
+    """Each turn with what came after it."""
+    return [reward_to_go(turns, gamma=rule.gamma) for turns in rewards]
+
+
+def compat_credits(rule: CreditRule, rewards: TurnRewards) -> TurnAdvantages:
+    """`userrl_credits` of each trajectory."""
+    method, gamma = rule.turn_credit, rule.gamma
+    return [np.array(userrl_credits(turns.tolist(), method=method, gamma=gamma)) for turns in rewards]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Advantage:
     """An estimator, and what others must know of it."""
 
     estimate: Callable[[GroupTurns, CreditRule], TurnAdvantages]
+    credit: Callable[[CreditRule, TurnRewards], TurnAdvantages] = own_rewards
+    """What it takes each turn to be worth, before it compares or weighs anything; for people to read."""
     spreads: bool = False
     """It spreads a trajectory's advantage over the turns by `turn_credit`; the others credit each turn
     themselves."""
@@ -226,20 +246,29 @@ def _estimate(
 
 ADVANTAGES: dict[str, Advantage] = {
     "grpo": Advantage(
-        estimate=partial(spread_advantages, compare=partial(group_relative, divide_by_std=True)), spreads=True
+        estimate=partial(spread_advantages, compare=partial(group_relative, divide_by_std=True)),
+        credit=CreditRule.credits,
+        spreads=True,
     ),
     "dr_grpo": Advantage(
         estimate=partial(spread_advantages, compare=partial(group_relative, divide_by_std=False)),
+        credit=CreditRule.credits,
         spreads=True,
     ),
-    "rloo": Advantage(estimate=partial(spread_advantages, compare=leave_one_out), spreads=True),
-    "userrl_compat": Advantage(estimate=compat_advantages, spreads=True),
-    "userrl_printed": Advantage(estimate=printed_advantages, spreads=True),
+    "rloo": Advantage(
+        estimate=partial(spread_advantages, compare=leave_one_out), credit=CreditRule.credits, spreads=True
+    ),
+    "userrl_compat": Advantage(estimate=compat_advantages, credit=compat_credits, spreads=True),
+    "userrl_printed": Advantage(estimate=printed_advantages, credit=CreditRule.credits, spreads=True),
     "turn_mean": Advantage(
-        estimate=lambda turns, rule: turn_mean_advantages(turns.rewards, gamma=rule.gamma), keeps_shaping=True
+        estimate=lambda turns, rule: turn_mean_advantages(turns.rewards, gamma=rule.gamma),
+        credit=rewards_to_go,
+        keeps_shaping=True,
     ),
     "turn_loo": Advantage(
-        estimate=lambda turns, rule: turn_loo_advantages(turns.rewards, gamma=rule.gamma), keeps_shaping=True
+        estimate=lambda turns, rule: turn_loo_advantages(turns.rewards, gamma=rule.gamma),
+        credit=rewards_to_go,
+        keeps_shaping=True,
     ),
     "mt_grpo": Advantage(
         estimate=lambda turns, rule: mt_grpo_advantages(turns.rewards, outcomes=rule.scores(turns.rewards))
@@ -248,6 +277,7 @@ ADVANTAGES: dict[str, Advantage] = {
         estimate=lambda turns, rule: gigpo_advantages(
             turns.rewards, states=turns.states, outcomes=rule.scores(turns.rewards), gamma=rule.gamma
         ),
+        credit=rewards_to_go,
         compares_states=True,
     ),
     "igpo": Advantage(estimate=lambda turns, rule: igpo_advantages(turns.rewards, gamma=rule.gamma)),

@@ -1,5 +1,5 @@
-"""The archive: settled groups as Parquet, one row as in their table plus its outcome. Names its files. No
-group is in two of them, though a run goes on from a checkpoint before the last.
+"""The archive: settled groups as Parquet, one row as in their table plus its outcome and credit. Names its
+files. No group is in two of them, though a run goes on from a checkpoint before the last.
 
 Writing happens beside training: a full disk or a lost table is counted and said once, and stops nothing. What
 was not written yet when everything was killed is in the ledger alone.
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from learners.credit_columns import with_credits
 from learners.ledger import TRAINED
 
 logger = logging.getLogger(__name__)
@@ -61,12 +62,29 @@ def with_outcomes(table: pa.Table, *, outcomes: Sequence[str], step: int) -> pa.
     return table.append_column("step", pa.array([step] * table.num_rows, type=pa.int64()))
 
 
+def write_settled(
+    path: Path,
+    tables: Sequence[pa.Table],
+    *,
+    outcomes: Sequence[Sequence[str]],
+    step: int,
+    credits: pa.Table | None,
+) -> None:
+    """Writes groups with what became of them, and with what a step made of their turns. Raises as
+    `write_tables` and `with_credits` do."""
+    pairs = zip(tables, outcomes, strict=True)
+    rows = pa.concat_tables(with_outcomes(table, outcomes=each, step=step) for table, each in pairs)
+    write_tables(path, [with_credits(rows, credits)])
+
+
 def write_tables(path: Path, tables: Sequence[pa.Table]) -> None:
     """Writes all tables as one zstd Parquet file; a reader sees all of it or nothing. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         pq.write_table(pa.concat_tables(tables), unfinished, compression="zstd")
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -90,7 +108,8 @@ def rewind(folder: Path, *, step: int, to_come: ToCome) -> None:
             kept.append(_at_step(pq.read_table(path, filters=pc.field("group_id").isin(list(stays))), step))
         seen |= stays
     if kept:
-        write_tables(rest, kept)
+        # A run that an older version began has files without some of the columns.
+        write_tables(rest, [pa.concat_tables(kept, promote_options="default")])
     for path in later:
         if path != rest or not kept:
             path.unlink()
@@ -115,14 +134,22 @@ class Archive:
         """Files that could not be written, whole or in part."""
         self._pending: set[asyncio.Task[None]] = set()
 
-    def submit(self, name: str, entries: Sequence[ArchiveEntry], *, step: int) -> None:
-        """Begins to write `<folder>/<name>.parquet`, which replaces one of that name; returns at once."""
+    def submit(
+        self,
+        name: str,
+        entries: Sequence[ArchiveEntry],
+        *,
+        step: int,
+        credits: Awaitable[pa.Table] | None = None,
+    ) -> None:
+        """Begins to write `<folder>/<name>.parquet`, which replaces one of that name; returns at once.
+        `credits` gives the step's table, see `with_credits`; without it those columns are null."""
         if not entries:
             return
         if len(self._pending) >= MAX_PENDING:
             self._report(f"{name}.parquet was given up: {MAX_PENDING} files still wait for the disk")
             return
-        task = asyncio.create_task(self._write(name, entries, step=step))
+        task = asyncio.create_task(self._write(name, entries, step=step, credits=credits))
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
 
@@ -138,16 +165,36 @@ class Archive:
         async with asyncio.timeout(timeout_s):
             await asyncio.gather(*self._pending)
 
-    async def _write(self, name: str, entries: Sequence[ArchiveEntry], *, step: int) -> None:
+    async def _write(
+        self,
+        name: str,
+        entries: Sequence[ArchiveEntry],
+        *,
+        step: int,
+        credits: Awaitable[pa.Table] | None,
+    ) -> None:
         tables: list[pa.Table] = []
+        outcomes = [entry.outcomes for entry in entries]
         try:
             for entry in entries:
                 async with asyncio.timeout(FETCH_TIMEOUT_S):
-                    table = await entry.ref
-                tables.append(with_outcomes(table, outcomes=entry.outcomes, step=step))
-            await asyncio.to_thread(write_tables, self._folder / f"{name}.parquet", tables)
+                    tables.append(await entry.ref)
+            found = await self._credits(credits, name=name)
+            path = self._folder / f"{name}.parquet"
+            await asyncio.to_thread(write_settled, path, tables, outcomes=outcomes, step=step, credits=found)
         except Exception as error:  # the disk, a lost object: training goes on without this file
             self._report(f"{name}.parquet was not written: {type(error).__name__}: {error}")
+
+    async def _credits(self, credits: Awaitable[pa.Table] | None, *, name: str) -> pa.Table | None:
+        """None where it is lost with the learner's machine: the rows are kept without it."""
+        if credits is None:
+            return None
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
+                return await credits
+        except Exception as error:
+            self._report(f"{name}.parquet is without credit: {type(error).__name__}: {error}")
+            return None
 
     def _report(self, text: str) -> None:
         self.num_failures += 1

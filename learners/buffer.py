@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from actors.trajectory import GroupOrder, GroupSummary
+from learners.finished_group import FinishedGroup, SettledGroup
 from learners.ledger import (
     TRAINED,
     IsFlat,
@@ -25,30 +26,6 @@ from learners.ledger import (
     usable_trajectories,
 )
 from simulators.task import TaskKey, TaskSource
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FinishedGroup:
-    """A generated group: its order, its numbers, and a payload that the buffer never looks into."""
-
-    order: GroupOrder
-    summary: GroupSummary
-    payload: Any
-    """`feed.GroupRows`, where the group's Arrow table lies, in a cluster; any object in tests."""
-
-    @property
-    def usable(self) -> tuple[int, ...]:
-        """Indexes of the trajectories to train; the others failed or have no finite reward."""
-        return usable_trajectories(self.summary)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SettledGroup:
-    """A group whose fate is known."""
-
-    group: FinishedGroup
-    outcomes: Sequence[str]  # [num_dialogues]
-    """"trained" or a drop reason, for each trajectory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +78,12 @@ class Buffer:
             return None
         self._held[order.group_id] = order
         return order
+
+    def draw_to(self, group_id: int) -> None:
+        """Draws orders up to this group's, to be issued: what was done before is done again."""
+        while self._next_group_id <= group_id:
+            order = self._draw()
+            self._waiting[order.group_id] = order
 
     def put(self, order: GroupOrder, *, summary: GroupSummary, payload: Any) -> bool:
         """Takes a finished group in; False where it was not wanted (any more), which changes nothing."""
@@ -162,6 +145,16 @@ class Buffer:
             self._waiting[group_id] = self._held.pop(group_id)
         self._waiting = OrderedDict(sorted(self._waiting.items()))
 
+    def unready(self) -> None:
+        """What was finished and not taken is to be issued again: it was lost."""
+        self._waiting |= {group_id: group.order for group_id, group in self._ready.items()}
+        self._waiting = OrderedDict(sorted(self._waiting.items()))
+        self._ready, self._oldest = {}, []
+
+    def settle_again(self, settled: Iterable[SettledGroup]) -> None:
+        """Groups that `state` knows as settled, and that nobody was told of: `pop_settled` gives them."""
+        self._settled += settled
+
     def pop_settled(self) -> list[SettledGroup]:
         """The groups whose fate was decided since the last call, in that order."""
         settled, self._settled = self._settled, []
@@ -173,9 +166,19 @@ class Buffer:
         return {one for one in group_ids if one in open_ids or one >= self._next_group_id}
 
     @property
+    def settled(self) -> Sequence[SettledGroup]:
+        """What `pop_settled` would give."""
+        return self._settled
+
+    @property
     def num_settled(self) -> int:
         """Groups that `pop_settled` would give."""
         return len(self._settled)
+
+    @property
+    def next_group_id(self) -> int:
+        """Of the next group to be drawn."""
+        return self._next_group_id
 
     @property
     def num_open(self) -> int:
@@ -186,6 +189,16 @@ class Buffer:
     @property
     def num_ready(self) -> int:
         return len(self._ready)
+
+    @property
+    def ready(self) -> list[int]:
+        """Ids of the groups that a step may take."""
+        return list(self._ready)
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Ids of the groups that are still to come home."""
+        return [*self._waiting, *self._held]
 
     @property
     def held(self) -> list[int]:

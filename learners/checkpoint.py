@@ -1,8 +1,8 @@
 """Checkpoints of a learner group: model and optimizer, sharded on disk, resumable on another number of
 learners.
 
-`torch.distributed.checkpoint` writes `.metadata` last: a folder without it was never finished. Beside tensors
-stand a format number and a few words, see `_entries`; checkpoints of before there was one have format 0.
+The index is written last: a folder without it was never finished. Beside tensors stand a format number and a
+few words, see `_entries`. How all of it lies on disk: learners/checkpoint_files.py.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,6 @@ from typing import Any, cast
 from safetensors import SafetensorError
 from torch import distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -22,14 +21,23 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
+from learners.checkpoint_files import (
+    INDEX,
+    CheckpointFolderReader,
+    CheckpointFolderWriter,
+    JsonLoadPlanner,
+    JsonSavePlanner,
+)
 from learners.checkpoint_match import check_same_policy
 from learners.full_weights import full_state_dict
 from learners.lora import adapter_scale
 from learners.loss_entropy import EntropyControl
 from learners.policy import Policy
 
-FORMAT = 1
-"""Of the checkpoints that are written. 0 had the same tensors, and neither a format nor an adapter scale."""
+FORMAT = 2
+"""Of the checkpoints that are written. 0 and 1 were pickles, and are not read."""
+PICKLED = ".metadata"
+"""Their index."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,12 +51,12 @@ class Progress:
 
 def is_checkpoint(path: Path) -> bool:
     """True where a checkpoint was finished."""
-    return (path / ".metadata").is_file()
+    return (path / INDEX).is_file()
 
 
 def withdraw(path: Path) -> None:
     """What lies there is no finished checkpoint from here on; another may be written over it."""
-    (path / ".metadata").unlink(missing_ok=True)
+    (path / INDEX).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +88,11 @@ class CheckpointWriter:
         model, optim = _state(policy, optimizer)
         state = {"model": model, "optimizer": optim, **_entries(policy, progress)}
         writing = async_save(
-            state, checkpoint_id=path, process_group=self._group, no_dist=self._group is None
+            state,
+            storage_writer=CheckpointFolderWriter(path),
+            planner=JsonSavePlanner(),
+            process_group=self._group,
+            no_dist=self._group is None,
         )
         self._writing = cast("Future[Any]", writing)  # the other type is for stagers of one's own
 
@@ -104,9 +116,14 @@ def _first_cause(error: BaseException) -> str:
 def load_checkpoint(path: Path, policy: Policy, optimizer: Optimizer) -> Progress:
     """Collective: loads in place, whatever number of ranks wrote it. Raises FileNotFoundError for an
     unfinished one, ValueError for one of other settings, and OSError for a damaged one, each in one line."""
+    if (path / PICKLED).is_file() and not is_checkpoint(path):
+        raise ValueError(
+            f"{path}: written by an earlier version, as pickles, which could run anything: go on with the "
+            "version that wrote it, or begin a new run"
+        )
     if not is_checkpoint(path):
         raise FileNotFoundError(
-            f"{path}: no finished checkpoint there (no .metadata): name a folder that holds one"
+            f"{path}: no finished checkpoint there (no {INDEX}): name a folder that holds one"
         )
     model, optim = _state(policy, optimizer)
     entries = _entries(policy, Progress(stage=""))
@@ -137,9 +154,9 @@ def load_checkpoint(path: Path, policy: Policy, optimizer: Optimizer) -> Progres
 
 def _read_metadata(path: Path) -> Metadata:
     try:
-        return FileSystemReader(path).read_metadata()
-    except Exception as error:  # there is nothing that a pickle with a wrong byte does not raise
-        raise _damaged(path, f".metadata: {error}") from None
+        return CheckpointFolderReader(path).read_metadata()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"{INDEX}: {type(error).__name__}: {error}") from None
 
 
 def _damaged(path: Path, reason: str) -> OSError:
@@ -147,7 +164,12 @@ def _damaged(path: Path, reason: str) -> OSError:
 
 
 def _load(state: dict[str, Any], path: Path) -> None:
-    load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+    load(
+        state,
+        storage_reader=CheckpointFolderReader(path),
+        planner=JsonLoadPlanner(),
+        no_dist=not dist.is_initialized(),
+    )
 
 
 def _check_entries(path: Path, words: Mapping[str, Any], entries: Mapping[str, Any]) -> None:

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from learners.advantage import CreditRule
 from learners.loss import POLICY_LOSSES
 from learners.sft_config import SftConfig
-from simulators.gyms import GYMS
 
 ScoreName = Literal["sum", "mean", "reward_to_go", "max", "last"]
 CreditName = Literal["naive", "equalized", "reward_to_go", "exponential"]
@@ -172,6 +171,11 @@ class LearnerConfig(BaseModel):
         return any(self.credit_of(gym).estimator.asks_critic for gym in ("", *self.by_gym))
 
     @property
+    def takes_kl_from_advantages(self) -> bool:
+        """Whether the loss takes other advantages than the estimator gave."""
+        return self.kl == "k1" and self.kl_coefficient > 0
+
+    @property
     def clip(self) -> tuple[float, float]:
         """How far below and above 1 a ratio is clipped."""
         low, high = POLICY_LOSSES[self.loss].clip
@@ -190,14 +194,6 @@ class LearnerConfig(BaseModel):
             gamma=own.gamma or self.gamma,
             gae_lambda=self.gae_lambda if own.gae_lambda is None else own.gae_lambda,
         )
-
-    @field_validator("by_gym")
-    @classmethod
-    def _gyms_are_known(cls, by_gym: dict[str, GymCreditConfig]) -> dict[str, GymCreditConfig]:
-        for gym in by_gym:
-            if gym not in GYMS:
-                raise ValueError(f"{gym!r}: unknown gym: take one of {', '.join(GYMS)}")
-        return by_gym
 
     @model_validator(mode="after")
     def _credit_fits(self) -> "LearnerConfig":

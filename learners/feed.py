@@ -8,59 +8,27 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import accumulate, takewhile
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 
 import pyarrow as pa
 import ray
 from ray import ObjectRef
 
-from actors.delivery import Delivery, read_rows
+from actors.delivery import Delivery
 from actors.heap import freeze_heap
 from actors.trajectory import GroupOrder, GroupSummary
+from learners.begun import Begun
+from learners.group_rows import GroupRows, StoredRows, rows_of
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 5.0
 """Longest wait of one `next_orders`; an asker that hears nothing for much longer has lost its feed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GroupRows:
-    """A group's table, as rows of a table in the object store that groups which came together share. Awaited,
-    it gives the group's table."""
-
-    ref: "ObjectRef[pa.Table]"
-    first_row: int
-    num_rows: int
-
-    def of(self, table: pa.Table) -> pa.Table:
-        """The group's part of `ref`'s table."""
-        return table.slice(self.first_row, self.num_rows)
-
-    def __await__(self) -> Generator[Any, None, pa.Table]:
-        table = yield from self.ref.__await__()
-        return self.of(table)
-
-
-def fetch_groups(groups: Sequence[GroupRows], *, timeout_s: float) -> list[pa.Table]:
-    """The groups' tables. What came together is fetched once. Raises as `ray.get` does."""
-    refs = list(dict.fromkeys(group.ref for group in groups))
-    tables = dict(zip(refs, ray.get(refs, timeout=timeout_s), strict=True))
-    return [group.of(tables[group.ref]) for group in groups]
-
-
-class _StoredRows:
-    """Rows on their way into the object store, where they lie as they came; who fetches them gets a table."""
-
-    def __init__(self, rows: pa.Buffer):
-        self._rows = rows
-
-    def __reduce__(self) -> tuple[Callable[[pa.Buffer], pa.Table], tuple[pa.Buffer]]:
-        return read_rows, (self._rows,)
+MOST_NAMED = 8
+"""Groups of one kind in a line for people; thousands may be in flight."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,14 +65,18 @@ class Feed(ABC):
         self._issues: dict[int, _Issue] = {}
         """Who works on which group since when; the oldest first."""
         self._num_forgets: Counter[str] = Counter()
+        self._dismissed: set[str] = set()
         self._lost: list[LostGroup] = []
+        self._begun = Begun()
+        """What is over of the dialogues that are under way, for whoever gets their groups next."""
         self._watch: asyncio.Task[None] | None = None
         self._storing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         """One thread, so that deliveries are accepted in the order in which they came."""
         freeze_heap()
 
     async def next_orders(self, holder: str, max_groups: int) -> list[GroupOrder] | None:
-        """Up to `max_groups` orders for `holder`. `[]`: none within 5 s, ask again. None: the end."""
+        """Up to `max_groups` orders for `holder`. `[]`: none within 5 s, ask again. None: the end, of the
+        feed or of this holder's work for it."""
         assert max_groups >= 1
         if self._watch is None:  # here, since it needs the event loop, which comes after the constructor
             self._watch = asyncio.create_task(self._take_back_overdue())
@@ -113,11 +85,14 @@ class Feed(ABC):
         try:
             async with self._has_orders, asyncio.timeout(POLL_S):
                 while not self._ended():
+                    if holder in self._dismissed:
+                        self._has_orders.notify()
+                        return None
                     if self._num_forgets[holder] != num_forgets:
                         self._has_orders.notify()
                         return []  # the asker died while it waited: an order given now would be lost with it
                     while len(orders) < max_groups and (order := self._issue()) is not None:
-                        orders.append(order)
+                        orders.append(replace(order, num_begun=self._begun.count(order.group_id)))
                         self._issues.pop(order.group_id, None)  # the new one belongs at the end
                         self._issues[order.group_id] = _Issue(holder=holder, at_s=time.monotonic())
                     if orders:
@@ -130,7 +105,8 @@ class Feed(ABC):
         return None
 
     async def put(self, delivery: Delivery) -> list[bool]:
-        """Takes finished groups in. False for each that was not wanted any more.
+        """Takes finished groups in. False for each that was not wanted any more. What is returned from here
+        outlives this process, where the feed keeps anything.
 
         Until its rows are stored nothing is known of a delivery: a group that is issued again meanwhile, or
         comes twice, is taken from whoever is stored first.
@@ -143,17 +119,30 @@ class Feed(ABC):
         ref = await asyncio.get_running_loop().run_in_executor(self._storing, self._store, delivery.rows)
         if self._ended():
             return [False] * len(delivery.orders)
-        ends = accumulate(delivery.num_rows)
         accepted = []
-        for order, summary, num_rows, end in zip(
-            delivery.orders, delivery.summaries, delivery.num_rows, ends, strict=True
-        ):
-            rows = GroupRows(ref=ref, first_row=end - num_rows, num_rows=num_rows)
+        all_rows = rows_of(ref, num_rows=delivery.num_rows)
+        for order, summary, rows in zip(delivery.orders, delivery.summaries, all_rows, strict=True):
             accepted.append(self._accept(order, summary, rows))
             if accepted[-1]:  # perhaps from an earlier holder than the one that has it now
                 self._issues.pop(order.group_id, None)
+                self._begun.forget(order.group_id)
+        # In the same moment: a step that takes these groups is written down after them.
+        kept = self._keep(delivery) if any(accepted) else None
         await self._notify()
+        if kept is not None:
+            await kept
         return accepted
+
+    async def note_turns(self, holder: str, group_ids: Sequence[int], rows: pa.Buffer) -> None:
+        """Turns of dialogues under way are over, see `actors.begun`; `group_ids` are their groups', turn by
+        turn. Those of a group that somebody else has now are not wanted: two would tell one dialogue."""
+        mine = [one for one in group_ids if one in self._issues and self._issues[one].holder == holder]
+        if mine and not self._ended():
+            self._begun.add(mine, rows, number=self._keep_turns(mine, rows))
+
+    async def begun(self, group_ids: Sequence[int]) -> list[list[pa.Buffer]]:
+        """The turns of these groups' dialogues that are over, among those of others."""
+        return [self._begun.rows(group_id) for group_id in group_ids]
 
     async def forget(self, holder: str) -> list[int]:
         """Gives up on a dead holder; its unfinished groups (returned by id) go to whoever asks next."""
@@ -161,6 +150,12 @@ class Feed(ABC):
         lost = [group_id for group_id, issue in self._issues.items() if issue.holder == holder]
         await self._reissue(lost)
         return lost
+
+    async def dismiss(self, holder: str) -> None:
+        """Gives `holder` no more orders: whenever it asks it is told of the end. It keeps what it has."""
+        self._dismissed.add(holder)
+        async with self._has_orders:
+            self._has_orders.notify_all()  # it may be the one that waits
 
     async def pop_lost(self) -> list[LostGroup]:
         """The groups that were taken from their holders since the last call, in that order."""
@@ -194,9 +189,22 @@ class Feed(ABC):
         self._take_back(group_ids)
         await self._notify()
 
+    def _stuck(self, waiting: Sequence[int]) -> str:
+        """For people: the groups that are waited for, those that have been out for longest first, and
+        `waiting`, which nobody holds."""
+        now = time.monotonic()
+        held = [
+            f"group {group_id} with {issue.holder} for {now - issue.at_s:.0f} s"
+            for group_id, issue in islice(self._issues.items(), MOST_NAMED)
+        ]
+        idle = [f"group {group_id} waits to be issued again" for group_id in waiting[:MOST_NAMED]]
+        num_others = len(self._issues) + len(waiting) - len(held) - len(idle)
+        others = [f"and {num_others} others"] if num_others else []
+        return "; ".join([*held, *idle, *others]) or "nobody has asked for orders"
+
     def _store(self, rows: pa.Buffer) -> "ObjectRef[pa.Table]":
         """In a thread of its own."""
-        return ray.put(_StoredRows(rows))
+        return ray.put(StoredRows(rows))
 
     async def _notify(self) -> None:
         async with self._changed:
@@ -219,6 +227,14 @@ class Feed(ABC):
 
     @abstractmethod
     def _accept(self, order: GroupOrder, summary: GroupSummary, rows: GroupRows) -> bool: ...
+
+    def _keep(self, delivery: Delivery) -> "asyncio.Future[None] | None":
+        """What was taken in is kept beyond this process when this is done. None: it is not."""
+        return None
+
+    def _keep_turns(self, group_ids: Sequence[int], rows: pa.Buffer) -> int:
+        """Turns are kept beyond this process as the entry of this number; 0: they are not."""
+        return 0
 
     @abstractmethod
     def _take_back(self, group_ids: Sequence[int]) -> None:

@@ -10,6 +10,8 @@ from typing import Any, NoReturn, TextIO
 
 PIECE = 2**18
 """Characters of a list that are held at a time; for a row that is longer they are doubled until it fits."""
+MAX_ROW_CHARS = 2**24
+"""Of one row, which is held whole."""
 MOST_DIGITS = 400
 """Of a whole number: hardly another reader takes more."""
 MOST_SHOWN = 40
@@ -57,9 +59,11 @@ def _rows(file: TextIO, path: Path) -> Iterator[tuple[str, object]]:
     if first.lstrip().startswith("["):
         yield from _items(file, path)
         return
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(iter(lambda: file.readline(MAX_ROW_CHARS + 1), ""), start=1):
+        place = f"{path}: line {number}"
+        if len(line) > MAX_ROW_CHARS:
+            _refuse_long(place)
         if line.strip():
-            place = f"{path}: line {number}"
             yield place, strict_json(line, place=place, cure=FILE_FORM)
 
 
@@ -80,6 +84,8 @@ def _items(file: TextIO, path: Path) -> Iterator[tuple[str, object]]:
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, end)
         except (ValueError, RecursionError) as error:
             size *= 2
+            if size > 2 * MAX_ROW_CHARS:
+                _refuse_long(place)
             more = file.read(size) if isinstance(error, json.JSONDecodeError) else ""
             if not more:
                 _refuse_json(error, place=place, cure=FILE_FORM, start=at)
@@ -95,6 +101,10 @@ def _items(file: TextIO, path: Path) -> Iterator[tuple[str, object]]:
         at, size, number = _skip(text, end + 1), PIECE, number + 1
     if _skip(text, at + 1) < len(text) or file.read().strip():
         refuse(str(path), "not JSON (something follows the list)", FILE_FORM)
+
+
+def _refuse_long(place: str) -> NoReturn:
+    refuse(place, f"more than {MAX_ROW_CHARS} characters", "give shorter dialogues")
 
 
 def _skip(text: str, at: int) -> int:

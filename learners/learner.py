@@ -1,8 +1,8 @@
 """The learner as RLlib knows learners: a `TorchLearner` that fetches tables for a `PolicyLearner`.
 
-The driver calls its methods through Ray, on every rank alike: all but `saved` and `get_state` are collective.
-There is no RLModule: dialogues are sampled by the engine, and the policy's weights travel through `weights`
-or, between GPUs, `send_weights`.
+The driver calls its methods through Ray, on every rank alike: all but `saved`, `credits` and `get_state` are
+collective. There is no RLModule: dialogues are sampled by the engine, and the policy's weights travel through
+`weights` or, between GPUs, `send_weights`.
 """
 
 import time
@@ -21,7 +21,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from actors.config import WeightTransport
 from actors.heap import freeze_heap
 from learners.checkpoint import SaveReport
-from learners.feed import GroupRows, fetch_groups
+from learners.group_rows import GroupRows, fetch_groups
 from learners.policy_learner import PolicyLearner
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class GRPOLearner(TorchLearner):
         """Called once, by the LearnerGroup."""
         self._learner = PolicyLearner(vars(self.config)["learner_settings"])
         self._sender: WeightSender | None = None
+        self._met: list[ActorHandle] = []
+        """The engines that the sender knows."""
         self._is_built = True
         freeze_heap()
 
@@ -50,6 +52,9 @@ class GRPOLearner(TorchLearner):
         start = time.perf_counter()
         metrics = self._learner.update_groups(tables, step=step)
         return {**metrics, "time/learn_s": time.perf_counter() - start}
+
+    def credits(self) -> pa.Table | None:
+        return self._learner.credits()
 
     def set_demonstrations(self, table_refs: Sequence[ray.ObjectRef]) -> int:
         """`PolicyLearner.set_demonstrations` on references to tables."""
@@ -72,9 +77,10 @@ class GRPOLearner(TorchLearner):
         dtype: Literal["float32", "bfloat16", "auto"],
         policy_version: int,
     ) -> dict[str, float]:
-        """The policy's weights from this learner's GPU into the engines, which the first call meets. Live
-        there when rank 0 returns, with what the engines measured; the other ranks return nothing."""
-        if self._sender is None:
+        """The policy's weights from this learner's GPU into the engines, which the first call meets, and any
+        later one for other engines. Live there when rank 0 returns, with what the engines measured; the other
+        ranks return nothing."""
+        if self._sender is None or list(engines) != self._met:
             from actors.vllm_sender import WeightSender  # vLLM is slow to import, and only GPUs need it
 
             keeps = self._learner.rank == 0 or transport == "ipc"  # each rank shares its own copy
@@ -86,6 +92,7 @@ class GRPOLearner(TorchLearner):
                 rank=self._learner.rank,
                 timeout_s=SEND_TIMEOUT_S,
             )
+            self._met = list(engines)
         return self._sender.send(policy_version)
 
     def save(self, path: str) -> None:

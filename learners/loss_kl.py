@@ -24,7 +24,7 @@ def with_kl_in_advantages(
     tokens: LossTokens, reference_logprobs: Float[Tensor, "L"], config: LearnerConfig
 ) -> LossTokens:
     """A - kl_coefficient x sg[k1] under `kl=k1`; the tokens as they are under any other."""
-    if config.kl != "k1" or not config.kl_coefficient:
+    if not config.takes_kl_from_advantages:
         return tokens
     penalty = config.kl_coefficient * kl_k1(tokens.policy_logprobs.detach(), reference_logprobs)
     return replace(tokens, advantages=tokens.advantages - penalty)

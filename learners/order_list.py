@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from actors.trajectory import GroupOrder, GroupSummary
 from learners.archive import write_tables
-from learners.buffer import FinishedGroup
-from learners.feed import Feed, GroupRows
+from learners.feed import Feed
+from learners.finished_group import FinishedGroup
+from learners.group_rows import GroupRows
 
 FETCH_TIMEOUT_S = 60.0
 TOKEN_COLUMNS = ("context_ids", "completion_ids", "behavior_logprobs", "policy_versions")

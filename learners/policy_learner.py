@@ -1,6 +1,7 @@
 """One training rank: the policy with its optimizer, its reference and its stage. Tables in, metrics out.
 
-Every method but `saved` is collective: all ranks call it alike, with the same arguments. Knows no Ray.
+Every method but `saved` and `credits` is collective: all ranks call it alike, with the same arguments. Knows
+no Ray.
 """
 
 import os
@@ -20,6 +21,7 @@ from transformers import AutoTokenizer
 from actors.renderer import Renderer
 from learners.checkpoint import CheckpointWriter, Progress, SaveReport, export_model, load_checkpoint
 from learners.config import LearnerSettings
+from learners.credited import CreditedGroup, credit_table
 from learners.full_weights import FullWeights
 from learners.loss_aggregation import shares_of, take, turn_weights
 from learners.loss_entropy import EntropyControl
@@ -27,7 +29,7 @@ from learners.packing import micro_batches
 from learners.policy import Policy, load_policy, shard
 from learners.reference import load_reference, reference_logprobs, write_reference
 from learners.samples import TrainingSample
-from learners.scoring import Scorer
+from learners.scoring import Scorer, TurnKey
 from learners.sft import Demonstrations, batch_indices, num_sft_steps
 from learners.step import (
     LossFn,
@@ -42,7 +44,8 @@ from learners.step import (
     warmed_up,
     with_critic,
 )
-from learners.step_samples import samples_of_step
+from learners.step_samples import samples_of_step, trajectories_of
+from learners.used_advantages import UsedAdvantages
 from learners.weight_sender import WIRE_DTYPES, pack
 
 
@@ -81,6 +84,8 @@ class PolicyLearner:
         self._stage = ""
         self._entropy = EntropyControl(coefficient=config.entropy_coefficient)
         self._demonstrations = Demonstrations([])
+        self._credits: pa.Table | None = None
+        """Of the last step; rank 0 alone has any."""
 
     def update_groups(self, tables: Sequence[pa.Table], *, step: int) -> dict[str, float]:
         """One GRPO step on whole scored groups, a table each, the same list on every rank.
@@ -90,7 +95,7 @@ class PolicyLearner:
         """
         self._enter_stage("grpo")
         config = self._settings.learner
-        samples, credit_metrics = samples_of_step(
+        samples, credit_metrics, groups = samples_of_step(
             tables, config=config, renderer=self._renderer, scorer=self._scorer(step)
         )
         num_usable = len(samples)
@@ -104,17 +109,20 @@ class PolicyLearner:
             used = self._entropy.used(target=config.entropy_target)
             config = config.model_copy(update={"entropy_coefficient": used})
         num_loss_tokens = sum(sample.num_loss_tokens for sample in samples)
+        taken = UsedAdvantages() if config.takes_kl_from_advantages and num_loss_tokens else None
         loss_fn = partial(
             grpo_sums,
             config=config,
             num_tokens=num_loss_tokens,
             policy_version=step,
             reference=partial(reference_logprobs, self._reference) if self._reference is not None else None,
+            note=taken.note if taken else None,
         )
         lr = warmed_up(config.lr, step=step, warmup_steps=config.warmup_steps)
         metrics = self._step(
             samples, weights=weights, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step
         )
+        self._note_credits(groups, samples=samples, taken=taken, step=step)
         if config.entropy_target and "learner/entropy" in metrics:
             self._entropy = self._entropy.after(metrics["learner/entropy"], target=config.entropy_target)
             metrics["learner/entropy_coefficient"] = config.entropy_coefficient
@@ -122,6 +130,10 @@ class PolicyLearner:
             metrics["learner/num_left_out"] = float(num_usable - len(samples))
             metrics["learner/budget_filled"] = num_loss_tokens / config.aggregation_tokens
         return metrics | credit_metrics
+
+    def credits(self) -> pa.Table | None:
+        """The `credit_table` of the last `update_groups`; None on all ranks but the first. Not collective."""
+        return self._credits
 
     def set_demonstrations(self, tables: Sequence[pa.Table]) -> int:
         """Keeps the SFT stage's demonstrations; returns how many samples they give."""
@@ -207,6 +219,32 @@ class PolicyLearner:
         )
         loss_fn = partial(sft_sums, num_tokens=num_loss_tokens)
         return self._step(samples, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step)
+
+    def _note_credits(
+        self,
+        groups: Sequence[CreditedGroup],
+        *,
+        samples: Sequence[TrainingSample],
+        taken: UsedAdvantages | None,
+        step: int,
+    ) -> None:
+        """After the step on these samples, for `credits`."""
+        in_loss: dict[TurnKey, float] = {}
+        if taken:
+            in_loss = taken.by_turn(
+                samples,
+                max_tokens=self._settings.learner.micro_batch_tokens,
+                rank=self.rank,
+                num_ranks=self._num_ranks,
+                seed=self._settings.seed + step,
+            )
+        if self.rank == 0:
+            self._credits = credit_table(
+                groups,
+                credit_of=self._settings.learner.credit_of,
+                learned=trajectories_of(samples),
+                in_loss=in_loss,
+            )
 
     def _scorer(self, step: int) -> Scorer:
         return Scorer(

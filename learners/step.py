@@ -26,6 +26,8 @@ LossFn = Callable[[MicroBatch, PolicyOutput], Sums]
 """Must hold `loss`; it and `critic_loss` are the only entries with a gradient."""
 ReferenceFn = Callable[[MicroBatch], Float[Tensor, "L"]]
 """The reference model's logprobs of the loss tokens."""
+NoteFn = Callable[[MicroBatch, Float[Tensor, "L"]], None]
+"""Is told of the advantages that the loss takes, micro-batch by micro-batch."""
 
 
 def grpo_sums(
@@ -36,6 +38,7 @@ def grpo_sums(
     num_tokens: int,
     policy_version: int,
     reference: ReferenceFn | None = None,
+    note: NoteFn | None = None,
 ) -> Sums:
     """The policy loss with its KL to the reference where there is one, less the entropy bonus, and what is
     reported of it; the gap counts tokens that this very version sampled."""
@@ -49,6 +52,8 @@ def grpo_sums(
     reference_logprobs = reference(batch) if reference else None
     if reference_logprobs is not None:
         tokens = with_kl_in_advantages(tokens, reference_logprobs, config)
+    if note is not None:
+        note(batch, tokens.advantages)
     importance = importance_weights(tokens, config)
     weights = batch.weights * importance
     result = policy_loss(tokens, weights=weights, num_tokens=num_tokens, config=config)

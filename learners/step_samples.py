@@ -12,6 +12,7 @@ import pyarrow as pa
 from actors.renderer import Renderer
 from actors.table import REWARD
 from learners.config import LearnerConfig
+from learners.credited import CreditedGroup
 from learners.critic import explained_variance
 from learners.dropped import TrajectoryKey, drop_metrics, num_dropped
 from learners.information_gain import INFORMATION_GAINS, InformationGain
@@ -21,11 +22,12 @@ from learners.scoring import Scorer, TurnKey, by_turn, turn_values
 
 def samples_of_step(
     tables: Sequence[pa.Table], *, config: LearnerConfig, renderer: Renderer | None, scorer: Scorer
-) -> tuple[list[TrainingSample], dict[str, float]]:
-    """The samples of these groups, and what is reported of gains and critic. `renderer` is needed for gains
-    alone. Collective where the policy is asked."""
+) -> tuple[list[TrainingSample], dict[str, float], list[CreditedGroup]]:
+    """The samples of these groups, what is reported of gains and critic, and what every turn was credited
+    with. `renderer` is needed for gains alone. Collective where the policy is asked."""
     metrics: dict[str, float] = {}
     tables = [table for table in tables if table.num_rows]
+    gains: Mapping[TurnKey, float] = {}
     if tables and config.information_gain != "none":
         assert renderer is not None, "gains are scored on rendered tokens"
         whole = pa.concat_tables(tables)
@@ -33,39 +35,49 @@ def samples_of_step(
         gain = INFORMATION_GAINS[config.information_gain](whole, asked, renderer, scorer)
         weight = config.information_gain_weight
         tables = [with_gain(table, gain, weight=weight, scored=trajectories_of(asked)) for table in tables]
-        metrics = gain_metrics(gain, tables)
+        metrics, gains = gain_metrics(gain, tables), gain.by_turn
     credit_of = cache(config.credit_of)  # one rule a gym
     values = critic_values(tables, credit_of=credit_of, scorer=scorer)
-    expected, received = [], []
-    of_rows: list[tuple[np.ndarray, np.ndarray]] = []
-    for table in tables:
-        returns = np.full(table.num_rows, np.nan)
-        if _asks_critic(table, credit_of):
-            keys = turn_keys(table)
-            before = np.array([values.get(key, 0.0) for key in keys])
-            advantages = gym_advantages(table, credit_of, values=before)
-            returns = advantages + before
-            seen = np.array([key in values for key in keys]) & np.isfinite(returns)
-            expected += before[seen].tolist()
-            received += returns[seen].tolist()
-        else:
-            advantages = gym_advantages(table, credit_of)
-        of_rows.append((advantages, returns))
+    groups = [_credited(table, credit_of=credit_of, values=values, gains=gains) for table in tables]
     samples: list[TrainingSample] = []
     dropped: Counter[str] = Counter()
-    if tables:  # all at once: a group alone is too small to lay out fast
+    if groups:  # all at once: a group alone is too small to lay out fast
         whole = pa.concat_tables(tables)
-        advantages, returns = (np.concatenate(parts) for parts in zip(*of_rows, strict=True))
+        advantages = np.concatenate([group.advantages for group in groups])
+        returns = np.concatenate([group.returns for group in groups])
         samples = samples_from_table(whole, advantages=advantages, returns=returns)
         dropped = num_dropped(whole, advantages=advantages, sampled=trajectories_of(samples))
-    metrics |= drop_metrics(dropped)
-    explained = explained_variance(np.array(expected), np.array(received))
-    if explained is not None:
-        metrics["learner/critic/explained_variance"] = explained
+    metrics |= drop_metrics(dropped) | _critic_metrics(groups, values=values)
     if config.truncated == "mask":
         samples, num_masked = without_truncated(samples, tables=tables)
         metrics["learner/num_masked"] = float(num_masked)
-    return samples, metrics
+    return samples, metrics, groups
+
+
+def _credited(
+    table: pa.Table, *, credit_of: CreditOf, values: Mapping[TurnKey, float], gains: Mapping[TurnKey, float]
+) -> CreditedGroup:
+    nothing, expected = np.full(table.num_rows, np.nan), None
+    if _asks_critic(table, credit_of):
+        expected = np.array([values.get(key, 0.0) for key in turn_keys(table)])
+    return CreditedGroup(
+        table=table,
+        advantages=gym_advantages(table, credit_of, values=expected),
+        values=nothing if expected is None else expected,
+        gains=np.array([gains.get(key, np.nan) for key in turn_keys(table)]) if gains else nothing,
+    )
+
+
+def _critic_metrics(groups: Sequence[CreditedGroup], *, values: Mapping[TurnKey, float]) -> dict[str, float]:
+    """How much of the returns the critic has foreseen, where it was asked."""
+    expected: list[float] = []
+    received: list[float] = []
+    for group in groups if values else ():
+        seen = np.array([key in values for key in turn_keys(group.table)]) & np.isfinite(group.returns)
+        expected += group.values[seen].tolist()
+        received += group.returns[seen].tolist()
+    explained = explained_variance(np.array(expected), np.array(received))
+    return {} if explained is None else {"learner/critic/explained_variance": explained}
 
 
 def critic_values(tables: Sequence[pa.Table], *, credit_of: CreditOf, scorer: Scorer) -> dict[TurnKey, float]:

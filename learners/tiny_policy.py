@@ -9,6 +9,7 @@ call's syntax) is one token.
 import asyncio
 import json
 import random
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from learners.config import TinyPolicyConfig
-from simulators.env import GymEnv
+from simulators.env import Gym, GymEnv
 from simulators.gyms import GYMS
 from simulators.message import TOOL_NAME, TOOL_SCHEMA
 from simulators.rule_user import RuleUser
@@ -26,7 +27,7 @@ from simulators.task import TaskKey
 
 STOP = "<|im_end|>"
 PAD = "<|endoftext|>"
-CONSTANTS = (
+SYNTAX = (
     f'<tool_call>\n{{"name": "{TOOL_NAME}", "arguments": {{"choice": "',
     '", "content": "',
     '"}}\n</tool_call>',
@@ -34,12 +35,8 @@ CONSTANTS = (
     "\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
     "<|im_end|>\n<|im_start|>user\n",
     "<|im_end|>\n<|im_start|>assistant\n",
-    *(
-        f"<|im_start|>system\n{gym.system}\n<tools>\n{json.dumps(TOOL_SCHEMA)}\n</tools>"
-        for gym in GYMS.values()
-    ),
 )
-"""Text that never varies: one token each, so that a small policy spends its few parameters on what does."""
+"""Text between what is said; one token each, like the rules: see `constants`."""
 WORDS = r"\d| ?[A-Z][a-z]| ?[A-Za-z_]+| ?[^\sA-Za-z_\d]+|\s"
 """How text is cut before merges: single digits, the first two letters of a name, words with their space,
 punctuation."""
@@ -76,10 +73,18 @@ CHAT_TEMPLATE = """\
 """The ChatML form with Qwen3's <tools>, <tool_call> and <tool_response> blocks."""
 
 
-def build(folder: Path, config: TinyPolicyConfig, *, max_tokens: int, seed: int) -> None:
-    """Writes model and tokenizer into `folder`; the same seed gives the same bytes."""
+def build(
+    folder: Path,
+    config: TinyPolicyConfig,
+    *,
+    max_tokens: int,
+    seed: int,
+    gyms: Mapping[str, Gym] = GYMS,
+) -> None:
+    """Writes model and tokenizer into `folder`, for what is said in these gyms; the same seed gives the same
+    bytes."""
     disable_progress_bar()
-    tokenizer = make_tokenizer(vocab_size=config.vocab_size)
+    tokenizer = make_tokenizer(vocab_size=config.vocab_size, gyms=gyms)
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(
         Qwen3Config(
@@ -102,7 +107,15 @@ def build(folder: Path, config: TinyPolicyConfig, *, max_tokens: int, seed: int)
     tokenizer.save_pretrained(folder)
 
 
-def make_tokenizer(*, vocab_size: int) -> PreTrainedTokenizerFast:
+def constants(gyms: Mapping[str, Gym]) -> tuple[str, ...]:
+    """Text that never varies: one token each, so that a small policy spends its few parameters on what
+    does."""
+    tools = json.dumps(TOOL_SCHEMA)
+    rules = (f"<|im_start|>system\n{gym.system}\n<tools>\n{tools}\n</tools>" for gym in gyms.values())
+    return (*SYNTAX, *rules)
+
+
+def make_tokenizer(*, vocab_size: int, gyms: Mapping[str, Gym] = GYMS) -> PreTrainedTokenizerFast:
     """A byte-level BPE trained on the gyms' rules, openings, actions and feedback."""
     tokenizer = Tokenizer(models.BPE())
     cut = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
@@ -112,35 +125,45 @@ def make_tokenizer(*, vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     specials = [PAD, "<|im_start|>", STOP]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(CONSTANTS) - 4,
+        vocab_size=vocab_size - len(constants(gyms)) - 4,
         special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(_corpus(gyms), trainer)
     blocks = ["<think>", "</think>", "<tool_response>", "</tool_response>"]
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*CONSTANTS, *blocks)])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*constants(gyms), *blocks)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=STOP, pad_token=PAD, chat_template=CHAT_TEMPLATE
     )
 
 
-@cache
-def _corpus() -> tuple[str, ...]:
-    """What the gyms say when their experts play training tasks, without a running system around them."""
+def _corpus(gyms: Mapping[str, Gym]) -> list[str]:
+    """What is said in these gyms, without a running system around them."""
     texts = ["system", "user", "assistant"] * CORPUS_DIALOGUES_PER_GYM
-    for gym in GYMS.values():
-        for index in range(CORPUS_DIALOGUES_PER_GYM):
-            difficulty = CORPUS_LEVELS[index % len(CORPUS_LEVELS)]
-            key = TaskKey(gym=gym.name, split="train", index=index, seed=CORPUS_SEED, difficulty=difficulty)
-            texts += asyncio.run(_expert_dialogue(key))
-    return tuple(texts)
+    for name, gym in gyms.items():
+        texts += _said_in_ours(name) if GYMS.get(name) is gym else _said_in(gym)
+    return texts
 
 
-async def _expert_dialogue(key: TaskKey) -> list[str]:
-    gym = GYMS[key.gym]
+@cache
+def _said_in_ours(name: str) -> list[str]:
+    return _said_in(GYMS[name])
+
+
+def _said_in(gym: Gym) -> list[str]:
+    """What its expert and its user say on training tasks."""
+    texts = []
+    for index in range(CORPUS_DIALOGUES_PER_GYM):
+        difficulty = CORPUS_LEVELS[index % len(CORPUS_LEVELS)]
+        key = TaskKey(gym=gym.name, split="train", index=index, seed=CORPUS_SEED, difficulty=difficulty)
+        texts += asyncio.run(_expert_dialogue(gym, key))
+    return texts
+
+
+async def _expert_dialogue(gym: Gym, key: TaskKey) -> list[str]:
     task = gym.make_task(key)
-    env = GymEnv(gym, task=task, user=RuleUser())
+    env = GymEnv(gym, task=task, user=RuleUser({gym.name: gym}))
     texts = [task.opening]
     expert = gym.expert(task.opening, random.Random(key.index), 0.0)
     action = next(expert)
@@ -149,4 +172,7 @@ async def _expert_dialogue(key: TaskKey) -> list[str]:
         texts += (action.thought, action.choice, action.content, step.feedback)
         if step.terminated or step.truncated:
             return texts
-        action = expert.send(step.feedback)
+        try:
+            action = expert.send(step.feedback)
+        except StopIteration:  # it has nothing more to say, though the dialogue is not over
+            return texts

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from simulators.message import ToolCall
 from simulators.tau.shops import TOOLS
 from simulators.tau.tools import ToolError, parse_call
+from simulators.untrusted import load_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ALL_TOOLS = {name: tool for tools in TOOLS.values() for name, tool in tools.items()}
 """For the types of `key=value` arguments."""
-LOOKS_LIKE_A_CALL = re.compile(r"\s*(\{|\w+\s*[:(]?\s*\{|\w+\s+\w+=)")
+LOOKS_LIKE_A_CALL = re.compile(r"\s*(\{|\w+\s*(?:[:(]\s*)?\{|\w+\s+\w+=)")
 NO_ARGUMENTS = 1.0
 """Overlap of two empty sets of argument names: nothing was wanted and nothing was given."""
 
@@ -85,8 +86,8 @@ def read_call(choice: str, content: str) -> ToolCall:
         except ToolError:
             pass  # a call of another form, or a text that only begins like one
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
+        value = load_json(content)
+    except ValueError:
         value = None
     return ToolCall(name=choice, arguments=value if isinstance(value, dict) else {"content": content})
 

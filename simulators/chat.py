@@ -3,19 +3,20 @@ and a key that no text of ours ever shows. Knows no gym and no role.
 """
 
 import asyncio
-import json
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from simulators.chat_answer import Answer, NoAnswer, read_answer
 from simulators.chat_config import ChatConfig
 from simulators.limiter import OVERLOADED, Permits
 from simulators.user import Failure, SimulatorError
 
 if TYPE_CHECKING:
+    import httpx
     from openai import APIStatusError
 
 MAX_WAIT_S = 60.0
@@ -24,8 +25,6 @@ MAX_ERROR_CHARS = 300
 """An endpoint's own error text is cut here."""
 MIN_SECRET_CHARS = 4
 """Shorter keys (such as a local server's "x") are no secrets, and taking them out would garble every text."""
-CHARS_PER_TOKEN = 4
-"""For endpoints that do not report usage: a budget must hold there too."""
 RETRIED = (408, 409, 425, 429)
 """Statuses below 500 that another try may mend."""
 
@@ -66,9 +65,13 @@ class _Problem:
 class Chat:
     """Calls one endpoint. It works in one event loop at a time, and can be pickled: the key stays behind."""
 
-    def __init__(self, config: ChatConfig):
-        """Reads the key. Raises ValueError where its variable is not set."""
+    def __init__(
+        self, config: ChatConfig, *, transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None
+    ):
+        """Reads the key. Raises ValueError where its variable is not set. `transport` makes what carries the
+        requests, in each event loop anew; None: the network."""
         self.config = config
+        self._transport = transport
         self.num_calls = 0
         """Tries made so far."""
         self.num_tokens = 0
@@ -79,8 +82,8 @@ class Chat:
     def __repr__(self) -> str:
         return f"Chat({self.config.model!r} at {self.config.base_url})"
 
-    def __reduce__(self) -> tuple[type["Chat"], tuple[ChatConfig]]:
-        return Chat, (self.config,)
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return _chat, (self.config, self._transport)
 
     async def complete(
         self,
@@ -111,16 +114,15 @@ class Chat:
                 outcome.is_refused = isinstance(result, _Problem) and result.is_overload
                 outcome.is_answered = not isinstance(result, _Problem)
             if not isinstance(result, _Problem):
-                text, model, is_cut, num_tokens, tool_calls = result
                 return ChatReply(
-                    text=text,
-                    model=model,
-                    is_cut=is_cut,
-                    num_tokens=num_tokens,
+                    text=result.text,
+                    model=result.model or self.config.model,
+                    is_cut=result.is_cut,
+                    num_tokens=result.num_tokens,
                     latency_s=time.monotonic() - began,
                     num_retries=num_retries,
                     concurrency=concurrency,
-                    tool_calls=tool_calls,
+                    tool_calls=result.tool_calls,
                 )
             problem = result
             if problem.is_final:
@@ -141,10 +143,24 @@ class Chat:
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
+        import httpx
         from openai import AsyncOpenAI
 
+        from simulators.capped_http import PLAIN, cap  # heavy, like the client itself: a check needs neither
+
+        client: Any = httpx.AsyncClient(
+            transport=self._transport() if self._transport else None,
+            timeout=None,
+            limits=httpx.Limits(max_connections=self.config.max_concurrency),
+            event_hooks=cap(),
+        )
         self._client: AsyncOpenAI = AsyncOpenAI(
-            base_url=self.config.base_url, api_key=self._key or "none", max_retries=0, timeout=None
+            base_url=self.config.base_url,
+            api_key=self._key or "none",
+            max_retries=0,
+            timeout=None,
+            default_headers=PLAIN,
+            http_client=client,
         )
         self._permits = Permits(self.config.max_concurrency)
         self._loop = loop
@@ -168,10 +184,9 @@ class Chat:
         seed: int,
         schema: Mapping[str, Any] | None,
         tools: Sequence[Mapping[str, Any]],
-    ) -> tuple[str, str, bool, int, tuple[tuple[str, str], ...]] | _Problem:
-        """(text, model, cut, tokens, tool calls) of one try, or what went wrong with it."""
+    ) -> Answer | _Problem:
+        """What one try brought, or what went wrong with it."""
         from openai import APIError, APIStatusError
-        from openai.types.chat import ChatCompletion
 
         self.num_calls += 1
         try:
@@ -184,34 +199,20 @@ class Chat:
             return _Problem(text=text, failure=Failure.TIMEOUT, is_overload=True)
         except APIStatusError as error:
             return self._status_problem(error, with_schema=schema is not None)
-        except (APIError, ValueError) as error:  # ValueError: a body that is no JSON
+        except (APIError, ValueError, RecursionError) as error:  # no JSON, or too long or deep
             cause = error.__cause__ or error
             return _Problem(text=self._clean(f"{type(cause).__name__}: {cause}"))
-        # Not every endpoint keeps to the form, and the client does not insist.
-        if not isinstance(completion, ChatCompletion) or not completion.choices:
-            return _Problem(text="the endpoint's reply is no chat completion")
-        choice = completion.choices[0]
-        if not choice or not choice.message or not isinstance(choice.message.content or "", str):
-            return _Problem(text="the endpoint's reply holds no message of text")
-        text = choice.message.content or ""
-        read_chars = sum(len(str(message.get("content", ""))) for message in messages)
-        guess = (read_chars + len(text)) // CHARS_PER_TOKEN
-        used = completion.usage.total_tokens if completion.usage else None
-        num_tokens = used if isinstance(used, int) and used > 0 else guess
-        self.num_tokens += num_tokens
-        model = self._without_key(completion.model or self.config.model)
-        calls = self._calls(choice.message.tool_calls)
-        return self._without_key(text), model, choice.finish_reason == "length", num_tokens, calls
-
-    def _calls(self, called: object) -> tuple[tuple[str, str], ...]:
-        """(name, arguments) of the tool calls, whatever the endpoint put in their place."""
-        functions = [getattr(call, "function", None) for call in called] if isinstance(called, list) else []
-        calls = [(getattr(one, "name", None), getattr(one, "arguments", None)) for one in functions]
-        return tuple(
-            (name, self._without_key(text if isinstance(text, str) else json.dumps(text)))
-            for name, text in calls
-            if isinstance(name, str)
-        )
+        try:  # not every endpoint keeps to the form, and the client does not insist
+            answer = read_answer(
+                completion,
+                max_tokens=self.config.max_tokens,
+                num_chars_read=sum(len(str(message.get("content", ""))) for message in messages),
+                clean=self._without_key,
+            )
+        except NoAnswer as error:
+            return _Problem(text=str(error))
+        self.num_tokens += answer.num_tokens
+        return answer
 
     def _request(
         self,
@@ -255,6 +256,10 @@ class Chat:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if len(self._key) >= MIN_SECRET_CHARS else text
+
+
+def _chat(config: ChatConfig, transport: "Callable[[], httpx.AsyncBaseTransport] | None") -> Chat:
+    return Chat(config, transport=transport)
 
 
 def _read_key(variable: str) -> str:

@@ -48,6 +48,7 @@ class RulesUserConfig(NamedUserConfig):
 
     type: Literal["rules"] = "rules"
     name: str = RULES
+    """Always this one."""
     delay_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Mean seconds that each reply takes, as if a model gave it: to rehearse with slow users."""
 
@@ -78,6 +79,7 @@ class LlmServeConfig(NamedUserConfig):
     kv_cache_gib: int = Field(default=2, ge=1)
     """Memory for the attention cache of a replica on CPUs; on a GPU vLLM takes what is free."""
     temperature: float = Field(default=0.7, ge=0)
+    """Sampling temperature."""
     max_tokens: int = Field(default=512, ge=1)
     """Longest reply, reasoning included."""
     timeout_s: float = Field(default=120.0, gt=0)
@@ -172,6 +174,12 @@ class SimulatorConfig(BaseModel):
     """Gauges of the users above these limits are reported at every step."""
     num_replicas: int = Field(default=1, ge=1)
     """Serve replicas that answer for the rule-based users."""
+    max_replicas: int | None = Field(default=None, ge=1)
+    """Where dialogues wait for them their number grows up to this one. Not given: it stays as it is."""
+    host: str = "127.0.0.1"
+    """Where `userrl serve` listens. Beyond this machine it asks for a key."""
+    api_key_env: str = "USERRL_SIMULATOR_KEY"
+    """The environment variable with that key; where it is set, it is asked for on this machine, too."""
     num_cpus_per_replica: float = Field(default=0.1, ge=0)
     """CPUs that Ray reserves for each replica; rules need little."""
     timeout_s: float = Field(default=30.0, gt=0)
@@ -180,6 +188,22 @@ class SimulatorConfig(BaseModel):
     """Tries after the first, where a replica died or was too slow."""
     backoff_s: float = Field(default=0.25, gt=0)
     """Mean wait before the first retry; it doubles with every further one."""
+
+    @model_validator(mode="after")
+    def _replicas_grow(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError(
+                f"max_replicas={self.max_replicas} is less than num_replicas={self.num_replicas}: raise it, "
+                "or leave it out for a fixed number"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _holds_no_key(self) -> Self:
+        """A check of the whole: errors about one field repeat its value, which may be a key here."""
+        if not self.api_key_env.isidentifier():
+            raise ValueError("api_key_env is the NAME of an environment variable, never the key itself")
+        return self
 
     @field_validator("users")
     @classmethod

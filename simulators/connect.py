@@ -1,7 +1,9 @@
 """From a recipe's list of users to the one `User` that environments talk to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
+
+import httpx
 
 from simulators.chat import Chat, ChatConfig
 from simulators.config import (
@@ -28,19 +30,23 @@ def connect_users(
     gyms: Mapping[str, Gym],
     names: Sequence[str] | None = None,
     llm_urls: Mapping[str, str] | None = None,
+    to_llms: Callable[[], httpx.AsyncBaseTransport] | None = None,
     num_processes: int = 1,
 ) -> User:
     """The recipe's mix, or with `names` exactly these in equal parts (also those of weight 0).
 
-    `rules` answers as the rule-based user. `llm_urls`: simulator name to the base URL of each hosted model.
-    `num_processes` that each call this share one run's budget and concurrency. Raises ValueError, in one
-    line, for an unknown name, a key that is not set, a hosted model that is not up, a record that is none.
+    `rules` answers as the rule-based user. `llm_urls`: simulator name to the base URL of each hosted model;
+    `to_llms` makes the way there, None: the network. `num_processes` that each call this share one run's
+    budget and concurrency. Raises ValueError, in one line, for an unknown name, a key that is not set, a
+    hosted model that is not up, a record that is none.
     """
     users, weights = _chosen(config, names)
     if config.web_search is not None:
         rules = WebSearchUser(rules, **config.web_search.model_dump())
     connected = {
-        user.name: _connect(user, rules=rules, gyms=gyms, urls=llm_urls or {}, num_processes=num_processes)
+        user.name: _connect(
+            user, rules=rules, gyms=gyms, urls=llm_urls or {}, way=to_llms, num_processes=num_processes
+        )
         for user in users
     }
     return next(iter(connected.values())) if len(connected) == 1 else MixedUser(connected, weights=weights)
@@ -93,6 +99,7 @@ def _connect(
     rules: User,
     gyms: Mapping[str, Gym],
     urls: Mapping[str, str],
+    way: Callable[[], httpx.AsyncBaseTransport] | None,
     num_processes: int,
 ) -> User:
     connected: User
@@ -110,6 +117,6 @@ def _connect(
                     f"simulator={user.name!r}: its model is not hosted: start the run's own services, or "
                     "use an endpoint (type = 'endpoint')"
                 )
-            chat = Chat(chat_config(user, url=urls[user.name], num_processes=num_processes))
+            chat = Chat(chat_config(user, url=urls[user.name], num_processes=num_processes), transport=way)
             connected = LlmUser(gyms, chat, rules=rules, name=user.name)
     return RecordingUser(connected, user.record, gyms=gyms) if user.record else connected

@@ -17,7 +17,8 @@ from simulators.llm_role import LlmRole
 from simulators.message import CHOICES, Action, parse_action
 from simulators.persona import PLAIN, Persona
 from simulators.task import Task, TaskKey
-from simulators.user import WEB, User, UserCall, UserReply
+from simulators.untrusted import MAX_ACTION_CHARS, MAX_REPLY_CHARS
+from simulators.user import WEB, Failure, SimulatorError, User, UserCall, UserReply
 
 MAX_TURNS = 16
 """Turn budget of training and evaluation alike; all of them are executed."""
@@ -73,9 +74,10 @@ class Env(Protocol):
 
     async def reset(self) -> Observation: ...
 
-    async def step(self, text: str, *, request_id: str = "") -> Step:
+    async def step(self, text: str, *, request_id: str = "", known: UserReply | None = None) -> Step:
         """Takes `[choice] content`. Raises `SimulatorError` where the user fails; the state is then
-        unchanged. A step whose `request_id` was taken before gives the same answer and steps nothing."""
+        unchanged. A step whose `request_id` was taken before gives the same answer and steps nothing. `known`
+        is what the user replied to this step when the dialogue was first played: nobody is asked again."""
         ...
 
     async def close(self) -> None: ...
@@ -100,6 +102,11 @@ def unknown_choice(state: Any) -> Outcome:
     """What text without a known tag brings: a lost turn."""
     known = ", ".join(CHOICES)
     return Outcome(state=state, feedback=f"Unknown choice. Use one of: {known}.", score=0.0)
+
+
+def too_long(state: Any) -> Outcome:
+    """What text beyond `MAX_ACTION_CHARS` brings, under all rules: a lost turn, and nobody reads it."""
+    return Outcome(state=state, feedback=f"Too long: at most {MAX_ACTION_CHARS} characters.", score=0.0)
 
 
 def one_end(action: Action | None, done: bool, is_last: bool) -> tuple[bool, bool]:
@@ -219,35 +226,38 @@ class GymEnv:
     async def reset(self) -> Observation:
         return Observation(system=self._gym.system, opening=self._task.opening)
 
-    async def step(self, text: str, *, request_id: str = "") -> Step:
+    async def step(self, text: str, *, request_id: str = "", known: UserReply | None = None) -> Step:
         """Executes one action. Raises ValueError after the end and `SimulatorError` where the user fails.
 
         Calls that overlap are taken one after the other: a retry that overtakes its own call finds the
         answer, and no two actions are applied to the same state.
         """
         async with self._turn:
-            return await self._step(text, request_id)
+            return await self._step(text, request_id, known)
 
     async def close(self) -> None:
         self._over = True
 
-    async def _step(self, text: str, request_id: str) -> Step:
+    async def _step(self, text: str, request_id: str, known: UserReply | None) -> Step:
         if request_id in self._answered:
             return self._answered[request_id]
         if self._over:
             raise ValueError("step after the end of the episode: make a new environment for a new task")
-        action = self._gym.parse(text)
+        is_read = len(text) <= MAX_ACTION_CHARS
+        action = self._gym.parse(text) if is_read else None
         began = time.perf_counter()
-        reply = await self._ask(action) if action and self._gym.asks_user(self._state, action) else None
+        reply = None
+        if action and self._gym.asks_user(self._state, action):
+            reply = known or await self._ask(action)
         is_user = reply is not None and reply.simulator != WEB
         user_s = time.perf_counter() - began if is_user else 0.0
-        step = replace(self._take(action, reply), user_s=user_s)
+        step = replace(self._take(action, reply, is_read=is_read), user_s=user_s)
         if request_id:
             self._answered[request_id] = step
         return step
 
     async def _ask(self, action: Action) -> UserReply:
-        return await self._user.reply(
+        reply = await self._user.reply(
             UserCall(
                 gym=self._gym.name,
                 scenario=self._task.scenario,
@@ -259,10 +269,14 @@ class GymEnv:
                 seed=self._seed,
             )
         )
+        if len(reply.text) > MAX_REPLY_CHARS:
+            problem = f"a reply of {len(reply.text)} characters: at most {MAX_REPLY_CHARS}"
+            raise SimulatorError(f"{self._gym.name}: {problem}", Failure.ERROR, reply.simulator)
+        return reply
 
-    def _take(self, action: Action | None, reply: UserReply | None) -> Step:
+    def _take(self, action: Action | None, reply: UserReply | None, *, is_read: bool) -> Step:
         """The state's one way forward: all at once, after everything that can fail."""
-        outcome = self._outcome(action, reply)
+        outcome = self._outcome(action, reply) if is_read else too_long(self._state)
         progress = self._gym.progress(self._task, outcome.state)
         reward = self._gym.pay(self._best, outcome.score)
         self._best = max(self._best, outcome.score)

@@ -6,7 +6,7 @@ Knows `+ - * / **`, the names a, b, c, d and numbers; anything else is refused.
 import ast
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 
 VARIABLES = "abcd"
 OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
@@ -17,10 +17,12 @@ OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Pow: operator.pow,
 }
 MAX_LETTERS = 200
+MOST_RULES = 4096
+"""Kept as functions; more than a file of tasks has, and a rule may come in a call from outside."""
 Rule = Callable[[Sequence[float]], float]
 
 
-@cache
+@lru_cache(maxsize=MOST_RULES)
 def parse_rule(text: str) -> Rule:
     """The function of [a, b, c, d] that `text` writes down. Raises ValueError where it writes none.
 

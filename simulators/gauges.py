@@ -173,7 +173,7 @@ def _count_leaks(scenario: Mapping[str, Any], turns: Sequence[UserTurn]) -> int:
             known.update(_tokens(value))
         head, _, aside = turn.reply.text.partition(ASIDE)
         said = _tokens(head if aside in ASIDES else turn.reply.text)
-        new = [word for word in said if word in hidden and word not in known]
+        new = [word for word in dict.fromkeys(said) if word in hidden and word not in known]
         num_leaks += any(_stands_in(value, said) for word in new for value in hidden[word])
         known.update(said)
     return num_leaks

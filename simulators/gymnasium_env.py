@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium.spaces import Text
 from gymnasium.spaces.text import alphanumeric
 
-from simulators.env import GymEnv
+from simulators.env import Gym, GymEnv
 from simulators.gyms import GYMS
 from simulators.make import Constants, Preset, make_env
 from simulators.persona import Persona, PersonaMix
@@ -84,7 +84,7 @@ class GymnasiumEnv(gymnasium.Env[str, str]):
     def __init__(
         self,
         *,
-        gym: str,
+        gym: str | Gym,
         preset: Preset = "default",
         constants: Constants = "evaluation",
         split: Split = "train",

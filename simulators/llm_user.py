@@ -39,7 +39,7 @@ AGENT_TALK = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """What only the agent's side would say."""
-FAREWELL = re.compile(r"#+\s*stop\s*#+|\bgood-?bye\b|\bbye[- ]bye\b|\[(?:end|stop)\]", re.IGNORECASE)
+FAREWELL = re.compile(r"#\s*stop\s*#|\bgood-?bye\b|\bbye[- ]bye\b|\[(?:end|stop)\]", re.IGNORECASE)
 SYSTEM = """\
 {instructions}
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from simulators.env import Gym, GymEnv
-from simulators.gyms import GYMS
+from simulators.own_gyms import known_gyms
 from simulators.persona import Persona, PersonaMix, draw_persona
 from simulators.rule_user import RuleUser, unknown_gym
 from simulators.task import SPLITS, Split, Task, TaskKey
@@ -37,7 +37,7 @@ MAX_FILES_KEPT = 32
 
 
 def make_env(
-    gym: str,
+    gym: str | Gym,
     *,
     preset: Preset = "default",
     constants: Constants = "evaluation",
@@ -54,16 +54,19 @@ def make_env(
 ) -> GymEnv:
     """One environment: `await reset()`, `await step("[choice] content")`, `await close()`.
 
-    The task is `task`, or else the one that split, difficulty, seed and index name: drawn by the gym's
-    generator, or with `data` the row `index` of that file; under the released rules also the row that has
-    `published_id` as its id or title, such as "func-12" or "Albert Einstein". The user is the rule-based one
-    unless another is given; `max_turns` None is the gym's own budget. Raises ValueError of one line for what
-    it does not know.
+    `gym` is one of ours, by name, or a gym of your own. The task is `task`, or else the one that split,
+    difficulty, seed and index name: drawn by the gym's generator, or with `data` the row `index` of that
+    file; under the released rules also the row that has `published_id` as its id or title, such as "func-12"
+    or "Albert Einstein". The user is the rule-based one unless another is given; `max_turns` None is the
+    gym's own budget. Raises ValueError of one line for what it does not know.
     """
     if isinstance(persona, str):
         _check_choice("persona", persona, get_args(PersonaMix))
-    files = {} if data is None else {gym: Path(data)}
-    rules = find_gym(gym, open_gyms(preset, constants, files))
+    if isinstance(gym, Gym):
+        rules = gym if data is None else _with_tasks(gym, Path(data))
+    else:
+        files = {} if data is None else {gym: Path(data)}
+        rules = find_gym(gym, open_gyms(preset, constants, files))
     if task is None:
         _check(split=split, index=index, difficulty=difficulty)
         if preset == "published" and data is None:
@@ -88,24 +91,36 @@ def make_env(
     )
 
 
-def open_gyms(preset: Preset, constants: Constants, data: Mapping[str, Path]) -> dict[str, Gym]:
-    """The gyms of a preset by name; one with a file in `data` (gym to path) takes its tasks from there.
+def open_gyms(
+    preset: Preset, constants: Constants, data: Mapping[str, Path], modules: Sequence[str] = ()
+) -> dict[str, Gym]:
+    """The gyms of a preset, and those of `modules`, by name; one with a file in `data` (gym to path) takes
+    its tasks from there.
 
     A file's row is `key.index` modulo their number; the key stays what it was. Each file is read once a
     process. Raises ValueError for a file that is missing or malformed, with file, row and field.
     """
     _check_choice("preset", preset, get_args(Preset))
     _check_choice("constants", constants, get_args(Constants))
-    gyms = GYMS
+    gyms = known_gyms(modules)
     if preset == "published":
+        if modules:
+            raise ValueError(
+                f"preset='published': {modules[0]} has no released rules: leave gyms.modules "
+                "out, or take preset='default'"
+            )
         from simulators.published import published_gyms  # only this preset needs the released rules
 
         gyms = published_gyms(constants)
     opened = dict(gyms)
     for name, path in data.items():
         gym = find_gym(name, gyms)
-        opened[gym.name] = replace(gym, make_task=partial(_row, load_tasks(gym, path)))
+        opened[gym.name] = _with_tasks(gym, path)
     return opened
+
+
+def _with_tasks(gym: Gym, path: Path) -> Gym:
+    return replace(gym, make_task=partial(_row, load_tasks(gym, path)))
 
 
 def row_of(published_id: str, *, gym: Gym, data: Path | None) -> int:

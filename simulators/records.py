@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from simulators.untrusted import check_file_size
+
 Types = type | tuple[type, ...]
 ENV_NAME = "reward_model.env_name"
 """Where a row of a released Parquet file says which gym it is of."""
@@ -59,6 +61,7 @@ def wrong_record(path: Path, *, row: int, field: str, problem: str) -> ValueErro
 def _rows(path: Path) -> list[Any]:
     if not path.is_file():
         raise ValueError(f"data={path}: no such file: give the path of a JSON or Parquet file of tasks")
+    check_file_size(path.stat().st_size, place=f"data={path}")
     if is_parquet(path):
         return _parquet_rows(path)
     try:
@@ -79,7 +82,11 @@ def _parquet_rows(path: Path) -> list[Any]:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
+        file = pyarrow.parquet.ParquetFile(path)
+        about = file.metadata
+        unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        check_file_size(max(unpacked, about.num_rows), place=f"data={path}, unpacked")
+        return file.read().to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(
             f"data={path}: not readable as Parquet ({_cause(error)}): give a whole file"

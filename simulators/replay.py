@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from simulators.env import Gym
+from simulators.untrusted import check_file_size
 from simulators.user import Failure, SimulatorError, User, UserCall, UserReply
 
 SIMULATOR_VERSION = "1"
@@ -128,6 +129,7 @@ def _read(path: Path) -> dict[str, UserReply]:
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     replies: dict[str, UserReply] = {}
     for file in files:
+        check_file_size(file.stat().st_size, place=str(file))
         lines = file.read_bytes().split(b"\n")
         # What follows the last line break is empty, or was cut short when its process was killed.
         for number, line in enumerate(lines[:-1], start=1):
@@ -142,7 +144,7 @@ def _parse(line: bytes, *, where: str) -> tuple[str, UserReply]:
     try:
         row = json.loads(line)
         return row["key"], UserReply(**row["reply"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{where}: not a recorded reply ({type(error).__name__}: {error}): take this line out, or record "
             "the run anew"

@@ -5,11 +5,12 @@ Rollout actors call the replicas through `simulators.serve_user.ServeUser`; the 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from simulators.config import SimulatorConfig
@@ -17,19 +18,25 @@ from simulators.env import Gym
 from simulators.message import Choice
 from simulators.persona import Persona
 from simulators.rule_user import RuleUser
+from simulators.serve_key import KeyGate, is_loopback
+from simulators.serve_port import listen_on_node
 from simulators.serve_user import ServeUser
+from simulators.untrusted import MAX_ACTION_CHARS, MAX_REPLY_CHARS
 from simulators.user import SimulatorError, UserCall, UserReply
 
 MAX_ONGOING_REQUESTS = 256
 """Requests that one replica works on at a time; further ones wait with their callers."""
-
-http = FastAPI(title="Simulated users")
+MAX_NAME_CHARS = 100
+MAX_HISTORY = 100
+"""Earlier (question, reply) pairs in one request."""
+TRAITS = frozenset(trait.name for trait in dataclasses.fields(Persona))
 
 
 class Simulator:
     """One replica: answers calls by the gyms' rules."""
 
     def __init__(self, gyms: Mapping[str, Gym] | None):
+        listen_on_node()
         self._user = RuleUser(gyms)
 
     async def reply(self, calls: Sequence[UserCall]) -> list[UserReply | SimulatorError]:
@@ -43,19 +50,30 @@ class Simulator:
             return error
 
 
+def _are_traits(persona: dict[str, float]) -> dict[str, float]:
+    for name in persona.keys() - TRAITS:
+        raise ValueError(f"{name!r} is no trait of a persona: the traits are {', '.join(sorted(TRAITS))}")
+    return persona
+
+
+Question = Annotated[str, Field(max_length=MAX_ACTION_CHARS)]
+Said = Annotated[str, Field(max_length=MAX_REPLY_CHARS)]
+Trait = Annotated[float, Field(ge=0, le=1)]
+
+
 class ReplyRequest(BaseModel):
     """The body of POST /reply."""
 
     model_config = ConfigDict(extra="forbid")
 
-    gym: str
+    gym: str = Field(max_length=MAX_NAME_CHARS)
     scenario: dict[str, Any]
-    question: str
+    question: Question
     choice: Choice = "action"
     view: dict[str, Any] = {}
-    persona: dict[str, float] = {}
-    history: list[tuple[str, str]] = []
-    seed: int = 0
+    persona: Annotated[dict[str, Trait], AfterValidator(_are_traits)] = {}
+    history: list[tuple[Question, Said]] = Field(default=[], max_length=MAX_HISTORY)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class ReplyResponse(BaseModel):
@@ -73,48 +91,79 @@ class ReplyResponse(BaseModel):
     num_retries: int
 
 
-@serve.ingress(http)
-class Ingress:
-    """The HTTP face."""
-
-    def __init__(self, simulator: DeploymentHandle, config: SimulatorConfig):
-        self._user = ServeUser(simulator, config)
-
-    @http.post("/reply")
-    async def reply(self, request: ReplyRequest) -> ReplyResponse:
-        """The simulated user's reply; 502 with one line of text where it gave none."""
-        call = UserCall(
-            gym=request.gym,
-            scenario=request.scenario,
-            question=request.question,
-            choice=request.choice,
-            view=request.view,
-            persona=Persona(**request.persona),
-            history=tuple(request.history),
-            seed=request.seed,
+def start_serve(*, host: str, port: int, location: str) -> None:
+    """Serve's own processes, where none run yet. Raises ValueError where others run that are open to more
+    than `host` says: those cannot be changed."""
+    serve.start(
+        http_options={"host": host, "port": port, "location": location},
+        logging_config={"log_level": "ERROR", "enable_access_log": False},
+    )
+    client = _get_global_client()
+    assert client is not None, "it has just been started"
+    listens = client.http_config.host or host
+    if location != "NoServer" and is_loopback(host) and not is_loopback(listens):
+        raise ValueError(
+            f"Serve runs on this cluster already, and listens on {listens}, where others would reach "
+            "the users of this run without a key: end it with `serve shutdown`, or have another cluster"
         )
-        try:
-            reply = await self._user.reply(call)
-        except SimulatorError as error:
-            raise HTTPException(status_code=502, detail=str(error)) from error
-        return ReplyResponse(**dataclasses.asdict(reply))
 
-    @http.get("/healthz")
-    async def healthz(self) -> dict[str, str]:
-        return {"status": "ok"}
+
+def make_ingress(expected: str) -> Any:
+    """The HTTP face, as a class that Serve deploys. `expected` is the hash of the key that it asks for, see
+    simulators/serve_key.py; empty: it asks for none."""
+    http = FastAPI(title="Simulated users")
+    http.add_middleware(KeyGate, expected=expected)
+
+    @serve.ingress(http)
+    class Ingress:
+        def __init__(self, simulator: DeploymentHandle, config: SimulatorConfig):
+            listen_on_node()
+            self._user = ServeUser(simulator, config)
+
+        @http.post("/reply")
+        async def reply(self, request: ReplyRequest) -> ReplyResponse:
+            """The simulated user's reply; 502 with one line of text where it gave none."""
+            call = UserCall(
+                gym=request.gym,
+                scenario=request.scenario,
+                question=request.question,
+                choice=request.choice,
+                view=request.view,
+                persona=Persona(**request.persona),
+                history=tuple(request.history),
+                seed=request.seed,
+            )
+            try:
+                reply = await self._user.reply(call)
+            except SimulatorError as error:
+                raise HTTPException(status_code=502, detail=str(error)) from error
+            return ReplyResponse(**dataclasses.asdict(reply))
+
+        @http.get("/healthz")
+        async def healthz(self) -> dict[str, str]:
+            return {"status": "ok"}
+
+    return Ingress
 
 
 def build_app(
-    config: SimulatorConfig, *, http: bool = True, gyms: Mapping[str, Gym] | None = None
+    config: SimulatorConfig,
+    *,
+    http: bool = True,
+    expected: str = "",
+    gyms: Mapping[str, Gym] | None = None,
+    resources: Mapping[str, float] | None = None,
 ) -> serve.Application:
-    """The application: `Simulator`, with `Ingress` before it where `http`. `gyms` is for tests."""
+    """The application: `Simulator`, with the HTTP face before it where `http`; it asks for the key whose hash
+    is `expected`. `gyms` is for tests; `resources` are custom Ray resources that each replica takes, and so
+    the nodes where it may run."""
     simulator = serve.deployment(
         name="Simulator",
         num_replicas=config.num_replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        ray_actor_options={"num_cpus": config.num_cpus_per_replica},
+        ray_actor_options={"num_cpus": config.num_cpus_per_replica, "resources": dict(resources or {})},
     )(Simulator).bind(gyms)
     if not http:
         return simulator
-    ingress = serve.deployment(name="Ingress", ray_actor_options={"num_cpus": 0})(Ingress)
+    ingress = serve.deployment(name="Ingress", ray_actor_options={"num_cpus": 0})(make_ingress(expected))
     return ingress.bind(simulator, config)

@@ -5,12 +5,14 @@ protocol; `simulators.chat` is its client, and tries again where a replica died.
 """
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
 from simulators.config import LlmServeConfig
+from simulators.serve_key import KeyGate
 
 if TYPE_CHECKING:
     from ray.serve.llm import LLMConfig
@@ -27,6 +29,8 @@ MIN_BATCHED_TOKENS = 8192
 """Tokens that vLLM reads in one pass on CPUs: several prompts, each whole."""
 MAX_START_TRIES = 3
 """A model that cannot be loaded is given up after these."""
+MAX_PROMPT_BYTES = 4 * 2**20
+"""Of one request, where a key is asked for."""
 
 
 def app_name(config: LlmServeConfig, *, run: str) -> str:
@@ -39,9 +43,17 @@ def llm_url(config: LlmServeConfig, *, run: str, port: int = SERVE_PORT) -> str:
     return f"http://{LOCALHOST}:{port}/{app_name(config, run=run)}/v1"
 
 
-def deploy_llm(config: LlmServeConfig, *, run: str, port: int = SERVE_PORT) -> str:
+def deploy_llm(
+    config: LlmServeConfig,
+    *,
+    run: str,
+    port: int = SERVE_PORT,
+    resources: Mapping[str, float] | None = None,
+    expected: str = "",
+) -> str:
     """Hosts the model, waits until it answers, and returns its base URL. Serve's HTTP proxy must be up at
-    `port`.
+    `port`. `resources` are custom Ray resources that each replica takes; `expected` is the hash of the key
+    that it asks for, see simulators/serve_key.py.
 
     Raises ValueError where the model cannot be hosted, TimeoutError where it is not up in time.
     """
@@ -53,7 +65,8 @@ def deploy_llm(config: LlmServeConfig, *, run: str, port: int = SERVE_PORT) -> s
 
     def deploy() -> None:
         try:
-            serve.run(build_app(config), name=name, route_prefix=f"/{name}")
+            application = build_app(config, resources=resources, expected=expected)
+            serve.run(application, name=name, route_prefix=f"/{name}")
         except Exception as error:  # raised below, in the thread that asked
             problems.append(error)
 
@@ -76,18 +89,43 @@ def remove_llm(config: LlmServeConfig, *, run: str) -> None:
     serve.delete(app_name(config, run=run))
 
 
-def build_app(config: LlmServeConfig) -> serve.Application:
-    """The application: replicas with the model, and an ingress that takes no CPU of its own."""
+def build_app(
+    config: LlmServeConfig, *, resources: Mapping[str, float] | None = None, expected: str = ""
+) -> serve.Application:
+    """The application: replicas with the model, and an ingress that takes no CPU of its own; it asks for the
+    key whose hash is `expected`, if any."""
     from ray.serve.llm import (
         build_openai_app,  # brings vLLM and torch with it: seconds that most runs need not pay
     )
 
     ingress = {"num_replicas": 1, "autoscaling_config": None, "ray_actor_options": {"num_cpus": 0}}
-    return build_openai_app({"llm_configs": [llm_config(config)], "ingress_deployment_config": ingress})
+    model = llm_config(config, resources=resources)
+    if expected:
+        return _with_key(model, options=ingress, expected=expected)
+    return build_openai_app({"llm_configs": [model], "ingress_deployment_config": ingress})
 
 
-def llm_config(config: LlmServeConfig) -> "LLMConfig":
-    """The model as `ray.serve.llm` wants it, on GPUs or on CPUs."""
+def _with_key(model: "LLMConfig", *, options: Mapping[str, Any], expected: str) -> serve.Application:
+    """What `build_openai_app` makes, behind a gate: it has no place for one."""
+    from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
+    from ray.llm._internal.serve.core.ingress.ingress import init
+    from ray.serve.llm import build_llm_deployment
+    from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
+
+    face = init()
+    face.add_middleware(KeyGate, expected=expected, most_bytes=MAX_PROMPT_BYTES)
+    others = OpenAiIngress.get_deployment_options([model])
+    ingress: Any = make_fastapi_ingress(OpenAiIngress, app=face)
+    deployment: Any = serve.deployment(ingress, **{**others, **options})
+    return deployment.bind(
+        llm_deployments={model.model_id: build_llm_deployment(model)},
+        model_cards={model.model_id: to_model_metadata(model.model_id, model)},
+        lora_paths={},
+    )
+
+
+def llm_config(config: LlmServeConfig, *, resources: Mapping[str, float] | None = None) -> "LLMConfig":
+    """The model as `ray.serve.llm` wants it, on GPUs or on CPUs, on the nodes that offer `resources`."""
     from ray.serve.llm import LLMConfig
 
     engine: dict[str, Any] = {
@@ -95,11 +133,12 @@ def llm_config(config: LlmServeConfig) -> "LLMConfig":
         # Compact JSON: a weak model would else write blanks between its fields until it is cut off.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
-    bundle: dict[str, float] = {"CPU": config.num_cpus}
+    bundle: dict[str, float] = {"CPU": config.num_cpus, **(resources or {})}
     environment: dict[str, str] = {}
     if config.num_gpus:
         engine["tensor_parallel_size"] = config.num_gpus
-        bundles = [bundle | {"GPU": 1}, *({"GPU": 1} for _ in range(config.num_gpus - 1))]
+        others = {"GPU": 1, **(resources or {})}
+        bundles = [bundle | {"GPU": 1}, *(others for _ in range(config.num_gpus - 1))]
     else:
         engine |= {
             "distributed_executor_backend": "mp",

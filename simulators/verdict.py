@@ -13,16 +13,17 @@ from typing import Any
 import jsonschema
 from jsonschema.exceptions import best_match
 
+from simulators.untrusted import MAX_DEPTH, STRING, STRING_OR_BRACKET, depth_of
+
 MAX_CHARS = 20_000
 """Longer texts are no verdicts."""
 MAX_BRACKETS = 30
 """Outermost brackets looked at in one text: a flood of open ones must cost nothing."""
 REASONING = "think|thinking|thought|reasoning|reflection|scratchpad"
 _CLOSING = re.compile(rf"</\s*(?:{REASONING})\s*>", re.IGNORECASE)
-_OPENING = re.compile(rf"<\s*(?:{REASONING})\b[^>]*>", re.IGNORECASE)
-_STRING_OR_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
+_OPENING = re.compile(rf"<\s*(?:{REASONING})\b[^<>]*>", re.IGNORECASE)
+_STRING_OR_TRAILING_COMMA = re.compile(rf"({STRING})|,(?=\s*[}}\]])", re.DOTALL)
 _BRACKET = re.compile(r"[\[{]")
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
 _NOT_JSON = object()
 
 
@@ -69,12 +70,15 @@ def _objects(text: str) -> tuple[list[dict[str, Any]], int]:
     """The outermost JSON objects of a text, and where the last one ends. Objects inside a list, or inside a
     broken object, are none."""
     found: list[dict[str, Any]] = []
+    closes: dict[int, int | None] = {}
     at = end = 0
     for _ in range(MAX_BRACKETS):
         match = _BRACKET.search(text, at)
         if match is None:
             break
-        span = _balanced(text, match.start())
+        if match.start() not in closes:
+            closes |= _closes(text, match.start())
+        span = closes[match.start()]
         value = _decode(text[match.start() : span]) if span is not None else _NOT_JSON
         if isinstance(value, dict):
             found.append(value)
@@ -88,25 +92,32 @@ def _objects(text: str) -> tuple[list[dict[str, Any]], int]:
     return found, end
 
 
-def _balanced(text: str, start: int) -> int | None:
-    """Where the bracket at `start` closes, strings aside; None if it does not."""
+def _closes(text: str, start: int) -> dict[int, int | None]:
+    """Where the bracket at `start` closes, strings aside; None if it does not. The same of each bracket that
+    opens inside it: looked at one by one, a flood of them would be read as often as there are any."""
     closing = {"{": "}", "[": "]"}
-    waiting: list[str] = []
-    for token in _STRING_OR_BRACKET.finditer(text, start):
+    closes: dict[int, int | None] = {}
+    waiting: list[tuple[int, str]] = []
+    for token in STRING_OR_BRACKET.finditer(text, start):
         bracket = token.group()
         if bracket in closing:
-            waiting.append(closing[bracket])
-        elif bracket in "}]":
-            if waiting.pop() != bracket:
-                return None
+            closes[token.start()] = None
+            waiting.append((token.start(), closing[bracket]))
+        elif bracket in ("}", "]"):
+            opened, expected = waiting.pop()
+            if bracket != expected:
+                break
+            closes[opened] = token.end()
             if not waiting:
-                return token.end()
-    return None
+                break
+    return closes
 
 
 def _decode(text: str) -> Any:
     """JSON with raw line breaks in strings and single trailing commas allowed; `_NOT_JSON` for anything
     else."""
+    if depth_of(text, enough=MAX_DEPTH) > MAX_DEPTH:
+        return _NOT_JSON
     load = partial(
         json.loads,
         strict=False,

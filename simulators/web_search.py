@@ -14,7 +14,9 @@ from typing import Any
 
 import httpx
 
+from simulators.capped_http import PLAIN, cap
 from simulators.limiter import OVERLOADED, Permits
+from simulators.untrusted import MAX_BODY_BYTES, load_json
 from simulators.user import WEB, Failure, SimulatorError, User, UserCall, UserReply
 
 NUM_RESULTS = 5
@@ -70,7 +72,9 @@ class WebSearchUser:
         self._max_retries = max_retries
         self._backoff_s = backoff_s
         self._permits = Permits(max_concurrent)
-        self._client = httpx.AsyncClient(limits=httpx.Limits(max_connections=max_concurrent))
+        self._client = httpx.AsyncClient(
+            limits=httpx.Limits(max_connections=max_concurrent), headers=PLAIN, event_hooks=cap()
+        )
 
     async def reply(self, call: UserCall) -> UserReply:
         """Answers, or raises `SimulatorError`: at once where the endpoint refuses, else after all tries."""
@@ -137,7 +141,7 @@ class WebSearchUser:
             outcome.is_refused = response.status_code in OVERLOADED
             outcome.is_answered = response.is_success
         response.raise_for_status()
-        return _lines(response.json(), field=self._results_field)
+        return _lines(load_json(response.text, max_chars=MAX_BODY_BYTES), field=self._results_field)
 
 
 def _address(url: str) -> httpx.URL:
@@ -159,5 +163,5 @@ def _lines(body: Any, *, field: str) -> list[str]:
     if not isinstance(body, list):
         raise ValueError(f"{field!r} in the answer is no list")
     results = [result for result in body if isinstance(result, Mapping)][:NUM_RESULTS]
-    texts = (f"{result.get('title') or ''}: {result.get('snippet') or ''}" for result in results)
-    return [" ".join(text.split())[:MAX_LINE] for text in texts]
+    parts = ([str(result.get(name) or "")[:MAX_LINE] for name in ("title", "snippet")] for result in results)
+    return [" ".join(": ".join(part).split())[:MAX_LINE] for part in parts]

@@ -1,7 +1,9 @@
 """The order of the tests, and what a machine without a GPU leaves out."""
 
+import gc
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,11 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_cluster_left() -> Iterator[None]:
-    """A file whose tests broke leaves no Ray behind for the next one to trip over."""
+    """A file whose tests broke leaves no Ray behind for the next one to trip over, and no handle: actors of
+    the next Ray have the same ids, and end with a handle of the last one."""
     yield
     ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        ray.shutdown()
+    if ray is not None:
+        if ray.is_initialized():
+            ray.shutdown()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +37,21 @@ def small_ray() -> Iterator[None]:
     """Ray in this machine, with room for three processes."""
     import ray
 
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    ray.init(
+        "local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20
+    )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder; what a test imports from there is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]

@@ -14,27 +14,17 @@ from cluster.config import RunConfig
 from cluster.recipe import known_keys, validate
 from simulators.gauges import GaugeLimits
 from simulators.user import Failure
+from tests.docs_pages import PAGES, ROOT, anchors, blocks, name_of, shell_commands
+from tests.simulators import template_gym
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data" / "userrl"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(userrl [^`]+)`")
 NEEDS_RAY = ("cluster", "ray")
 
 
-def blocks(language: str) -> Iterator[tuple[str, str]]:
-    """(where, text) of every fenced block in this language."""
-    for page in PAGES:
-        for number, (tag, text) in enumerate(BLOCK.findall(page.read_text())):
-            if tag == language:
-                yield f"{page.name}:{number}", text
-
-
 def commands() -> Iterator[str]:
     """Every `userrl` line of the pages, and those in running text that are whole."""
-    for _, text in blocks(""):
-        yield from (line for line in text.splitlines() if line.startswith("userrl "))
+    yield from (command for _, command in shell_commands() if command.startswith("userrl "))
     for page in PAGES:
         for line in INLINE.findall(page.read_text()):
             if len(line.split()) > 2 and not line.endswith("--help"):
@@ -55,7 +45,8 @@ def runs_alone(text: str) -> bool:
 
 
 @pytest.mark.parametrize(("where", "text"), list(blocks("toml")))
-def test_a_recipe_in_the_documentation_loads(where: str, text: str):
+def test_a_recipe_in_the_documentation_loads(where: str, text: str, folder_of_ones_own: Path):
+    (folder_of_ones_own / "my_gym.py").write_text(Path(template_gym.__file__).read_text())
     assert validate(tomllib.loads(text), model=RunConfig) != RunConfig()
 
 
@@ -81,12 +72,36 @@ def test_python_in_the_documentation_runs(
         exec(code, {"__name__": f"docs.{where}"})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_and_recipes_of_a_page_are_there(page: Path):
     text = page.read_text()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
     assert [name for name in re.findall(r"recipes/[\w.-]+\.toml", text) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_link_into_a_page_leads_to_a_heading(page: Path):
+    links = [
+        link.split("#")
+        for link in re.findall(r"\]\(([^)\s]*#[^)]+)\)", page.read_text())
+        if "://" not in link
+    ]
+    lost = [link for link in links if link[1] not in anchors(page.parent / link[0] if link[0] else page)]
+    assert lost == []
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = [page.name for page in PAGES if page.parent.name == "docs" and page.name != "README.md"]
+    assert [page for page in pages if f"({page})" not in index] == []
+
+
+def test_every_figure_of_ours_beside_other_systems_is_a_measured_row():
+    text = (ROOT / "docs" / "comparison.md").read_text().partition("## Measured here")[2]
+    quoted = re.findall(r"^\| .* [\d.,]+ .*\|$", text, re.MULTILINE)
+    measured = (ROOT / "bench" / "RESULTS.md").read_text().splitlines()
+    assert quoted and [row for row in quoted if row not in measured] == []
 
 
 def test_every_failure_gauge_and_key_of_a_user_is_on_the_page_of_users():
@@ -102,5 +117,6 @@ def test_every_failure_gauge_and_key_of_a_user_is_on_the_page_of_users():
 def test_every_option_of_an_evaluation_is_on_its_page():
     text = (ROOT / "docs" / "evaluation.md").read_text()
     actions = _parser().parse_args(["evaluate", "--policy", "expert"])
-    options = {f"--{name.replace('_', '-')}" for name in vars(actions)} - {"--command", "--recipe"}
+    no_options = {"command", "defaults", "recipe"}
+    options = {f"--{name.replace('_', '-')}" for name in vars(actions).keys() - no_options}
     assert [option for option in sorted(options) if option not in text] == []

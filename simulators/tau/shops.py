@@ -11,6 +11,7 @@ from simulators.tau import shop, stall
 from simulators.tau.catalogue import AIRLINE_TOOLS, RETAIL_TOOLS
 from simulators.tau.database import Database, Record, Tables
 from simulators.tau.tools import Tool
+from simulators.untrusted import check_file_size
 
 TOOLS: Mapping[str, Mapping[str, Tool]] = {
     "stall": stall.TOOLS,
@@ -77,6 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"data={path}: no such file: put the shop's database beside the tasks or in a folder tau/"
         )
+    check_file_size(path.stat().st_size, place=f"data={path}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

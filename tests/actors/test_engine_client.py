@@ -9,9 +9,10 @@ import pytest
 from ray.exceptions import RayActorError, RayError
 
 from actors import engine_client
-from actors.engine import CompletionRequest, EngineError, RequestError, Sampling
+from actors.engine import CompletionRequest, EngineError, EngineGoneError, RequestError, Sampling
 from actors.engine_client import EngineClient
 from actors.engine_line import Answer, Ask, Lines, Sampled
+from actors.engine_set import EngineSet
 from actors.trajectory import Completion
 
 DEAD = RayActorError()
@@ -59,9 +60,14 @@ class Remote:
         return asyncio.ensure_future(self._call(*args))
 
 
-def client_of(*engines: FakeEngine) -> EngineClient:
+def client_of(*engines: FakeEngine, timeout_s: float = 60.0) -> EngineClient:
     handles: Any = engines
-    return EngineClient(handles, timeout_s=60.0)
+    return EngineClient(handles, timeout_s=timeout_s)
+
+
+def renew(client: EngineClient, version: int, *engines: FakeEngine) -> None:
+    handles: Any = engines
+    client.renew(EngineSet(version=version, engines=handles, places=1.0))
 
 
 async def ask(client: EngineClient, dialogue: int | None, *, seed: int = 0) -> Completion:
@@ -154,11 +160,61 @@ async def test_a_failed_engine_is_asked_again_after_a_while(monkeypatch: pytest.
 
 
 async def test_where_every_engine_fails_the_last_ones_error_is_told():
-    client = client_of(FakeEngine(error=DEAD), FakeEngine(error=REFUSED))
+    client = client_of(FakeEngine(error=EngineError("no memory")), FakeEngine(error=REFUSED))
     with pytest.raises(EngineError, match="vLLM has died"):
         await ask(client, 0)
-    with pytest.raises(EngineError, match="the engine is gone"):
-        await ask(client_of(FakeEngine(error=DEAD)), 0)
+
+
+async def test_nobody_waits_for_the_place_of_a_dead_engine_longer_than_the_limit():
+    for engines in ([FakeEngine(error=DEAD)], []):
+        client = client_of(*engines, timeout_s=0.05)
+        with pytest.raises(EngineError, match=r"none took its place within 0\.05 s"):
+            await ask(client, 0)
+
+
+@pytest.mark.parametrize("error", [DEAD, EngineGoneError("vLLM has died")])
+async def test_a_completion_that_died_with_its_engine_is_asked_of_the_one_in_its_place(error: Exception):
+    dead, new = FakeEngine(), FakeEngine()
+    client = client_of(dead)
+    await ask(client, 0)
+    dead.error = error
+    asked = asyncio.create_task(ask(client, 0, seed=1))
+    await asyncio.sleep(0.01)
+    renew(client, 1)  # the run has noticed
+    await asyncio.sleep(0.01)
+    assert not asked.done()
+    renew(client, 2, new)
+    assert (await asked).token_ids.tolist() == [5]
+    assert (dead.seeds, new.seeds) == ([0, 1], [1])
+
+
+async def test_an_older_set_of_engines_changes_nothing():
+    first, second = FakeEngine(), FakeEngine()
+    client = client_of()
+    renew(client, 2, second)
+    renew(client, 1, first)
+    await ask(client, 0)
+    assert (len(first.seeds), len(second.seeds)) == (0, 1)
+
+
+async def test_a_dialogue_leaves_an_engine_that_is_to_go_and_what_is_in_flight_ends_there():
+    leaving, staying = FakeEngine(delay_s=0.02), FakeEngine()
+    client = client_of(leaving)
+    asked = asyncio.create_task(ask(client, 0, seed=1))
+    await asyncio.sleep(0.005)
+    renew(client, 1, staying)
+    await asked
+    await ask(client, 0, seed=2)
+    assert (leaving.seeds, staying.seeds) == ([1], [2])
+
+
+async def test_an_engine_that_stays_keeps_its_dialogues():
+    staying, others = FakeEngine(), [FakeEngine() for _ in range(3)]
+    client = client_of(staying)
+    await ask(client, 0, seed=1)
+    renew(client, 1, *others, staying)
+    await ask(client, 0, seed=2)
+    assert staying.seeds == [1, 2]
 
 
 async def test_what_was_not_computed_was_waited_for():

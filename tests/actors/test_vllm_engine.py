@@ -86,7 +86,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     policy = _policy(seed=0)
     _policy(seed=99).save_pretrained(folder)  # what an engine starts from must never be served
     path = str(Path(__file__).parents[2])
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    ray.init("local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     try:
         config = EngineConfig(max_model_len=512, kv_cache_gib=0.1, num_threads=1)
         actor: Any = ray.remote(EngineActor)

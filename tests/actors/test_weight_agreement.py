@@ -69,7 +69,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 @pytest.fixture(scope="module")
 def engines(folders: Mapping[str, str]) -> Iterator[Mapping[str, ActorHandle]]:
     path = str(Path(__file__).parents[2])
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    ray.init("local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     config = EngineConfig(max_model_len=512, kv_cache_gib=0.1, num_threads=1)
     create: Any = ray.remote(EngineActor)
     create = create.options(num_cpus=0, max_concurrency=256)

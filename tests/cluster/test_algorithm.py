@@ -1,20 +1,24 @@
 """GRPO on its real parts: Ray, Serve, vLLM, RLlib's groups, Arrow. A small policy, a few steps."""
 
+import json
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
 from ray import tune
-from ray.rllib.algorithms.algorithm import Algorithm
 from transformers import AutoModelForCausalLM
 
 from cluster.algorithm import GRPO
 from cluster.algorithm_config import GRPOConfig
+from cluster.wandb_files import read_part
+from learners.samples import gym_advantages
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +100,24 @@ def test_every_number_of_a_step_is_in_its_rows(trained: Any) -> None:
     assert {version for versions in trained.policy_versions for version in versions} == {1}
 
 
+def test_the_learners_own_numbers_are_in_the_rows_that_it_trained_on(trained: Any) -> None:
+    algorithm, _, _, _, _ = trained
+    rows = pq.read_table(algorithm.folder.trajectories / "step-00002.parquet")
+    num_trained = 0
+    for group_id in rows["group_id"].unique().to_pylist():
+        group = rows.filter(pc.field("group_id") == group_id)
+        is_trained = np.array(group["outcome"].to_pylist()) == "trained"
+        num_trained += int(is_trained.sum())
+        for name in ("advantage", "credit"):
+            known = [value is not None for value in group[name].to_pylist()]
+            assert known == is_trained.tolist()
+        if is_trained.any():
+            expected = gym_advantages(group, algorithm.run.learner.credit_of).astype(np.float32)
+            mine = group["advantage"].to_numpy()
+            assert mine[is_trained].tolist() == expected[is_trained].tolist()
+    assert num_trained > 0
+
+
 def test_evaluation_is_a_rollout_without_a_learner(trained: Any) -> None:
     algorithm, _, rows, _, _ = trained
     assert [(row.gym, row.n) for row in rows] == [("telepathy", 4), ("travel", 4), ("average", 8)]
@@ -127,8 +149,7 @@ def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(trained: Any) ->
 def test_a_checkpoint_goes_on_with_the_same_weights_ledger_and_tasks(trained: Any) -> None:
     algorithm, _, _, checkpoint, model = trained
     algorithm.stop()
-    restored = Algorithm.from_checkpoint(checkpoint)
-    assert isinstance(restored, GRPO)
+    restored = GRPO.from_checkpoint(checkpoint)
     try:
         assert (restored.policy_version, restored.num_sft_steps) == (2, algorithm.num_sft_steps)
         again = restored.learners.weights(dtype="float32")[0]
@@ -189,5 +210,10 @@ def test_it_runs_as_a_tune_trainable(tmp_path: Path) -> None:
         assert result.error is None
         assert result.metrics is not None
         assert result.metrics["ledger/trained"] == 16
+        (run,) = tmp_path.glob("tune-*/metrics.jsonl")
+        assert [json.loads(line)["step"] for line in run.read_text().splitlines()] == [1]
+        (part,) = run.parent.glob("wandb/offline-run-*/*.wandb")
+        (told,) = [record["run"] for record in read_part(part) if record["type"] == "run"]
+        assert (told["display_name"], told["run_group"]) == (run.parent.name, "tune")
     finally:
         ray.shutdown()

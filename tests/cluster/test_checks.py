@@ -12,6 +12,7 @@ import pytest
 from cluster import checks, machine
 from cluster.checks import check, check_address, check_same_run, check_writable
 from cluster.config import RunConfig, load
+from cluster.gyms_config import GymsConfig
 from cluster.machine import Machine, gpu_share, planned_processes
 from cluster.policy_check import check_hub, check_model, check_policy, is_hub_name
 from cluster.recipe import BadInput
@@ -215,8 +216,8 @@ def test_gold_answers_are_refused_where_no_trained_gym_knows_one(monkeypatch: py
     )
     checks.check_gyms(config)
     ignorant = {name: replace(gym, gold=no_gold) for name, gym in GYMS.items()}
-    monkeypatch.setattr(checks, "open_gyms", lambda *names: {**ignorant, "tau": GYMS["tau"]})
+    monkeypatch.setattr(GymsConfig, "open", lambda self: {**ignorant, "tau": GYMS["tau"]})
     checks.check_gyms(config)
-    monkeypatch.setattr(checks, "open_gyms", lambda *names: {**ignorant, "turtle": GYMS["turtle"]})
+    monkeypatch.setattr(GymsConfig, "open", lambda self: {**ignorant, "turtle": GYMS["turtle"]})
     with pytest.raises(BadInput, match=r"\(search, tau\) know no gold answer: take masked_feedback"):
         checks.check_gyms(config)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import cli
+from cluster import run_commands
 from cluster.cli import main, split_overrides
-from cluster.config import RunConfig
+from cluster.config import RunConfig, load
 from cluster.results import evaluation_rows, write_rows
 from cluster.run_folder import RunFolder
 from cluster.scores import Outcome
@@ -97,7 +97,7 @@ def test_check_prints_the_plan_and_writes_nothing(
 
 
 def a_finished_run() -> RunFolder:
-    config = cli.load(Path(QUICKSTART), {})
+    config = load(Path(QUICKSTART), {})
     folder = RunFolder.of(config)
     folder.create(config)
     folder.begin_checkpoint(config.grpo.num_steps)
@@ -135,7 +135,7 @@ def test_a_failure_is_one_line_with_its_traceback_in_the_run_folder(
     def fail(config: RunConfig) -> None:
         raise failure
 
-    monkeypatch.setattr(cli, "check", fail)
+    monkeypatch.setattr(run_commands, "check", fail)
     code = main(["check", QUICKSTART])
     err = capsys.readouterr().err
     if isinstance(failure, KeyboardInterrupt):

@@ -12,7 +12,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.journal import Journal
+from cluster.evaluation_journal import Journal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -15,6 +15,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from actors.config import EngineConfig
 from actors.vllm_engine import EngineActor
+from cluster.engines import Engines
 from cluster.learners import Learners
 from cluster.transports import find_transport
 from cluster.weight_sync import WeightSync
@@ -52,7 +53,7 @@ def write_model(folder: Path, *, tied: bool) -> Path:
 @pytest.fixture
 def own_ray() -> Iterator[None]:
     path = str(Path(__file__).parents[2])
-    ray.init(include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    ray.init("local", include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     yield
     ray.shutdown()
 
@@ -80,18 +81,24 @@ def test_engine_and_learner_agree_after_every_sync(
     )
     create: Any = ray.remote(EngineActor)
     create = create.options(num_cpus=0, num_gpus=engine_gpus, max_concurrency=64)
-    engine = create.remote(str(folder), config, 0)
+    engines = Engines(
+        lambda number: create.remote(str(folder), config, number),
+        num_engines=1,
+        places_each=64,
+        start_timeout_s=600.0,
+    )
     learner_config = group_config(
         folder, num_learners=1, sft=SftConfig(), num_gpus_per_learner=int(learner_gpus > 0)
     )
     learner_config.learners(num_gpus_per_learner=learner_gpus)  # type: ignore[arg-type]
     group = start(learner_config)
-    ray.get(engine.start.remote(), timeout=600)
+    engines.wait()
+    engine: Any = engines.actors[0]
     learners = Learners(group, most_steps=1)
     assert find_transport(config, learners=learners, engines=[engine]) == transport
     sync = WeightSync(
         learners,
-        [engine],
+        engines,
         dtype="bfloat16",
         timeout_s=120,
         transport=find_transport(config, learners=learners, engines=[engine]),
@@ -107,4 +114,4 @@ def test_engine_and_learner_agree_after_every_sync(
         gaps = np.abs(said - scores)
         assert gaps.mean() < MOST_MEAN_GAP and gaps.max() < MOST_GAP
     group.shutdown()
-    ray.get(engine.stop.remote(), timeout=60)
+    engines.stop(timeout_s=60.0)

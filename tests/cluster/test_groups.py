@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from cluster.config import RunConfig
+from cluster.flat_watch import CURE, FlatWatch
 from cluster.groups import MOST_LOST_GROUPS, SUPERVISE_EVERY_S, Groups
 
 
@@ -20,6 +21,7 @@ class Buffer:
     def __init__(self, answers: Sequence[object], *, num_lost_in_a_row: int = 0):
         self._answers = list(answers)
         self.take = SimpleNamespace(remote=lambda num_groups, policy_version, timeout_s: self._answers.pop(0))
+        self.metrics = SimpleNamespace(remote=lambda: {"ledger/dropped/flat": 0.0})
         self.num_lost_in_a_row = SimpleNamespace(remote=lambda: num_lost_in_a_row)
 
 
@@ -43,6 +45,18 @@ def test_a_wait_in_vain_is_said_in_one_line_and_asked_for_again(capsys: pytest.C
     waits = TimeoutError("Traceback of the actor\n\nTimeoutError: 0 of 1 groups are ready")
     assert groups_of(Buffer([waits, ["a group"]])).take(policy_version=4, check=lambda: None) == ["a group"]
     assert capsys.readouterr().err == "step 5 waits for groups: TimeoutError: 0 of 1 groups are ready\n"
+
+
+def test_a_step_that_finds_nothing_but_flat_groups_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two groups of four a step; told beyond sixteen steps' worths since it began to wait."""
+    config = RunConfig.model_validate({"rollout": {"group_size": 4}, "buffer": {"groups_per_step": 2}})
+    watch = FlatWatch(config, step=7)
+    for num_flat in (1000.0, 1000.0 + 32 * 4):
+        watch.look(num_flat)
+    assert capsys.readouterr().err == ""
+    for num_flat in (1000.0 + 33 * 4, 5000.0):
+        watch.look(num_flat)
+    assert capsys.readouterr().err == f"step 7: 33 groups were flat while it waited: {CURE}\n"
 
 
 def test_a_buffer_that_does_not_answer_is_not_asked_twice() -> None:

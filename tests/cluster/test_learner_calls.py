@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 import ray
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 from cluster.learner_calls import LearnerError
 from cluster.learners import MOST_REBUILDS, Learners
 from learners.checkpoint import SaveReport
-from learners.feed import GroupRows
+from learners.group_rows import GroupRows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("small_ray")]
 
@@ -46,6 +47,11 @@ class LightLearner:
         self.num_steps += 1
         return {"num_steps": float(self.num_steps)}
 
+    def credits(self) -> pa.Table | None:
+        """Of the last step; more than Ray puts into an answer."""
+        turns = np.arange(NUM_BYTES // 8)
+        return pa.table({"step": np.full_like(turns, self.num_steps)}) if self.rank == 0 else None
+
     def weights(self, *, dtype: str) -> tuple[NDArray[np.uint8], dict[str, float]] | None:
         """More bytes than Ray puts into an answer: they stay in the object store."""
         return (np.ones(NUM_BYTES, np.uint8), {"seconds": 0.5}) if self.rank == 0 else None
@@ -66,7 +72,10 @@ class LightGroup:
 
     def __init__(self, *, num_cpus: float = 0) -> None:
         self.config = SimpleNamespace(
-            num_learners=NUM_LEARNERS, num_cpus_per_learner=num_cpus, num_gpus_per_learner=0
+            num_learners=NUM_LEARNERS,
+            num_cpus_per_learner=num_cpus,
+            num_gpus_per_learner=0,
+            custom_resources_per_learner=None,
         )
         self._workers: list[Any] = [light_learner(rank) for rank in range(NUM_LEARNERS)]
 
@@ -100,7 +109,7 @@ def test_a_learner_that_hangs_is_replaced() -> None:
     learners.update([], step=0)
     pid: Any = ray.get(groups[0]._workers[1].apply.remote(lambda learner: os.getpid()), timeout=30)
     os.kill(pid, signal.SIGSTOP)
-    assert learners.update([], step=1) == {"num_steps": 2.0}
+    assert learners.update([], step=1)[0] == {"num_steps": 2.0}
     assert learners.num_rebuilds == 1
     deadline = time.monotonic() + 10
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
@@ -174,6 +183,21 @@ def test_weights_outlive_the_learners_that_packed_them() -> None:
     again, _ = learners.weights(dtype="float32")
     assert int(ray.get(again, timeout=30).sum()) == NUM_BYTES
     assert learners.num_rebuilds == 1
+
+
+def test_what_a_step_was_credited_with_outlives_the_learners_and_is_that_of_the_step() -> None:
+    """It is written beside the next steps: no learner has to live until then."""
+    groups = [LightGroup()]
+    learners = Learners(groups[0], most_steps=8, replaced=groups.append)
+    first = learners.update([], step=0)[1]
+    for actor in groups[0]._workers:
+        kill(actor)
+    time.sleep(1.0)  # Ray notices after a moment that an object's owner is gone
+    second = learners.update([], step=1)[1]
+    assert learners.num_rebuilds == 1
+    for number, credits in enumerate((first, second), start=1):
+        steps: Any = ray.get(credits, timeout=30)["step"]
+        assert (len(steps), set(steps.to_pylist())) == (NUM_BYTES // 8, {number})
 
 
 def test_an_error_of_a_learner_itself_is_raised_at_once_in_one_line() -> None:

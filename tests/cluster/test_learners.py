@@ -16,12 +16,12 @@ import torch
 from ray import cloudpickle
 from ray.exceptions import RayActorError
 from safetensors.torch import load
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
 from cluster.learners import Learners
 from cluster.run_folder import RunFolder
 from learners.checkpoint import is_checkpoint
+from learners.checkpoint_files import CheckpointFolderWriter
 from learners.sft_config import SftConfig
 from tests.learners.groups import LearnerOnlyConfig, group_config, start, stored, write_policy
 from tests.learners.tiny import plain_model, random_table
@@ -54,7 +54,7 @@ class Run:
 
     def grpo(self) -> dict[str, float]:
         tables = [stored(random_table(group_id=10 * self.step + i, version=self.step)) for i in range(2)]
-        metrics = self.learners.update(tables, step=self.step)
+        metrics, _ = self.learners.update(tables, step=self.step)
         self.step += 1
         clocks = ("time/", "learner/tokens_per_s")
         return {name: value for name, value in metrics.items() if not name.startswith(clocks)}
@@ -116,13 +116,13 @@ def write_with(trouble: Callable[[], None]) -> Callable[[Any], None]:
     """Has a learner meet `trouble` whenever it writes its shards."""
 
     def work(learner: Any) -> None:
-        write = FileSystemWriter.write_data
+        write = CheckpointFolderWriter.write_data
 
         def write_data(self: Any, *args: Any) -> Any:
             trouble()
             return write(self, *args)
 
-        setattr(FileSystemWriter, "write_data", write_data)  # noqa: B010 - pyright forbids the plain way
+        setattr(CheckpointFolderWriter, "write_data", write_data)  # noqa: B010 - pyright forbids the plain way
 
     return work
 

@@ -17,11 +17,12 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from actors.rollout_actor import RolloutSetup
+from actors.rollout_setup import RolloutSetup
 from actors.scripted import Script
 from actors.trajectory import GroupOrder, GroupSummary
 from cluster.algorithm_config import create_rollouts
 from cluster.config import RunConfig
+from cluster.engines import no_engines
 from cluster.rollouts import Rollouts
 from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
@@ -57,21 +58,12 @@ async def score(table: pa.Table, is_trained: bool) -> pa.Table:
     return with_rewards(table, {"environment": 1.0}, RewardContext())
 
 
-@pytest.fixture(scope="module")
-def rollouts(small_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rollouts]:
-    config = RunConfig.model_validate(
-        {
-            "rollout": {
-                "num_actors": 2,
-                "dialogues_per_actor": 8,
-                "group_size": 2,
-                "group_timeout_s": GROUP_TIMEOUT_S,
-            }
-        }
-    )
+def start_rollouts(policy_folder: str, **rollout: float) -> Rollouts:
+    """Rollout actors that play experts, without an engine; `rollout` are settings of the recipe."""
+    config = RunConfig.model_validate({"rollout": {"dialogues_per_actor": 8, "group_size": 2, **rollout}})
     setup = RolloutSetup(
         config=config.rollout,
-        policy_folder=str(write_policy(tmp_path_factory.mktemp("policy"))),
+        policy_folder=policy_folder,
         max_tokens=100_000,
         engine_places=math.inf,
         connect_engine=lambda: None,  # type: ignore[arg-type,return-value]
@@ -80,7 +72,13 @@ def rollouts(small_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
         connect_user=connect_user,
         score=score,
     )
-    yield create_rollouts(config, setup, engines=[])
+    return create_rollouts(config, setup, engines=no_engines())
+
+
+@pytest.fixture(scope="module")
+def rollouts(small_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Rollouts:
+    policy_folder = write_policy(tmp_path_factory.mktemp("policy"))
+    return start_rollouts(str(policy_folder), num_actors=2, group_timeout_s=GROUP_TIMEOUT_S)
 
 
 def get(reference: Any) -> Any:
@@ -189,7 +187,7 @@ def test_an_actor_that_hung_before_an_evaluation_began_is_started_again(
     with stopped(rollouts, 1) as stop:
         stop()
         rollouts.run([order], policy=EXPERT, finish=lambda tables: None)
-    assert "rollout actor 1 has not answered for" in capsys.readouterr().err
+    assert re.search(r"rollout actor 1 \(pid \d+ on \S+\) has not answered for", capsys.readouterr().err)
 
 
 def test_demonstrations_outlive_the_actors_that_played_them(rollouts: Rollouts) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import ray
 
+from cluster.engines import no_engines
 from cluster.roll_call import ANSWER_TIMEOUT_S, RollCall
 from cluster.rollouts import RESTART_TIMEOUT_S, Rollouts
 
@@ -129,7 +130,7 @@ def test_a_run_whose_actors_all_hung_through_a_long_step_waits_until_they_are_st
     monkeypatch.setattr(ray, "get", lambda references, timeout: references)
     monkeypatch.setattr(ray, "kill", lambda actor, no_restart: killed.append(actor))
     actors, feed = Actors(), Feed()
-    rollouts = Rollouts(actors, engines=[], restore=lambda: None, group_timeout_s=600.0)
+    rollouts = Rollouts(actors, engines=no_engines(), restore=lambda: None, group_timeout_s=600.0)
 
     def look(at_s: float) -> None:
         nonlocal now

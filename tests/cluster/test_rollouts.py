@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors.trajectory import GroupOrder
+from cluster.engines import no_engines
 from cluster.rollouts import CHUNK, Rollouts
 from simulators.task import TaskSource
 
@@ -78,7 +79,7 @@ def test_tables_keep_the_order_of_their_orders_though_an_actor_failed(
     ]
     counts: list[int] = []
     actors = TwoActors(failure)
-    tables: Any = Rollouts(actors, engines=[], restore=lambda: None, group_timeout_s=60.0).sample(
+    tables: Any = Rollouts(actors, engines=no_engines(), restore=lambda: None, group_timeout_s=60.0).sample(
         orders, policy="expert", advance=lambda count, _: counts.append(count)
     )
     assert [group_id for table in tables for group_id in table] == list(range(len(orders)))

@@ -3,24 +3,19 @@
 import json
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from actors.table import to_table
-from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn, as_ids
 from cluster.config import RunConfig, load
 from cluster.console import stage_progress, step_line, times_line
-from cluster.results import evaluation_rows
+from cluster.events import Waits
+from cluster.new_start import LostBufferError
 from cluster.run_folder import RunFolder
-from cluster.scores import Outcome
-from cluster.tracking import Tracker, dialogue_rows
-from cluster.wandb_run import WandbRun, resolve_mode
-from simulators.message import Action
-from simulators.task import TaskKey
+from cluster.telling import AUDIENCE
+from cluster.tracking import Tracker
+from cluster.wandb_mode import resolve_mode
+from cluster.wandb_run import WandbRun
 
 METRICS = {
     "time/step_s": 4.21,
@@ -46,25 +41,6 @@ def folder_of(config: RunConfig) -> RunFolder:
     folder = RunFolder.of(config)
     folder.create(config)
     return folder
-
-
-def a_group() -> pa.Table:
-    completion = Completion.of((1, 2), logprobs=(-0.1, -0.2), policy_versions=(0, 0))
-    turn = Turn(
-        context_ids=as_ids((0,)),
-        forked=True,
-        completion=completion,
-        text="<tool_call>",
-        action=Action(choice="answer", content="F3"),
-        feedback="Right.",
-        reward=1.0,
-    )
-    key = TaskKey(gym="function", split="train", index=3, seed=0, difficulty=0)
-    silent = Trajectory(
-        task_key=key, system="Rules.", opening="Hello.", turns=(), stop_reason=StopReason.ENGINE_ERROR
-    )
-    solved = replace(silent, turns=(turn,), stop_reason=StopReason.TERMINATED)
-    return to_table(GroupOrder(group_id=0, task_key=key, group_size=2, seed=0), [silent, solved])
 
 
 def test_the_line_of_a_runs_times_reads_like_this() -> None:
@@ -115,19 +91,6 @@ def test_resume_cuts_the_steps_that_are_trained_again_and_a_half_line(tmp_path: 
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2, 3]
 
 
-def test_dialogue_rows_are_in_reading_order() -> None:
-    rows = dialogue_rows(a_group().slice(1), step=7)
-    assert [(row.turn, row.who, row.text, row.reward) for row in rows] == [
-        (0, "system", "Rules.", 0.0),
-        (0, "user", "Hello.", 0.0),
-        (1, "policy", "<tool_call>", 0.0),
-        (1, "feedback", "Right.", 1.0),
-    ]
-    assert {(row.step, row.gym, row.trajectory, row.stop_reason) for row in rows} == {
-        (7, "function", 1, "terminated")
-    }
-
-
 def test_auto_is_online_with_a_key_and_offline_without(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -143,63 +106,139 @@ def test_auto_is_online_with_a_key_and_offline_without(
     assert resolve_mode("disabled") == "disabled"
 
 
+def test_a_file_of_keys_that_cannot_be_read_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    files = {"folder": None, "broken": b"machine", "binary": b"machine api.wandb.ai\xff login", "loop": None}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    for name, content in files.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        monkeypatch.setenv("NETRC", str(tmp_path / name))
+        assert resolve_mode("auto") == "offline", name
+    monkeypatch.setenv("NETRC", "~nobody-of-this-name/.netrc")
+    assert resolve_mode("auto") == "offline", "a home that nobody knows"
+
+
+def test_steps_that_are_taken_again_keep_their_line(tmp_path: Path) -> None:
+    config = config_at(tmp_path, mode="disabled")
+    folder = folder_of(config)
+    with Tracker(folder, config=config) as tracker:
+        for step in (1, 2, 3):
+            tracker.log_step(step, metrics=METRICS)
+    before = folder.metrics.read_text()
+    with Tracker(folder, config=config, resume_step=3) as tracker:
+        for step in (2, 3):  # from the checkpoint of step 1
+            tracker.log_step(step, metrics={**METRICS, "time/step_s": 99.0})
+        assert folder.metrics.read_text() == before
+        tracker.log_step(4, metrics=METRICS)
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_alerts_are_told_on_the_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_at(tmp_path, mode="disabled")
+    with Tracker(folder_of(config), config=config) as tracker:
+        for step in (1, 2):
+            tracker.log_step(step, metrics={**METRICS, "learner/logprob_gap/mean": 0.015})
+    assert capsys.readouterr().err.count("alert: engine and learner drift apart:") == 1
+
+
+def test_rollouts_that_are_stuck_are_told_before_the_first_step_and_without_wandb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_at(tmp_path, mode="disabled")
+    with Tracker(folder_of(config), config=config):
+        for after in (0.0, 601.0, 1202.0):
+            AUDIENCE.tell(Waits(text="step 1 waits for groups: 0 of 4", at=1e9 + after))
+    AUDIENCE.tell(Waits(text="step 1 waits for groups: 0 of 4", at=2e9))
+    AUDIENCE.tell(Waits(text=""))
+    assert capsys.readouterr().err.count("alert: rollouts are stuck: step 1 waits for groups, for 601 s") == 1
+
+
+class ToldRun:
+    """Takes what W&B is told of how a run ends."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def alert(self, title: str, text: str, **kwargs: object) -> None:
+        self.told.append(title)
+
+    def finish(self, *, exit_code: int) -> None:
+        self.told.append(exit_code)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (LostBufferError("the buffer has died"), [0]),
+        (RuntimeError("it broke"), ["the run has stopped", 1]),
+        (KeyboardInterrupt(), [0]),
+    ],
+)
+def test_a_run_that_begins_anew_at_once_has_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, told: list[object]
+) -> None:
+    run = ToldRun()
+    monkeypatch.setattr(WandbRun, "_init", lambda self, mode: run)
+    monkeypatch.setattr(WandbRun, "_try", lambda self, work: None)
+    config = config_at(tmp_path, mode="offline")
+    with pytest.raises(type(error)), Tracker(folder_of(config), config=config):
+        raise error
+    assert run.told == told
+
+
+def test_wandb_that_hangs_holds_a_new_start_for_a_moment_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WandbRun, "_init", lambda self, mode: time.sleep(5))
+    monkeypatch.setattr("cluster.wandb_run.NEW_START_TIMEOUT_S", 0.1)
+    config = config_at(tmp_path, mode="online")
+    start = time.monotonic()
+    with pytest.raises(LostBufferError), Tracker(folder_of(config), config=config):
+        raise LostBufferError("the buffer has died")
+    assert time.monotonic() - start < 4
+
+
 class BrokenRun:
-    """A W&B run that fails at everything."""
+    """A W&B run that fails at everything, and so does each of its parts."""
 
-    def log(self, entry: dict[str, Any]) -> None:
+    def __getattr__(self, name: str) -> "BrokenRun":
+        return self
+
+    def __call__(self, *args: object, **kwargs: object) -> None:
         raise ConnectionError("no network")
-
-    def finish(self) -> None:
-        raise AssertionError("a run that broke is not finished")
 
 
 def test_broken_wandb_is_one_warning_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(WandbRun, "_init", lambda self: BrokenRun())
+    monkeypatch.setattr(WandbRun, "_init", lambda self, mode: BrokenRun())
+    monkeypatch.setattr("cluster.wandb_pictures.ARCHIVE_TIMEOUT_S", 0.0)
     config = config_at(tmp_path, mode="online")
     folder = folder_of(config)
     with Tracker(folder, config=config) as tracker:
         for step in (1, 2, 3):
             tracker.log_step(step, metrics=METRICS)
     assert len(folder.metrics.read_text().splitlines()) == 3
-    assert capsys.readouterr().err.count("warning: W&B: it stopped taking data (no network)") == 1
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
+    assert told.startswith("W&B: ") and "no network" in told
 
 
 def test_wandb_that_hangs_does_not_hold_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(WandbRun, "_init", lambda self: time.sleep(5))
+    monkeypatch.setattr(WandbRun, "_init", lambda self, mode: time.sleep(5))
     monkeypatch.setattr("cluster.wandb_run.CLOSE_TIMEOUT_S", 0.1)
-    monkeypatch.setattr("cluster.wandb_run.QUEUE_STEPS", 2)
     config = config_at(tmp_path, mode="online")
     start = time.monotonic()
     with Tracker(folder_of(config), config=config) as tracker:
         for step in range(1, 6):
             tracker.log_step(step, metrics=METRICS)
-    assert time.monotonic() - start < 2
-    assert capsys.readouterr().err.count("warning: W&B") == 1
-
-
-@pytest.mark.slow
-def test_wandb_offline_keeps_scalars_and_dialogues_and_a_resumed_run_its_id(tmp_path: Path) -> None:
-    config = config_at(tmp_path, mode="offline")
-    folder = folder_of(config)
-    for resume_step in (0, 1):
-        time.sleep(1.1 * resume_step)  # W&B names an offline run's folder by the second.
-        with Tracker(folder, config=config, resume_step=resume_step) as tracker:
-            tracker.log_sft(1, metrics={"sft/loss": 2.0})
-            rows = dialogue_rows(a_group().slice(1), step=resume_step + 1)
-            tracker.log_step(resume_step + 1, metrics=METRICS, dialogues=rows)
-            outcome = Outcome(gym="function", task_id="task", score=1.0, num_turns=1)
-            tracker.log_evaluation(evaluation_rows([outcome], stage="grpo", seed=0), step=resume_step + 1)
-    run_id = (folder.wandb / "run_id").read_text()
-    runs = list(folder.wandb.glob(f"offline-run-*-{run_id}"))
-    assert len(runs) == 2
-    for run in runs:
-        assert next(run.glob("*.wandb")).stat().st_size > 0
-        tables = list(run.glob("files/media/table/rollout/*.table.json"))
-        assert "Right." in tables[0].read_text()
+    assert time.monotonic() - start < 4
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
+    assert told.startswith("W&B: it did not finish within 0.1 s; the run goes on")
 
 
 def test_stage_progress_is_sparse_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

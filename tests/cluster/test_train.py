@@ -13,6 +13,8 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster.status import read_status
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RECIPE = """
@@ -61,10 +63,14 @@ def test_the_job_stops_on_ctrl_c_and_goes_on_where_it_was(tmp_path: Path) -> Non
 
     first = subprocess.Popen(command(tmp_path, str(recipe)), stderr=subprocess.PIPE, text=True)
     family = wait_for_step(first, step=2)
+    seen = read_status(run)
+    assert (seen.is_running, seen.health) == (True, "running") and seen.step >= 2 and seen.num_steps == 40
+    assert seen.driver is not None and seen.driver.pid == first.pid
     first.send_signal(signal.SIGINT)
     _, rest = first.communicate(timeout=WAIT_S)
     assert first.returncode == 130, rest
     assert "stopping after this step" in rest
+    assert read_status(run).health == "stopped"
     assert_gone(family)
     stopped_at = steps_of(run)
     assert stopped_at == list(range(1, len(stopped_at) + 1))
@@ -72,13 +78,21 @@ def test_the_job_stops_on_ctrl_c_and_goes_on_where_it_was(tmp_path: Path) -> Non
 
     num_steps = str(stopped_at[-1] + 2)
     again = subprocess.run(
-        command(tmp_path, str(run), "--grpo.num_steps", num_steps),
+        command(tmp_path, str(run), "--grpo.num_steps", num_steps, "--log-format=jsonl"),
         capture_output=True,
         text=True,
         timeout=WAIT_S,
     )
     assert again.returncode == 0, again.stderr
-    assert "goes on from checkpoint" in again.stderr
+    events = [json.loads(line) for line in again.stderr.splitlines()]
+    assert any("goes on from checkpoint" in event.get("text", "") for event in events)
+    assert [event["step"] for event in events if event["event"] == "step"] == [
+        stopped_at[-1] + 1,
+        stopped_at[-1] + 2,
+    ]
+    set_ups = [event for event in events if event.get("stage") == "set-up"]
+    assert set_ups[-1]["is_over"] and set_ups[0]["left_s"] > 0
+    assert (read_status(run).health, read_status(run).driver) == ("finished", None)
     assert steps_of(run) == list(range(1, int(num_steps) + 1))
     assert_whole(run)
 

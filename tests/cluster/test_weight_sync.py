@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -12,8 +13,11 @@ import pytest
 import ray
 from numpy.typing import NDArray
 from ray import cloudpickle
+from ray.exceptions import RayActorError
 
 from actors.engine import EngineError
+from actors.place import Place, place_here
+from cluster.engines import Engines
 from cluster.learners import Learners
 from cluster.weight_sync import WeightSync
 
@@ -39,6 +43,11 @@ class LightEngine:
         self._may_load = asyncio.Semaphore(0)
         self._error = ""
         self.begun: list[int] = []
+
+    async def start(self) -> Place:
+        return place_here()
+
+    async def check(self) -> None: ...
 
     async def receive(self, payload: NDArray[np.uint8], policy_version: int) -> dict[str, float]:
         self.begun.append(policy_version)
@@ -69,8 +78,15 @@ def start(actor: type, *args: Any) -> Any:
 
 def start_sync() -> tuple[WeightSync, list[Any]]:
     learners = Learners(SimpleNamespace(_workers=[start(LightLearner)]), most_steps=1)
-    engines = [start(LightEngine, seconds) for seconds in (0.25, 0.5)]
-    return WeightSync(learners, engines, dtype="float32", timeout_s=WAIT_S), engines
+    actors: list[Any] = []
+
+    def create(number: int) -> Any:
+        actors.append(start(LightEngine, 0.25 * (number + 1)))
+        return actors[-1]
+
+    engines = Engines(create, num_engines=2, places_each=1, start_timeout_s=WAIT_S)
+    engines.wait()
+    return WeightSync(learners, engines, dtype="float32", timeout_s=WAIT_S), actors
 
 
 def load(engines: list[Any]) -> None:
@@ -109,3 +125,22 @@ def test_what_an_engine_raises_is_raised_here_without_waiting_for_the_others() -
     with pytest.raises(EngineError, match="a parameter is missing"):
         sync.finish()
     sync.close(timeout_s=WAIT_S)  # a run that ends says it once
+
+
+def test_an_engine_that_is_killed_while_it_loads_is_replaced_and_its_successor_gets_the_version() -> None:
+    sync, engines = start_sync()
+    live = sync.send(1)
+    load(engines[:1])
+    ray.kill(engines[1])
+    sync.finish()
+    with pytest.raises(RayActorError):
+        get(live[1])
+    deadline = time.monotonic() + WAIT_S
+    while not sync._engines.waiting:
+        assert time.monotonic() < deadline
+        sync._engines.look()
+        time.sleep(0.1)
+    sync.check()
+    load(engines[2:])
+    sync.finish()
+    assert get(engines[2].versions.remote()) == [1] and sync._engines.is_settled

@@ -13,7 +13,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 
 from learners.config import LearnerConfig, LearnerSettings, TinyPolicyConfig
-from learners.feed import GroupRows
+from learners.group_rows import GroupRows
 from learners.learner import GRPOLearner
 from learners.sft_config import SftConfig
 from learners.tiny_policy import build

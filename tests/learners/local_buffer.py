@@ -14,6 +14,7 @@ from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
 from learners.config import LearnerConfig
 from learners.flat import is_flat
+from learners.recall import Recall
 from simulators.task import TaskSource
 from tests.fakes import make_summary
 
@@ -35,7 +36,12 @@ class LocalBuffer(BufferActor):
 
 
 def make_local_buffer(
-    folder: Path, sizes: BufferSizes, *, group_timeout_s: float, kind: type[LocalBuffer] = LocalBuffer
+    folder: Path,
+    sizes: BufferSizes,
+    *,
+    group_timeout_s: float,
+    kind: type[LocalBuffer] = LocalBuffer,
+    recall: Recall | None = None,
 ) -> LocalBuffer:
     return kind(
         sizes,
@@ -43,6 +49,7 @@ def make_local_buffer(
         run_folder=folder,
         is_flat=partial(is_flat, credit_of=LearnerConfig().credit_of),
         group_timeout_s=group_timeout_s,
+        recall=recall,
     )
 
 

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import ObjectLostError
 
 from actors.table import SCHEMA
 from actors.trajectory import StopReason
 from learners import archive
-from learners.archive import Archive, ArchiveEntry, write_tables
+from learners.archive import Archive, ArchiveEntry, rewind, with_outcomes, write_settled, write_tables
+from learners.credit_columns import CREDITS
 from tests.learners.tiny import make_table, make_turn
 
 LIMIT_S = 30.0
@@ -86,5 +88,33 @@ def test_a_file_that_is_being_written_is_nobodys_yet(
 async def test_files_have_the_tables_own_columns_in_their_order(tmp_path: Path):
     await write_step(Archive(tmp_path), 1)
     schema = pq.read_schema(tmp_path / "step-00001.parquet")
-    assert schema.names == [*SCHEMA.names, "reward", "outcome", "step"]
+    assert schema.names == [*SCHEMA.names, "reward", "outcome", "step", *CREDITS.names]
     assert all(schema.field(name).type == SCHEMA.field(name).type for name in SCHEMA.names)
+    assert all(schema.field(field.name).type == field.type for field in CREDITS)
+
+
+async def test_credit_that_is_lost_costs_no_row_and_is_counted(tmp_path: Path):
+    async def lost() -> pa.Table:
+        raise ObjectLostError("1", b"", "")
+
+    folder = Archive(tmp_path)
+    entry = ArchiveEntry(ref=fetched(group(1)), outcomes=("trained", "trained"))
+    folder.submit("step-00001", [entry], step=1, credits=lost())
+    await folder.flush(timeout_s=LIMIT_S)
+    rows = pq.read_table(tmp_path / "step-00001.parquet")
+    assert (rows.num_rows, folder.num_failures) == (2, 1)
+    assert rows["advantage"].to_pylist() == [None, None]
+
+
+def test_a_run_that_an_older_version_began_goes_back_across_both_kinds_of_files(tmp_path: Path):
+    """Files of before have no credit; what is kept of both becomes one file."""
+    old = with_outcomes(group(1), outcomes=("flat", "flat"), step=2)
+    write_tables(tmp_path / "step-00002.parquet", [old])
+    outcomes = [("flat", "flat")]
+    write_settled(tmp_path / "step-00003.parquet", [group(2)], outcomes=outcomes, step=3, credits=None)
+    rewind(tmp_path, step=1, to_come=lambda ids: set())
+    (path,) = tmp_path.iterdir()
+    rows = pq.read_table(path)
+    assert path.name == "step-00001-rest.parquet"
+    assert rows["group_id"].to_pylist() == [1, 1, 2, 2] and set(rows["step"].to_pylist()) == {1}
+    assert rows["advantage"].to_pylist() == [None] * 4

@@ -50,7 +50,7 @@ def learned(table: pa.Table, config: LearnerConfig = CONFIG) -> tuple[list[Train
     scorer = Scorer(
         policy=tiny_policy(), device=torch.device("cpu"), max_tokens=64, rank=0, num_ranks=1, seed=0
     )
-    samples, metrics = samples_of_step([table], config=config, renderer=None, scorer=scorer)
+    samples, metrics, _ = samples_of_step([table], config=config, renderer=None, scorer=scorer)
     dropped = {reason: metrics[f"learner/num_dropped/{reason}"] for reason in DROPPED}
     return samples, {reason: count for reason, count in dropped.items() if count}
 

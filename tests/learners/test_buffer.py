@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
-from learners.buffer import Buffer, BufferSizes, FinishedGroup
+from learners.buffer import Buffer, BufferSizes
 from learners.config import LearnerConfig
+from learners.finished_group import FinishedGroup
 from learners.flat import is_flat
 from learners.ledger import DROP_REASONS
 from simulators.task import TaskSource

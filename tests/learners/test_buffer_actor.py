@@ -33,7 +33,9 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers can
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20
+    )
     yield
     ray.shutdown()
 
@@ -218,6 +220,19 @@ def test_no_slot_is_freed_where_an_engine_could_not_load_the_weights(tmp_path: P
         get(feed.release.remote([group.order.group_id], 1, [broken, ray.put({})]))
     metrics = get(feed.metrics.remote())
     assert (metrics["buffer/slots_taken"], metrics["ledger/in_flight"]) == (1, 0)
+    ray.kill(feed)
+
+
+def test_slots_are_freed_though_an_engine_died_that_serves_no_old_weights_either(tmp_path: Path):
+    feed = make_buffer(tmp_path)
+    work(feed, [(0.0, 1.0)])
+    (group,) = get(feed.take.remote(1, 0, WAIT_S))
+    get(feed.book.remote([group.order.group_id], 1))
+    engine = start(LateEngine)
+    live = engine.receive.remote()
+    ray.kill(engine)
+    get(feed.release.remote([group.order.group_id], 1, [live, ray.put({})]))
+    assert get(feed.metrics.remote())["buffer/slots_taken"] == 0
     ray.kill(feed)
 
 

@@ -62,7 +62,7 @@ async def test_dropped_groups_do_not_wait_for_a_step_that_does_not_come(
     monkeypatch.setattr(buffer_actor, "MOST_SETTLED", 4)
     feed = make_buffer(tmp_path)
     await play(feed, *[FLAT] * 10)
-    await feed._archive.flush(timeout_s=LIMIT_S)
+    await feed._settled.flush()
     assert files(tmp_path) == {"step-00001-part-000": [0, 1, 2, 3], "step-00001-part-001": [4, 5, 6, 7]}
     assert feed._buffer.num_settled == 2, "no other table is held on to"
     await play(feed, GOOD, GOOD)
@@ -139,7 +139,7 @@ async def test_however_often_a_run_goes_back_every_settled_group_is_on_disk_once
             if rng.random() < 0.4:
                 checkpoint = await feed.state(), new
             await play(feed, *[FLAT] * rng.randint(0, 4))
-            await feed._archive.flush(timeout_s=LIMIT_S)
+            await feed._settled.flush()
         await feed.close()
         ledger, outcomes = await feed.ledger(), assert_each_once(tmp_path)
         assert outcomes == Counter({"trained": ledger.trained, "dropped:flat": ledger.dropped["flat"]})

@@ -56,7 +56,7 @@ def expecting(value: float) -> Policy:
 def step_samples(
     tables: list[pa.Table], policy: Policy, *, config: LearnerConfig = CONFIG
 ) -> tuple[list[TrainingSample], dict[str, float]]:
-    return samples_of_step(tables, config=config, renderer=None, scorer=scorer_of(policy))
+    return samples_of_step(tables, config=config, renderer=None, scorer=scorer_of(policy))[:2]
 
 
 def two_turns(*, reward: float, forked: bool = False) -> list:

@@ -17,8 +17,9 @@ import pytest
 
 from actors.delivery import Delivery, FinishedTable
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
-from learners.buffer import BufferSizes, FinishedGroup
+from learners.buffer import BufferSizes
 from learners.feed import LostGroup
+from learners.finished_group import FinishedGroup
 from tests.fakes import make_summary
 from tests.learners.local_buffer import LocalBuffer, delivery_of, make_local_buffer
 
@@ -186,7 +187,7 @@ class Driver:
         lost = await feed.pop_lost()
         self.lost += lost
         assert metrics["buffer/reissued"] == len(self.lost)
-        await feed._archive.flush(timeout_s=WAIT_S)
+        await feed._settled.flush()
 
 
 @pytest.mark.parametrize("bound", [0, 1, 3])

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Sequence
 
 from actors.trajectory import GroupOrder, GroupSummary
-from learners.feed import Feed, GroupRows
+from learners.feed import Feed
+from learners.group_rows import GroupRows
 from tests.fakes import make_key
 
 
@@ -90,3 +91,18 @@ async def test_a_dead_asker_passes_an_order_on_to_the_next():
     await feed.free(1)
     assert await dead == []
     assert [order.group_id for order in await alive or []] == [1]
+
+
+async def test_a_holder_that_is_dismissed_gets_no_more_orders_and_keeps_what_it_has():
+    feed = Counter()
+    feed.num_free = 1
+    assert len(await feed.next_orders("leaving", 1) or []) == 1
+    asked = asyncio.create_task(feed.next_orders("leaving", 1))
+    while feed.num_asked < 2:
+        await asyncio.sleep(0)
+    await feed.dismiss("leaving")
+    assert await asked is None, "in the middle of its long poll"
+    await feed.free(1)
+    assert await feed.next_orders("leaving", 1) is None
+    assert len(await feed.next_orders("staying", 1) or []) == 1
+    assert await feed.forget("leaving") == [1], "what it has is its own until then"

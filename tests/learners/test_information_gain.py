@@ -259,7 +259,7 @@ async def test_every_estimator_gets_the_gains_as_turn_rewards(tokenizer: PreTrai
     config = LearnerConfig.model_validate(
         {"advantage": "turn_mean", "gamma": 1, "information_gain": kind, "information_gain_weight": 3}
     )
-    samples, metrics = samples_of_step([table], config=config, renderer=renderer, scorer=scorer)
+    samples, metrics, _ = samples_of_step([table], config=config, renderer=renderer, scorer=scorer)
     find = gold_answer_gain if kind == "gold_answer" else masked_feedback_gain
     gains = find(table, scorable(table), renderer, scorer).by_turn
     totals = [3.0 * sum(gain for key, gain in gains.items() if key[1] == index) for index in range(2)]

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
@@ -13,6 +15,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from safetensors.torch import load
 
 from actors.trajectory import StopReason
+from learners.credit_columns import KEYS
 from learners.sft_config import SftConfig
 from tests.learners import groups
 from tests.learners.groups import group_config, start, stored
@@ -141,6 +144,31 @@ def test_adapters_reach_engines_and_export_as_plain_weights(folder: Path):
     resumed = make_group(folder, lora_rank=4, **KL)
     on_each(resumed, "load", str(folder / "checkpoint"))
     assert all(tensor.equal(sent[name]) for name, tensor in weights(resumed).items())
+
+
+def test_one_rank_and_two_credit_every_turn_once_and_alike(folder: Path):
+    """With a critic, and a KL that each rank takes from the advantages of its own micro-batches."""
+    kinds = {"advantage": "turn_gae", "kl": "k1", "kl_coefficient": 0.5}
+    one, two = make_group(folder, **kinds), make_group(folder, num_learners=2, **kinds)
+    for step in range(2):
+        for group in (one, two):
+            update(group, step=step)
+        (mine,) = on_each(one, "credits")
+        theirs, nothing = on_each(two, "credits")
+        assert nothing is None
+        tables = pa.concat_tables(random_table(group_id=i, seed=step, version=step) for i in range(3))
+        assert mine.select(KEYS.names).equals(tables.select(KEYS.names))
+        assert theirs.select(KEYS.names).equals(tables.select(KEYS.names))
+        for name in ("advantage", "value", "credit"):
+            assert mine[name].null_count == 0
+            assert theirs[name].to_pylist() == pytest.approx(mine[name].to_pylist(), rel=1e-3, abs=1e-5)
+        to_go = mine["credit"].to_numpy() - mine["value"].to_numpy()
+        is_last = mine["turn"].to_numpy() == 1
+        penalties = (to_go - mine["advantage"].to_numpy())[is_last]
+        assert (np.abs(penalties) > 1e-6).any() == (step == 1), (
+            "the reference is the policy of the first step"
+        )
+    two.shutdown()
 
 
 def test_masked_trajectories_are_counted_and_change_only_what_is_learned(folder: Path):

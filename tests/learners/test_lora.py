@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from learners.attention import PACKED_CAUSAL
 from learners.checkpoint import Progress, export_model, load_checkpoint
+from learners.checkpoint_files import CheckpointFolderReader
 from learners.config import LearnerConfig
 from learners.full_weights import full_state_dict
 from learners.lora import add_adapters
@@ -167,7 +167,7 @@ def test_a_critic_trains_beside_the_adapters_and_is_in_the_checkpoint(tmp_path: 
     optimizer = make_optimizer(policy, config=CONFIG)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 28 + len(critic)
     save_checkpoint(tmp_path / "c", policy, optimizer, Progress(stage="grpo"))
-    names = FileSystemReader(tmp_path / "c").read_metadata().state_dict_metadata
+    names = CheckpointFolderReader(tmp_path / "c").read_metadata().state_dict_metadata
     assert sum(name.startswith("model.") for name in names) == 28 + len(critic)
     assert not any("critic" in name for name in full_state_dict(policy, keep=True))
 
@@ -177,7 +177,7 @@ def test_a_checkpoint_holds_the_adapters_alone_and_goes_on_exactly(tmp_path: Pat
     policy = loaded(tmp_path / "model")
     optimizer = stepped(policy, times=1)
     save_checkpoint(tmp_path / "c", policy, optimizer, Progress(stage="grpo"))
-    names = FileSystemReader(tmp_path / "c").read_metadata().state_dict_metadata
+    names = CheckpointFolderReader(tmp_path / "c").read_metadata().state_dict_metadata
     weights = [name for name in names if name.startswith("model.")]
     assert len(weights) == 28 and all(".lora_" in name for name in weights)
     update(policy, optimizer, rank=0, num_ranks=1)

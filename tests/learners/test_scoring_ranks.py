@@ -80,7 +80,7 @@ def three_steps(folder: Path, *, kind: str, rank: int, num_ranks: int) -> list[d
         scorer = Scorer(
             policy=policy, device=CPU, max_tokens=MAX_TOKENS, rank=rank, num_ranks=num_ranks, seed=step
         )
-        samples, metrics = samples_of_step([table], config=config, renderer=renderer, scorer=scorer)
+        samples, metrics, _ = samples_of_step([table], config=config, renderer=renderer, scorer=scorer)
         num_tokens = sum(sample.num_loss_tokens for sample in samples)
         loss_fn = partial(
             with_critic,

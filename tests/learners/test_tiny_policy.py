@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from actors.renderer import Renderer, parse_tool_call
 from learners.config import TinyPolicyConfig
-from learners.tiny_policy import CONSTANTS, build, make_tokenizer
+from learners.tiny_policy import build, constants, make_tokenizer
 from simulators.env import GymEnv
 from simulators.gyms import GYMS
 from simulators.message import TOOL_NAME, Action, Message
@@ -104,7 +104,7 @@ def test_any_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerFast, tex
 
 
 def test_text_that_never_varies_is_one_token_each(tokenizer: PreTrainedTokenizerFast):
-    assert [len(tokenizer.encode(text)) for text in CONSTANTS] == [1] * len(CONSTANTS)
+    assert [len(tokenizer.encode(text)) for text in constants(GYMS)] == [1] * len(constants(GYMS))
 
 
 def test_a_tool_call_is_its_constants_around_choice_and_content(tokenizer: PreTrainedTokenizerFast):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from actors.summary import summarize
 from actors.trajectory import GroupOrder, StopReason, Turn
 from learners.advantage import make_estimator
-from learners.buffer import FinishedGroup
+from learners.finished_group import FinishedGroup
 from learners.samples import row_advantages, samples_from_table
 from tests.fakes import make_key
 from tests.learners.tiny import make_table, make_turn

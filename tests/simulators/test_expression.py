@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulators.expression import parse_rule
+from simulators.expression import MOST_RULES, parse_rule
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,10 @@ NO_RULES = (
 def test_everything_else_is_refused(rule: str):
     with pytest.raises(ValueError):
         parse_rule(rule)
+
+
+def test_no_more_rules_are_kept_than_so_many():
+    for number in range(MOST_RULES + 8):
+        parse_rule(f"a + {number}")
+    assert parse_rule.cache_info().currsize <= MOST_RULES
+    assert parse_rule("a + 1")([1, 2, 3, 4]) == 2.0

@@ -1,7 +1,8 @@
 """The laws of every gym. A gym that is registered in `GYMS` is tested here without a line of its own.
 
 `GYM_ACTIONS=100000 pytest tests/simulators/test_gyms.py -k no_text` plays that many generated actions of each
-gym; a normal run plays a few hundred.
+gym; a normal run plays a few hundred. `GYM_MODULES=my_gym pytest tests/simulators/test_gyms.py` tests a gym
+of one's own as well.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from simulators.env import Expert, Gym, GymEnv, Step
 from simulators.gyms import GYMS
 from simulators.manner import attentive
 from simulators.message import CHOICES, Action, parse_action
+from simulators.own_gyms import known_gyms
 from simulators.persona import PersonaMix, draw_persona
 from simulators.rule_user import RuleUser
 from simulators.task import SPLITS, Split, Task, TaskKey
@@ -38,7 +40,9 @@ NUM_ACTIONS = int(os.environ.get("GYM_ACTIONS", "400"))
 TEXTS_PER_DIALOGUE = 20
 LEVELS = (0, 1, 2)
 """Of every gym; one that has more plays the others in its own tests."""
-ALL: dict[str, Gym] = {**GYMS, template_gym.GYM.name: template_gym.GYM}
+OWN = [name for name in os.environ.get("GYM_MODULES", "").split(",") if name]
+"""Modules with gyms of one's own, which are held to the same laws."""
+ALL: dict[str, Gym] = {template_gym.GYM.name: template_gym.GYM, **known_gyms(OWN)}
 every_gym = pytest.mark.parametrize("gym", ALL.values(), ids=ALL)
 every_level = pytest.mark.parametrize("difficulty", LEVELS)
 

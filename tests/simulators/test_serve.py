@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import ray
 from ray import cloudpickle, serve
@@ -21,12 +22,15 @@ from simulators.env import Gym
 from simulators.gyms import GYMS
 from simulators.rule_user import RuleUser
 from simulators.serve import build_app
+from simulators.serve_key import key_hash
+from simulators.serve_relay import connect_relay, deploy_relay, remove_relay
 from simulators.serve_user import ServeUser
 from simulators.user import SimulatorError, UserCall, UserReply
 
 pytestmark = pytest.mark.slow
 PORT = 18463
 URL = f"http://127.0.0.1:{PORT}"
+KEY = "canary-0b7e5d2c91a44f36"
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Serve's replicas cannot import a test file
 
@@ -50,7 +54,7 @@ def ask(question: str, *, gym: str = "echo", seed: int = 0) -> UserCall:
 
 @pytest.fixture(scope="module")
 def handle() -> Iterator[DeploymentHandle]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     serve.run(build_app(SimulatorConfig(num_replicas=2), gyms=gyms()), name="simulators", route_prefix="/")
     yield serve.get_deployment_handle("Simulator", "simulators")
@@ -64,10 +68,9 @@ def serve_actors() -> list[str]:
     return [actor["name"] for actor in actors if actor["namespace"] == "serve"]
 
 
-def post(body: dict[str, object]) -> tuple[int, dict[str, object]]:
-    request = urllib.request.Request(
-        f"{URL}/reply", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-    )
+def post(body: dict[str, object], *, path: str = "/reply", key: str = "") -> tuple[int, dict[str, object]]:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(f"{URL}{path}", data=json.dumps(body).encode(), headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
             return response.status, json.load(response)
@@ -137,3 +140,31 @@ def test_http_answers_and_refuses_in_json(handle: DeploymentHandle):
     assert status == 422 and "mood" in json.dumps(body)
     with urllib.request.urlopen(f"{URL}/healthz", timeout=30) as response:
         assert json.load(response) == {"status": "ok"}
+
+
+def test_behind_a_key_only_who_has_it_is_answered(
+    handle: DeploymentHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_KEY", KEY)
+    keyed = build_app(SimulatorConfig(), gyms=gyms(), expected=key_hash("THE_KEY", host="0.0.0.0"))
+    serve.run(keyed, name="keyed", route_prefix="/keyed")
+    try:
+        body = {"gym": "echo", "scenario": {}, "question": "hello"}
+        assert [post(body, path="/keyed/reply", key=key)[0] for key in ("", "wrong", KEY)] == [401, 401, 200]
+        status, answer = post({**body, "persona": {"patience": 2}}, path="/keyed/reply", key=KEY)
+        assert status == 422 and KEY not in json.dumps(answer)
+        assert post({**body, "question": "x" * (2**20 + 2**10)}, path="/keyed/reply", key=KEY)[0] == 413
+    finally:
+        serve.delete("keyed")
+
+
+async def test_the_relay_carries_requests_to_the_proxy_beside_it(handle: DeploymentHandle) -> None:
+    deploy_relay("test", port=PORT)
+    try:
+        transport = connect_relay("test")
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
+            answer = await client.post("/reply", json={"gym": "echo", "scenario": {}, "question": "hello"})
+            assert (answer.status_code, answer.json()["text"]) == (200, "you said hello")
+            assert (await client.get("/nowhere")).status_code == 404
+    finally:
+        remove_relay("test")

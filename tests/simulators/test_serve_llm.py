@@ -85,7 +85,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SimulatorConfig:
 
 @pytest.fixture(scope="module")
 def url(config: SimulatorConfig) -> Iterator[str]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     yield deploy_llm(config.llms()[0], run="test", port=PORT)
     remove_llm(config.llms()[0], run="test")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.config import GymsConfig
+from cluster.gyms_config import GymsConfig
 from simulators import make_env
 from simulators.env import Step
 from simulators.make import open_gyms

@@ -9,7 +9,7 @@ import pytest
 
 from actors.table import to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn, as_ids
-from cluster.journal import Journal
+from cluster.evaluation_journal import Journal
 from cluster.outcomes import from_json, outcomes_of, to_json, write_parquet
 from cluster.recipe import BadInput
 from cluster.scores import Outcome

@@ -1,0 +1,70 @@
+"""A run that begins anew with all its processes, where those that it has cannot go on."""
+
+import gc
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ray.exceptions import RayActorError
+
+from cluster.console import warn
+
+MOST_NEW_STARTS = 5
+"""From the same step, after which it is no mishap."""
+
+
+class NewStartError(RuntimeError):
+    """Processes are lost that the others cannot do without; the run can go on with new ones."""
+
+
+class LostBufferError(NewStartError):
+    """The buffer has died, and with it the tables that it owned."""
+
+
+class LostSetupError(NewStartError):
+    """A process has died before all were there."""
+
+
+def outlive_losses(work: Callable[[], object], *, step: Callable[[], int]) -> None:
+    """Does `work` again each time that it wants a new start; `step` is where it goes on from. Raises the
+    `NewStartError` where that is the same step again and again."""
+    steps: list[int] = []
+    while True:
+        try:
+            work()
+        except NewStartError as error:
+            steps.append(step())
+            if steps.count(steps[-1]) > MOST_NEW_STARTS:
+                raise
+            warn(f"{error}: the run goes on from step {steps[-1]} with new processes")
+        else:
+            return
+
+
+def death_behind(error: BaseException | None) -> RayActorError | None:
+    """The death of an actor that has led to this error, if one has. Ray Train, which starts RLlib's learners,
+    turns one into a TypeError of its own. An actor that cannot begin has not died."""
+    while error is not None:
+        if isinstance(error, RayActorError):
+            return None if error.actor_init_failed else error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def whole_or_not_at_all(undo: Callable[[], object]) -> Iterator[None]:
+    """Around a set-up: where it fails, what it has started is ended by `undo`. Raises `LostSetupError` where
+    it failed since a process has died, by which no fault of the recipe is meant."""
+    try:
+        yield
+    except BaseException as error:
+        # RLlib's half-built groups would ask for Ray when they are collected, and start it again if need be.
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        try:
+            undo()
+        except Exception as another:  # what comes now has room for one of them, and the first one says more
+            warn(f"the set-up failed, and so did its end: {type(another).__name__}: {another}")
+        if isinstance(error, Exception) and death_behind(error):  # Ctrl-C stays Ctrl-C
+            raise LostSetupError("a process has died in the set-up") from error
+        raise

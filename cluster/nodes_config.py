@@ -1,0 +1,40 @@
+"""Settings of the placement: which nodes of a cluster take which processes. Light: imports neither torch nor
+Ray."""
+
+import re
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+RAY_RESOURCES = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
+"""Resources with a meaning of Ray's own."""
+
+
+class NodesConfig(BaseModel):
+    """Which nodes take which processes: those that offer the custom Ray resource of this name. Not given: any
+    node. Two kinds with one name share those nodes; a Ray that starts here offers every name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    engine: str | None = None
+    """Nodes of the policy engines. An engine with `tensor_parallel_size` GPUs has them all on one node."""
+    learner: str | None = None
+    """Nodes of the learners. Under another name than the engines' the two never share a GPU."""
+    simulator: str | None = None
+    """Nodes of the simulated users: the rule-based ones' replicas, and the models'."""
+    rollout: str | None = None
+    """Nodes of the rollout actors; they may come and go."""
+
+    @field_validator("*")
+    @classmethod
+    def _is_a_custom_resource(cls, name: str | None) -> str | None:
+        if name is not None and (not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or name in RAY_RESOURCES):
+            raise ValueError(
+                "nodes are named by a custom Ray resource: use letters, digits, '_' and '-', and none of "
+                f"{', '.join(RAY_RESOURCES)}"
+            )
+        return name
+
+    @property
+    def offered(self) -> dict[str, float]:
+        """What a node that takes every process offers."""
+        return {name: 1.0 for name in (self.engine, self.learner, self.simulator, self.rollout) if name}

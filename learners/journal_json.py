@@ -1,0 +1,25 @@
+"""Orders and summaries as the journal's headers hold them: JSON, read back as they were."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from actors.trajectory import GroupOrder, GroupSummary, StopReason
+from simulators.gauges import GaugeCounts
+from simulators.task import TaskKey
+
+
+def order_of(saved: Mapping[str, Any]) -> GroupOrder:
+    """An order from its fields."""
+    return GroupOrder(**{**saved, "task_key": TaskKey(**saved["task_key"])})
+
+
+def summary_of(saved: Mapping[str, Any]) -> GroupSummary:
+    """A summary from its fields."""
+    return GroupSummary(
+        **{
+            **saved,
+            "task_key": TaskKey(**saved["task_key"]),
+            "stop_reasons": [StopReason(reason) for reason in saved["stop_reasons"]],
+            "gauges": GaugeCounts(**saved["gauges"]),
+        }
+    )

@@ -1,0 +1,122 @@
+"""What a gym of somebody's own is asked before a run begins: the laws that are cheap to see broken.
+
+In the middle of a run a gym's mistake is a failed dialogue; here it is one line before anything starts. All
+the laws: tests/simulators/test_gyms.py.
+"""
+
+import asyncio
+import json
+import random
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import TypeVar
+
+from simulators.env import Gym, GymEnv
+from simulators.manner import attentive
+from simulators.rule_user import RuleUser
+from simulators.task import Split, Task, TaskKey
+
+ResultT = TypeVar("ResultT")
+Act = Callable[[str | None], str]
+"""(the last feedback; None at first) to the next text."""
+
+NUM_TASKS = 20
+"""Of each of two splits: some hundredths of a second for a gym of rules."""
+NONSENSE = ("", "hello", "[action] ", "[action] hello", "[answer] ", "[answer] hello", "[search] hello")
+LEAST_MARGIN = 0.5
+"""By which the expert's mean score must exceed that of silence. The laws want 0.95 and 0.1."""
+
+
+def check_gym(gym: Gym, *, difficulty: int) -> None:
+    """Refuses a gym whose tasks change, mix splits or are not JSON, whose rules raise or pay more than 1, or
+    whose expert does not succeed. Raises ValueError, one line: law, what was seen, cure."""
+    train, test = (_tasks(gym, split=split, difficulty=difficulty) for split in ("train", "test"))
+    both = {_hidden(task) for task in train} & {_hidden(task) for task in test}
+    if both:
+        raise ValueError(
+            f"{gym.name}: train and test share the scenario {min(both)[:80]}: draw until "
+            "split_of(what is hidden) is key.split"
+        )
+    for text in NONSENSE:
+        _score(gym, test[0], _always(text), when=f"after {text!r}")
+    silence = mean(_score(gym, task, _always("[finish]"), when="after '[finish]'") for task in test)
+    expert = mean(_score(gym, task, _expert(gym, task), when="with its expert") for task in test)
+    if expert < silence + LEAST_MARGIN:
+        raise ValueError(
+            f"{gym.name}: the expert scores {expert:.2f} and silence {silence:.2f}, mean of {NUM_TASKS} "
+            "tasks: such demonstrations teach nothing: mend the expert or the rules"
+        )
+
+
+def _tasks(gym: Gym, *, split: Split, difficulty: int) -> list[Task]:
+    tasks = []
+    for index in range(NUM_TASKS):
+        key = TaskKey(gym=gym.name, split=split, index=index, seed=0, difficulty=difficulty)
+        task, again = (
+            _guarded(gym, lambda key=key: gym.make_task(key), when="in make_task") for _ in range(2)
+        )
+        if (task.key, _hidden(task), task.opening) != (key, _hidden(again), again.opening):
+            raise ValueError(
+                f"{gym.name}: a key must name one task: return Task(key=key, ...), drawn from key.rng() alone"
+            )
+        tasks.append(task)
+    return tasks
+
+
+def _hidden(task: Task) -> str:
+    try:
+        return json.dumps(task.scenario, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{task.key.gym}: a scenario travels as JSON: {error}: use dicts, lists, texts and numbers"
+        ) from None
+
+
+def _always(text: str) -> Act:
+    return lambda feedback: text
+
+
+def _expert(gym: Gym, task: Task) -> Act:
+    expert = attentive(gym.expert(task.opening, random.Random(task.key.index), 0.0))
+
+    def act(feedback: str | None) -> str:
+        try:
+            return str(next(expert) if feedback is None else expert.send(feedback))
+        except StopIteration:  # as in a run: who has nothing more to say ends the dialogue
+            return "[finish]"
+
+    return act
+
+
+def _score(gym: Gym, task: Task, act: Act, *, when: str) -> float:
+    score = _guarded(gym, lambda: asyncio.run(_play(gym, task, act)), when=when)
+    if not 0 <= score <= 1 + 1e-9:
+        raise ValueError(
+            f"{gym.name}: a dialogue paid {score:g} {when}: Outcome.score is the worth of what has been "
+            "reached, in [0, 1]"
+        )
+    return score
+
+
+async def _play(gym: Gym, task: Task, act: Act) -> float:
+    env, feedback, score = GymEnv(gym, task=task, user=RuleUser({gym.name: gym})), None, 0.0
+    while True:
+        step = await env.step(act(feedback))
+        feedback, score = step.feedback, score + step.reward
+        if step.terminated or step.truncated:
+            return score
+
+
+def _guarded(gym: Gym, work: Callable[[], ResultT], *, when: str) -> ResultT:
+    """What it gives; what it raises becomes one line with the place in the gym's own file."""
+    try:
+        return work()
+    except Exception as error:  # somebody's rules: the line is theirs
+        cause = error.__cause__ or error  # a rule-based user wraps what its rule raised
+        last = traceback.extract_tb(cause.__traceback__)[-1]
+        reason = str(cause).partition("\n")[0]
+        raise ValueError(
+            f"{gym.name}: {type(cause).__name__} {when}: {reason} ({Path(last.filename).name}:{last.lineno})"
+        ) from error

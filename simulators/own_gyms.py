@@ -1,0 +1,72 @@
+"""Gyms of your own code: a recipe names their modules, and they stand beside ours in every process.
+
+Knows where a gym comes from and what it is called, and nothing of what it does.
+"""
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from simulators.env import Gym
+from simulators.gyms import GYMS
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+TAKEN = ("average", "held_out", "macro", "mean", "micro")
+"""Words that stand where a gym's name stands, in the keys of metrics and the rows of reports."""
+
+
+def known_gyms(modules: Sequence[str] = ()) -> dict[str, Gym]:
+    """Our gyms by name, then the `GYM` of each of these modules, in order.
+
+    A module is found as `import` finds it: installed, or in the folder in which the command runs. Raises
+    ValueError, one line, for a module without a gym and for a name that is taken.
+
+    Example: with `GYM = Gym(name="echo", ...)` in my_gym.py, `known_gyms(["my_gym"])["echo"]` is that gym.
+    """
+    gyms = dict(GYMS)
+    for module in modules:
+        gym = _gym_of(module)
+        if gym.name in gyms or gym.name in TAKEN:
+            raise ValueError(f"{module}: the name {gym.name!r} is taken: give this gym another name")
+        gyms[gym.name] = gym
+    return gyms
+
+
+def source_of(module: str) -> Path:
+    """The file, or the folder of the whole package, that a module is in."""
+    spec = importlib.util.find_spec(module.partition(".")[0])
+    assert spec is not None, f"{module} was imported before"
+    folder = next(iter(spec.submodule_search_locations or ()), None)
+    return Path(folder or str(spec.origin)).resolve()
+
+
+def _gym_of(module: str) -> Gym:
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that no file here stands before an installed package
+    try:
+        gym = getattr(importlib.import_module(module), "GYM", None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"{module}: imports {error.name!r}, which is not installed") from error
+        raise ValueError(
+            f"{module}: no such module: give the name of a Python file in {here}, without .py, or of an "
+            "installed package"
+        ) from error
+    except Exception as error:  # whatever somebody's code does while it is imported
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{module}: cannot be imported: {type(error).__name__}: {reason}") from error
+    if not isinstance(gym, Gym):
+        raise ValueError(
+            f"{module}: has no gym: write GYM = Gym(...) at its foot, as docs/add-a-gym.md shows"
+        )
+    if not NAME.fullmatch(gym.name):
+        raise ValueError(
+            f"{module}: name={gym.name!r}: a gym's name stands in keys and file names: use small letters, "
+            "digits and '_', a letter first"
+        )
+    return gym

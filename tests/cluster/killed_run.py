@@ -1,0 +1,78 @@
+"""`userrl train` with an engine that is a function of prompt, seed and weights, for a test that kills it:
+`python -m tests.cluster.killed_run RECIPE`.
+
+One bit of the weights that differs changes what the policy says.
+"""
+
+import asyncio
+import random
+import sys
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.config import EngineConfig
+from actors.engine_line import Answer, Ask, Lines, Sampled, TokenIds
+from actors.engine_usage import EngineUsage, UsageMeter
+from actors.place import Place, place_here
+from actors.renderer import Renderer
+from cluster import launch
+from cluster.cli import main
+from simulators.message import Action, Choice
+
+QUESTIONS = ("Is it alive?", "Where to?", "1 2 3 4", "How many nights?", "Is it red?")
+SAMPLE_S = 0.02
+"""So that there is a middle to be killed in."""
+
+
+class FunctionEngine:
+    """In the place of vLLM's."""
+
+    def __init__(self, model_folder: str, config: EngineConfig, seed: int):
+        self._renderer = Renderer.from_folder(model_folder)
+        self._meter = UsageMeter()
+        self._lines = Lines(self.complete)
+        self._weights = 0
+        self._version = 0
+
+    async def start(self) -> Place:
+        return place_here()
+
+    async def complete(
+        self, token_ids: TokenIds, *, max_completion_tokens: int, temperature: float, seed: int
+    ) -> Sampled:
+        weights, version = self._weights, self._version
+        with self._meter.request():
+            await asyncio.sleep(SAMPLE_S)
+        rng = random.Random(f"{weights} {seed} {zlib.crc32(token_ids.tobytes())}")
+        choice: Choice = "answer" if rng.random() < 0.25 else "action"
+        ids = self._renderer.completion_of(Action(choice=choice, content=rng.choice(QUESTIONS)))
+        logprobs = np.array([-rng.uniform(0.1, 3.0) for _ in ids], np.float32)
+        return ids, logprobs, np.full(len(ids), version, np.int32), SAMPLE_S
+
+    async def begin(self, line: str, asks: Sequence[Ask]) -> None:
+        self._lines.begin(line, asks)
+
+    async def answers(self, line: str) -> list[Answer]:
+        return await self._lines.answers(line)
+
+    async def hang_up(self, line: str, ticket: int) -> None:
+        self._lines.hang_up(line, ticket)
+
+    async def receive(self, payload: NDArray[np.uint8], policy_version: int) -> dict[str, float]:
+        self._weights, self._version = zlib.crc32(payload.data), policy_version
+        return {"time/receive_weights_s": 0.0}
+
+    async def usage(self) -> EngineUsage:
+        return self._meter.read()
+
+    async def check(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+if __name__ == "__main__":
+    setattr(launch, "EngineActor", FunctionEngine)  # noqa: B010 - pyright forbids the plain way
+    sys.exit(main(["train", sys.argv[1]]))

@@ -1,0 +1,127 @@
+"""A whole run, struck in the middle: an engine, its core, the sizes, and chaos itself. Real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.algorithm import GRPO
+from cluster.new_start import outlive_losses
+from cluster.scaling import ask_for_sizes
+from tests.cluster.test_algorithm import assert_promises_hold, tiny_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+ROOT = Path(__file__).parents[2]
+WAIT_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def algorithm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GRPO]:
+    config = tiny_config(tmp_path_factory.mktemp("runs"), name="struck", max_off_policy_steps=1)
+    algorithm = config.build_algo()
+    assert isinstance(algorithm, GRPO)
+    yield algorithm
+    algorithm.stop()
+
+
+def processes(algorithm: GRPO) -> list[int]:
+    """The only engine's actor, then vLLM's."""
+    (member,) = algorithm.services.engines._members
+    assert member.place is not None
+    return [pid for pid, _ in member.place.processes]
+
+
+def is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("who", ["the actor", "the core"])
+def test_the_only_engine_is_killed_and_the_next_step_is_trained_all_the_same(
+    algorithm: GRPO, who: str
+) -> None:
+    algorithm.train()
+    lost, before = algorithm.services.engines.num_lost, processes(algorithm)
+    os.kill(before[0] if who == "the actor" else max(before[1:]), signal.SIGKILL)
+    began = time.monotonic()
+    algorithm.train()
+    algorithm.train()
+    assert time.monotonic() - began < WAIT_S
+    assert_promises_hold(algorithm.step_metrics, most_age=1)
+    assert algorithm.services.engines.num_lost == lost + 1
+    assert not any(is_alive(pid) for pid in before), "the dead engine's processes are ended, too"
+
+
+def test_sizes_change_while_the_run_goes_on_and_the_ledger_closes(algorithm: GRPO) -> None:
+    def train_until_settled() -> None:
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            algorithm.train()
+            assert_promises_hold(algorithm.step_metrics, most_age=1)
+            assert time.monotonic() < deadline
+            if algorithm.rollouts.crew.is_settled and algorithm.services.engines.is_settled:
+                return
+
+    for sizes in ({"rollouts": 2, "engines": 2, "simulators": 2}, {"rollouts": 1, "engines": 1}):
+        with algorithm.folder.locked():
+            ask_for_sizes(algorithm.folder, wanted=sizes, timeout_s=0.0)
+        train_until_settled()
+        assert algorithm.rollouts.crew.num_here == sizes["rollouts"]
+        assert algorithm.services.engines.num_serving == sizes["engines"]
+
+
+def test_a_learner_that_dies_before_all_are_there_is_a_new_start(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, name="begun", max_off_policy_steps=1)
+    killed, built = list[int](), list[GRPO]()
+
+    def kill_first_learner() -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not killed and time.monotonic() < deadline:
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if any("_WrappedExecutable" in word for word in process.cmdline()) and not killed:
+                        process.kill()
+                        killed.append(process.pid)
+
+    def build() -> None:
+        algorithm = config.build_algo()
+        assert isinstance(algorithm, GRPO)
+        built.append(algorithm)
+
+    killer = threading.Thread(target=kill_first_learner)
+    killer.start()
+    outlive_losses(build, step=lambda: 0)
+    killer.join()
+    try:
+        assert killed and len(built) == 1
+        built[0].train()
+        assert built[0].policy_version == 1
+    finally:
+        built[0].stop()
+
+
+def test_chaos_on_a_real_job_loses_nothing(tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.toml"
+    run = tiny_config(tmp_path / "runs", name="tiny", max_off_policy_steps=1).resolved()
+    recipe.write_text(
+        run.model_copy(update={"grpo": run.grpo.model_copy(update={"num_steps": 12})}).to_toml()
+    )
+    faults = ["--kills", "3", "--seed", "8"]
+    command = [sys.executable, "-m", "cluster.cli", "chaos", str(recipe), *faults, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result) == {
+        *("kills", "by_kind", "lost", "duplicated", "stale", "recovery_s", "completed"),
+    }
+    assert result["by_kind"] == {"replica": 1, "learner": 1, "buffer": 1}  # those of this seed
+    assert result["completed"] and (result["lost"], result["duplicated"], result["stale"]) == (0, 0, 0)
+    assert set(result["recovery_s"]) == {"p50", "max"}

@@ -1,0 +1,381 @@
+"""W&B runs, offline ones, read back with W&B's own reader; killed ones, and ones whose W&B is not there."""
+
+import http.server
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from cluster import wandb_pictures, wandb_run
+from cluster.config import load
+from cluster.new_start import LostBufferError
+from cluster.run_folder import RunFolder
+from cluster.sections import SECTIONS, dashboard_key
+from cluster.tracking import Tracker
+from cluster.wandb_files import parts_of, read_part
+from cluster.wandb_pictures import PictureBook
+from tests.cluster.run_folders import GROUP_SIZE, make_group, make_run, write_step
+from tests.cluster.tracked_run import METRICS
+from tests.cluster.wandb_service import wandb_service
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WAIT_S = 60.0
+
+
+def records(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
+    """What all parts of the W&B run have of this kind, in order."""
+    parts = parts_of(folder.wandb, run_id=(folder.wandb / "run_id").read_text())
+    return [record[kind] for part in parts for record in read_part(part) if record["type"] == kind]
+
+
+def rows(folder: RunFolder) -> list[dict[str, Any]]:
+    return [history["item"] for history in records(folder, "history")]
+
+
+def numbers(folder: RunFolder) -> list[int]:
+    return [history["step"]["num"] for history in records(folder, "history")]
+
+
+def table(folder: RunFolder, path: str) -> list[dict[str, Any]]:
+    """The rows of a table by column."""
+    (file,) = folder.wandb.glob(f"*run-*/files/{path}")
+    content = json.loads(file.read_text())
+    return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of three steps, as W&B was told of it offline."""
+    folder = make_run(
+        tmp_path_factory.mktemp("runs") / "quick",
+        num_steps=3,
+        overrides={"tracking.mode": "offline", "tracking.dialogues_per_step": "16"},
+    )
+    (folder.checkpoints / "step-00003").mkdir()
+    (folder.checkpoints / "step-00003" / "driver.json").write_text("{}")
+    folder.model.mkdir()
+    (folder.model / "config.json").write_text("{}")
+    config = load(folder.config)
+    with Tracker(folder, config=config, resume_step=3) as tracker:
+        tracker.log_sft(10, metrics={"learner/loss": 2.0, "sft/num_samples/experts": 9.0})
+    return folder
+
+
+def test_every_number_of_metrics_is_in_wandb_under_its_section(tracked: RunFolder) -> None:
+    lines = {line["step"]: line for line in map(json.loads, tracked.metrics.read_text().splitlines())}
+    shown = {row["step"]: row for row in rows(tracked) if "time/step_s" in row}
+    assert shown.keys() == lines.keys()
+    for step, line in lines.items():
+        for key, value in line.items():
+            assert shown[step][dashboard_key(key)] == value
+    keys = {key for row in rows(tracked) for key in row if "/" in key and not key.startswith("_")}
+    assert {key.partition("/")[0] for key in keys} == set(SECTIONS)
+
+
+def test_rows_are_numbered_from_zero_and_each_is_there_once(tracked: RunFolder) -> None:
+    assert numbers(tracked) == list(range(7))
+
+
+def test_evaluations_stand_at_the_step_of_their_policy(tracked: RunFolder) -> None:
+    document = json.loads(tracked.evaluation.read_text())["rows"]
+    shown = [row for row in rows(tracked) if "eval/test/average/score" in row]
+    assert [row["step"] for row in shown] == [0, 3]
+    for row, stage in zip(shown, ("untrained", "grpo"), strict=True):
+        for one in document:
+            if one["stage"] == stage:
+                for name in ("score", "low", "high", "turns"):
+                    assert row[f"eval/test/{one['gym']}/{name}"] == one[name]
+    matrix = table(tracked, shown[-1]["eval/test/matrix.path"])
+    assert [(row["stage"], row["gym"], row["score"]) for row in matrix] == [
+        (row["stage"], row["gym"], row["score"]) for row in document
+    ]
+
+
+def test_the_table_of_dialogues_is_what_parquet_has(tracked: RunFolder) -> None:
+    (row,) = [row for row in rows(tracked) if row.get("step") == 2 and "rollout/dialogues.path" in row]
+    turns = [turn for turn in table(tracked, row["rollout/dialogues.path"]) if turn["turn"]]
+    archive = pq.read_table(tracked.trajectories / "step-00002.parquet").to_pylist()
+    by_place = {(one["group_id"], one["trajectory"], one["turn"] + 1): one for one in archive}
+    assert len(turns) == len(archive), "four groups of four are what a step shows"
+    for turn in turns:
+        one = by_place[turn["group"], turn["dialogue"], turn["turn"]]
+        assert (turn["policy"], turn["user"]) == (one["text"], one["feedback"])
+        assert turn["env_reward"] == one["env_reward"]
+        assert (turn["gym"], turn["persona"]) == (one["gym"], one["persona"])
+        assert (turn["stop_reason"], turn["outcome"]) == (one["stop_reason"], one["outcome"])
+    side = table(tracked, row["rollout/group.path"])
+    assert [line["turn"] for line in side] == ["task", "end", "turn 1", "turn 2"]
+    assert len(side[0]) == 1 + GROUP_SIZE
+    assert sum(row["rollout/turns/histogram.values"]) == 15, "one of sixteen failed"
+
+
+def test_the_cold_start_has_its_own_axis(tracked: RunFolder) -> None:
+    (row,) = [row for row in rows(tracked) if "sft/step" in row]
+    assert (row["sft/step"], row["sft/loss"], row["sft/num_samples/experts"]) == (10, 2.0, 9.0)
+    defined = {
+        metric.get("glob_name") or metric["name"]: metric.get("step_metric", "")
+        for metric in records(tracked, "metric")
+    }
+    assert {name: defined[f"{name}/*"] for name in SECTIONS} == {
+        name: "sft/step" if name == "sft" else "step" for name in SECTIONS
+    }
+
+
+def test_artifacts_say_what_went_in_and_what_came_out(tracked: RunFolder) -> None:
+    artifacts = {one["name"]: one for one in records(tracked, "artifact") if one["type"] != "run_table"}
+    used = {name for name, one in artifacts.items() if one.get("use_after_commit")}
+    assert used == {"userrl-code", "config-quick", "tasks"}
+    made = {"checkpoint-quick", "model-quick", "results-quick", "trajectories-quick"}
+    assert artifacts.keys() - used == made
+    (recipe,) = artifacts["config-quick"]["manifest"]["contents"]
+    assert Path(recipe["local_path"]).read_text() == tracked.config.read_text()
+    (checkpoint,) = artifacts["checkpoint-quick"]["manifest"]["contents"]
+    assert checkpoint["ref"] == (tracked.checkpoints / "step-00003" / "driver.json").as_uri()
+    referred = {
+        entry["ref"].rpartition("/")[2] for entry in artifacts["trajectories-quick"]["manifest"]["contents"]
+    }
+    assert referred == {path.name for path in tracked.trajectories.iterdir()}
+    assert json.loads(artifacts["tasks"]["metadata"])["seed"] == load(tracked.config).run.seed
+    inside = tracked.path.resolve()
+    copies = [
+        entry["local_path"]
+        for one in artifacts.values()
+        for entry in one["manifest"]["contents"]
+        if "local_path" in entry
+    ]
+    assert all(Path(copy).is_relative_to(inside) for copy in copies), (
+        "what is sent later lies in the run folder"
+    )
+
+
+def test_the_summary_has_best_and_last(tracked: RunFolder) -> None:
+    lines = [json.loads(line) for line in tracked.metrics.read_text().splitlines()]
+    summary: dict[str, Any] = {}
+    for record in records(tracked, "summary"):
+        summary |= record["update"]
+    assert summary["rollout/reward/mean/best"] == max(line["rollout/reward/mean"] for line in lines)
+    assert summary["eval/test/average/score/best_step"] == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_begins_anew_is_not_disturbed_by_what_it_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wandb_run, "NEW_START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(wandb_pictures, "ARCHIVE_TIMEOUT_S", WAIT_S)
+    is_waiting, wait = threading.Event(), PictureBook._await
+
+    def wait_noticed(book: PictureBook, file: Path, *, step: int) -> None:
+        is_waiting.set()
+        wait(book, file, step=step)
+
+    monkeypatch.setattr(PictureBook, "_await", wait_noticed)
+    folder = fresh(tmp_path / "anew", mode="offline")
+    config = load(folder.config)
+    with pytest.raises(LostBufferError), Tracker(folder, config=config) as first:
+        first.log_step(1, metrics=METRICS)
+        assert is_waiting.wait(timeout=WAIT_S), "for the step's file"
+        raise LostBufferError("the buffer has died")
+    with Tracker(folder, config=config, resume_step=1) as second:
+        deadline = time.monotonic() + WAIT_S
+        while len(parts_of(folder.wandb)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for step in (1, 2, 3):
+            tables = [make_group(step, 0, text="hello")[0]]
+            write_step(folder.trajectories / f"step-{step:05d}.parquet", tables, step=step)
+        left = [thread for thread in threading.enumerate() if thread.name == "wandb"]
+        assert len(left) == 2, "the first one's still waited"
+        left[0].join(timeout=WAIT_S)
+        for step in (2, 3):
+            second.log_step(step, metrics=METRICS)
+    assert [row["step"] for row in rows(folder)] == [1, 2, 3]
+    assert "W&B" not in capsys.readouterr().err
+
+
+def run(folder: RunFolder, *words: object, **environment: str) -> "subprocess.Popen[str]":
+    """The tracker alone, in a process of its own."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    home = folder.path.parent  # so that nobody's key is found
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.cluster.tracked_run", str(folder.path), *map(str, words)],
+        cwd=ROOT,
+        env={**clean, "HOME": str(home), "NETRC": str(home / "netrc"), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def fresh(path: Path, *, mode: str) -> RunFolder:
+    folder = RunFolder(path)
+    names = {"run.name": path.name, "run.folder": str(path.parent), "tracking.mode": mode}
+    folder.create(load(None, names))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills_all", [False, True], ids=["the run", "the run and W&B's process"])
+def test_a_killed_run_goes_on_without_a_row_twice_or_lost(tmp_path: Path, kills_all: bool) -> None:
+    folder = fresh(tmp_path / "killed", mode="offline")
+    first = run(folder, 0, 1, 1000, 30, 0.2)
+    assert first.stdout is not None
+    deadline = time.monotonic() + WAIT_S
+    while not parts_of(folder.wandb) or first.stdout.readline() != "told 12\n":
+        assert time.monotonic() < deadline
+    family = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(signal.SIGKILL)
+    for process in family if kills_all else []:
+        process.kill()
+    psutil.wait_procs(family, timeout=WAIT_S)
+    last = json.loads(folder.metrics.read_text().splitlines()[-1])["step"]
+
+    second = run(folder, last, last - 2, last + 3, 30, 0)
+    _, errors = second.communicate(timeout=WAIT_S)
+    assert second.returncode == 0, errors
+    assert "W&B" not in errors
+    assert [row["step"] for row in rows(folder)] == list(range(1, last + 4))
+    assert numbers(folder) == list(range(last + 3))
+    parts = parts_of(folder.wandb)
+    assert len(parts) == 2
+    assert len({part.name for part in parts}) == 1, "it is the same W&B run"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_set_back_is_another_wandb_run_with_all_that_counts(tmp_path: Path) -> None:
+    folder = fresh(tmp_path / "back", mode="offline")
+    for resume_step, last in ((0, 4), (2, 5)):  # nothing is known of steps 3 and 4 any more
+        process = run(folder, resume_step, resume_step + 1, last, 30, 0)
+        assert process.wait(timeout=WAIT_S) == 0
+    assert [row["step"] for row in rows(folder)] == [1, 2, 3, 4, 5]
+    assert len({part.name for part in parts_of(folder.wandb)}) == 2
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Knows no key."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(401)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    do_GET = do_POST
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@contextmanager
+def nobody() -> Iterator[int]:
+    """A port on which nobody listens."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        yield place.getsockname()[1]
+
+
+@contextmanager
+def hanging() -> Iterator[int]:
+    """A port that takes every connection and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as place:
+        yield place.getsockname()[1]
+
+
+@contextmanager
+def refusing() -> Iterator[int]:
+    """A port that answers 401."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("service", [nobody, hanging, refusing])
+def test_wandb_that_is_not_there_costs_nothing_but_one_warning(service: Any, tmp_path: Path) -> None:
+    folder = fresh(tmp_path / "down", mode="online")
+    with service() as port:
+        process = run(folder, 0, 1, 30, 3, 0.02, **online(port))
+        output, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, errors
+    assert errors.count("W&B: ") == 1
+    spent = re.search(r"longest ([\d.]+) close ([\d.]+)", output)
+    assert spent is not None
+    assert float(spent[1]) < 0.5, "no step waits for W&B"
+    assert float(spent[2]) < 30, "nor does the end"
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert [row["step"] for row in rows(folder)] == list(range(1, 31)), "it is recorded offline"
+    assert rows(folder)[-1]["rollout/reward/mean"] == METRICS["rollout/reward/mean"]
+
+
+def online(port: int) -> dict[str, str]:
+    return {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "0" * 40}
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_in_the_same_online_run_with_each_step_once(tmp_path: Path) -> None:
+    folder = fresh(tmp_path / "online", mode="online")
+    with wandb_service() as service:
+        first = run(folder, 0, 1, 1000, 30, 0.2, **online(service.port))
+        deadline = time.monotonic() + WAIT_S
+        while len(service.lines) < 5:  # some are there, others on their way
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family, timeout=WAIT_S)
+        last = json.loads(folder.metrics.read_text().splitlines()[-1])["step"]
+        second = run(folder, last, last - 2, last + 3, 30, 0, **online(service.port))
+        _, errors = second.communicate(timeout=WAIT_S)
+    assert second.returncode == 0, errors
+    assert "W&B" not in errors
+    assert service.steps == list(range(1, last + 4))
+
+
+@pytest.mark.slow
+def test_what_was_recorded_offline_is_sent_when_the_run_goes_on_online(tmp_path: Path) -> None:
+    folder = fresh(tmp_path / "later", mode="online")
+    with nobody() as port:
+        assert run(folder, 0, 1, 5, 2, 0, **online(port)).wait(timeout=WAIT_S) == 0
+    with wandb_service() as service:
+        assert run(folder, 5, 6, 8, 30, 0, **online(service.port)).wait(timeout=WAIT_S) == 0
+    assert service.steps == list(range(1, 9))
+    offline = [part for part in parts_of(folder.wandb) if part.parent.name.startswith("offline-")]
+    assert offline and all(part.with_suffix(".wandb.synced").exists() for part in offline), (
+        "sent once is enough"
+    )
+
+
+@pytest.mark.slow
+def test_wandb_that_falls_silent_in_a_run_holds_no_step_and_loses_nothing(tmp_path: Path) -> None:
+    folder = fresh(tmp_path / "silent", mode="online")
+    with wandb_service() as service:
+        process = run(folder, 0, 1, 40, 8, 0.2, **online(service.port))
+        assert service.has_begun.wait(timeout=WAIT_S)
+        time.sleep(1.0)
+        service.is_silent.set()
+        output, errors = process.communicate(timeout=2 * WAIT_S)
+        assert process.returncode == 0, errors
+    assert errors.count("W&B: ") == 1
+    spent = re.search(r"longest ([\d.]+)", output)
+    assert spent is not None
+    assert float(spent[1]) < 0.5
+    assert [row["step"] for row in rows(folder)] == list(range(1, 41)), "W&B's own file has all of it"
