@@ -152,8 +152,7 @@ class EngineActor:
     async def keep_own_weights(self, policy_version: int) -> None:
         """Serves the weights that the model folder holds, where no learner will send any: evaluation of a
         finished model."""
-        await self._running().update_weight_version(str(policy_version))
-        self._weights.serve()
+        await self._weights.keep(self._running(), policy_version=policy_version)
 
     async def usage(self) -> EngineUsage:
         """What the engine's time went to since the last call of this."""

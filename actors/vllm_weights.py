@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.engine import EngineError
+from actors.engine import EngineError, EngineGoneError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -54,8 +54,10 @@ class LiveWeights:
                 async with asyncio.timeout(min(left_s, LOOK_EVERY_S)):
                     await self._are_whole.wait()
 
-    def serve(self) -> None:
+    async def keep(self, engine: "AsyncLLM", *, policy_version: int) -> None:
         """Opens the gate to what the engine holds now."""
+        with _as_engine_error(engine, f"weights of version {policy_version}"):
+            await engine.update_weight_version(str(policy_version))
         self._are_whole.set()
 
     def close(self) -> None:
@@ -74,7 +76,7 @@ class LiveWeights:
                 file.flush()
                 written_s = time.perf_counter() - start
                 await self._stop(engine)
-                with _as_engine_error(f"weights of version {policy_version}"):
+                with _as_engine_error(engine, f"weights of version {policy_version}"):
                     await engine.collective_rpc("load_weight_file", args=(file.name,))
                     await self._go_on(engine, policy_version=policy_version)
         return {
@@ -84,23 +86,23 @@ class LiveWeights:
 
     async def connect(self, engine: "AsyncLLM", *, transport: str, init_info: Mapping[str, object]) -> None:
         """Makes `transport` the way by which weights come, and meets the learner there."""
-        with _as_engine_error(f"transport {transport}"):
+        with _as_engine_error(engine, f"transport {transport}"):
             await engine.collective_rpc("use_transport", args=(transport, dict(init_info)))
 
     async def begin(self, engine: "AsyncLLM") -> None:
         """Stops the requests and makes vLLM ready for an update by the transport that is connected."""
         await self._stop(engine)
-        with _as_engine_error("weight update"):
+        with _as_engine_error(engine, "weight update"):
             await engine.start_weight_update()
 
     async def take(self, engine: "AsyncLLM", update_info: bytes) -> None:
         """Takes one part, or all, of the weights."""
-        with _as_engine_error("weight update"):
+        with _as_engine_error(engine, "weight update"):
             await engine.collective_rpc("take_weights", args=(update_info,))
 
     async def end(self, engine: "AsyncLLM", *, policy_version: int) -> dict[str, float]:
         """Goes on with what was taken."""
-        with _as_engine_error(f"weights of version {policy_version}"):
+        with _as_engine_error(engine, f"weights of version {policy_version}"):
             await engine.finish_weight_update()
             await self._go_on(engine, policy_version=policy_version)
         return {"time/engine_paused_s": time.perf_counter() - self._paused_at}
@@ -114,7 +116,7 @@ class LiveWeights:
         self._paused_at = time.perf_counter()
         # What AsyncLLM.pause_generation does, without the 20 ms that it sleeps afterwards so that outputs
         # arrive before it returns: each output names its version, whenever it arrives.
-        with _as_engine_error("pause"):
+        with _as_engine_error(engine, "pause"):
             await engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
             # A request without a token would go on as one of the new version, on a prompt that the old one
             # read or has in the cache. It is handed back, to begin anew.
@@ -126,13 +128,14 @@ class LiveWeights:
         await engine.resume_generation()
         self._pause.close()
         self.num_receives += 1
-        self.serve()
+        self._are_whole.set()
 
 
 @contextmanager
-def _as_engine_error(what: str) -> Iterator[None]:
+def _as_engine_error(engine: "AsyncLLM", what: str) -> Iterator[None]:
     # Whatever vLLM raises: its own classes would make the caller's process import vLLM to read them.
     try:
         yield
     except Exception as error:
-        raise EngineError(f"{what}: {error}") from error
+        kind = EngineGoneError if engine.errored else EngineError
+        raise kind(f"{what}: {error}") from error

@@ -3,7 +3,7 @@ a request."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +13,7 @@ import pytest
 
 from actors import vllm_weights
 from actors.config import EngineConfig
-from actors.engine import EngineError
+from actors.engine import EngineError, EngineGoneError
 from actors.vllm_engine import EngineActor
 
 
@@ -26,10 +26,12 @@ class Vllm:
         self.refuses_weights = False
         self.engine_core = SimpleNamespace(pause_scheduler_async=self._nothing)
         self.output_processor = SimpleNamespace(request_states={})
-        self.abort = self.update_weight_version = self.resume_generation = self._nothing
+        self.abort = self.resume_generation = self._nothing
         self.num_begun = self.num_closed_unfinished = 0
 
     async def collective_rpc(self, method: str, args: tuple[object, ...] = ()) -> None:
+        if self.errored:
+            raise RuntimeError("the core is gone")
         if self.refuses_weights:
             raise ValueError("a parameter is missing")
 
@@ -44,6 +46,15 @@ class Vllm:
         except GeneratorExit:
             self.num_closed_unfinished += 1
             raise
+
+    async def start_weight_update(self) -> None:
+        await self.collective_rpc("start")
+
+    async def finish_weight_update(self) -> None:
+        await self.collective_rpc("finish")
+
+    async def update_weight_version(self, version: str) -> None:
+        await self.collective_rpc("update_weight_version")
 
     async def _nothing(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -97,6 +108,25 @@ async def test_requests_that_wait_for_weights_fail_when_vllm_dies(actor: EngineA
     tasks = await waiting(actor)
     vllm.errored = True
     assert all("vLLM has died: killed" in text for text in await ended(tasks))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda actor: actor.receive(payload(), 3),
+        lambda actor: actor.connect_learner("nccl", {}),
+        lambda actor: actor.begin_weights(),
+        lambda actor: actor.take_weights(b""),
+        lambda actor: actor.end_weights(3),
+        lambda actor: actor.keep_own_weights(3),
+    ],
+)
+async def test_who_sends_weights_learns_that_vllm_is_dead_and_another_engine_may_take_them(
+    actor: EngineActor, vllm: Vllm, call: Callable[[EngineActor], Awaitable[object]]
+):
+    vllm.errored = True
+    with pytest.raises(EngineGoneError, match="the core is gone"):
+        await call(actor)
 
 
 async def test_requests_that_wait_for_weights_fail_when_the_engine_is_stopped(actor: EngineActor):
