@@ -27,11 +27,12 @@ from cluster.launch import STOP_TIMEOUT_S, make_rollout_setup, start_engines
 from cluster.machine import ray_address
 from cluster.outcomes import outcomes_of, write_parquet
 from cluster.policy_folder import local_folder
+from cluster.replica_watch import ReplicaWatch
 from cluster.report import rows_of, write_report
 from cluster.results import EvaluationRow, print_rows
 from cluster.rollouts import Rollouts
 from cluster.start_ray import start_ray
-from cluster.start_simulators import start_simulators, stop_simulators
+from cluster.start_simulators import app_name, start_simulators, stop_simulators
 from learners.tiny_policy import build
 from rewards.config import RewardConfig
 from simulators.own_gyms import known_gyms
@@ -124,6 +125,7 @@ def _rollouts(config: RunConfig, request: EvaluationRequest, *, policy_folder: s
     config = config.model_copy(update={"reward": RewardConfig()})
     setting_up("Ray")
     started_ray = start_ray(ray_address(config), nodes=config.ray.nodes)
+    replica_watch = ReplicaWatch(app_name(config))
     engines = no_engines()
     try:
         setting_up("engines, users")
@@ -136,6 +138,7 @@ def _rollouts(config: RunConfig, request: EvaluationRequest, *, policy_folder: s
         setting_up("rollout actors")
         yield create_rollouts(config, _setup_for(request, setup), engines=engines)
     finally:
+        replica_watch.close()
         engines.stop(timeout_s=STOP_TIMEOUT_S)
         stop_simulators(config, and_ray=started_ray)
 

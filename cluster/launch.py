@@ -20,8 +20,9 @@ from cluster.config import RunConfig
 from cluster.console import say
 from cluster.engines import Engines
 from cluster.machine import PlannedProcess, gpu_share, planned_processes
+from cluster.replica_watch import ReplicaWatch
 from cluster.start_ray import actor_beside_driver
-from cluster.start_simulators import connect_user, start_simulators, stop_simulators
+from cluster.start_simulators import app_name, connect_user, start_simulators, stop_simulators
 from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
 from learners.flat import is_flat
@@ -43,12 +44,14 @@ class Services:
     engines: Engines
     buffer: ActorHandle
     rollout_setup: RolloutSetup
+    replica_watch: ReplicaWatch
     started_ray: bool
     """Whether Ray was started here, and so ends here."""
 
     def stop(self) -> None:
         """Ends all of them; what does not end in time is killed. Leaves a cluster that was joined as it
         was."""
+        self.replica_watch.close()
         closing: Any = self.buffer.close.remote()
         self.engines.stop(timeout_s=STOP_TIMEOUT_S)
         ray.wait([closing], timeout=STOP_TIMEOUT_S)
@@ -67,6 +70,8 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
             undo.callback(ray.shutdown)
         engines = start_engines(config, policy_folder=policy_folder)
         undo.callback(engines.stop, timeout_s=STOP_TIMEOUT_S)
+        replica_watch = ReplicaWatch(app_name(config))
+        undo.callback(replica_watch.close)
         start_simulators(config, http=False)
         if not started_ray:
             undo.callback(stop_simulators, config, and_ray=False)
@@ -83,6 +88,7 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
         engines=engines,
         buffer=buffer,
         rollout_setup=make_rollout_setup(config, engines=engines.actors, policy_folder=policy_folder),
+        replica_watch=replica_watch,
         started_ray=started_ray,
     )
 

@@ -14,6 +14,7 @@ from cluster.config import RunConfig
 from cluster.console import quiet_libraries, say
 from cluster.loopback import LOCALHOST
 from cluster.machine import node_resources, ray_address
+from cluster.replica_watch import ReplicaWatch
 from cluster.start_ray import beside_driver, start_ray
 from simulators.connect import connect_users
 from simulators.serve import build_app, start_serve
@@ -110,10 +111,12 @@ def serve_forever(config: RunConfig) -> None:
     """`userrl serve`: hosts the simulated users over HTTP until Ctrl-C."""
     quiet_libraries()
     started_ray = start_ray(ray_address(config), nodes=config.ray.nodes)
+    replica_watch = ReplicaWatch(app_name(config))
     try:
         start_simulators(config, http=True)
         say(f"simulated users answer at http://{config.simulator.host}:{SERVE_PORT}/reply (Ctrl-C ends it)")
         while True:
             time.sleep(1)
     finally:
+        replica_watch.close()
         stop_simulators(config, and_ray=started_ray)
