@@ -119,7 +119,7 @@ ELSEWHERE = tuple(
             "cluster/test_survive.py::test_sizes_change_while_the_run_goes_on_and_the_ledger_closes",
             "a run that goes on",
         ),
-        (r"userrl chaos .*", "cluster/test_survive.py::test_chaos_on_a_real_job_loses_nothing", "a cluster"),
+        (r"userrl chaos .*", "cluster/test_chaos.py::test_chaos_on_a_real_job_loses_nothing", "a cluster"),
         (r"userrl (submit|jobs|logs|stop)\b.*", JOBS, "a cluster with its dashboard"),
         (
             r"RAY_API_SERVER_ADDRESS=.* ray job submit .*",
