@@ -40,6 +40,11 @@ class Pulse:
             self.beat()
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing is asked of vLLM, so that nobody would notice if it hung."""
+        return not self._num_requests and not self._num_pauses
+
+    @property
     def silent_s(self) -> float:
         """0 where it has nothing to do, or pauses."""
         is_busy = self._num_requests and not self._num_pauses

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Awaitable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any, cast
 
@@ -55,6 +55,8 @@ class RolloutActor(EnvRunner, Checkpointable):
         self._work: dict[ActorHandle, Future[None]] = {}
         self._demands: dict[ActorHandle, Demand] = {}
         """By feed, as `_work`."""
+        self._sampled: Future[list[tuple[GroupSummary, pa.Table]]] | None = None
+        """What `sample` has been asked for."""
         self._places = self._setup.engine_places
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
@@ -125,23 +127,33 @@ class RolloutActor(EnvRunner, Checkpointable):
             demand.places = engines.places
 
     def sample(
-        self, *, orders: Sequence[GroupOrder] = (), policy: str = "engine", **kwargs: Any
+        self,
+        *,
+        orders: Sequence[GroupOrder] = (),
+        policy: str = "engine",
+        wait_s: float | None = None,
+        **kwargs: Any,
     ) -> pa.Table | None:
         """Rolls out these orders, waits for them, and gives their tables as one: RLlib's own way to ask.
 
-        For work that needs no feed, such as demonstrations. None without orders. The table itself, since what
-        an actor puts into the object store dies with it, and what it returns is the caller's.
+        None where they take longer than `wait_s`: without orders the next call goes on waiting for them. For
+        work that needs no feed, such as demonstrations. The table itself, since what an actor puts into the
+        object store dies with it, and what it returns is the caller's.
         """
-        if not orders:
+        if orders:
+            rolling = self._roll_all(orders, self._setting(policy))
+            self._sampled = asyncio.run_coroutine_threadsafe(rolling, self._loop)
+        sampled = self._sampled
+        if sampled is None or not wait([sampled], timeout=wait_s).done:
             return None
-        setting = self._setting(policy)
+        self._sampled = None
+        return pa.concat_tables(table for _, table in sampled.result())
 
-        async def roll_all() -> list[tuple[GroupSummary, pa.Table]]:
-            rolled = (self._roll(order, setting, is_trained=False) for order in orders)
-            return list(await asyncio.gather(*rolled))
-
-        groups = asyncio.run_coroutine_threadsafe(roll_all(), self._loop).result()
-        return pa.concat_tables(table for _, table in groups)
+    async def _roll_all(
+        self, orders: Sequence[GroupOrder], setting: Setting
+    ) -> list[tuple[GroupSummary, pa.Table]]:
+        rolled = (self._roll(order, setting, is_trained=False) for order in orders)
+        return list(await asyncio.gather(*rolled))
 
     async def _pull(
         self,

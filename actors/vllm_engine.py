@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
-HUNG_S = 60.0
+HUNG_S = 30.0
 """vLLM that has requests and ends no step for so long hangs: a step takes a fraction of a second."""
 
 
@@ -61,6 +61,7 @@ class EngineActor:
         self._pauses = Pauses()
         self._pulse = Pulse()
         self._weights = LiveWeights([self._meter.pause, self._pauses.pause, self._pulse.pause])
+        self._ping: asyncio.Task[None] | None = None
         self._request_ids = itertools.count()
         self._lines = Lines(self.complete)
 
@@ -164,6 +165,13 @@ class EngineActor:
         self._expect_alive()
         if self._pulse.silent_s > HUNG_S:
             raise EngineGoneError(f"vLLM has had requests and not moved for {self._pulse.silent_s:.0f} s")
+        if self._pulse.is_idle:
+            self._ping = asyncio.create_task(self._ask_core())
+
+    async def _ask_core(self) -> None:
+        """Something to do for a core that has nothing: its pulse says whether it is done."""
+        with self._pulse.request(), suppress(Exception):  # who is dead is known to be by `check`
+            await self._running().is_paused()
 
     async def stop(self) -> None:
         """Ends vLLM and its processes; running completions fail."""

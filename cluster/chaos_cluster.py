@@ -93,7 +93,8 @@ class ChaosCluster:
         below = [
             process
             for node in self._cluster.list_all_nodes()
-            for process in processes_below(_raylet_of(node).pid)
+            for raylet in node.all_processes.get(PROCESS_TYPE_RAYLET, ())  # none where Ctrl-C ended it first
+            for process in processes_below(raylet.process.pid)
         ]
         for process in self._stopped:
             with suppress(psutil.NoSuchProcess):

@@ -19,7 +19,7 @@ from actors.place import Place
 from cluster.console import say, warn
 from cluster.engine_member import GONE, Member, in_one_line
 
-SILENT_S = 60.0
+SILENT_S = 30.0
 """An engine that has not answered for so long is ended. Its event loop never works for a second on end."""
 LEAVE_S = 60.0
 """Longest wait for the completions of an engine that is to go; what is left then is asked for elsewhere."""

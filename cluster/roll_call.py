@@ -3,6 +3,7 @@ answer, must not hold up the driver at every step."""
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -12,6 +13,17 @@ ANSWER_TIMEOUT_S = 10.0
 """An actor that takes longer is silent. It is asked again, but nobody waits for its answer."""
 MEANWHILE_EVERY_S = 3.0
 TAG = "silent"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Call:
+    """One question to one actor."""
+
+    is_made: ray.ObjectRef
+    """Done when it answers: whether there is a payload."""
+    payload: ray.ObjectRef
+    asked_at: float
+    """By `time.monotonic()`."""
 
 
 class RollCall:
@@ -43,36 +55,56 @@ class RollCall:
         self,
         questions: Mapping[int, Callable[[Any], Any]],
         *,
+        again: Callable[[Any], Any],
+        silent_s: float,
         timeout_s: float,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> dict[int, ray.ObjectRef]:
-        """What the actors make, by worker index, each asked a question of its own; who dies is left out, and
-        so is who takes longer than `timeout_s`, and is started anew. It is the driver's, unlike what an actor
-        puts into the object store itself: it outlives its maker. While it waits it calls `meanwhile` now and
-        then."""
-        manager = self._env_runners._worker_manager
-        actors = manager.actors()
-        calls: dict[int, Any] = {}
-        for index, make in questions.items():
-            apply = actors[index].apply.options(num_returns=2)
-            calls[index] = apply.remote(lambda actor, make=make: (True, make(actor)))
-        dones = [done for done, _ in calls.values()]
-        deadline = time.monotonic() + timeout_s
-        ready, waiting = ray.wait(dones, num_returns=len(dones), timeout=MEANWHILE_EVERY_S)
-        while waiting and time.monotonic() < deadline:
-            meanwhile()
-            ready, waiting = ray.wait(dones, num_returns=len(dones), timeout=MEANWHILE_EVERY_S)
+        """What the actors make, by worker index. Each is asked a question of its own, and `again` as long as
+        the answer is None, by which it says that it works on.
+
+        Who dies is left out, and so is who gives no answer for `silent_s` or takes longer than `timeout_s` in
+        all, and is started anew. What was made is the driver's, unlike what an actor puts into the object
+        store itself: it outlives its maker. While it waits it calls `meanwhile` now and then.
+        """
+        began = time.monotonic()
         payloads: dict[int, ray.ObjectRef] = {}
-        for index, (done, payload) in calls.items():
-            if done not in ready:
-                self._restart(index)
-                continue
-            try:
-                ray.get(done)
-                payloads[index] = payload
-            except RayError:
-                manager.set_actor_state(index, healthy=False)  # it is probed until it is back
+        calls = {index: self._call(index, question) for index, question in questions.items()}
+        while calls:
+            answers = [call.is_made for call in calls.values()]
+            ready, _ = ray.wait(answers, num_returns=len(answers), timeout=MEANWHILE_EVERY_S)
+            now = time.monotonic()
+            for index, call in list(calls.items()):
+                if call.is_made not in ready:
+                    if now - call.asked_at > silent_s:
+                        self._restart(index)
+                        del calls[index]
+                    continue
+                del calls[index]
+                try:
+                    is_made = ray.get(call.is_made)
+                except RayError:
+                    # It is probed until it is back.
+                    self._env_runners._worker_manager.set_actor_state(index, healthy=False)
+                    continue
+                if is_made:
+                    payloads[index] = call.payload
+                elif now - began > timeout_s:
+                    self._restart(index)
+                else:
+                    calls[index] = self._call(index, again)
+            if calls:
+                meanwhile()
         return payloads
+
+    def _call(self, index: int, question: Callable[[Any], Any]) -> "_Call":
+        def answer(actor: Any) -> tuple[bool, Any]:
+            payload = question(actor)
+            return payload is not None, payload
+
+        actor = self._env_runners._worker_manager.actors()[index]
+        is_made, payload = actor.apply.options(num_returns=2).remote(answer)
+        return _Call(is_made=is_made, payload=payload, asked_at=time.monotonic())
 
     @property
     def silent_s(self) -> dict[int, float]:

@@ -36,8 +36,10 @@ WITHOUT_PROGRESS_S = 300.0
 STUCK_S = 900.0
 """A list of orders that gains no finished group for so long beyond the time after which a group is given to
 another is stuck."""
-SILENT_S = 60.0
+SILENT_S = 30.0
 """An actor that has not answered for so long is ended, and its groups go to others."""
+HOLD_S = 2.0
+"""Longest that an actor keeps the driver waiting for demonstrations before it says that it works on."""
 MOST_TRIES = 3
 CHUNK = 256
 """Orders that one actor rolls out in one call of `sample`."""
@@ -61,6 +63,7 @@ class Rollouts:
         self._restore = restore
         """Brings restarted actors back into `env_runners`."""
         self._group_timeout_s = group_timeout_s
+        self._most_silent_s = min(SILENT_S, group_timeout_s)
         self._roll_call = RollCall(env_runners)
         self.crew = Crew(env_runners)
         self._notices = notices or Notices()
@@ -187,7 +190,7 @@ class Rollouts:
     def _end_silent(self) -> None:
         """Ray starts those anew that have been silent for too long, whatever they were silent about."""
         for index, silent_s in self._roll_call.silent_s.items():
-            if silent_s >= min(SILENT_S, self._group_timeout_s):
+            if silent_s >= self._most_silent_s:
                 warn(f"{self._name(index)} has not answered for {silent_s:.0f} s: it is started again")
                 self._roll_call.end(index)
                 self._absent_since = None  # from here on it has its time to come back
@@ -225,9 +228,13 @@ class Rollouts:
             given = dict(zip(workers, waiting, strict=False))
             sampled = self._roll_call.ask_for_payloads(
                 {worker: partial(_sample, orders=chunks[i], policy=policy) for worker, i in given.items()},
+                again=_sample,
+                silent_s=self._most_silent_s,
                 timeout_s=WITHOUT_PROGRESS_S,
                 meanwhile=self._look_at_engines,
             )
+            for worker in given.keys() - sampled.keys():
+                warn(f"{self._name(worker)} has died or hangs: its demonstrations are played again")
             done = {given[worker]: table for worker, table in sampled.items()}
             tables |= done
             advance(sum(len(chunks[i]) for i in done), "")
@@ -277,5 +284,5 @@ def _say_lost(groups: Sequence[LostGroup]) -> None:
         )
 
 
-def _sample(actor: Any, *, orders: Sequence[GroupOrder], policy: str) -> pa.Table:
-    return actor.sample(orders=orders, policy=policy)
+def _sample(actor: Any, *, orders: Sequence[GroupOrder] = (), policy: str = "engine") -> pa.Table | None:
+    return actor.sample(orders=orders, policy=policy, wait_s=HOLD_S)

@@ -4,6 +4,7 @@ a request."""
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +15,8 @@ import pytest
 from actors import vllm_weights
 from actors.config import EngineConfig
 from actors.engine import EngineError, EngineGoneError
-from actors.vllm_engine import EngineActor
+from actors.engine_pulse import Pulse
+from actors.vllm_engine import HUNG_S, EngineActor
 
 
 class Vllm:
@@ -23,7 +25,7 @@ class Vllm:
     def __init__(self) -> None:
         self.errored = False
         self.dead_error = "killed"
-        self.refuses_weights = False
+        self.refuses_weights = self.hangs = False
         self.engine_core = SimpleNamespace(pause_scheduler_async=self._nothing)
         self.output_processor = SimpleNamespace(request_states={})
         self.abort = self.resume_generation = self._nothing
@@ -34,6 +36,11 @@ class Vllm:
             raise RuntimeError("the core is gone")
         if self.refuses_weights:
             raise ValueError("a parameter is missing")
+
+    async def is_paused(self) -> bool:
+        if self.hangs:
+            await asyncio.Event().wait()
+        return False
 
     def shutdown(self, timeout: float) -> None:
         self.errored = True
@@ -138,6 +145,21 @@ async def test_requests_that_wait_for_weights_fail_when_the_engine_is_stopped(ac
 async def test_nobody_waits_for_weights_longer_than_the_limit(actor: EngineActor):
     with pytest.raises(EngineError, match=r"no weights within start_timeout_s=0\.02"):
         await actor._weights.wait(timeout_s=0.02, check=lambda: None)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_core_that_hangs_is_noticed_though_nobody_asks_it_for_anything(
+    actor: EngineActor, vllm: Vllm, hangs: bool
+):
+    now, vllm.hangs = [0.0], hangs
+    actor._pulse = Pulse(clock=lambda: now[0])
+    for share in (0.0, 0.4, 0.8):
+        now[0] = share * HUNG_S
+        await actor.check()
+        await asyncio.sleep(0.01)
+    now[0] = 1.2 * HUNG_S
+    with pytest.raises(EngineGoneError, match="not moved") if hangs else nullcontext():
+        await actor.check()
 
 
 async def test_a_finished_request_is_not_closed_as_if_it_had_been_given_up(actor: EngineActor, vllm: Vllm):

@@ -92,10 +92,15 @@ def stopped(rollouts: Rollouts, index: int) -> Iterator[Callable[[], None]]:
     pids: list[int] = []
 
     def stop() -> None:
-        states = rollouts._env_runners.foreach_env_runner(
-            lambda actor: (actor.worker_index, os.getpid()), local_env_runner=False
-        )
-        pids.append(dict(states)[index])
+        found, deadline = dict[int, int](), time.monotonic() + WAIT_S
+        while index not in found:  # the test before may have ended it
+            assert time.monotonic() < deadline
+            rollouts.look()
+            states = rollouts._env_runners.foreach_env_runner(
+                lambda actor: (actor.worker_index, os.getpid()), local_env_runner=False
+            )
+            found = dict(states)
+        pids.append(found[index])
         os.kill(pids[0], signal.SIGSTOP)
 
     try:
@@ -188,6 +193,22 @@ def test_an_actor_that_hung_before_an_evaluation_began_is_started_again(
         stop()
         rollouts.run([order], policy=EXPERT, finish=lambda tables: None)
     assert re.search(r"rollout actor 1 \(pid \d+ on \S+\) has not answered for", capsys.readouterr().err)
+
+
+def test_an_actor_that_hangs_over_demonstrations_is_started_again_and_they_are_played(
+    rollouts: Rollouts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders = [
+        GroupOrder(group_id=i, task_key=make_key("function", index=i), group_size=1, seed=0) for i in range(3)
+    ]
+    began = time.monotonic()
+    with stopped(rollouts, 1) as stop:
+        stop()
+        tables = rollouts.sample(orders, policy=EXPERT, advance=lambda count, text: None)
+    assert time.monotonic() - began < WAIT_S
+    ids = [group_id for table in tables for group_id in get(table)["group_id"].to_pylist()]
+    assert list(dict.fromkeys(ids)) == list(range(3))
+    assert re.search(r"rollout actor 1.* has died or hangs: its demonst", capsys.readouterr().err)
 
 
 def test_demonstrations_outlive_the_actors_that_played_them(rollouts: Rollouts) -> None:

@@ -1,6 +1,8 @@
 """Demonstrations come in the order of their orders, whoever dies: a stopped cold start finds the same."""
 
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,8 @@ from ray.exceptions import RayActorError
 
 from actors.trajectory import GroupOrder
 from cluster.engines import no_engines
-from cluster.rollouts import CHUNK, Rollouts
+from cluster.roll_call import MEANWHILE_EVERY_S
+from cluster.rollouts import CHUNK, SILENT_S, Rollouts
 from simulators.task import TaskSource
 
 
@@ -24,20 +27,26 @@ class Hanging:
 
 class TwoActors:
     """As RLlib manages them; references are what they refer to. The first fails in the first round, with its
-    chunk, and is back in the next."""
+    chunk, and is back in the next. Both say twice that they work on."""
 
     def __init__(self, failure: type) -> None:
         self.failure = failure
         self.num_calls = 0
         self.unhealthy: list[int] = []
+        self.workers = {1: Worker(), 2: Worker()}
 
     @property
     def _worker_manager(self) -> "TwoActors":
         return self
 
     def actors(self) -> dict[int, Any]:
-        apply = SimpleNamespace(options=lambda num_returns: SimpleNamespace(remote=self._call))
-        return {1: SimpleNamespace(apply=apply), 2: SimpleNamespace(apply=apply)}
+        def actor(worker: Worker) -> Any:
+            call = partial(self._call, worker)
+            return SimpleNamespace(
+                apply=SimpleNamespace(options=lambda num_returns: SimpleNamespace(remote=call))
+            )
+
+        return {index: actor(worker) for index, worker in self.workers.items()}
 
     def healthy_env_runner_ids(self) -> list[int]:
         return [1, 2]
@@ -46,16 +55,42 @@ class TwoActors:
         assert not healthy
         self.unhealthy.append(index)
 
-    def _call(self, work: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
+    def _call(self, worker: "Worker", work: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
         self.num_calls += 1
         if self.num_calls == 1:
             return self.failure(), self.failure()
-        return work(SimpleNamespace(sample=lambda orders, policy: [order.group_id for order in orders]))
+        return work(worker)
 
 
-def wait(refs: Sequence[Any], *, num_returns: int, timeout: float) -> tuple[Sequence[Any], Sequence[Any]]:
-    assert num_returns == len(refs)
-    return [ref for ref in refs if not isinstance(ref, Hanging)], []
+class Worker:
+    """A rollout actor, as far as demonstrations go."""
+
+    def __init__(self) -> None:
+        self.orders: Sequence[GroupOrder] = ()
+        self.num_holds = 0
+
+    def sample(self, *, orders: Sequence[GroupOrder], policy: str, wait_s: float) -> list[int] | None:
+        if orders:
+            self.orders, self.num_holds = orders, 2
+        if self.num_holds:
+            self.num_holds -= 1
+            return None
+        return [order.group_id for order in self.orders]
+
+
+class Clock:
+    """Moves while somebody waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def wait(
+        self, refs: Sequence[Any], *, num_returns: int, timeout: float
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        assert num_returns == len(refs)
+        ready = [ref for ref in refs if not isinstance(ref, Hanging)]
+        self.now += timeout if len(ready) < len(refs) else 0.0
+        return ready, []
 
 
 def get(ref: Any) -> Any:
@@ -70,7 +105,9 @@ def test_tables_keep_the_order_of_their_orders_though_an_actor_failed(
     failure: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[Any] = []
-    monkeypatch.setattr(ray, "wait", wait)
+    clock = Clock()
+    monkeypatch.setattr(ray, "wait", clock.wait)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray, "kill", lambda actor, no_restart: killed.append(actor))
     source = TaskSource({"travel": 1.0}, split="train", seed=0, difficulty=0)
@@ -86,3 +123,4 @@ def test_tables_keep_the_order_of_their_orders_though_an_actor_failed(
     assert counts == [CHUNK, CHUNK + 3]
     assert actors.unhealthy == [1]
     assert len(killed) == (failure is Hanging), "one that hangs would be asked behind its hang again"
+    assert clock.now <= SILENT_S + 3 * MEANWHILE_EVERY_S
