@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
-HUNG_S = 30.0
-"""vLLM that has requests and ends no step for so long hangs: a step takes a fraction of a second."""
+HUNG_S = 60.0
+"""vLLM that has requests and ends no step for so long hangs: a step takes a fraction of a second, and some
+tens of them where it compiles a kernel first."""
 
 
 KILLED = re.compile(r"proc\(s\): \{[^}]*: -\d")
