@@ -54,12 +54,15 @@ class _Rows:
 
 
 def account(folder: RunFolder, *, max_off_policy_steps: int) -> Accounts:
-    """Raises `BadInput` where the run has no checkpoint to compare with."""
-    step = folder.latest_step
-    if step is None:
-        raise BadInput(f"{folder.path}: no checkpoint there: nothing says what was ordered")
-    state = json.loads((folder.checkpoint(step) / STATE_FILE).read_text(encoding="utf-8"))["buffer"]
+    """All 0 where the run ended before GRPO, which begins with a checkpoint. Raises `BadInput` where there
+    are rows and no checkpoint to compare them with."""
     paths = sorted(folder.trajectories.glob("step-*.parquet"))
+    step = folder.latest_step
+    if step is None and not paths:
+        return Accounts(lost=0, duplicated=0, stale=0)
+    if step is None:
+        raise BadInput(f"{folder.path}: rows and no checkpoint there: nothing says what was ordered")
+    state = json.loads((folder.checkpoint(step) / STATE_FILE).read_text(encoding="utf-8"))["buffer"]
     rows = _read((pq.read_table(path, columns=list(COLUMNS)) for path in paths), bound=max_off_policy_steps)
     return Accounts(
         lost=_num_lost(rows, state),

@@ -91,8 +91,12 @@ def test_a_group_under_two_steps_or_with_a_turn_twice_is_duplicated(folder: RunF
     assert account(folder, max_off_policy_steps=5).duplicated == 2
 
 
-def test_a_run_without_a_checkpoint_cannot_be_accounted_for(folder: RunFolder) -> None:
-    with pytest.raises(BadInput, match="no checkpoint there"):
+def test_a_run_that_ended_before_grpo_has_lost_nothing(tmp_path: Path) -> None:
+    assert account(RunFolder(tmp_path), max_off_policy_steps=1) == Accounts(lost=0, duplicated=0, stale=0)
+
+
+def test_rows_without_a_checkpoint_cannot_be_accounted_for(folder: RunFolder) -> None:
+    with pytest.raises(BadInput, match="rows and no checkpoint there"):
         account(folder, max_off_policy_steps=1)
 
 
