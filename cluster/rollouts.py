@@ -220,6 +220,7 @@ class Rollouts:
         num_tries = 0
         while waiting := [i for i in chunks if i not in tables]:
             self._restore()
+            self._look_at_engines()
             workers = self._env_runners.healthy_env_runner_ids()
             self._expect_alive(len(workers))
             if not workers:

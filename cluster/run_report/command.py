@@ -8,8 +8,7 @@ from cluster.find_run import find_run
 from cluster.output import put
 from cluster.recipe import BadInput
 from cluster.run_folder import write_whole
-from cluster.run_report.page import render
-from cluster.run_report.run_rows import read_runs
+from cluster.run_report.page import page_of
 
 
 def report(folders: Sequence[Path], *, output: Path | None, serve: bool, port: int) -> None:
@@ -24,7 +23,10 @@ def report(folders: Sequence[Path], *, output: Path | None, serve: bool, port: i
         serve_page(paths, port=port)
         return
     file = output or default_output(paths)
-    page = render(read_runs(paths))
+    try:
+        page = page_of(paths)
+    except FileNotFoundError as error:
+        raise BadInput(f"{error.filename}: was taken away while it was read: ask again") from None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, page.html)

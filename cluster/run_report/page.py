@@ -5,6 +5,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from markupsafe import Markup
 from cluster.run_report.blocks import chart_block, dialogue_blocks
 from cluster.run_report.chart_list import Section, sections
 from cluster.run_report.charts import DASHES, NUM_COLOURS, Chart, Series, draw
-from cluster.run_report.run_rows import RunRows
+from cluster.run_report.run_rows import RunRows, read_runs
 from cluster.run_report.tables import differences, evaluation_tables, facts, number, runs_table
 
 PARTS = Path(__file__).parent / "page"
 SCRIPTS = ("data.js", "charts.js", "dialogue.js", "browser.js", "live.js")
 MOST_BYTES = 9_500_000
 """Of a page."""
+NUM_TRIES = 5
+"""A run that goes on may take files away between listing and reading them, once."""
 HERO = "reward"
 """The section whose picture is drawn a second time for wide screens."""
 
@@ -33,6 +36,15 @@ class Page:
     num_dialogues: int
     """In the page."""
     num_on_disk: int
+
+
+def page_of(paths: Sequence[Path], *, version: str = "") -> Page:
+    """The page of the runs in these folders, which may go on meanwhile. Raises FileNotFoundError where their
+    files go away faster than they are read."""
+    for _ in range(NUM_TRIES - 1):
+        with suppress(FileNotFoundError):
+            return render(read_runs(paths), version=version)
+    return render(read_runs(paths), version=version)
 
 
 def render(runs: Sequence[RunRows], *, version: str = "") -> Page:

@@ -15,16 +15,11 @@ from cluster.console import say
 from cluster.output import put
 from cluster.recipe import BadInput
 from cluster.run_folder import RunFolder
-from cluster.run_report.page import render
-from cluster.run_report.run_rows import read_runs
+from cluster.run_report.page import page_of
 
 LOOPBACK = "127.0.0.1"
 HOSTS = frozenset({LOOPBACK, "localhost"})
 """A browser that was led here under any other name is refused: another site may have led it."""
-
-
-NUM_TRIES = 5
-"""A run that goes on may take files away between listing and reading them, once."""
 
 
 class LivePage:
@@ -40,19 +35,13 @@ class LivePage:
         return version_of(self._paths)
 
     def html(self) -> bytes:
-        """Raises FileNotFoundError where the folder's files go away faster than they are read."""
+        """Raises FileNotFoundError as `page_of` does."""
         with self._lock:
-            for _ in range(NUM_TRIES - 1):
-                with suppress(FileNotFoundError):
-                    return self._newest()
-            return self._newest()
-
-    def _newest(self) -> bytes:
-        version = self.version()  # of before reading: what comes meanwhile makes another page
-        if version != self._version:
-            page = render(read_runs(self._paths), version=version)
-            self._version, self._html = version, page.html.encode()
-        return self._html
+            version = self.version()  # of before reading: what comes meanwhile makes another page
+            if version != self._version:
+                page = page_of(self._paths, version=version)
+                self._version, self._html = version, page.html.encode()
+            return self._html
 
 
 def version_of(paths: Sequence[Path]) -> str:

@@ -22,7 +22,6 @@ from cluster.recipe import BadInput
 from cluster.results import read_rows
 from cluster.run_folder import RunFolder
 from cluster.run_report import page as pages
-from cluster.run_report import serve
 from cluster.run_report.blocks import dialogue_blocks
 from cluster.run_report.charts import Chart, Series, draw, short
 from cluster.run_report.curves import Dialogues, moving_curve, thinned
@@ -30,7 +29,7 @@ from cluster.run_report.dialogue_texts import choose
 from cluster.run_report.packing import pack, unpack
 from cluster.run_report.page import render
 from cluster.run_report.run_rows import RunRows, read_runs
-from cluster.run_report.serve import LivePage, make_server
+from cluster.run_report.serve import make_server
 from learners.archive import part_file, rest_file
 from tests.cluster.run_folders import GROUP_SIZE, add_steps, make_group, make_run, write_step
 
@@ -399,7 +398,7 @@ def test_a_file_that_goes_away_while_it_is_read_costs_nothing(
 ):
     folder = make_run(tmp_path / "run", num_steps=2)
     gone = folder.trajectories / "step-00002.parquet"
-    read, tries = serve.read_runs, []
+    read, tries = pages.read_runs, []
 
     def read_and_lose(paths: Sequence[Path]) -> list[RunRows]:
         runs = read(paths)  # it lists the file, whose dialogues are read later
@@ -407,9 +406,8 @@ def test_a_file_that_goes_away_while_it_is_read_costs_nothing(
         tries.append(len(runs[0].files))
         return runs
 
-    monkeypatch.setattr(serve, "read_runs", read_and_lose)
-    page = LivePage([folder.path])
-    assert b"All 16 dialogues on disk" in page.html()
+    monkeypatch.setattr(pages, "read_runs", read_and_lose)
+    assert "All 16 dialogues on disk" in pages.page_of([folder.path]).html
     assert tries == [2, 1]
 
 
