@@ -56,7 +56,8 @@ class RolloutActor(EnvRunner, Checkpointable):
         self._demands: dict[ActorHandle, Demand] = {}
         """By feed, as `_work`."""
         self._sampled: Future[list[tuple[GroupSummary, pa.Table]]] | None = None
-        """What `sample` has been asked for."""
+        """What `sample` plays just now, and for which call."""
+        self._asked: tuple[Sequence[GroupOrder], str] | None = None
         self._places = self._setup.engine_places
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
@@ -136,17 +137,22 @@ class RolloutActor(EnvRunner, Checkpointable):
     ) -> pa.Table | None:
         """Rolls out these orders, waits for them, and gives their tables as one: RLlib's own way to ask.
 
-        None where they take longer than `wait_s`: without orders the next call goes on waiting for them. For
-        work that needs no feed, such as demonstrations. The table itself, since what an actor puts into the
-        object store dies with it, and what it returns is the caller's.
+        None without orders, and where they take longer than `wait_s`: the same call again goes on waiting for
+        them, and begins them in a life that knows nothing of them. For work that needs no feed, such as
+        demonstrations. The table itself, since what an actor puts into the object store dies with it, and
+        what it returns is the caller's.
         """
-        if orders:
+        if not orders:
+            return None
+        if self._sampled is None or self._asked != (orders, policy):
+            if self._sampled is not None:
+                self._sampled.cancel()
             rolling = self._roll_all(orders, self._setting(policy))
             self._sampled = asyncio.run_coroutine_threadsafe(rolling, self._loop)
-        sampled = self._sampled
-        if sampled is None or not wait([sampled], timeout=wait_s).done:
+            self._asked = (orders, policy)
+        if not wait([self._sampled], timeout=wait_s).done:
             return None
-        self._sampled = None
+        sampled, self._sampled = self._sampled, None
         return pa.concat_tables(table for _, table in sampled.result())
 
     async def _roll_all(

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 HUNG_S = 60.0
-"""vLLM that has requests and ends no step for so long hangs: a step takes a fraction of a second, and some
-tens of them where it compiles a kernel first."""
+"""vLLM that has requests and ends no step for so long hangs: a step takes a fraction of a second, or some
+tens of seconds where it compiles a kernel first."""
 
 
 KILLED = re.compile(r"proc\(s\): \{[^}]*: -\d")
@@ -162,7 +162,8 @@ class EngineActor:
 
     async def check(self) -> None:
         """Raises `EngineGoneError` where vLLM has died, or hangs: its actor lives on, but no completion
-        comes of it."""
+        comes of it. A core that has nothing to do is asked something, and the next checks say whether it has
+        answered."""
         self._expect_alive()
         if self._pulse.silent_s > HUNG_S:
             raise EngineGoneError(f"vLLM has had requests and not moved for {self._pulse.silent_s:.0f} s")

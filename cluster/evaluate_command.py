@@ -32,7 +32,7 @@ from cluster.report import rows_of, write_report
 from cluster.results import EvaluationRow, print_rows
 from cluster.rollouts import Rollouts
 from cluster.start_ray import start_ray
-from cluster.start_simulators import app_name, start_simulators, stop_simulators
+from cluster.start_simulators import quick_apps, start_simulators, stop_simulators
 from learners.tiny_policy import build
 from rewards.config import RewardConfig
 from simulators.own_gyms import known_gyms
@@ -125,7 +125,7 @@ def _rollouts(config: RunConfig, request: EvaluationRequest, *, policy_folder: s
     config = config.model_copy(update={"reward": RewardConfig()})
     setting_up("Ray")
     started_ray = start_ray(ray_address(config), nodes=config.ray.nodes)
-    replica_watch = ReplicaWatch(app_name(config))
+    replica_watch = ReplicaWatch(quick_apps(config))
     engines = no_engines()
     try:
         setting_up("engines, users")

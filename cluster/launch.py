@@ -22,7 +22,7 @@ from cluster.engines import Engines
 from cluster.machine import PlannedProcess, gpu_share, planned_processes
 from cluster.replica_watch import ReplicaWatch
 from cluster.start_ray import actor_beside_driver
-from cluster.start_simulators import app_name, connect_user, start_simulators, stop_simulators
+from cluster.start_simulators import connect_user, quick_apps, start_simulators, stop_simulators
 from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
 from learners.flat import is_flat
@@ -70,7 +70,7 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
             undo.callback(ray.shutdown)
         engines = start_engines(config, policy_folder=policy_folder)
         undo.callback(engines.stop, timeout_s=STOP_TIMEOUT_S)
-        replica_watch = ReplicaWatch(app_name(config))
+        replica_watch = ReplicaWatch(quick_apps(config))
         undo.callback(replica_watch.close)
         start_simulators(config, http=False)
         if not started_ray:
@@ -78,6 +78,7 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
         buffer = create_buffer(config, run_folder=run_folder)
         undo.callback(ray.kill, buffer)
         engines.wait()
+        rollout_setup = make_rollout_setup(config, engines=engines.actors, policy_folder=policy_folder)
         undo.pop_all()
     say(
         f"simulators, {engines.num_wanted} engine(s) and the buffer are up | "
@@ -87,7 +88,7 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
         config=config,
         engines=engines,
         buffer=buffer,
-        rollout_setup=make_rollout_setup(config, engines=engines.actors, policy_folder=policy_folder),
+        rollout_setup=rollout_setup,
         replica_watch=replica_watch,
         started_ray=started_ray,
     )

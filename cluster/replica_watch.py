@@ -1,10 +1,11 @@
-"""Serve replicas that hang before they have ever answered: Serve waits for them without limit, as it does for
-those that it finds again after its controller has died. They are ended here, and Serve starts others.
+"""Serve replicas that hang before they have ever answered: Serve waits for them without limit. They are ended
+here, and Serve starts others. Of those that it finds again after its controller has died it ends such ones
+itself.
 """
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,19 +16,22 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from cluster.console import warn
 
-UNBORN = ("STARTING", "RECOVERING")
-"""Serve's states of a replica that it waits for."""
-PATIENCE_S = 60.0
-"""Longest birth; a rule-based user is there within seconds."""
+UNBORN = "STARTING"
+"""Serve's state of a replica that has not answered yet."""
+PATIENCE_S = 120.0
+"""Longest birth, imports included; it takes seconds. Serve gives up an application of which three replicas
+in a row are ended so."""
 LOOK_EVERY_S = 5.0
 CALL_TIMEOUT_S = 10.0
 
 
 class ReplicaWatch:
-    """Watches one Serve application from a thread, whatever its driver waits for, until it is closed."""
+    """Watches Serve applications from a thread, whatever their driver waits for, until it is closed."""
 
-    def __init__(self, app: str, *, patience_s: float = PATIENCE_S, look_every_s: float = LOOK_EVERY_S):
-        self._app = app
+    def __init__(
+        self, apps: Sequence[str], *, patience_s: float = PATIENCE_S, look_every_s: float = LOOK_EVERY_S
+    ):
+        self._apps = apps
         self._births = Births(patience_s=patience_s)
         self._look_every_s = look_every_s
         self._is_over = threading.Event()
@@ -41,14 +45,14 @@ class ReplicaWatch:
 
     def _work(self) -> None:
         while not self._is_over.wait(self._look_every_s):
-            with suppress(RayError, ValueError, RuntimeError, OSError):  # Serve or Ray is being started again
-                if ray.is_initialized():  # asking would start it
-                    self._look()
+            # Serve or Ray is being started again, or is just ending.
+            with suppress(RayError, ValueError, RuntimeError, OSError, AttributeError):
+                self._look()
 
     def _look(self) -> None:
-        for name in self._births.overdue(unborn(self._app)):
+        for name in self._births.overdue(unborn(self._apps)):
             ray.kill(ray.get_actor(name, namespace=SERVE_NAMESPACE))
-            warn(f"a replica of {self._app} has hung since its birth: it is ended, Serve starts another")
+            warn(f"{name} has hung since its birth: it is ended, and Serve starts another")
 
 
 class Births:
@@ -61,25 +65,28 @@ class Births:
         self._since: dict[str, float] = {}
 
     def overdue(self, names: Collection[str]) -> list[str]:
-        """Of those that are unborn now, the ones that were at every look for longer than `patience_s`."""
+        """Of those that are unborn now, the ones that were at every look for longer than `patience_s`. Who is
+        named has as long again to go."""
         now = self._clock()
         self._since = {name: self._since.get(name, now) for name in names}
-        return [name for name, since in self._since.items() if now - since > self._patience_s]
+        overdue = [name for name, since in self._since.items() if now - since > self._patience_s]
+        self._since |= dict.fromkeys(overdue, now)
+        return overdue
 
 
-def unborn(app: str) -> list[str]:
-    """The actors, by name, of replicas that have a process and that Serve waits for. One without a process
+def unborn(apps: Sequence[str]) -> list[str]:
+    """The actors, by name, of replicas that have a process and have not answered yet. One without a process
     waits for room, which is no fault of its own. Raises what Ray raises where Serve does not answer."""
     controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     serve: Any = ray.get(controller.get_serve_instance_details.remote(), timeout=CALL_TIMEOUT_S)
-    deployments = serve["applications"].get(app, {}).get("deployments", {})
     waited_for = {
         replica["actor_name"]
-        for deployment in deployments.values()
+        for app in apps
+        for deployment in serve["applications"].get(app, {}).get("deployments", {}).values()
         for replica in deployment["replicas"]
-        if replica["state"] in UNBORN
+        if replica["state"] == UNBORN
     }
     if not waited_for:
         return []
-    alive = state.actor_table(None, None, "ALIVE").values()
-    return [actor["Name"] for actor in alive if actor["Name"] in waited_for]
+    actors = [actor for actor in state.actor_table(None).values() if actor["Name"] in waited_for]
+    return [actor["Name"] for actor in actors if actor["Pid"] and actor["State"] != "DEAD"]

@@ -4,7 +4,7 @@ answer, must not hold up the driver at every step."""
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
@@ -15,15 +15,28 @@ MEANWHILE_EVERY_S = 3.0
 TAG = "silent"
 
 
+Fate = Literal["asked", "silent", "works", "made", "dead"]
+"""Of one question: no answer yet, none for too long, an answer without a payload, one with it, or none any
+more."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Call:
     """One question to one actor."""
 
-    is_made: ray.ObjectRef
-    """Done when it answers: whether there is a payload."""
+    answer: ray.ObjectRef
+    """Whether there is a payload."""
     payload: ray.ObjectRef
     asked_at: float
     """By `time.monotonic()`."""
+
+    def fate(self, *, is_answered: bool, silent_s: float) -> Fate:
+        if not is_answered:
+            return "silent" if time.monotonic() - self.asked_at > silent_s else "asked"
+        try:
+            return "made" if ray.get(self.answer) else "works"
+        except RayError:
+            return "dead"
 
 
 class RollCall:
@@ -55,56 +68,49 @@ class RollCall:
         self,
         questions: Mapping[int, Callable[[Any], Any]],
         *,
-        again: Callable[[Any], Any],
         silent_s: float,
         timeout_s: float,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> dict[int, ray.ObjectRef]:
-        """What the actors make, by worker index. Each is asked a question of its own, and `again` as long as
+        """What the actors make, by worker index. Each is asked a question of its own, and again as long as
         the answer is None, by which it says that it works on.
 
         Who dies is left out, and so is who gives no answer for `silent_s` or takes longer than `timeout_s` in
         all, and is started anew. What was made is the driver's, unlike what an actor puts into the object
         store itself: it outlives its maker. While it waits it calls `meanwhile` now and then.
         """
-        began = time.monotonic()
+        deadline = time.monotonic() + timeout_s
         payloads: dict[int, ray.ObjectRef] = {}
         calls = {index: self._call(index, question) for index, question in questions.items()}
         while calls:
-            answers = [call.is_made for call in calls.values()]
+            answers = [call.answer for call in calls.values()]
             ready, _ = ray.wait(answers, num_returns=len(answers), timeout=MEANWHILE_EVERY_S)
-            now = time.monotonic()
             for index, call in list(calls.items()):
-                if call.is_made not in ready:
-                    if now - call.asked_at > silent_s:
-                        self._restart(index)
-                        del calls[index]
+                fate = call.fate(is_answered=call.answer in ready, silent_s=silent_s)
+                if fate == "asked":
                     continue
                 del calls[index]
-                try:
-                    is_made = ray.get(call.is_made)
-                except RayError:
+                if fate == "made":
+                    payloads[index] = call.payload
+                elif fate == "dead":
                     # It is probed until it is back.
                     self._env_runners._worker_manager.set_actor_state(index, healthy=False)
-                    continue
-                if is_made:
-                    payloads[index] = call.payload
-                elif now - began > timeout_s:
+                elif fate == "silent" or time.monotonic() > deadline:
                     self._restart(index)
                 else:
-                    calls[index] = self._call(index, again)
+                    calls[index] = self._call(index, questions[index])
             if calls:
                 meanwhile()
         return payloads
 
-    def _call(self, index: int, question: Callable[[Any], Any]) -> "_Call":
+    def _call(self, index: int, question: Callable[[Any], Any]) -> _Call:
         def answer(actor: Any) -> tuple[bool, Any]:
             payload = question(actor)
             return payload is not None, payload
 
         actor = self._env_runners._worker_manager.actors()[index]
-        is_made, payload = actor.apply.options(num_returns=2).remote(answer)
-        return _Call(is_made=is_made, payload=payload, asked_at=time.monotonic())
+        has_payload, payload = actor.apply.options(num_returns=2).remote(answer)
+        return _Call(answer=has_payload, payload=payload, asked_at=time.monotonic())
 
     @property
     def silent_s(self) -> dict[int, float]:

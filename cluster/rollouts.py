@@ -63,7 +63,6 @@ class Rollouts:
         self._restore = restore
         """Brings restarted actors back into `env_runners`."""
         self._group_timeout_s = group_timeout_s
-        self._most_silent_s = min(SILENT_S, group_timeout_s)
         self._roll_call = RollCall(env_runners)
         self.crew = Crew(env_runners)
         self._notices = notices or Notices()
@@ -134,7 +133,7 @@ class Rollouts:
             self._looked_beside_at_s = time.monotonic()
 
     def _look_at_engines(self) -> None:
-        """While rollout actors are too busy to answer."""
+        """Beside demonstrations, over which rollout actors may be too busy to answer."""
         self._engines.look()
         self._engines.give()
         self._look_beside()
@@ -190,7 +189,7 @@ class Rollouts:
     def _end_silent(self) -> None:
         """Ray starts those anew that have been silent for too long, whatever they were silent about."""
         for index, silent_s in self._roll_call.silent_s.items():
-            if silent_s >= self._most_silent_s:
+            if silent_s >= min(SILENT_S, self._group_timeout_s):
                 warn(f"{self._name(index)} has not answered for {silent_s:.0f} s: it is started again")
                 self._roll_call.end(index)
                 self._absent_since = None  # from here on it has its time to come back
@@ -229,13 +228,15 @@ class Rollouts:
             given = dict(zip(workers, waiting, strict=False))
             sampled = self._roll_call.ask_for_payloads(
                 {worker: partial(_sample, orders=chunks[i], policy=policy) for worker, i in given.items()},
-                again=_sample,
-                silent_s=self._most_silent_s,
+                silent_s=SILENT_S,
                 timeout_s=WITHOUT_PROGRESS_S,
                 meanwhile=self._look_at_engines,
             )
             for worker in given.keys() - sampled.keys():
-                warn(f"{self._name(worker)} has died or hangs: its demonstrations are played again")
+                warn(
+                    f"{self._name(worker)} has brought no demonstrations: it has died, gave no answer for "
+                    f"{SILENT_S:.0f} s or took longer than {WITHOUT_PROGRESS_S:.0f} s: they are played again"
+                )
             done = {given[worker]: table for worker, table in sampled.items()}
             tables |= done
             advance(sum(len(chunks[i]) for i in done), "")
@@ -285,5 +286,5 @@ def _say_lost(groups: Sequence[LostGroup]) -> None:
         )
 
 
-def _sample(actor: Any, *, orders: Sequence[GroupOrder] = (), policy: str = "engine") -> pa.Table | None:
+def _sample(actor: Any, *, orders: Sequence[GroupOrder], policy: str) -> pa.Table | None:
     return actor.sample(orders=orders, policy=policy, wait_s=HOLD_S)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import ray
+from ray._private import auto_init_hook
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.console import say
@@ -32,6 +33,7 @@ def start_ray(address: str | None, *, nodes: NodesConfig | None = None) -> bool:
     """Joins the cluster at `address` or, inside a Ray job, the job's; else starts Ray here, which offers all
     of `nodes`, listens on loopback only and asks for a token. True where it was started."""
     os.environ |= ENVIRONMENT
+    auto_init_hook.enable_auto_connect = False  # who asks Ray something after its end must not start it again
     if ray.is_initialized():
         return False
     runtime_env: dict[str, Any] = {"env_vars": ENVIRONMENT}

@@ -20,7 +20,7 @@ from simulators.connect import connect_users
 from simulators.serve import build_app, start_serve
 from simulators.serve_key import key_hash
 from simulators.serve_llm import SERVE_PORT, deploy_llm, llm_url, remove_llm
-from simulators.serve_relay import connect_relay, deploy_relay, remove_relay
+from simulators.serve_relay import connect_relay, deploy_relay, relay_name, remove_relay
 from simulators.serve_user import ServeUser
 from simulators.user import User
 
@@ -30,6 +30,11 @@ DEPLOY_TIMEOUT_S = 120.0
 def app_name(config: RunConfig) -> str:
     """The Serve application of this run's simulated users."""
     return f"simulators-{config.run.name}"
+
+
+def quick_apps(config: RunConfig) -> list[str]:
+    """The Serve applications of this run whose replicas are born within seconds: all but hosted models."""
+    return [app_name(config), relay_name(config.run.name)]
 
 
 def start_simulators(config: RunConfig, *, http: bool) -> None:
@@ -111,7 +116,7 @@ def serve_forever(config: RunConfig) -> None:
     """`userrl serve`: hosts the simulated users over HTTP until Ctrl-C."""
     quiet_libraries()
     started_ray = start_ray(ray_address(config), nodes=config.ray.nodes)
-    replica_watch = ReplicaWatch(app_name(config))
+    replica_watch = ReplicaWatch(quick_apps(config))
     try:
         start_simulators(config, http=True)
         say(f"simulated users answer at http://{config.simulator.host}:{SERVE_PORT}/reply (Ctrl-C ends it)")

@@ -26,8 +26,7 @@ from simulators.user import SimulatorError, UserCall, UserReply
 
 MAX_ONGOING_REQUESTS = 256
 """Requests that one replica works on at a time; further ones wait with their callers."""
-HEALTH_CHECK_PERIOD_S = 2.0
-HEALTH_CHECK_TIMEOUT_S = 5.0
+HEALTH_CHECK: Mapping[str, Any] = {"health_check_period_s": 2.0, "health_check_timeout_s": 5.0}
 """Serve ends a replica after three checks in a row without an answer; at its own 30 s a run has a user that
 hangs for minutes."""
 MAX_NAME_CHARS = 100
@@ -165,11 +164,12 @@ def build_app(
         name="Simulator",
         num_replicas=config.num_replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
+        **HEALTH_CHECK,
         ray_actor_options={"num_cpus": config.num_cpus_per_replica, "resources": dict(resources or {})},
     )(Simulator).bind(gyms)
     if not http:
         return simulator
-    ingress = serve.deployment(name="Ingress", ray_actor_options={"num_cpus": 0})(make_ingress(expected))
+    ingress = serve.deployment(name="Ingress", ray_actor_options={"num_cpus": 0}, **HEALTH_CHECK)(
+        make_ingress(expected)
+    )
     return ingress.bind(simulator, config)

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from simulators.capped_http import PLAIN, cap
+from simulators.serve import HEALTH_CHECK
 from simulators.serve_llm import LOCALHOST, SERVE_PORT
 from simulators.serve_port import listen_on_node
 
@@ -81,6 +82,7 @@ def deploy_relay(run: str, *, port: int = SERVE_PORT, resources: Mapping[str, fl
     relay = serve.deployment(
         name="Relay",
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        **HEALTH_CHECK,
         ray_actor_options={"num_cpus": 0, "resources": dict(resources or {})},
     )(Relay).bind(port)
     serve.run(relay, name=relay_name(run), route_prefix=None)

@@ -25,8 +25,9 @@ def report(folders: Sequence[Path], *, output: Path | None, serve: bool, port: i
     file = output or default_output(paths)
     try:
         page = page_of(paths)
-    except FileNotFoundError as error:
-        raise BadInput(f"{error.filename}: was taken away while it was read: ask again") from None
+    except FileNotFoundError:
+        names = ", ".join(map(str, paths))
+        raise BadInput(f"{names}: files are taken away faster than they can be read: ask again") from None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, page.html)

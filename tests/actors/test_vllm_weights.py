@@ -100,8 +100,9 @@ def payload() -> np.ndarray:
 async def test_requests_wait_for_whole_weights_even_after_others_were_refused(actor: EngineActor, vllm: Vllm):
     early = await waiting(actor)
     vllm.refuses_weights = True
-    with pytest.raises(EngineError, match="weights of version 3: a parameter is missing"):
+    with pytest.raises(EngineError, match="weights of version 3: a parameter is missing") as raised:
         await actor.receive(payload(), 3)
+    assert raised.type is EngineError, "no other engine could load them"
     late = await waiting(actor)
     vllm.refuses_weights = False
     await actor.receive(payload(), 3)

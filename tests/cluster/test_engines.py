@@ -107,7 +107,7 @@ def test_an_engine_that_died_is_ended_and_replaced(
     assert made.known == [0, 2] and made.engines.is_settled and made.engines.num_lost == 1
 
 
-def test_an_engine_that_does_not_answer_is_ended_after_a_minute(clock: Clock) -> None:
+def test_an_engine_that_does_not_answer_is_ended_after_a_while(clock: Clock) -> None:
     made = serving(1)
     clock.now += SILENT_S
     made.engines.look()

@@ -1,16 +1,15 @@
 """Replicas that hang before they answer are ended; those that wait for room are not."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from os import kill
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from ray import cloudpickle, serve
-from ray._private.state import state
 
 from cluster.replica_watch import Births, ReplicaWatch, unborn
 from simulators.serve import start_serve
@@ -26,8 +25,8 @@ def test_only_who_is_unborn_at_every_look_and_for_too_long_is_overdue():
         (0.0, {"a", "b"}, []),
         (60.0, {"a", "b"}, []),  # not yet longer
         (61.0, {"a", "c"}, ["a"]),
-        (62.0, {"a", "b", "c"}, ["a"]),  # b was born meanwhile, or gone: it begins anew
-        (122.0, {"b", "c"}, ["c"]),
+        (62.0, {"a", "b", "c"}, []),  # b was born meanwhile, or gone: it begins anew; a is about to go
+        (122.0, {"a", "b", "c"}, ["a", "c"]),
     ]
     for moment, names, expected in looks:
         now = moment
@@ -35,15 +34,21 @@ def test_only_who_is_unborn_at_every_look_and_for_too_long_is_overdue():
 
 
 class Answers:
-    def __init__(self, delay_s: float):
-        time.sleep(delay_s)
+    """Hangs as it is born where this file is not there yet."""
+
+    def __init__(self, born: str):
+        with suppress(FileExistsError):
+            Path(born).touch(exist_ok=False)
+            time.sleep(3600.0)
 
     def __call__(self) -> str:
         return "born"
 
 
-def answers(*, num_cpus: float) -> Any:
-    return serve.deployment(Answers, ray_actor_options={"num_cpus": num_cpus})
+def deploy(name: str, *, born: Path, num_cpus: float) -> None:
+    answers: Any = serve.deployment(Answers, ray_actor_options={"num_cpus": num_cpus})
+    target = serve.RunTarget(answers.bind(str(born)), name=name, route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
 
 
 @pytest.fixture(scope="module")
@@ -63,34 +68,23 @@ def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.slow
-def test_a_replica_that_hangs_at_its_birth_is_replaced_and_serve_goes_on(app: str) -> None:
-    watch = ReplicaWatch(app, patience_s=2.0, look_every_s=0.2)
+def test_a_replica_that_hangs_at_its_birth_is_replaced_and_serve_goes_on(
+    app: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch = ReplicaWatch(["another", app], patience_s=5.0, look_every_s=0.5)
     try:
-        target = answers(num_cpus=0.1).bind(1.0)
-        serve.run_many(
-            [serve.RunTarget(target, name=app, route_prefix=None)], wait_for_applications_running=False
-        )
-        until(lambda: unborn(app))
-        (hung,) = unborn(app)
-        (pid,) = [
-            one["Pid"] for one in state.actor_table(None, None, "ALIVE").values() if one["Name"] == hung
-        ]
-        kill(pid, signal.SIGSTOP)
+        deploy(app, born=tmp_path / "born", num_cpus=0.1)
         until(lambda: serve.status().applications[app].status == "RUNNING")
-        assert unborn(app) == []
+        assert unborn([app]) == []
         assert serve.get_app_handle(app).remote().result(timeout_s=WAIT_S) == "born"
+        assert capsys.readouterr().err.count("has hung since its birth") == 1
     finally:
         watch.close()
 
 
 @pytest.mark.slow
-def test_a_replica_without_a_process_is_nobodys_fault(app: str) -> None:
-    target = answers(num_cpus=99.0).bind(0.0)
-    serve.run_many(
-        [serve.RunTarget(target, name="large", route_prefix=None)],
-        wait_for_applications_running=False,
-        wait_for_ingress_deployment_creation=True,
-    )
-    until(lambda: "Answers" in serve.status().applications["large"].deployments)
-    assert unborn("large") == []
+def test_a_replica_without_a_process_is_nobodys_fault(app: str, tmp_path: Path) -> None:
+    deploy("large", born=tmp_path / "born", num_cpus=99.0)
+    until(lambda: "STARTING" in serve.status().applications["large"].deployments["Answers"].replica_states)
+    assert unborn(["large"]) == []
     serve.delete("large")

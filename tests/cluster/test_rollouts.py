@@ -1,10 +1,11 @@
 """Demonstrations come in the order of their orders, whoever dies: a stopped cold start finds the same."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import ray
@@ -12,8 +13,7 @@ from ray.exceptions import RayActorError
 
 from actors.trajectory import GroupOrder
 from cluster.engines import no_engines
-from cluster.roll_call import MEANWHILE_EVERY_S
-from cluster.rollouts import CHUNK, SILENT_S, Rollouts
+from cluster.rollouts import CHUNK, SILENT_S, WITHOUT_PROGRESS_S, Rollouts
 from simulators.task import TaskSource
 
 
@@ -25,61 +25,12 @@ class Hanging:
     """What the calls of an actor that hangs return."""
 
 
-class TwoActors:
-    """As RLlib manages them; references are what they refer to. The first fails in the first round, with its
-    chunk, and is back in the next. Both say twice that they work on."""
-
-    def __init__(self, failure: type) -> None:
-        self.failure = failure
-        self.num_calls = 0
-        self.unhealthy: list[int] = []
-        self.workers = {1: Worker(), 2: Worker()}
-
-    @property
-    def _worker_manager(self) -> "TwoActors":
-        return self
-
-    def actors(self) -> dict[int, Any]:
-        def actor(worker: Worker) -> Any:
-            call = partial(self._call, worker)
-            return SimpleNamespace(
-                apply=SimpleNamespace(options=lambda num_returns: SimpleNamespace(remote=call))
-            )
-
-        return {index: actor(worker) for index, worker in self.workers.items()}
-
-    def healthy_env_runner_ids(self) -> list[int]:
-        return [1, 2]
-
-    def set_actor_state(self, index: int, *, healthy: bool) -> None:
-        assert not healthy
-        self.unhealthy.append(index)
-
-    def _call(self, worker: "Worker", work: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
-        self.num_calls += 1
-        if self.num_calls == 1:
-            return self.failure(), self.failure()
-        return work(worker)
-
-
-class Worker:
-    """A rollout actor, as far as demonstrations go."""
-
-    def __init__(self) -> None:
-        self.orders: Sequence[GroupOrder] = ()
-        self.num_holds = 0
-
-    def sample(self, *, orders: Sequence[GroupOrder], policy: str, wait_s: float) -> list[int] | None:
-        if orders:
-            self.orders, self.num_holds = orders, 2
-        if self.num_holds:
-            self.num_holds -= 1
-            return None
-        return [order.group_id for order in self.orders]
+Failure = Literal["dead", "hanging", "slow"]
+FAILURES = {"dead": Dead, "hanging": Hanging}
 
 
 class Clock:
-    """Moves while somebody waits."""
+    """Moves while somebody waits or works."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -93,6 +44,63 @@ class Clock:
         return ready, []
 
 
+class Worker:
+    """A rollout actor, as far as demonstrations go. It says some times that it works on."""
+
+    def __init__(self, clock: Clock, *, num_holds: float) -> None:
+        self._clock = clock
+        self._num_holds = num_holds
+
+    def sample(self, *, orders: Sequence[GroupOrder], policy: str, wait_s: float) -> list[int] | None:
+        if self._num_holds:
+            self._num_holds -= 1
+            self._clock.now += wait_s
+            return None
+        return [order.group_id for order in orders]
+
+
+class TwoActors:
+    """As RLlib manages them; references are what they refer to. The first fails in the first round, with its
+    chunk, and is back in the next."""
+
+    def __init__(self, failure: Failure, clock: Clock) -> None:
+        self._failure = failure
+        self._num_calls = 0
+        self.unhealthy: list[int] = []
+        self._workers = {
+            1: Worker(clock, num_holds=math.inf if failure == "slow" else 2),
+            2: Worker(clock, num_holds=2),
+        }
+        self._clock = clock
+
+    @property
+    def _worker_manager(self) -> "TwoActors":
+        return self
+
+    def actors(self) -> dict[int, Any]:
+        def actor(index: int) -> Any:
+            call = partial(self._call, index)
+            return SimpleNamespace(
+                apply=SimpleNamespace(options=lambda num_returns: SimpleNamespace(remote=call))
+            )
+
+        return {index: actor(index) for index in self._workers}
+
+    def healthy_env_runner_ids(self) -> list[int]:
+        return [1, 2]
+
+    def set_actor_state(self, index: int, *, healthy: bool) -> None:
+        assert not healthy
+        self.unhealthy.append(index)
+        self._workers[index] = Worker(self._clock, num_holds=0)
+
+    def _call(self, index: int, work: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
+        self._num_calls += 1
+        if self._num_calls == 1 and self._failure in FAILURES:
+            return FAILURES[self._failure](), None
+        return work(self._workers[index])
+
+
 def get(ref: Any) -> Any:
     assert not isinstance(ref, Hanging)
     if isinstance(ref, Dead):
@@ -100,9 +108,12 @@ def get(ref: Any) -> Any:
     return ref
 
 
-@pytest.mark.parametrize("failure", [Dead, Hanging])
+@pytest.mark.parametrize(
+    ("failure", "most_s"),
+    [("dead", 20.0), ("hanging", SILENT_S + 20.0), ("slow", WITHOUT_PROGRESS_S + 20.0)],
+)
 def test_tables_keep_the_order_of_their_orders_though_an_actor_failed(
-    failure: type, monkeypatch: pytest.MonkeyPatch
+    failure: Failure, most_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[Any] = []
     clock = Clock()
@@ -115,12 +126,12 @@ def test_tables_keep_the_order_of_their_orders_though_an_actor_failed(
         GroupOrder(group_id=i, task_key=source.draw(), group_size=1, seed=0) for i in range(2 * CHUNK + 3)
     ]
     counts: list[int] = []
-    actors = TwoActors(failure)
+    actors = TwoActors(failure, clock)
     tables: Any = Rollouts(actors, engines=no_engines(), restore=lambda: None, group_timeout_s=60.0).sample(
         orders, policy="expert", advance=lambda count, _: counts.append(count)
     )
     assert [group_id for table in tables for group_id in table] == list(range(len(orders)))
     assert counts == [CHUNK, CHUNK + 3]
     assert actors.unhealthy == [1]
-    assert len(killed) == (failure is Hanging), "one that hangs would be asked behind its hang again"
-    assert clock.now <= SILENT_S + 3 * MEANWHILE_EVERY_S
+    assert len(killed) == (failure != "dead"), "one that hangs would be asked behind its hang again"
+    assert clock.now <= most_s
