@@ -3,6 +3,7 @@ some join and others leave while they work."""
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -280,10 +281,15 @@ class Rollouts:
 
 
 def _say_lost(groups: Sequence[LostGroup]) -> None:
+    """A line for each who had them: a hundred may be lost at once."""
+    by_holder = defaultdict[str, list[LostGroup]](list)
     for group in groups:
-        warn(
-            f"group {group.group_id} is lost: {group.holder} had it for {group.held_s:.1f} s; another gets it"
-        )
+        by_holder[group.holder].append(group)
+    for holder, lost in by_holder.items():
+        ids = sorted(group.group_id for group in lost)
+        which = f"group {ids[0]}" if len(ids) == 1 else f"{len(ids)} groups from {ids[0]} to {ids[-1]}"
+        longest_s = max(group.held_s for group in lost)
+        warn(f"lost: {which}, which {holder} had for {longest_s:.1f} s: given to others")
 
 
 def _sample(actor: Any, *, orders: Sequence[GroupOrder], policy: str) -> pa.Table | None:

@@ -113,8 +113,8 @@ def stopped(rollouts: Rollouts, index: int) -> Iterator[Callable[[], None]]:
 
 
 def held_by_the_stopped(said: str) -> list[float]:
-    """Seconds for which actor 1 had each group that was lost with it."""
-    return [float(held_s) for held_s in re.findall(r"is lost: rollout-1-\w+ had it for ([\d.]+) s", said)]
+    """Seconds for which actor 1 had the groups that were lost with it."""
+    return [float(held_s) for held_s in re.findall(r"lost: .*, which rollout-1-\w+ had for ([\d.]+) s", said)]
 
 
 def test_an_evaluation_goes_on_without_an_actor_that_hangs(
