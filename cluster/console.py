@@ -3,6 +3,7 @@ stderr, since stdout is for results. How it is shown is the screen's.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -97,26 +98,41 @@ def step_line(step: int, *, num_steps: int, metrics: Mapping[str, float], left_s
         f"turns {metrics['rollout/turns/mean']:.1f}",
         f"lag {metrics['buffer/age/max']:g}",
         f"{metrics['rollout/tokens_per_s'] / 1000:.1f}k tok/s",
-        f"idle learner {metrics['learner/idle/share']:.0%} engine {metrics['engine/idle/share']:.0%}",
+        f"idle learner {_share(metrics['learner/idle/share'])} engine {_share(metrics['engine/idle/share'])}",
         "dropped " + (" ".join(f"{reason} {count:.0f}" for reason, count in dropped.items() if count) or "0"),
         f"ledger {issued:.0f} = {trained:.0f} + {sum(dropped.values()):.0f} + {in_flight:.0f}",
     ]
     return " | ".join(parts)
 
 
-def times_line(steps: Sequence[Mapping[str, float]]) -> str:
-    """Where the time of these steps went, for people; of each share the mean, long steps counting more.
+def times_line(steps: Sequence[Mapping[str, float | None]]) -> str:
+    """Where the time of these steps went, for people; of each share the mean, long steps counting more. A
+    step has no share of an engine that was replaced in it.
 
     Example: `60 steps of 4.2s: wait 12% update 81% sync 0% weights 3% report 4% | idle learner 16% engine 2%`
     """
-    total_s = sum(step["time/step_s"] for step in steps)
-    shares = {stage: sum(step[f"time/{stage}_s"] for step in steps) / total_s for stage in STAGES}
-    idle = {
-        who: sum(step[f"{who}/idle/share"] * step["time/step_s"] for step in steps) / total_s
-        for who in ("learner", "engine")
-    }
-    stages, idlers = (" ".join(f"{name} {share:.0%}" for name, share in x.items()) for x in (shares, idle))
+    total_s = sum(step["time/step_s"] or 0.0 for step in steps)
+    stages = " ".join(
+        f"{stage} {_share(sum(step[f'time/{stage}_s'] or 0.0 for step in steps) / total_s)}"
+        for stage in STAGES
+    )
+    idlers = " ".join(f"{who} {_share(_idle(steps, who))}" for who in ("learner", "engine"))
     return f"{len(steps)} steps of {total_s / len(steps):.1f}s: {stages} | idle {idlers}"
+
+
+def _idle(steps: Sequence[Mapping[str, float | None]], who: str) -> float:
+    """NaN where no step says it."""
+    known = [
+        (share, step["time/step_s"] or 0.0)
+        for step in steps
+        if (share := step[f"{who}/idle/share"]) is not None and math.isfinite(share)
+    ]
+    seconds = sum(step_s for _, step_s in known)
+    return sum(share * step_s for share, step_s in known) / seconds if seconds else math.nan
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}" if math.isfinite(share) else "-"
 
 
 @contextmanager

@@ -59,6 +59,17 @@ def test_the_line_of_a_runs_times_reads_like_this() -> None:
     )
 
 
+def test_a_step_in_which_an_engine_was_replaced_has_no_share_of_it() -> None:
+    known = {f"time/{name}_s": 1.0 for name in ("wait", "update", "sync", "weights", "report")}
+    known |= {"time/step_s": 5.0, "learner/idle/share": 0.5}
+    read_back = [{**known, "engine/idle/share": share} for share in (None, 0.25)]
+    assert times_line(read_back).endswith("| idle learner 50% engine 25%")
+    assert times_line(read_back[:1]).endswith("| idle learner 50% engine -")
+    assert "idle learner 6% engine - |" in step_line(
+        12, num_steps=60, metrics={**METRICS, "engine/idle/share": math.nan}
+    )
+
+
 def test_step_line_reads_like_this() -> None:
     assert step_line(12, num_steps=60, metrics=METRICS) == (
         "step 12/60 | 4.2s | reward 0.41 | turns 5.2 | lag 0 | 8.1k tok/s | "
