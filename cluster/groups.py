@@ -170,5 +170,6 @@ def _ids(groups: Sequence[FinishedGroup]) -> list[int]:
 
 
 def _last_line(error: Exception) -> str:
-    """What an actor's error says, after the traceback that Ray puts before it."""
-    return (str(error).strip().splitlines() or [repr(error)])[-1]
+    """What an actor's error says, after the traceback that Ray puts before it and the error's own name."""
+    line = (str(error).strip().splitlines() or [repr(error)])[-1]
+    return line.removeprefix("TimeoutError: ")
