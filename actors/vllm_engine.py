@@ -63,6 +63,7 @@ class EngineActor:
         self._pulse = Pulse()
         self._weights = LiveWeights([self._meter.pause, self._pauses.pause, self._pulse.pause])
         self._ping: asyncio.Task[None] | None = None
+        """What an idle core was asked last; held here, since an event loop holds its tasks weakly."""
         self._request_ids = itertools.count()
         self._lines = Lines(self.complete)
 
