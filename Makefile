@@ -21,8 +21,8 @@ setup: $(READY)
 train: setup
 	$(BIN)/userrl train $(RECIPE) $(if $(RUN),--run $(RUN)) $(ARGS)
 
-test: setup
-	$(BIN)/pytest $(ARGS)
+test: test-fast
+	$(BIN)/python -m tests.each_apart $(ARGS)
 
 test-fast: setup
 	$(BIN)/pytest -n auto -m "not slow and not gpu" $(ARGS)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,7 +131,7 @@ def pip_install(title: str, *arguments: str, packages: int) -> None:
         now_in_place = len(list(site_packages().glob("*.dist-info")))
         return len(fetched.findall(LOG.read_bytes()[begin:])) + now_in_place - in_place
 
-    # Not byte-compiled here: an import compiles the few files that it needs, and keeps the result.
+    # Byte-compiled by `byte_compile`, on every core.
     options = ["--no-deps", "--no-compile", "--disable-pip-version-check", "--progress-bar", "off"]
     run_stage(
         title, [str(PYTHON), "-m", "pip", "install", *options, *arguments], total=2 * packages, count=count
@@ -170,6 +171,17 @@ def check_imports(extra: str) -> None:
         )
 
 
+def byte_compile() -> None:
+    """Compiles all that was installed, and the project. Each of a run's ten processes would compile what it
+    imports anew where Python may not write (PYTHONDONTWRITEBYTECODE, a read-only folder): 100 s of set-up
+    instead of 46 s on two cores."""
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = [str(site_packages()), *sorted({package.partition(".")[0] for package in packages})]
+    # Some packages ship files for other Pythons: what does not compile is left alone.
+    work = "import compileall, sys; [compileall.compile_dir(it, quiet=2, workers=0) for it in sys.argv[1:]]"
+    run_stage("byte code", [str(PYTHON), "-c", work, *folders])
+
+
 def main(extra: str) -> None:
     """Brings `.venv` to the state that the locks name, or finds it there."""
     lock = ROOT / "requirements" / f"{extra}.txt"
@@ -193,6 +205,7 @@ def main(extra: str) -> None:
         install_cpu_torch(next(pin for pin in pins if pin.startswith("torch==")))
     pip_install(f"{len(pins)} pinned packages", "-r", str(lock), packages=len(pins))
     pip_install("this project", "--no-build-isolation", "-e", str(ROOT), packages=1)
+    byte_compile()
     check_imports(extra)
     ready.write_text(wanted)
 

@@ -194,11 +194,11 @@ def test_a_run_that_begins_anew_is_not_disturbed_by_what_it_has_left(
         while len(parts_of(folder.wandb)) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        left = [thread for thread in threading.enumerate() if thread.name == "wandb"]
+        assert len(left) == 2, "the first one's still waits for its file"
         for step in (1, 2, 3):
             tables = [make_group(step, 0, text="hello")[0]]
             write_step(folder.trajectories / f"step-{step:05d}.parquet", tables, step=step)
-        left = [thread for thread in threading.enumerate() if thread.name == "wandb"]
-        assert len(left) == 2, "the first one's still waited"
         left[0].join(timeout=WAIT_S)
         for step in (2, 3):
             second.log_step(step, metrics=METRICS)
