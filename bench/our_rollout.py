@@ -60,6 +60,7 @@ def running(config: RunConfig, *, policy_folder: str) -> Iterator[OurRollout]:
             config, policy_folder=policy_folder, run_folder=Path(folder), started_ray=started_ray
         )
         try:
+            services.wait()
             serve_own_weights(services.engines, timeout_s=TIMEOUT_S)
             rollouts = create_rollouts(config, services.rollout_setup, engines=services.engines)
             yield OurRollout(config=config, services=services, rollouts=rollouts)

@@ -75,10 +75,7 @@ class Trials:
         algorithm.restore_from_path(self._start)
 
     def _setup(self, run: RunConfig) -> RolloutSetup:
-        services = self.algorithm.services
-        return make_rollout_setup(
-            run, engines=services.engines.actors, policy_folder=services.rollout_setup.policy_folder
-        )
+        return make_rollout_setup(run, policy_folder=self.algorithm.services.rollout_setup.policy_folder)
 
     def _set_aside(self, setup: RolloutSetup) -> None:
         """Rollout actors give up their work, and work by `setup` from here on."""

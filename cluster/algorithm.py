@@ -44,7 +44,7 @@ CLOSE_TIMEOUT_S = 20.0
 """Longest wait of a run that ends for weights on their way."""
 MOST_INTERVALS_KEPT = 4
 """Checkpoint intervals whose groups are kept for learners that take the place of others."""
-SETUP_PARTS = ("Ray", "the policy", "engines, users, buffer", "learners, rollout actors", "weights")
+SETUP_PARTS = ("Ray", "the policy", "users, buffer", "learners, rollout actors", "engines", "weights")
 """Of `setup`, for people who wait for it."""
 
 
@@ -80,7 +80,7 @@ class GRPO(TrackedAlgorithm, SavedAlgorithm):
         started_ray = start_ray(ray_address(self.run), nodes=self.run.ray.nodes)
         setting_up("the policy")
         policy_folder = provide_policy(self.run, self.folder)
-        setting_up("engines, users, buffer")
+        setting_up("users, buffer")
         self.services = start_services(
             self.run, policy_folder=policy_folder, run_folder=self.folder.path, started_ray=started_ray
         )
@@ -92,6 +92,8 @@ class GRPO(TrackedAlgorithm, SavedAlgorithm):
         )
         setting_up("learners, rollout actors")
         super().setup(self.config)
+        setting_up("engines")
+        self.services.wait()
         self.learners = Learners(
             self.learner_group,
             most_steps=MOST_INTERVALS_KEPT * self.run.checkpoint.every_steps,

@@ -18,10 +18,11 @@ SETUP = "set-up"
 SETUP_S = {
     "Ray": 6.0,
     "the policy": 4.0,
-    "engines, users, buffer": 30.0,
-    "learners, rollout actors": 12.0,
-    "engines, users": 20.0,
-    "rollout actors": 6.0,
+    "users, buffer": 10.0,
+    "learners, rollout actors": 20.0,
+    "engines": 2.0,
+    "users": 10.0,
+    "rollout actors": 10.0,
     "weights": 2.0,
 }
 """Parts of a set-up, with what they take on two cores: the first guess, until a run has measured its own."""

@@ -39,7 +39,7 @@ from simulators.own_gyms import known_gyms
 
 NO_CONTEXT_LIMIT = 2**24
 """Tokens of a dialogue whose policy reads messages, and so has no context of ours to fill."""
-SETUP_PARTS = ("Ray", "engines, users", "rollout actors")
+SETUP_PARTS = ("Ray", "users", "rollout actors", "engines")
 
 
 def evaluate_command(config: RunConfig, request: EvaluationRequest) -> None:
@@ -128,15 +128,17 @@ def _rollouts(config: RunConfig, request: EvaluationRequest, *, policy_folder: s
     replica_watch = ReplicaWatch(quick_apps(config))
     engines = no_engines()
     try:
-        setting_up("engines, users")
+        setting_up("users")
         if request.kind == "folder":
             engines = start_engines(config, policy_folder=policy_folder)
         start_simulators(config, http=False)
+        setting_up("rollout actors")
+        setup = make_rollout_setup(config, policy_folder=policy_folder)
+        rollouts = create_rollouts(config, _setup_for(request, setup), engines=engines)
+        setting_up("engines")
         engines.wait()
         serve_own_weights(engines, timeout_s=config.engine.start_timeout_s)
-        setup = make_rollout_setup(config, engines=engines.actors, policy_folder=policy_folder)
-        setting_up("rollout actors")
-        yield create_rollouts(config, _setup_for(request, setup), engines=engines)
+        yield rollouts
     finally:
         replica_watch.close()
         engines.stop(timeout_s=STOP_TIMEOUT_S)

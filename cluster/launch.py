@@ -47,6 +47,16 @@ class Services:
     replica_watch: ReplicaWatch
     started_ray: bool
     """Whether Ray was started here, and so ends here."""
+    began: float
+    """When they were begun to be started, by `time.perf_counter`."""
+
+    def wait(self) -> None:
+        """Until the engines have started, too. Raises what one raised by itself."""
+        self.engines.wait()
+        say(
+            f"simulators, {self.engines.num_wanted} engine(s) and the buffer are up | "
+            f"{time.perf_counter() - self.began:.1f}s"
+        )
 
     def stop(self) -> None:
         """Ends all of them; what does not end in time is killed. Leaves a cluster that was joined as it
@@ -60,11 +70,10 @@ class Services:
 
 
 def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, started_ray: bool) -> Services:
-    """Starts everything that rollouts need, the slow parts at the same time, and waits until it is up.
-
-    `started_ray` is what `start_ray` said.
+    """Starts everything that rollouts need, and waits until it is up, but for the engines: these start
+    beside all that comes before the first weights. `started_ray` is what `start_ray` said.
     """
-    started = time.perf_counter()
+    began = time.perf_counter()
     with ExitStack() as undo:  # where something fails, the last that was started ends first
         if started_ray:
             undo.callback(ray.shutdown)
@@ -77,13 +86,8 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
             undo.callback(stop_simulators, config, and_ray=False)
         buffer = create_buffer(config, run_folder=run_folder)
         undo.callback(ray.kill, buffer)
-        engines.wait()
-        rollout_setup = make_rollout_setup(config, engines=engines.actors, policy_folder=policy_folder)
+        rollout_setup = make_rollout_setup(config, policy_folder=policy_folder)
         undo.pop_all()
-    say(
-        f"simulators, {engines.num_wanted} engine(s) and the buffer are up | "
-        f"{time.perf_counter() - started:.1f}s"
-    )
     return Services(
         config=config,
         engines=engines,
@@ -91,6 +95,7 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
         rollout_setup=rollout_setup,
         replica_watch=replica_watch,
         started_ray=started_ray,
+        began=began,
     )
 
 
@@ -125,11 +130,9 @@ def create_order_list(orders: Sequence[GroupOrder], *, group_timeout_s: float) -
     return actor_beside_driver(OrderList).remote(orders, group_timeout_s=group_timeout_s)
 
 
-def make_rollout_setup(
-    config: RunConfig, *, engines: Sequence[ActorHandle], policy_folder: str
-) -> RolloutSetup:
-    """What rollout actors need to find the engines, the users and the judge. Raises ValueError where the
-    judge's key is not set."""
+def make_rollout_setup(config: RunConfig, *, policy_folder: str) -> RolloutSetup:
+    """What rollout actors need to find the users and the judge; which engines there are they are told with
+    their work. Raises ValueError where the judge's key is not set."""
     context = RewardContext(
         gammas={gym: config.learner.credit_of(gym).gamma for gym in config.gyms.evaluated},
         max_completion_tokens=config.rollout.max_completion_tokens,
@@ -139,7 +142,7 @@ def make_rollout_setup(
         policy_folder=policy_folder,
         max_tokens=config.engine.max_model_len,
         engine_places=config.engine.max_num_seqs * config.engine.num_engines / config.rollout.num_actors,
-        connect_engine=partial(EngineClient, engines, timeout_s=config.engine.complete_timeout_s),
+        connect_engine=partial(EngineClient, (), timeout_s=config.engine.complete_timeout_s),
         open_gyms=config.gyms.open,
         personas=config.simulator.personas,
         connect_user=partial(connect_user, config),
