@@ -84,19 +84,23 @@ class Need:
 
     def __init__(self, *, least: Sizes, most: Sizes, places: int, is_synchronous: bool):
         self._least, self._most = least, most
+        self._begun, self._allowed = least, most
+        """What the recipe says, whatever a person asks for."""
         self._places = places
         self._is_synchronous = is_synchronous
         self._limit: Limit = ""
         self._num_alike = 0
 
     def set_by_hand(self, sizes: Sizes) -> None:
-        """A person's numbers: the run does not go below them by itself, and grows from there."""
+        """A person's numbers: the run does not go below them by itself, and grows from there where its recipe
+        lets it grow."""
+
+        def most(name: str) -> int:
+            asked, begun, allowed = (getattr(it, name) for it in (sizes, self._begun, self._allowed))
+            return asked if begun == allowed else max(asked, allowed)
+
         self._least = sizes
-        self._most = Sizes(
-            rollouts=max(sizes.rollouts, self._most.rollouts),
-            engines=max(sizes.engines, self._most.engines),
-            simulators=max(sizes.simulators, self._most.simulators),
-        )
+        self._most = Sizes(rollouts=most("rollouts"), engines=most("engines"), simulators=most("simulators"))
         self._num_alike = 0
 
     def note(self, metrics: Mapping[str, float], *, now: Sizes) -> Sizes:

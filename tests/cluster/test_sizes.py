@@ -1,6 +1,7 @@
 """How many processes a run should have: what limits it, and what follows from that. Numbers by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -89,6 +90,17 @@ def test_what_a_person_asks_for_is_not_taken_back() -> None:
     assert note(follow, asked, [bored] * PATIENCE_STEPS)[-1] == asked
     slow = metrics(learner=0.5, engine=0.02, requests=60)
     assert note(follow, asked, [slow] * PATIENCE_STEPS)[-1] == Sizes(rollouts=16, engines=4, simulators=1)
+
+
+def test_where_a_recipe_does_not_let_it_grow_a_run_keeps_what_a_person_asked_for_last() -> None:
+    follow = Need(least=LEAST, most=replace(LEAST, engines=4), places=64, is_synchronous=False)
+    follow.set_by_hand(Sizes(rollouts=4, engines=2, simulators=1))
+    asked = Sizes(rollouts=1, engines=2, simulators=1)
+    follow.set_by_hand(asked)
+    idle = metrics(learner=0.5, engine=0.4, requests=10)
+    assert note(follow, asked, [idle] * PATIENCE_STEPS)[-1] == asked
+    slow = metrics(learner=0.5, engine=0.02, requests=60)
+    assert note(follow, asked, [slow] * PATIENCE_STEPS)[-1] == replace(asked, engines=3)
 
 
 def test_a_recipe_without_upper_numbers_keeps_its_own() -> None:
