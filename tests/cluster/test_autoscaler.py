@@ -76,6 +76,8 @@ def autoscaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for name, value in {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_FAKE_CLUSTER": "1",
+        "RAY_AUTH_MODE": "disabled",  # whoever joins by an address has no token by itself
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all of it listens on the loopback address alone
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }.items():
         monkeypatch.setenv(name, value)
