@@ -22,7 +22,7 @@ train: setup
 	$(BIN)/userrl train $(RECIPE) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 test: test-fast
-	$(BIN)/python -m tests.each_apart $(ARGS)
+	$(BIN)/python -m tests.each_apart
 
 test-fast: setup
 	$(BIN)/pytest -n auto -m "not slow and not gpu" $(ARGS)

@@ -179,8 +179,8 @@ class Engines:
         return usages
 
     def stop(self, *, timeout_s: float) -> None:
-        """Ends all of them; what does not end in time is killed."""
-        stopping: list[Any] = [member.actor.stop.remote() for member in self._members]
+        """Ends all of them; what does not end in time is killed. Who still starts would not listen."""
+        stopping: list[Any] = [one.actor.stop.remote() for one in self._members if one.phase != "starts"]
         if stopping:
             ray.wait(stopping, num_returns=len(stopping), timeout=timeout_s)
         for member in list(self._members):

@@ -1,6 +1,5 @@
 """What a run has beside its driver: users, engines and feeds, and what rollout actors are told of them."""
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -47,16 +46,11 @@ class Services:
     replica_watch: ReplicaWatch
     started_ray: bool
     """Whether Ray was started here, and so ends here."""
-    began: float
-    """When they were begun to be started, by `time.perf_counter`."""
 
     def wait(self) -> None:
         """Until the engines have started, too. Raises what one raised by itself."""
         self.engines.wait()
-        say(
-            f"simulators, {self.engines.num_wanted} engine(s) and the buffer are up | "
-            f"{time.perf_counter() - self.began:.1f}s"
-        )
+        say(f"simulators, buffer and {self.engines.num_wanted} engine(s) are up")
 
     def stop(self) -> None:
         """Ends all of them; what does not end in time is killed. Leaves a cluster that was joined as it
@@ -71,9 +65,9 @@ class Services:
 
 def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, started_ray: bool) -> Services:
     """Starts everything that rollouts need, and waits until it is up, but for the engines: these start
-    beside all that comes before the first weights. `started_ray` is what `start_ray` said.
+    beside all that comes before the first weights, unless they share GPUs with learners. `started_ray` is
+    what `start_ray` said.
     """
-    began = time.perf_counter()
     with ExitStack() as undo:  # where something fails, the last that was started ends first
         if started_ray:
             undo.callback(ray.shutdown)
@@ -86,6 +80,8 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
             undo.callback(stop_simulators, config, and_ray=False)
         buffer = create_buffer(config, run_folder=run_folder)
         undo.callback(ray.kill, buffer)
+        if 0 < resources(config)["engine"].num_gpus < config.engine.tensor_parallel_size:
+            engines.wait()  # vLLM sizes its cache by what is free on the GPU: no learner may be loading there
         rollout_setup = make_rollout_setup(config, policy_folder=policy_folder)
         undo.pop_all()
     return Services(
@@ -95,7 +91,6 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
         rollout_setup=rollout_setup,
         replica_watch=replica_watch,
         started_ray=started_ray,
-        began=began,
     )
 
 

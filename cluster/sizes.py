@@ -84,8 +84,7 @@ class Need:
 
     def __init__(self, *, least: Sizes, most: Sizes, places: int, is_synchronous: bool):
         self._least, self._most = least, most
-        self._begun, self._allowed = least, most
-        """What the recipe says, whatever a person asks for."""
+        self._recipe_least, self._recipe_most = least, most
         self._places = places
         self._is_synchronous = is_synchronous
         self._limit: Limit = ""
@@ -96,8 +95,8 @@ class Need:
         lets it grow."""
 
         def most(name: str) -> int:
-            asked, begun, allowed = (getattr(it, name) for it in (sizes, self._begun, self._allowed))
-            return asked if begun == allowed else max(asked, allowed)
+            asked, allowed = getattr(sizes, name), getattr(self._recipe_most, name)
+            return asked if allowed == getattr(self._recipe_least, name) else max(asked, allowed)
 
         self._least = sizes
         self._most = Sizes(rollouts=most("rollouts"), engines=most("engines"), simulators=most("simulators"))

@@ -172,9 +172,9 @@ def check_imports(extra: str) -> None:
 
 
 def byte_compile() -> None:
-    """Compiles all that was installed, and the project. Each of a run's ten processes would compile what it
-    imports anew where Python may not write (PYTHONDONTWRITEBYTECODE, a read-only folder): 100 s of set-up
-    instead of 46 s on two cores."""
+    """Compiles all that was installed, and the project. Where Python may not write (PYTHONDONTWRITEBYTECODE,
+    a read-only folder), each of a run's ten processes would compile what it imports at every start, which
+    makes a run's start twice as long."""
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = [str(site_packages()), *sorted({package.partition(".")[0] for package in packages})]
     # Some packages ship files for other Pythons: what does not compile is left alone.

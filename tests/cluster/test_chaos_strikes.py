@@ -31,7 +31,7 @@ class ToldJob:
         self.num_lives += 1
         self.exit_code = self._ends.pop(0)
         with self.log.open("a") as log:
-            log.write("simulators, 1 engine(s) and the buffer are up | 30.0s\n")
+            log.write("simulators, buffer and 1 engine(s) are up\n")
         self.on_start()
 
     def kill(self) -> None:

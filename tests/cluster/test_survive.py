@@ -75,7 +75,7 @@ def test_sizes_change_while_the_run_goes_on_and_the_ledger_closes(algorithm: GRP
 
 
 def test_a_learner_that_dies_before_all_are_there_is_a_new_start(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, name="begun", max_off_policy_steps=1)
+    config, began = tiny_config(tmp_path, name="begun", max_off_policy_steps=1), time.time()
     killed, built = list[int](), list[GRPO]()
 
     def kill_first_learner() -> None:
@@ -100,5 +100,8 @@ def test_a_learner_that_dies_before_all_are_there_is_a_new_start(tmp_path: Path)
         assert killed and len(built) == 1
         built[0].train()
         assert built[0].policy_version == 1
+        cores = [one for one in psutil.process_iter() if one.name().startswith("VLLM::Engine")]
+        new = [one for one in cores if one.create_time() > began]
+        assert len(new) == 1, "the engine that was still starting has left nothing behind"
     finally:
         built[0].stop()
