@@ -21,8 +21,10 @@ from actors.renderer import Renderer
 from actors.trajectory import GroupOrder
 from cluster.config import RunConfig
 from cluster.console import say, stage_progress
+from cluster.demonstration_files import DemonstrationFiles
 from cluster.recipe import BadInput
 from cluster.rollouts import Rollouts
+from cluster.run_folder import RunFolder
 from cluster.start_ray import beside_driver
 from learners.best_trajectories import best_trajectories, load_trajectories
 from learners.sft import sample_lengths, without_overlong
@@ -30,6 +32,8 @@ from learners.sharegpt import SharedDialogue, read_dialogues
 from learners.sharegpt_table import dialogues_table
 from simulators.task import TaskSource
 
+ORDERS_PER_TABLE = 256
+"""Dialogues that one rollout actor plays at a time."""
 ROWS_PER_TASK = 512
 """Rows of a file that one task renders. Fixed, so that the order of the samples is the same everywhere."""
 
@@ -71,15 +75,28 @@ def gather_demonstrations(config: RunConfig, *, rollouts: Rollouts, policy_folde
 
 
 def _from_experts(config: RunConfig, *, rollouts: Rollouts) -> list[ray.ObjectRef]:
-    """Dialogues like any other, with the expert in the engine's place."""
+    """Dialogues like any other, with the expert in the engine's place; those that the run folder has are not
+    played again."""
     seed = config.run.seed
     source = TaskSource(config.gyms.trained, split="train", seed=seed, difficulty=config.gyms.difficulty)
     orders = [
         GroupOrder(group_id=i, task_key=source.draw(), group_size=1, seed=seed)
         for i in range(config.sft.num_demonstrations)
     ]
-    with stage_progress("demonstrations", total=len(orders)) as advance:
-        return rollouts.sample(orders, policy=config.sft.demonstrator, advance=advance)
+    firsts = range(0, len(orders), ORDERS_PER_TABLE)
+    chunks = {first: orders[first : first + ORDERS_PER_TABLE] for first in firsts}
+    with DemonstrationFiles(RunFolder.of(config).demonstrations) as files:
+        tables = {first: ray.put(table) for first, table in files.read(chunks).items()}
+        missing = {first: chunk for first, chunk in chunks.items() if first not in tables}
+        num_missing = sum(len(chunk) for chunk in missing.values())
+        if tables:
+            say(f"{len(orders) - num_missing} demonstrations are there from before")
+        with stage_progress("demonstrations", total=num_missing) as advance:
+            for first, table in rollouts.sample(missing, policy=config.sft.demonstrator):
+                files.write(chunks[first], table)
+                tables[first] = table
+                advance(len(chunks[first]), "")
+    return [tables[first] for first in chunks]
 
 
 def _from_runs(config: RunConfig, *, policy_folder: str) -> list[tuple[ray.ObjectRef, Harvest]]:

@@ -4,7 +4,7 @@ some join and others leave while they work."""
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,8 +42,6 @@ SILENT_S = 30.0
 HOLD_S = 2.0
 """Longest that an actor keeps the driver waiting for demonstrations before it says that it works on."""
 MOST_TRIES = 3
-CHUNK = 256
-"""Orders that one actor rolls out in one call of `sample`."""
 
 
 class Rollouts:
@@ -211,14 +209,14 @@ class Rollouts:
             )
 
     def sample(
-        self, orders: Sequence[GroupOrder], *, policy: str, advance: Callable[[int, str], None]
-    ) -> list[ray.ObjectRef]:
-        """Rolls out orders in rounds, a chunk an actor; references to one table a chunk, in their order. A
-        chunk whose actor died is done again by another. The tables are the driver's, whoever dies later."""
-        chunks = dict(enumerate(orders[start : start + CHUNK] for start in range(0, len(orders), CHUNK)))
-        tables: dict[int, ray.ObjectRef] = {}
+        self, chunks: Mapping[int, Sequence[GroupOrder]], *, policy: str
+    ) -> Iterator[tuple[int, ray.ObjectRef]]:
+        """Rolls out chunks of orders in rounds, a chunk an actor: each chunk's key, with a reference to its
+        table, as they come. A chunk whose actor died is done again by another. The tables are the driver's,
+        whoever dies later."""
+        waiting = dict(chunks)
         num_tries = 0
-        while waiting := [i for i in chunks if i not in tables]:
+        while waiting:
             self._restore()
             self._look_at_engines()
             workers = self._env_runners.healthy_env_runner_ids()
@@ -228,7 +226,7 @@ class Rollouts:
                 continue
             given = dict(zip(workers, waiting, strict=False))
             sampled = self._roll_call.ask_for_payloads(
-                {worker: partial(_sample, orders=chunks[i], policy=policy) for worker, i in given.items()},
+                {worker: partial(_sample, orders=waiting[i], policy=policy) for worker, i in given.items()},
                 silent_s=SILENT_S,
                 timeout_s=WITHOUT_PROGRESS_S,
                 meanwhile=self._look_at_engines,
@@ -238,15 +236,14 @@ class Rollouts:
                     f"{self._name(worker)} has brought no demonstrations: it has died, gave no answer for "
                     f"{SILENT_S:.0f} s or took longer than {WITHOUT_PROGRESS_S:.0f} s: they are played again"
                 )
-            done = {given[worker]: table for worker, table in sampled.items()}
-            tables |= done
-            advance(sum(len(chunks[i]) for i in done), "")
-            num_tries = 0 if done else num_tries + 1
+            for worker, table in sampled.items():
+                del waiting[given[worker]]
+                yield given[worker], table
+            num_tries = 0 if sampled else num_tries + 1
             if num_tries == MOST_TRIES:
                 raise RuntimeError(
                     f"rollout actors failed {MOST_TRIES} times in a row: see /tmp/ray/session_latest/logs"
                 )
-        return [tables[i] for i in chunks]
 
     def run(
         self,

@@ -51,6 +51,8 @@ class RunFolder:
         """Scores on validation tasks, by which the best checkpoint is chosen. No test task is among them."""
         self.trajectories = path / "trajectories"
         """Parquet files."""
+        self.demonstrations = path / "demonstrations"
+        """What the experts have played for SFT: Parquet files."""
         self.journal = path / "journal"
         """What came to the buffer since the oldest checkpoint among the newest: docs/resume.md."""
         self.checkpoints = path / "checkpoints"

@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 
 from actors.trajectory import GroupOrder
 from cluster.engines import no_engines
-from cluster.rollouts import CHUNK, SILENT_S, WITHOUT_PROGRESS_S, Rollouts
+from cluster.rollouts import SILENT_S, WITHOUT_PROGRESS_S, Rollouts
 from simulators.task import TaskSource
 
 
@@ -112,7 +112,7 @@ def get(ref: Any) -> Any:
     ("failure", "most_s"),
     [("dead", 20.0), ("hanging", SILENT_S + 20.0), ("slow", WITHOUT_PROGRESS_S + 20.0)],
 )
-def test_tables_keep_the_order_of_their_orders_though_an_actor_failed(
+def test_every_chunk_has_its_table_though_an_actor_failed(
     failure: Failure, most_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[Any] = []
@@ -123,15 +123,16 @@ def test_tables_keep_the_order_of_their_orders_though_an_actor_failed(
     monkeypatch.setattr(ray, "kill", lambda actor, no_restart: killed.append(actor))
     source = TaskSource({"travel": 1.0}, split="train", seed=0, difficulty=0)
     orders = [
-        GroupOrder(group_id=i, task_key=source.draw(), group_size=1, seed=0) for i in range(2 * CHUNK + 3)
+        GroupOrder(group_id=i, task_key=source.draw(), group_size=1, seed=0) for i in range(2 * 256 + 3)
     ]
-    counts: list[int] = []
+    chunks = {7: orders[:256], 8: orders[256:512], 9: orders[512:]}
     actors = TwoActors(failure, clock)
-    tables: Any = Rollouts(actors, engines=no_engines(), restore=lambda: None, group_timeout_s=60.0).sample(
-        orders, policy="expert", advance=lambda count, _: counts.append(count)
-    )
-    assert [group_id for table in tables for group_id in table] == list(range(len(orders)))
-    assert counts == [CHUNK, CHUNK + 3]
+    rollouts = Rollouts(actors, engines=no_engines(), restore=lambda: None, group_timeout_s=60.0)
+    tables: Any = list(rollouts.sample(chunks, policy="expert"))
+    assert [key for key, _ in tables] == [8, 7, 9], "what failed is played in the next round"
+    assert {key: list(table) for key, table in tables} == {
+        key: [order.group_id for order in chunk] for key, chunk in chunks.items()
+    }
     assert actors.unhealthy == [1]
     assert len(killed) == (failure != "dead"), "one that hangs would be asked behind its hang again"
     assert clock.now <= most_s
