@@ -1,15 +1,40 @@
-"""Whether vLLM still moves: a core that hangs fails no request and raises nothing. Pure."""
+"""Whether vLLM still moves: a core that hangs fails no request and raises nothing."""
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+import psutil
+
+ODD_SILENCE_S = 3.0
+"""From here on it is asked whether vLLM's processes work at all."""
+LEAST_WORK_S = 0.1
+"""Processor time between two questions, some seconds apart. Threads that only wait use less."""
+
+
+def work_of_children() -> float:
+    """Processor seconds that the children of this process have used, and theirs."""
+    total_s = 0.0
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            total_s += times.user + times.system
+    return total_s
 
 
 class Pulse:
     """Seconds since vLLM's last step, while it has something to do. For one event loop."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic):
-        self._clock = clock
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        work: Callable[[], float] = work_of_children,
+    ):
+        """`work` gives the processor seconds that vLLM has used so far."""
+        self._clock, self._work = clock, work
+        self._worked_s = 0.0
+        self._worked_at = clock()
         self._num_requests = 0
         self._num_pauses = 0
         self._beat_at = clock()
@@ -49,3 +74,15 @@ class Pulse:
         """0 where it has nothing to do, or pauses."""
         is_busy = self._num_requests and not self._num_pauses
         return self._clock() - self._beat_at if is_busy else 0.0
+
+    def still_s(self) -> float:
+        """Seconds for which it has neither ended a step nor used a processor, as far as calls of this show:
+        a step that takes long uses one. 0 where it has nothing to do, or pauses."""
+        silent_s = self.silent_s
+        if silent_s < ODD_SILENCE_S:
+            self._worked_at = self._clock()
+            return 0.0
+        worked_s = self._work()
+        if abs(worked_s - self._worked_s) > LEAST_WORK_S:  # less than before where a child has ended
+            self._worked_s, self._worked_at = worked_s, self._clock()
+        return self._clock() - self._worked_at

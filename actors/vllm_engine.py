@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 HUNG_S = 60.0
 """vLLM that has requests and ends no step for so long hangs: a step takes a fraction of a second, or some
 tens of seconds where it compiles a kernel first."""
+STILL_S = 15.0
+"""So does vLLM that ends none and uses no processor either."""
 
 
 KILLED = re.compile(r"proc\(s\): \{[^}]*: -\d")
@@ -166,7 +168,7 @@ class EngineActor:
         comes of it. A core that has nothing to do is asked something, and the next checks say whether it has
         answered."""
         self._expect_alive()
-        if self._pulse.silent_s > HUNG_S:
+        if self._pulse.still_s() > STILL_S or self._pulse.silent_s > HUNG_S:
             raise EngineGoneError(f"vLLM has had requests and not moved for {self._pulse.silent_s:.0f} s")
         if self._pulse.is_idle:
             self._ping = asyncio.create_task(self._ask_core())

@@ -1,6 +1,12 @@
 """vLLM hangs where it has something to do and ends no step; what stands still on purpose does not hang."""
 
-from actors.engine_pulse import Pulse
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from actors.engine_pulse import Pulse, work_of_children
 
 
 class Clock:
@@ -37,3 +43,42 @@ def test_a_pause_is_no_silence_and_the_time_after_it_counts_anew() -> None:
             assert pulse.silent_s == 0.0
         clock.now = 503.0
         assert pulse.silent_s == 3.0
+
+
+def test_vllm_that_uses_no_processor_stands_still_and_a_long_step_does_not() -> None:
+    clock, work = Clock(), Clock()
+    pulse = Pulse(clock=clock, work=work)
+    work.now = 500.0  # what its start took
+    with pulse.request():
+        for second in range(0, 31, 3):  # a long step
+            clock.now, work.now = float(second), 500.0 + second
+            assert pulse.still_s() == 0.0
+        for second in range(33, 52, 3):  # then nothing, but for threads that wait
+            clock.now, work.now = float(second), work.now + 0.01
+            assert pulse.still_s() == second - 30.0
+        work.now -= 40.0  # a child of it has ended
+        assert pulse.still_s() == 0.0
+        clock.now += 9.0
+        assert pulse.still_s() == 9.0
+        pulse.beat()
+        assert pulse.still_s() == 0.0
+        clock.now += 9.0
+        with pulse.pause():
+            assert pulse.still_s() == 0.0
+    assert pulse.still_s() == 0.0, "nobody asks it for anything"
+
+
+def test_the_work_of_children_is_theirs_and_not_ones_own() -> None:
+    before = work_of_children()
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        begun = time.monotonic()
+        while work_of_children() < before + 0.2:
+            assert time.monotonic() - begun < 30.0
+        os.kill(busy.pid, signal.SIGSTOP)
+        stopped = work_of_children()
+        time.sleep(0.3)
+        assert work_of_children() - stopped < 0.1
+    finally:
+        busy.kill()
+        busy.wait()

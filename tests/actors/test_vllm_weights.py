@@ -16,7 +16,7 @@ from actors import vllm_weights
 from actors.config import EngineConfig
 from actors.engine import EngineError, EngineGoneError
 from actors.engine_pulse import Pulse
-from actors.vllm_engine import HUNG_S, EngineActor
+from actors.vllm_engine import HUNG_S, STILL_S, EngineActor
 
 
 class Vllm:
@@ -148,17 +148,19 @@ async def test_nobody_waits_for_weights_longer_than_the_limit(actor: EngineActor
         await actor._weights.wait(timeout_s=0.02, check=lambda: None)
 
 
+@pytest.mark.parametrize(("works", "limit_s"), [(True, HUNG_S), (False, STILL_S)])
 @pytest.mark.parametrize("hangs", [False, True])
 async def test_a_core_that_hangs_is_noticed_though_nobody_asks_it_for_anything(
-    actor: EngineActor, vllm: Vllm, hangs: bool
+    actor: EngineActor, vllm: Vllm, hangs: bool, works: bool, limit_s: float
 ):
+    """Sooner where it uses no processor."""
     now, vllm.hangs = [0.0], hangs
-    actor._pulse = Pulse(clock=lambda: now[0])
+    actor._pulse = Pulse(clock=lambda: now[0], work=lambda: now[0] if works else 0.0)
     for share in (0.0, 0.4, 0.8):
-        now[0] = share * HUNG_S
+        now[0] = share * limit_s
         await actor.check()
         await asyncio.sleep(0.01)
-    now[0] = 1.2 * HUNG_S
+    now[0] = 1.2 * limit_s
     with pytest.raises(EngineGoneError, match="not moved") if hangs else nullcontext():
         await actor.check()
 
