@@ -17,6 +17,10 @@ class NewStartError(RuntimeError):
     """Processes are lost that the others cannot do without; the run can go on with new ones."""
 
 
+class GivenUpError(RuntimeError):
+    """No new start has come further than the one before."""
+
+
 class LostBufferError(NewStartError):
     """The buffer has died, and with it the tables that it owned."""
 

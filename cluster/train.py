@@ -14,7 +14,7 @@ from cluster.console import quiet_libraries, say, set_up, times_line, warn
 from cluster.curve import draw_reward_curve
 from cluster.groups import BUFFER_DIED
 from cluster.mirror import mirror_of
-from cluster.new_start import LostBufferError, NewStartError, outlive_losses
+from cluster.new_start import GivenUpError, LostBufferError, NewStartError, outlive_losses
 from cluster.results import VALIDATION, keep_rows, print_rows, read_rows, validation_score, write_rows
 from cluster.run_folder import RunFolder
 from cluster.stop_signal import StopSignal, stop_between_steps
@@ -23,13 +23,18 @@ from cluster.tracking import Tracker
 
 def train(config: RunConfig, *, as_json: bool) -> None:
     """Runs the whole job in its run folder. Ctrl-C saves a checkpoint, leaves no process behind, raises
-    KeyboardInterrupt. A run that loses its buffer, or a process of its set-up, goes on with new processes."""
+    KeyboardInterrupt. A run that loses its buffer, or a process of its set-up, goes on with new processes;
+    `GivenUpError` where it comes no further so."""
     quiet_libraries()
     folder = RunFolder.of(config)
     mirror = mirror_of(config)
     if mirror is not None and folder.latest_step is None and (step := mirror.fetch(folder)) is not None:
         say(f"checkpoint of step {step} comes from {config.checkpoint.mirror}")
-    outlive_losses(partial(_train, config, folder), step=lambda: folder.latest_step or 0)
+    try:
+        outlive_losses(partial(_train, config, folder), step=lambda: folder.latest_step or 0)
+    except NewStartError as error:
+        with Tracker(folder, config=config, resume_step=config.grpo.num_steps):  # it has W&B send an alert
+            raise GivenUpError(f"{error}, again and again: the run is given up") from error
     draw_reward_curve(folder, title=config.run.name)
     print_rows(read_rows(folder.evaluation), as_json=as_json)
     lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]

@@ -10,10 +10,11 @@ import pytest
 from cluster.config import RunConfig, load
 from cluster.console import stage_progress, step_line, times_line
 from cluster.events import Waits
-from cluster.new_start import LostBufferError
+from cluster.new_start import GivenUpError, LostBufferError
 from cluster.run_folder import RunFolder
 from cluster.telling import AUDIENCE
 from cluster.tracking import Tracker
+from cluster.train import train
 from cluster.wandb_mode import resolve_mode
 from cluster.wandb_run import WandbRun
 
@@ -198,6 +199,25 @@ def test_a_run_that_begins_anew_at_once_has_not_stopped(
     with pytest.raises(type(error)), Tracker(folder_of(config), config=config):
         raise error
     assert run.told == told
+
+
+def test_a_run_that_new_starts_do_not_help_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them had a tracker of its own, which thought that the run goes on."""
+    run = ToldRun()
+    monkeypatch.setattr(WandbRun, "_init", lambda self, mode: run)
+    monkeypatch.setattr(WandbRun, "_try", lambda self, work: None)
+    config = config_at(tmp_path, mode="offline")
+    folder_of(config)
+
+    def lose_buffer(config: RunConfig, folder: RunFolder) -> None:
+        raise LostBufferError("the buffer has died")
+
+    monkeypatch.setattr("cluster.train._train", lose_buffer)
+    with pytest.raises(GivenUpError, match="the buffer has died, again and again"):
+        train(config, as_json=False)
+    assert run.told == ["the run has stopped", 1]
 
 
 def test_wandb_that_hangs_holds_a_new_start_for_a_moment_only(
