@@ -1,21 +1,11 @@
-"""W&B runs, offline ones, read back with W&B's own reader; killed ones, and ones whose W&B is not there."""
+"""An offline W&B run, read back with W&B's own reader: what the run folder has, W&B has."""
 
-import http.server
 import json
-import os
-import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -25,35 +15,10 @@ from cluster.new_start import LostBufferError
 from cluster.run_folder import RunFolder
 from cluster.sections import SECTIONS, dashboard_key
 from cluster.tracking import Tracker
-from cluster.wandb_files import parts_of, read_part
+from cluster.wandb_files import parts_of
 from cluster.wandb_pictures import PictureBook
 from tests.cluster.run_folders import GROUP_SIZE, make_group, make_run, write_step
-from tests.cluster.tracked_run import METRICS
-from tests.cluster.wandb_service import wandb_service
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-WAIT_S = 60.0
-
-
-def records(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
-    """What all parts of the W&B run have of this kind, in order."""
-    parts = parts_of(folder.wandb, run_id=(folder.wandb / "run_id").read_text())
-    return [record[kind] for part in parts for record in read_part(part) if record["type"] == kind]
-
-
-def rows(folder: RunFolder) -> list[dict[str, Any]]:
-    return [history["item"] for history in records(folder, "history")]
-
-
-def numbers(folder: RunFolder) -> list[int]:
-    return [history["step"]["num"] for history in records(folder, "history")]
-
-
-def table(folder: RunFolder, path: str) -> list[dict[str, Any]]:
-    """The rows of a table by column."""
-    (file,) = folder.wandb.glob(f"*run-*/files/{path}")
-    content = json.loads(file.read_text())
-    return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+from tests.cluster.wandb_records import numbers, records, rows, table
 
 
 @pytest.fixture(scope="module")
@@ -204,178 +169,3 @@ def test_a_run_that_begins_anew_is_not_disturbed_by_what_it_has_left(
             second.log_step(step, metrics=METRICS)
     assert [row["step"] for row in rows(folder)] == [1, 2, 3]
     assert "W&B" not in capsys.readouterr().err
-
-
-def run(folder: RunFolder, *words: object, **environment: str) -> "subprocess.Popen[str]":
-    """The tracker alone, in a process of its own."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    home = folder.path.parent  # so that nobody's key is found
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.cluster.tracked_run", str(folder.path), *map(str, words)],
-        cwd=ROOT,
-        env={**clean, "HOME": str(home), "NETRC": str(home / "netrc"), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def fresh(path: Path, *, mode: str) -> RunFolder:
-    folder = RunFolder(path)
-    names = {"run.name": path.name, "run.folder": str(path.parent), "tracking.mode": mode}
-    folder.create(load(None, names))
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kills_all", [False, True], ids=["the run", "the run and W&B's process"])
-def test_a_killed_run_goes_on_without_a_row_twice_or_lost(tmp_path: Path, kills_all: bool) -> None:
-    folder = fresh(tmp_path / "killed", mode="offline")
-    first = run(folder, 0, 1, 1000, 30, 0.2)
-    assert first.stdout is not None
-    deadline = time.monotonic() + WAIT_S
-    while not parts_of(folder.wandb) or first.stdout.readline() != "told 12\n":
-        assert time.monotonic() < deadline
-    family = psutil.Process(first.pid).children(recursive=True)
-    first.send_signal(signal.SIGKILL)
-    for process in family if kills_all else []:
-        process.kill()
-    psutil.wait_procs(family, timeout=WAIT_S)
-    last = json.loads(folder.metrics.read_text().splitlines()[-1])["step"]
-
-    second = run(folder, last, last - 2, last + 3, 30, 0)
-    _, errors = second.communicate(timeout=WAIT_S)
-    assert second.returncode == 0, errors
-    assert "W&B" not in errors
-    assert [row["step"] for row in rows(folder)] == list(range(1, last + 4))
-    assert numbers(folder) == list(range(last + 3))
-    parts = parts_of(folder.wandb)
-    assert len(parts) == 2
-    assert len({part.name for part in parts}) == 1, "it is the same W&B run"
-
-
-@pytest.mark.slow
-def test_a_run_that_is_set_back_is_another_wandb_run_with_all_that_counts(tmp_path: Path) -> None:
-    folder = fresh(tmp_path / "back", mode="offline")
-    for resume_step, last in ((0, 4), (2, 5)):  # nothing is known of steps 3 and 4 any more
-        process = run(folder, resume_step, resume_step + 1, last, 30, 0)
-        assert process.wait(timeout=WAIT_S) == 0
-    assert [row["step"] for row in rows(folder)] == [1, 2, 3, 4, 5]
-    assert len({part.name for part in parts_of(folder.wandb)}) == 2
-
-
-class Refusing(http.server.BaseHTTPRequestHandler):
-    """Knows no key."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(401)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    do_GET = do_POST
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
-@contextmanager
-def nobody() -> Iterator[int]:
-    """A port on which nobody listens."""
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        yield place.getsockname()[1]
-
-
-@contextmanager
-def hanging() -> Iterator[int]:
-    """A port that takes every connection and never says a word."""
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as place:
-        yield place.getsockname()[1]
-
-
-@contextmanager
-def refusing() -> Iterator[int]:
-    """A port that answers 401."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("service", [nobody, hanging, refusing])
-def test_wandb_that_is_not_there_costs_nothing_but_one_warning(service: Any, tmp_path: Path) -> None:
-    folder = fresh(tmp_path / "down", mode="online")
-    with service() as port:
-        process = run(folder, 0, 1, 30, 3, 0.02, **online(port))
-        output, errors = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 0, errors
-    assert errors.count("W&B: ") == 1
-    spent = re.search(r"longest ([\d.]+) close ([\d.]+)", output)
-    assert spent is not None
-    assert float(spent[1]) < 0.5, "no step waits for W&B"
-    assert float(spent[2]) < 30, "nor does the end"
-    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 31))
-    assert [row["step"] for row in rows(folder)] == list(range(1, 31)), "it is recorded offline"
-    assert rows(folder)[-1]["rollout/reward/mean"] == METRICS["rollout/reward/mean"]
-
-
-def online(port: int) -> dict[str, str]:
-    return {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "0" * 40}
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_in_the_same_online_run_with_each_step_once(tmp_path: Path) -> None:
-    folder = fresh(tmp_path / "online", mode="online")
-    with wandb_service() as service:
-        first = run(folder, 0, 1, 1000, 30, 0.2, **online(service.port))
-        deadline = time.monotonic() + WAIT_S
-        while len(service.lines) < 5:  # some are there, others on their way
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
-        for process in family:
-            process.kill()
-        psutil.wait_procs(family, timeout=WAIT_S)
-        last = json.loads(folder.metrics.read_text().splitlines()[-1])["step"]
-        second = run(folder, last, last - 2, last + 3, 30, 0, **online(service.port))
-        _, errors = second.communicate(timeout=WAIT_S)
-    assert second.returncode == 0, errors
-    assert "W&B" not in errors
-    assert service.steps == list(range(1, last + 4))
-
-
-@pytest.mark.slow
-def test_what_was_recorded_offline_is_sent_when_the_run_goes_on_online(tmp_path: Path) -> None:
-    folder = fresh(tmp_path / "later", mode="online")
-    with nobody() as port:
-        assert run(folder, 0, 1, 5, 2, 0, **online(port)).wait(timeout=WAIT_S) == 0
-    with wandb_service() as service:
-        assert run(folder, 5, 6, 8, 30, 0, **online(service.port)).wait(timeout=WAIT_S) == 0
-    assert service.steps == list(range(1, 9))
-    offline = [part for part in parts_of(folder.wandb) if part.parent.name.startswith("offline-")]
-    assert offline and all(part.with_suffix(".wandb.synced").exists() for part in offline), (
-        "sent once is enough"
-    )
-
-
-@pytest.mark.slow
-def test_wandb_that_falls_silent_in_a_run_holds_no_step_and_loses_nothing(tmp_path: Path) -> None:
-    folder = fresh(tmp_path / "silent", mode="online")
-    with wandb_service() as service:
-        process = run(folder, 0, 1, 40, 8, 0.2, **online(service.port))
-        assert service.has_begun.wait(timeout=WAIT_S)
-        time.sleep(1.0)
-        service.is_silent.set()
-        output, errors = process.communicate(timeout=2 * WAIT_S)
-        assert process.returncode == 0, errors
-    assert errors.count("W&B: ") == 1
-    spent = re.search(r"longest ([\d.]+)", output)
-    assert spent is not None
-    assert float(spent[1]) < 0.5
-    assert [row["step"] for row in rows(folder)] == list(range(1, 41)), "W&B's own file has all of it"
