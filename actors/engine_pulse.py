@@ -9,16 +9,18 @@ import psutil
 ODD_SILENCE_S = 3.0
 """From here on it is asked whether vLLM's processes work at all."""
 LEAST_WORK_S = 0.1
-"""Processor time between two questions, some seconds apart. Threads that only wait use less."""
+"""Processor time, of all processes together since they were last seen at work. Threads that only wait use
+less."""
+LONGEST_GAP_S = 5.0
+"""Between two questions; what was not asked for longer counts as so much, since nobody has looked."""
 
 
 def work_of_children() -> float:
-    """Processor seconds that the children of this process have used, and theirs."""
+    """Processor seconds that the children of this process have used, and theirs, dead ones among them."""
     total_s = 0.0
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            times = child.cpu_times()
-            total_s += times.user + times.system
+            total_s += sum(child.cpu_times()[:4])  # user and system, its own and of children that have ended
     return total_s
 
 
@@ -34,7 +36,8 @@ class Pulse:
         """`work` gives the processor seconds that vLLM has used so far."""
         self._clock, self._work = clock, work
         self._worked_s = 0.0
-        self._worked_at = clock()
+        self._asked_at = clock()
+        self._still_s = 0.0
         self._num_requests = 0
         self._num_pauses = 0
         self._beat_at = clock()
@@ -76,13 +79,16 @@ class Pulse:
         return self._clock() - self._beat_at if is_busy else 0.0
 
     def still_s(self) -> float:
-        """Seconds for which it has neither ended a step nor used a processor, as far as calls of this show:
-        a step that takes long uses one. 0 where it has nothing to do, or pauses."""
-        silent_s = self.silent_s
+        """Seconds for which it has neither ended a step nor used a processor, as far as calls of this have
+        seen: a step that takes long uses one. 0 where it has nothing to do, or pauses."""
+        now, silent_s = self._clock(), self.silent_s
+        gap_s, self._asked_at = now - self._asked_at, now
         if silent_s < ODD_SILENCE_S:
-            self._worked_at = self._clock()
+            self._still_s = 0.0
             return 0.0
         worked_s = self._work()
         if abs(worked_s - self._worked_s) > LEAST_WORK_S:  # less than before where a child has ended
-            self._worked_s, self._worked_at = worked_s, self._clock()
-        return self._clock() - self._worked_at
+            self._worked_s, self._still_s = worked_s, 0.0
+        else:
+            self._still_s = min(self._still_s + min(gap_s, LONGEST_GAP_S), silent_s)
+        return self._still_s

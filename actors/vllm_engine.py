@@ -28,6 +28,7 @@ from actors.vllm_requests import as_engine_error, flat_logprobs, sampling_params
 from actors.vllm_settings import (
     FRONT_NICENESS,
     engine_args,
+    is_on_cpu,
     read_stop_token_ids,
     set_environment,
     stamping_logger,
@@ -44,7 +45,8 @@ HUNG_S = 60.0
 """vLLM that has requests and ends no step for so long hangs: a step takes a fraction of a second, or some
 tens of seconds where it compiles a kernel first."""
 STILL_S = 15.0
-"""So does vLLM that ends none and uses no processor either."""
+"""On CPU also vLLM that has requests, ends no step and uses no processor for so long. On GPU it may sleep
+while it waits for one."""
 
 
 KILLED = re.compile(r"proc\(s\): \{[^}]*: -\d")
@@ -168,7 +170,8 @@ class EngineActor:
         comes of it. A core that has nothing to do is asked something, and the next checks say whether it has
         answered."""
         self._expect_alive()
-        if self._pulse.still_s() > STILL_S or self._pulse.silent_s > HUNG_S:
+        is_still = self._pulse.still_s() > STILL_S and is_on_cpu()
+        if is_still or self._pulse.silent_s > HUNG_S:
             raise EngineGoneError(f"vLLM has had requests and not moved for {self._pulse.silent_s:.0f} s")
         if self._pulse.is_idle:
             self._ping = asyncio.create_task(self._ask_core())

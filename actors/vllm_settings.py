@@ -41,13 +41,19 @@ def set_environment(config: EngineConfig) -> None:
     }
 
 
+def is_on_cpu() -> bool:
+    """Whether this machine's vLLM computes on CPU. Imports vllm."""
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
+
+
 def engine_args(model_folder: str, config: EngineConfig, *, seed: int) -> "AsyncEngineArgs":
     """vLLM's arguments. Imports vllm."""
     from vllm import AsyncEngineArgs
     from vllm.config.weight_transfer import WeightTransferConfig
-    from vllm.platforms import current_platform
 
-    on_cpu = current_platform.is_cpu()
+    on_cpu = is_on_cpu()
     return AsyncEngineArgs(
         model=model_folder,
         skip_tokenizer_init=True,
