@@ -32,7 +32,9 @@ def cold_start(
     for a source that cannot be used, and RuntimeError where no demonstration succeeded."""
     if not config.sft.has_sources:
         return
-    demonstrations = gather_demonstrations(config, rollouts=rollouts, policy_folder=policy_folder)
+    demonstrations = gather_demonstrations(
+        config, rollouts=rollouts, policy_folder=policy_folder, has_begun=done > 0
+    )
     num_samples = learners.set_demonstrations(demonstrations.tables)
     by_source = dict(demonstrations.num_samples)
     if config.sft.num_demonstrations:
@@ -43,7 +45,7 @@ def cold_start(
     say("samples to imitate: " + ", ".join(f"{source} {count}" for source, count in by_source.items()))
     counts = {f"sft/num_samples/{source}": float(count) for source, count in by_source.items()}
     num_steps = num_sft_steps(config.sft, num_samples=num_samples)
-    with stage_progress("SFT", total=num_steps) as advance:
+    with stage_progress("SFT", total=num_steps - done) as advance:
         for step in range(done, num_steps, STEPS_PER_CALL):
             count = min(STEPS_PER_CALL, num_steps - step)
             metrics = learners.sft_updates(first_step=step, num_steps=count, meanwhile=look)

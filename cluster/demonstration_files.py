@@ -1,68 +1,138 @@
 """The demonstrations that a run's experts have played, in its folder: a run that goes on imitates the same
-ones, and has none of them played again."""
+ones, and plays only those again that failed.
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+An actor beside the driver reads and writes the files, so that the driver holds references only.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 from ray.exceptions import RayError
 
+from actors.table import SCHEMA
 from actors.trajectory import GroupOrder
 from cluster.console import warn
-from learners.archive import FETCH_TIMEOUT_S, write_tables
+from cluster.events import first_line
+from cluster.start_ray import actor_beside_driver
+from learners.archive import write_tables
+
+ORDERS_PER_FILE = 256
+"""Dialogues that one rollout actor plays at a time."""
+WRITE_TIMEOUT_S = 60.0
+"""Longest wait for a slow disk, once all are played."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Played:
+    """What a file holds."""
+
+    path: Path
+    group_ids: frozenset[int] = frozenset()
+    failed_ids: frozenset[int] = frozenset()
+    """Those of them whose dialogue failed."""
+    trouble: str = ""
+    """Why it cannot be used: it holds nothing then."""
+
+
+class FileActor:
+    """A Ray actor with one thread."""
+
+    def read(self, folder: Path) -> Iterator[Played | pa.Table]:
+        """Of each file what it holds and, where it can be used, its table."""
+        for path in sorted(folder.glob("*.parquet")):
+            try:
+                table = pq.read_table(path)
+            except (OSError, pa.ArrowException) as error:
+                yield Played(path=path, trouble=f"cannot be read ({first_line(error)})")
+                continue
+            if table.schema != SCHEMA:
+                yield Played(path=path, trouble="is of another version")
+                continue
+            yield Played(
+                path=path,
+                group_ids=frozenset(table["group_id"].to_pylist()),
+                failed_ids=frozenset(table.filter(pc.field("failed"))["group_id"].to_pylist()),
+            )
+            yield table
+
+    def write(self, path: Path, table: pa.Table) -> str:
+        """What went wrong; empty where nothing did."""
+        try:
+            write_tables(path, [table])
+        except (OSError, pa.ArrowException) as error:
+            return first_line(error)
+        return ""
 
 
 class DemonstrationFiles:
-    """A Parquet file for the table of each chunk of orders, named by its first and last group. They are
-    written in a thread, beside those still played; use it in `with`, whose end waits for the last.
+    """The tables of one run's demonstrations. Ray must run.
 
-    A disk that refuses one is said once and stops nothing: after a kill its dialogues are played again.
+    A disk that takes or gives no file is told of and stops nothing: those dialogues are played again.
     """
 
     def __init__(self, folder: Path):
+        """Reads what is there."""
         self._folder = folder
-        self._has_failed = False
+        self._actor = actor_beside_driver(FileActor, max_concurrency=1).remote()
+        self._played: list[Played] = []
+        self._tables: dict[str, ray.ObjectRef] = {}
+        """By file."""
+        self._writing: dict[str, ray.ObjectRef] = {}
+        reading = self._actor.read.options(num_returns="streaming").remote(folder)
+        for made in reading:
+            played: Played = ray.get(made)
+            if played.trouble:
+                warn(f"{played.path} {played.trouble}: its dialogues are played again")
+            else:
+                self._played.append(played)
+                self._tables[played.path.name] = next(reading)
 
-    def __enter__(self) -> Self:
-        self._disk = ThreadPoolExecutor(max_workers=1)
-        return self
+    @property
+    def tables(self) -> list[ray.ObjectRef]:
+        """All that there are, in an order that depends on nobody's speed."""
+        return [self._tables[name] for name in sorted(self._tables)]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._disk.shutdown()
+    def missing(self, orders: Sequence[GroupOrder], *, are_failed_missing: bool) -> list[GroupOrder]:
+        """Those that no file has."""
+        there: set[int] = set()
+        for played in self._played:
+            there |= played.group_ids - played.failed_ids if are_failed_missing else played.group_ids
+        return [order for order in orders if order.group_id not in there]
 
-    def read(self, chunks: Mapping[int, Sequence[GroupOrder]]) -> dict[int, pa.Table]:
-        """The tables of those chunks that an earlier start has played, by their keys."""
-        tables: dict[int, pa.Table] = {}
-        for key, orders in chunks.items():
-            path = self._path(orders)
-            try:
-                if path.exists():
-                    tables[key] = pq.read_table(path)
-            except (OSError, pa.ArrowException) as failure:
-                self._warn(f"{path} cannot be read ({failure}): its dialogues are played again")
-        return tables
+    def files_for(self, orders: Sequence[GroupOrder]) -> Mapping[str, Sequence[GroupOrder]]:
+        """The files to come, by name: their first group, and which start of the run it is that plays them."""
+        starts = [int(played.path.stem.rpartition("-")[2]) for played in self._played]
+        start = max(starts, default=0) + 1
+        chunks = [orders[first : first + ORDERS_PER_FILE] for first in range(0, len(orders), ORDERS_PER_FILE)]
+        return {f"{chunk[0].group_id:06d}-{start:02d}.parquet": chunk for chunk in chunks}
 
-    def write(self, orders: Sequence[GroupOrder], table: ray.ObjectRef) -> None:
-        """Begins to keep a chunk's table; returns at once."""
-        self._disk.submit(self._write, self._path(orders), table)
+    def add(self, name: str, table: ray.ObjectRef) -> None:
+        """Begins to write a file; returns at once."""
+        self._tables[name] = table
+        self._writing[name] = self._actor.write.remote(self._folder / name, table)
 
-    def _write(self, path: Path, table: ray.ObjectRef) -> None:
-        try:
-            write_tables(path, [ray.get(table, timeout=FETCH_TIMEOUT_S)])
-        except (OSError, pa.ArrowException, RayError) as failure:
-            self._warn(f"{path} was not written ({failure}): after a kill its dialogues are played again")
+    def finish(self) -> None:
+        """Waits until all are written, and says what was not."""
+        if self._writing:
+            ray.wait(list(self._writing.values()), num_returns=len(self._writing), timeout=WRITE_TIMEOUT_S)
+        troubles = {name: trouble for name, ref in self._writing.items() if (trouble := _trouble(ref))}
+        if troubles:
+            name, trouble = next(iter(troubles.items()))
+            warn(
+                f"{len(troubles)} of {len(self._writing)} files of demonstrations were not written "
+                f"({self._folder / name}: {trouble}): after a kill their dialogues are played again"
+            )
 
-    def _warn(self, text: str) -> None:
-        if not self._has_failed:
-            self._has_failed = True
-            warn(text)
 
-    def _path(self, orders: Sequence[GroupOrder]) -> Path:
-        return self._folder / f"{orders[0].group_id:06d}-{orders[-1].group_id:06d}.parquet"
+def _trouble(written: ray.ObjectRef) -> str:
+    try:
+        return ray.get(written, timeout=0)
+    except TimeoutError:
+        return f"the disk has not taken it within {WRITE_TIMEOUT_S:.0f} s"
+    except RayError as error:
+        return first_line(error)

@@ -32,8 +32,6 @@ from learners.sharegpt import SharedDialogue, read_dialogues
 from learners.sharegpt_table import dialogues_table
 from simulators.task import TaskSource
 
-ORDERS_PER_TABLE = 256
-"""Dialogues that one rollout actor plays at a time."""
 ROWS_PER_TASK = 512
 """Rows of a file that one task renders. Fixed, so that the order of the samples is the same everywhere."""
 
@@ -58,23 +56,27 @@ class Demonstrations:
     """By source, but for the experts, of whose failures only the learners know."""
 
 
-def gather_demonstrations(config: RunConfig, *, rollouts: Rollouts, policy_folder: str) -> Demonstrations:
-    """Asks every source that the recipe names. Raises `BadInput` for one that cannot be used or gives
-    nothing."""
+def gather_demonstrations(
+    config: RunConfig, *, rollouts: Rollouts, policy_folder: str, has_begun: bool = False
+) -> Demonstrations:
+    """Asks every source that the recipe names. `has_begun` says that the policy has imitated some of them:
+    experts' dialogues that failed are not tried again then. Raises `BadInput` for a source that cannot be
+    used or gives nothing."""
     parts: dict[str, list[tuple[ray.ObjectRef, Harvest]]] = {}
     # Before the experts play, which takes longest: what is refused is refused at once.
     if config.sft.runs:
         parts["runs"] = _from_runs(config, policy_folder=policy_folder)
     if config.sft.files:
         parts["files"] = _from_files(config, policy_folder=policy_folder)
-    played = _from_experts(config, rollouts=rollouts) if config.sft.num_demonstrations else []
+    experts = config.sft.num_demonstrations > 0
+    played = _from_experts(config, rollouts=rollouts, has_begun=has_begun) if experts else []
     return Demonstrations(
         tables=[*played, *(table for part in parts.values() for table, _ in part)],
         num_samples={name: sum(made.num_samples for _, made in part) for name, part in parts.items()},
     )
 
 
-def _from_experts(config: RunConfig, *, rollouts: Rollouts) -> list[ray.ObjectRef]:
+def _from_experts(config: RunConfig, *, rollouts: Rollouts, has_begun: bool) -> list[ray.ObjectRef]:
     """Dialogues like any other, with the expert in the engine's place; those that the run folder has are not
     played again."""
     seed = config.run.seed
@@ -83,20 +85,18 @@ def _from_experts(config: RunConfig, *, rollouts: Rollouts) -> list[ray.ObjectRe
         GroupOrder(group_id=i, task_key=source.draw(), group_size=1, seed=seed)
         for i in range(config.sft.num_demonstrations)
     ]
-    firsts = range(0, len(orders), ORDERS_PER_TABLE)
-    chunks = {first: orders[first : first + ORDERS_PER_TABLE] for first in firsts}
-    with DemonstrationFiles(RunFolder.of(config).demonstrations) as files:
-        tables = {first: ray.put(table) for first, table in files.read(chunks).items()}
-        missing = {first: chunk for first, chunk in chunks.items() if first not in tables}
-        num_missing = sum(len(chunk) for chunk in missing.values())
-        if tables:
-            say(f"{len(orders) - num_missing} demonstrations are there from before")
-        with stage_progress("demonstrations", total=num_missing) as advance:
-            for first, table in rollouts.sample(missing, policy=config.sft.demonstrator):
-                files.write(chunks[first], table)
-                tables[first] = table
-                advance(len(chunks[first]), "")
-    return [tables[first] for first in chunks]
+    folder = RunFolder.of(config).demonstrations
+    files = DemonstrationFiles(folder)
+    missing = files.missing(orders, are_failed_missing=not has_begun)
+    if len(missing) < len(orders):
+        say(f"{len(orders) - len(missing)} demonstrations are in {folder} from before")
+    chunks = files.files_for(missing)
+    with stage_progress("demonstrations", total=len(missing)) as advance:
+        for name, table in rollouts.sample(chunks, policy=config.sft.demonstrator):
+            files.add(name, table)
+            advance(len(chunks[name]), "")
+    files.finish()
+    return files.tables
 
 
 def _from_runs(config: RunConfig, *, policy_folder: str) -> list[tuple[ray.ObjectRef, Harvest]]:

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 from cluster.console import warn
 
 MOST_NEW_STARTS = 5
-"""From the same step, after which it is no mishap."""
+"""From the same place, after which it is no mishap."""
 
 
 class NewStartError(RuntimeError):
@@ -18,7 +18,7 @@ class NewStartError(RuntimeError):
 
 
 class GivenUpError(RuntimeError):
-    """No new start has come further than the one before."""
+    """New starts have come no further."""
 
 
 class LostBufferError(NewStartError):
@@ -29,18 +29,21 @@ class LostSetupError(NewStartError):
     """A process has died before all were there."""
 
 
-def outlive_losses(work: Callable[[], object], *, step: Callable[[], int]) -> None:
-    """Does `work` again each time that it wants a new start; `step` is where it goes on from. Raises the
-    `NewStartError` where that is the same step again and again."""
-    steps: list[int] = []
+def outlive_losses(work: Callable[[], object], *, place: Callable[[], str]) -> None:
+    """Does `work` again each time that it wants a new start; `place` says where it goes on from. Raises
+    `GivenUpError` where that is the same place again and again."""
+    places: list[str] = []
     while True:
         try:
             work()
         except NewStartError as error:
-            steps.append(step())
-            if steps.count(steps[-1]) > MOST_NEW_STARTS:
-                raise
-            warn(f"{error}: the run goes on from step {steps[-1]} with new processes")
+            places.append(place())
+            if places.count(places[-1]) > MOST_NEW_STARTS:
+                raise GivenUpError(
+                    f"{error}: {MOST_NEW_STARTS} new starts have come no further than {places[-1]}: "
+                    "`userrl train RUN_FOLDER` goes on once it is known why"
+                ) from error
+            warn(f"{error}: the run goes on from {places[-1]} with new processes")
         else:
             return
 

@@ -2,7 +2,7 @@
 answer, must not hold up the driver at every step."""
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,16 +71,15 @@ class RollCall:
         silent_s: float,
         timeout_s: float,
         meanwhile: Callable[[], object] = lambda: None,
-    ) -> dict[int, ray.ObjectRef]:
-        """What the actors make, by worker index. Each is asked a question of its own, and again as long as
-        the answer is None, by which it says that it works on.
+    ) -> Iterator[tuple[int, ray.ObjectRef]]:
+        """What the actors make, each with its worker index, as it comes. Each is asked a question of its own,
+        and again as long as the answer is None, by which it says that it works on.
 
         Who dies is left out, and so is who gives no answer for `silent_s` or takes longer than `timeout_s` in
         all, and is started anew. What was made is the driver's, unlike what an actor puts into the object
         store itself: it outlives its maker. While it waits it calls `meanwhile` now and then.
         """
         deadline = time.monotonic() + timeout_s
-        payloads: dict[int, ray.ObjectRef] = {}
         calls = {index: self._call(index, question) for index, question in questions.items()}
         while calls:
             answers = [call.answer for call in calls.values()]
@@ -91,7 +90,7 @@ class RollCall:
                     continue
                 del calls[index]
                 if fate == "made":
-                    payloads[index] = call.payload
+                    yield index, call.payload
                 elif fate == "dead":
                     # It is probed until it is back.
                     self._env_runners._worker_manager.set_actor_state(index, healthy=False)
@@ -101,7 +100,6 @@ class RollCall:
                     calls[index] = self._call(index, questions[index])
             if calls:
                 meanwhile()
-        return payloads
 
     def _call(self, index: int, question: Callable[[Any], Any]) -> _Call:
         def answer(actor: Any) -> tuple[bool, Any]:

@@ -209,9 +209,9 @@ class Rollouts:
             )
 
     def sample(
-        self, chunks: Mapping[int, Sequence[GroupOrder]], *, policy: str
-    ) -> Iterator[tuple[int, ray.ObjectRef]]:
-        """Rolls out chunks of orders in rounds, a chunk an actor: each chunk's key, with a reference to its
+        self, chunks: Mapping[str, Sequence[GroupOrder]], *, policy: str
+    ) -> Iterator[tuple[str, ray.ObjectRef]]:
+        """Rolls out chunks of orders in rounds, a chunk an actor: each chunk's name, with a reference to its
         table, as they come. A chunk whose actor died is done again by another. The tables are the driver's,
         whoever dies later."""
         waiting = dict(chunks)
@@ -225,20 +225,22 @@ class Rollouts:
                 time.sleep(LOOK_EVERY_S)
                 continue
             given = dict(zip(workers, waiting, strict=False))
-            sampled = self._roll_call.ask_for_payloads(
+            sampling = self._roll_call.ask_for_payloads(
                 {worker: partial(_sample, orders=waiting[i], policy=policy) for worker, i in given.items()},
                 silent_s=SILENT_S,
                 timeout_s=WITHOUT_PROGRESS_S,
                 meanwhile=self._look_at_engines,
             )
-            for worker in given.keys() - sampled.keys():
+            sampled: set[int] = set()
+            for worker, table in sampling:
+                sampled.add(worker)
+                del waiting[given[worker]]
+                yield given[worker], table
+            for worker in given.keys() - sampled:
                 warn(
                     f"{self._name(worker)} has brought no demonstrations: it has died, gave no answer for "
                     f"{SILENT_S:.0f} s or took longer than {WITHOUT_PROGRESS_S:.0f} s: they are played again"
                 )
-            for worker, table in sampled.items():
-                del waiting[given[worker]]
-                yield given[worker], table
             num_tries = 0 if sampled else num_tries + 1
             if num_tries == MOST_TRIES:
                 raise RuntimeError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.config import RunConfig
 from cluster.recipe import BadInput
@@ -154,8 +154,20 @@ class RunFolder:
     @property
     def cold_started(self) -> bool:
         """Whether the newest complete checkpoint has SFT behind it."""
-        state = self.checkpoint(self.latest_step or 0) / STATE_FILE
-        return state.exists() and json.loads(state.read_text(encoding="utf-8"))["cold_started"]
+        return bool(self._newest_state().get("cold_started"))
+
+    @property
+    def place(self) -> str:
+        """Where a new start would go on, in words: another one whenever it is further."""
+        if state := self._newest_state():
+            return f"step {self.latest_step}" if self.cold_started else f"SFT step {state['num_sft_steps']}"
+        num_played = len(list(self.demonstrations.glob("*.parquet")))
+        return f"demonstrations, file {num_played}" if num_played else "its beginning"
+
+    def _newest_state(self) -> dict[str, Any]:
+        """The driver's part of the newest complete checkpoint; empty where there is none."""
+        path = self.checkpoint(self.latest_step or 0) / STATE_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def begin_checkpoint(self, step: int) -> Path:
         """An empty folder to write a checkpoint into. Leftovers of unfinished ones go away."""

@@ -58,9 +58,9 @@ def beside_driver(work: Callable[..., object], *, num_returns: int | Literal["st
     return ray.remote(work).options(num_cpus=0, num_returns=num_returns, scheduling_strategy=_here())
 
 
-def actor_beside_driver(actor: type) -> Any:
+def actor_beside_driver(actor: type, *, max_concurrency: int = 4096) -> Any:
     """The same for a Ray actor."""
-    return ray.remote(actor).options(num_cpus=0, scheduling_strategy=_here(), max_concurrency=4096)
+    return ray.remote(actor).options(num_cpus=0, scheduling_strategy=_here(), max_concurrency=max_concurrency)
 
 
 def _here() -> NodeAffinitySchedulingStrategy:

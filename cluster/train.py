@@ -31,10 +31,10 @@ def train(config: RunConfig, *, as_json: bool) -> None:
     if mirror is not None and folder.latest_step is None and (step := mirror.fetch(folder)) is not None:
         say(f"checkpoint of step {step} comes from {config.checkpoint.mirror}")
     try:
-        outlive_losses(partial(_train, config, folder), step=lambda: folder.latest_step or 0)
-    except NewStartError as error:
+        outlive_losses(partial(_train, config, folder), place=lambda: folder.place)
+    except GivenUpError:
         with Tracker(folder, config=config, resume_step=config.grpo.num_steps):  # it has W&B send an alert
-            raise GivenUpError(f"{error}, again and again: the run is given up") from error
+            raise
     draw_reward_curve(folder, title=config.run.name)
     print_rows(read_rows(folder.evaluation), as_json=as_json)
     lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]

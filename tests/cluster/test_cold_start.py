@@ -32,7 +32,7 @@ REFUSED = {
 
 
 def test_a_cold_start_that_was_killed_goes_on_exactly_from_its_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("cluster.cold_start.STEPS_PER_CHECKPOINT", 10)
     config = tiny_config(tmp_path, name="killed").training(sft={"num_demonstrations": 240, "num_epochs": 2.0})
@@ -58,6 +58,7 @@ def test_a_cold_start_that_was_killed_goes_on_exactly_from_its_last_checkpoint(
         assert any(not tensor.equal(killed_at[name]) for name, tensor in weights().items())
         with pytest.raises(InterruptedError):
             algorithm.cold_start(kill)
+        assert "240 demonstrations are in" in capsys.readouterr().err
         for name, tensor in weights().items():
             torch.testing.assert_close(tensor, killed_at[name], atol=1e-6, rtol=1e-5, msg=name)
 

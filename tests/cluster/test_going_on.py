@@ -7,6 +7,7 @@ from ray.exceptions import RayActorError
 
 from cluster.new_start import (
     MOST_NEW_STARTS,
+    GivenUpError,
     LostBufferError,
     LostSetupError,
     outlive_losses,
@@ -33,15 +34,17 @@ def test_a_lost_buffer_is_said_and_the_run_goes_on_from_its_last_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     work = Work(0, 10, 10, 20)
-    outlive_losses(work, step=lambda: work.step)
+    outlive_losses(work, place=lambda: f"step {work.step}")
     assert work.num_begun == 5
     assert capsys.readouterr().err.count("the run goes on from step 10 with new processes") == 2
 
 
 def test_a_buffer_that_dies_at_the_same_step_again_and_again_ends_the_run() -> None:
     work = Work(*[10] * 20)
-    with pytest.raises(LostBufferError):
-        outlive_losses(work, step=lambda: work.step)
+    with pytest.raises(
+        GivenUpError, match=r"^the buffer has died: 5 new starts have come no further than step 10: "
+    ):
+        outlive_losses(work, place=lambda: f"step {work.step}")
     assert work.num_begun == MOST_NEW_STARTS + 1
 
 
@@ -50,7 +53,7 @@ def test_any_other_error_ends_the_run_at_once() -> None:
         raise ValueError("a mistake of ours")
 
     with pytest.raises(ValueError, match="a mistake"):
-        outlive_losses(work, step=lambda: 0)
+        outlive_losses(work, place=lambda: "its beginning")
 
 
 class Held:

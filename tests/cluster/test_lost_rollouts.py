@@ -206,7 +206,7 @@ def test_an_actor_that_hangs_over_demonstrations_is_started_again_and_they_are_p
     began = time.monotonic()
     with stopped(rollouts, 1) as stop:
         stop()
-        tables = [table for _, table in rollouts.sample({0: orders}, policy=EXPERT)]
+        tables = [table for _, table in rollouts.sample({"all": orders}, policy=EXPERT)]
     assert time.monotonic() - began < WAIT_S
     ids = [group_id for table in tables for group_id in get(table)["group_id"].to_pylist()]
     assert list(dict.fromkeys(ids)) == list(range(3))
@@ -218,7 +218,7 @@ def test_demonstrations_outlive_the_actors_that_played_them(rollouts: Rollouts) 
     orders = [
         GroupOrder(group_id=i, task_key=make_key("function", index=i), group_size=1, seed=0) for i in range(6)
     ]
-    tables = [table for _, table in rollouts.sample({0: orders}, policy=EXPERT)]
+    tables = [table for _, table in rollouts.sample({"all": orders}, policy=EXPERT)]
     pids = rollouts._env_runners.foreach_env_runner(lambda actor: os.getpid(), local_env_runner=False)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)

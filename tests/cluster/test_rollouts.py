@@ -125,13 +125,18 @@ def test_every_chunk_has_its_table_though_an_actor_failed(
     orders = [
         GroupOrder(group_id=i, task_key=source.draw(), group_size=1, seed=0) for i in range(2 * 256 + 3)
     ]
-    chunks = {7: orders[:256], 8: orders[256:512], 9: orders[512:]}
+    chunks = {"a": orders[:256], "b": orders[256:512], "c": orders[512:]}
     actors = TwoActors(failure, clock)
     rollouts = Rollouts(actors, engines=no_engines(), restore=lambda: None, group_timeout_s=60.0)
-    tables: Any = list(rollouts.sample(chunks, policy="expert"))
-    assert [key for key, _ in tables] == [8, 7, 9], "what failed is played in the next round"
-    assert {key: list(table) for key, table in tables} == {
-        key: [order.group_id for order in chunk] for key, chunk in chunks.items()
+    tables: dict[str, Any] = {}
+    came_at: list[float] = []
+    for name, table in rollouts.sample(chunks, policy="expert"):
+        tables[name] = table
+        came_at.append(clock.now)
+    assert list(tables) == ["b", "a", "c"], "what failed is played in the next round"
+    assert came_at[0] < SILENT_S, "what is there waits for nobody"
+    assert {name: list(table) for name, table in tables.items()} == {
+        name: [order.group_id for order in chunk] for name, chunk in chunks.items()
     }
     assert actors.unhealthy == [1]
     assert len(killed) == (failure != "dead"), "one that hangs would be asked behind its hang again"

@@ -1,5 +1,6 @@
 """The run folder knows fresh, stopped and finished, and never takes half a file for a whole one."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,31 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_whole(path, "\ud800")
     assert path.read_text() == "old"
+
+
+def test_the_place_from_which_a_run_goes_on_is_another_one_whenever_it_is_further(tmp_path: Path) -> None:
+    folder, places = RunFolder(tmp_path), list[str]()
+    places.append(folder.place)
+    folder.demonstrations.mkdir()
+    for number in range(2):
+        (folder.demonstrations / f"{number}.parquet").touch()
+        places.append(folder.place)
+    for step, num_sft_steps, cold_started in (
+        (0, 50, False),
+        (0, 100, False),
+        (0, 120, True),
+        (10, 120, True),
+    ):
+        state = {"num_sft_steps": num_sft_steps, "cold_started": cold_started}
+        (folder.begin_checkpoint(step) / STATE_FILE).write_text(json.dumps(state))
+        folder.complete_checkpoint(step)
+        places.append(folder.place)
+    assert places == [
+        "its beginning",
+        "demonstrations, file 1",
+        "demonstrations, file 2",
+        "SFT step 50",
+        "SFT step 100",
+        "step 0",
+        "step 10",
+    ]

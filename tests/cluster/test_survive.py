@@ -94,7 +94,7 @@ def test_a_learner_that_dies_before_all_are_there_is_a_new_start(tmp_path: Path)
 
     killer = threading.Thread(target=kill_first_learner)
     killer.start()
-    outlive_losses(build, step=lambda: 0)
+    outlive_losses(build, place=lambda: "its beginning")
     killer.join()
     try:
         assert killed and len(built) == 1
