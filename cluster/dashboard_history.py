@@ -90,17 +90,27 @@ class DashboardHistory:
         self.is_set_back = len(kept) < len(entries)
         """Whether W&B may have been told of steps that never were."""
         write_whole(self.path, "".join(_line(entry) for entry in kept))
-        self._told = {_name(entry) for entry in kept}
+        self._told: dict[tuple[Kind, str], int] = {}
+        """The last step of each kind and stage: they come in order, but for those that are taken again."""
+        for entry in kept:
+            self._is_new(entry)
         self._file = self.path.open("a", encoding="utf-8")
         for entry in _of_folder(folder):
             self.add(entry)
 
     def add(self, entry: Entry) -> None:
         """Adds it at the end, unless it is there."""
-        if _name(entry) not in self._told:
-            self._told.add(_name(entry))
+        if self._is_new(entry):
             self._file.write(_line(entry))
             self._file.flush()
+
+    def _is_new(self, entry: Entry) -> bool:
+        """Notes it, too."""
+        key = entry.kind, entry.stage
+        is_new = entry.step > self._told.get(key, -1)
+        if is_new:
+            self._told[key] = entry.step
+        return is_new
 
     def close(self) -> None:
         self._file.close()
@@ -169,10 +179,6 @@ def _step_of(stage: str, *, last: int) -> int:
     if stage.startswith(VALIDATION):
         return int(stage.removeprefix(VALIDATION))
     return 0 if stage in ("untrained", "sft") else last
-
-
-def _name(entry: Entry) -> tuple[str, str, int]:
-    return entry.kind, entry.stage, entry.step
 
 
 def _line(entry: Entry) -> str:
