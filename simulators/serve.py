@@ -26,7 +26,7 @@ from simulators.user import SimulatorError, UserCall, UserReply
 
 MAX_ONGOING_REQUESTS = 256
 """Requests that one replica works on at a time; further ones wait with their callers."""
-HEALTH_CHECK: Mapping[str, Any] = {"health_check_period_s": 2.0, "health_check_timeout_s": 5.0}
+HEALTH_CHECK: Mapping[str, Any] = {"health_check_period_s": 1.0, "health_check_timeout_s": 2.0}
 """Serve ends a replica after three checks in a row without an answer; at its own 30 s a run has a user that
 hangs for minutes."""
 MAX_NAME_CHARS = 100
