@@ -18,9 +18,14 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster import wandb_pictures, wandb_run
 from cluster.config import load
+from cluster.new_start import LostBufferError
 from cluster.run_folder import RunFolder
+from cluster.tracking import Tracker
 from cluster.wandb_files import parts_of
+from cluster.wandb_pictures import PictureBook
+from tests.cluster.run_folders import make_group, write_step
 from tests.cluster.tracked_run import METRICS
 from tests.cluster.wandb_records import numbers, rows
 from tests.cluster.wandb_service import wandb_service
@@ -50,6 +55,41 @@ def fresh(path: Path, *, mode: str) -> RunFolder:
     names = {"run.name": path.name, "run.folder": str(path.parent), "tracking.mode": mode}
     folder.create(load(None, names))
     return folder
+
+
+def test_a_run_that_begins_anew_is_not_disturbed_by_what_it_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wandb_run, "NEW_START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(wandb_pictures, "ARCHIVE_TIMEOUT_S", WAIT_S)
+    is_waiting, wait = threading.Event(), PictureBook._await
+
+    def wait_noticed(book: PictureBook, file: Path, *, step: int) -> None:
+        is_waiting.set()
+        wait(book, file, step=step)
+
+    monkeypatch.setattr(PictureBook, "_await", wait_noticed)
+    folder = fresh(tmp_path / "anew", mode="offline")
+    config = load(folder.config)
+    with pytest.raises(LostBufferError), Tracker(folder, config=config) as first:
+        first.log_step(1, metrics=METRICS)
+        assert is_waiting.wait(timeout=WAIT_S), "for the step's file"
+        raise LostBufferError("the buffer has died")
+    with Tracker(folder, config=config, resume_step=1) as second:
+        deadline = time.monotonic() + WAIT_S
+        while len(parts_of(folder.wandb)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        left = [thread for thread in threading.enumerate() if thread.name == "wandb"]
+        assert len(left) == 2, "the first one's still waits for its file"
+        for step in (1, 2, 3):
+            tables = [make_group(step, 0, text="hello")[0]]
+            write_step(folder.trajectories / f"step-{step:05d}.parquet", tables, step=step)
+        left[0].join(timeout=WAIT_S)
+        for step in (2, 3):
+            second.log_step(step, metrics=METRICS)
+    assert [row["step"] for row in rows(folder)] == [1, 2, 3]
+    assert "W&B" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kills_all", [False, True], ids=["the run", "the run and W&B's process"])

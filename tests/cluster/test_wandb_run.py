@@ -1,23 +1,17 @@
 """An offline W&B run, read back with W&B's own reader: what the run folder has, W&B has."""
 
 import json
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from cluster import wandb_pictures, wandb_run
 from cluster.config import load
-from cluster.new_start import LostBufferError
 from cluster.run_folder import RunFolder
 from cluster.sections import SECTIONS, dashboard_key
 from cluster.tracking import Tracker
-from cluster.wandb_files import parts_of
-from cluster.wandb_pictures import PictureBook
-from tests.cluster.run_folders import GROUP_SIZE, make_group, make_run, write_step
+from tests.cluster.run_folders import GROUP_SIZE, make_run
 from tests.cluster.wandb_records import numbers, records, rows, table
 
 
@@ -133,39 +127,3 @@ def test_the_summary_has_best_and_last(tracked: RunFolder) -> None:
         summary |= record["update"]
     assert summary["rollout/reward/mean/best"] == max(line["rollout/reward/mean"] for line in lines)
     assert summary["eval/test/average/score/best_step"] == 0
-
-
-@pytest.mark.slow
-def test_a_run_that_begins_anew_is_not_disturbed_by_what_it_has_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(wandb_run, "NEW_START_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(wandb_pictures, "ARCHIVE_TIMEOUT_S", WAIT_S)
-    is_waiting, wait = threading.Event(), PictureBook._await
-
-    def wait_noticed(book: PictureBook, file: Path, *, step: int) -> None:
-        is_waiting.set()
-        wait(book, file, step=step)
-
-    monkeypatch.setattr(PictureBook, "_await", wait_noticed)
-    folder = fresh(tmp_path / "anew", mode="offline")
-    config = load(folder.config)
-    with pytest.raises(LostBufferError), Tracker(folder, config=config) as first:
-        first.log_step(1, metrics=METRICS)
-        assert is_waiting.wait(timeout=WAIT_S), "for the step's file"
-        raise LostBufferError("the buffer has died")
-    with Tracker(folder, config=config, resume_step=1) as second:
-        deadline = time.monotonic() + WAIT_S
-        while len(parts_of(folder.wandb)) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        left = [thread for thread in threading.enumerate() if thread.name == "wandb"]
-        assert len(left) == 2, "the first one's still waits for its file"
-        for step in (1, 2, 3):
-            tables = [make_group(step, 0, text="hello")[0]]
-            write_step(folder.trajectories / f"step-{step:05d}.parquet", tables, step=step)
-        left[0].join(timeout=WAIT_S)
-        for step in (2, 3):
-            second.log_step(step, metrics=METRICS)
-    assert [row["step"] for row in rows(folder)] == [1, 2, 3]
-    assert "W&B" not in capsys.readouterr().err
