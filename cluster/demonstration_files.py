@@ -14,13 +14,15 @@ import pyarrow.parquet as pq
 import ray
 from ray.exceptions import RayError
 
-from actors.table import SCHEMA
+from actors.table import REWARD, SCHEMA
 from actors.trajectory import GroupOrder
 from cluster.console import warn
 from cluster.events import first_line
 from cluster.start_ray import actor_beside_driver
 from learners.archive import write_tables
 
+SCORED = SCHEMA.append(REWARD)
+"""Of the tables that rollout actors bring."""
 ORDERS_PER_FILE = 256
 """Dialogues that one rollout actor plays at a time."""
 WRITE_TIMEOUT_S = 60.0
@@ -50,7 +52,7 @@ class FileActor:
             except (OSError, pa.ArrowException) as error:
                 yield Played(path=path, trouble=f"cannot be read ({first_line(error)})")
                 continue
-            if table.schema != SCHEMA:
+            if table.schema != SCORED:
                 yield Played(path=path, trouble="is of another version")
                 continue
             yield Played(

@@ -12,11 +12,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.renderer import Renderer
-from actors.table import SCHEMA
+from actors.table import REWARD
 from actors.trajectory import GroupOrder
 from cluster import demonstration_files
 from cluster.config import RunConfig
-from cluster.demonstration_files import ORDERS_PER_FILE, FileActor
+from cluster.demonstration_files import ORDERS_PER_FILE, SCORED, FileActor
 from cluster.demonstrations import gather_demonstrations
 from cluster.run_folder import RunFolder
 from learners.config import TinyPolicyConfig
@@ -56,9 +56,9 @@ class Experts:
 
 def one_of(table: pa.Table, group_id: int, *, failed: bool = False) -> pa.Table:
     for name, value in (("group_id", group_id), ("failed", failed)):
-        index = SCHEMA.get_field_index(name)
-        values = pa.array([value] * table.num_rows, SCHEMA.field(name).type)
-        table = table.set_column(index, SCHEMA.field(name), values)
+        index = SCORED.get_field_index(name)
+        values = pa.array([value] * table.num_rows, SCORED.field(name).type)
+        table = table.set_column(index, SCORED.field(name), values)
     return table
 
 
@@ -103,7 +103,8 @@ def actor(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def table() -> pa.Table:
     renderer = Renderer(make_tokenizer(vocab_size=TinyPolicyConfig().vocab_size))
-    return own_table(play("expert", gym="travel", index=0, renderer=renderer))
+    table = own_table(play("expert", gym="travel", index=0, renderer=renderer))
+    return table.append_column(REWARD, pa.array([0.5] * table.num_rows))
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_a_run_that_goes_on_plays_what_is_missing_and_imitates_the_same(
     folder = RunFolder.of(config).demonstrations
     assert f"{LAST + ORDERS_PER_FILE} demonstrations are in {folder} from before" in capsys.readouterr().err
     assert ids(tables) == list(range(FIRSTS[-1] + LAST))
-    assert [one.schema for one in tables] == [SCHEMA] * NUM_FILES, "they are packed together"
+    assert [one.schema for one in tables] == [SCORED] * NUM_FILES, "they are packed together"
     third = Experts(table)
     assert gather(config, third) == tables
     assert third.asked == []
