@@ -16,7 +16,7 @@ LONGEST_GAP_S = 5.0
 
 
 def work_of_children() -> float:
-    """Processor seconds that the children of this process have used, and theirs, dead ones among them."""
+    """Processor seconds that the living children of this process have used, and all of theirs."""
     total_s = 0.0
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):

@@ -4,9 +4,12 @@ ones, and plays only those again that failed.
 An actor beside the driver reads and writes the files, so that the driver holds references only.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +30,8 @@ ORDERS_PER_FILE = 256
 """Dialogues that one rollout actor plays at a time."""
 WRITE_TIMEOUT_S = 60.0
 """Longest wait for a slow disk, once all are played."""
+FILE_NAME = re.compile(r"\d{6,}-(\d{2,})\.parquet")
+"""Its first group, and which start of the run it is that played it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,23 +49,20 @@ class Played:
 class FileActor:
     """A Ray actor with one thread."""
 
-    def read(self, folder: Path) -> Iterator[Played | pa.Table]:
-        """Of each file what it holds and, where it can be used, its table."""
-        for path in sorted(folder.glob("*.parquet")):
-            try:
-                table = pq.read_table(path)
-            except (OSError, pa.ArrowException) as error:
-                yield Played(path=path, trouble=f"cannot be read ({first_line(error)})")
-                continue
-            if table.schema != SCORED:
-                yield Played(path=path, trouble="is of another version")
-                continue
-            yield Played(
-                path=path,
-                group_ids=frozenset(table["group_id"].to_pylist()),
-                failed_ids=frozenset(table.filter(pc.field("failed"))["group_id"].to_pylist()),
-            )
+    def read(self, folder: Path) -> Iterator[Played | pa.Table | None]:
+        """Of each file its table, and then what it holds. One that cannot be used has no table, and gets
+        another name: what is played in its place must not meet it again."""
+        for path in sorted(path for path in folder.glob("*.parquet") if FILE_NAME.fullmatch(path.name)):
+            table, trouble = _read(path)
             yield table
+            if table is None:
+                with suppress(OSError):
+                    path.rename(path.with_suffix(".unusable"))
+                yield Played(path=path, trouble=trouble)
+            else:
+                group_ids = frozenset(table["group_id"].to_pylist())
+                failed_ids = frozenset(table.filter(pc.field("failed"))["group_id"].to_pylist())
+                yield Played(path=path, group_ids=group_ids, failed_ids=failed_ids)
 
     def write(self, path: Path, table: pa.Table) -> str:
         """What went wrong; empty where nothing did."""
@@ -71,10 +73,20 @@ class FileActor:
         return ""
 
 
+def _read(path: Path) -> tuple[pa.Table | None, str]:
+    """The file's table, or why it cannot be used."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        return None, f"cannot be read ({first_line(error)})"
+    return (table, "") if table.schema == SCORED else (None, "is of another version")
+
+
 class DemonstrationFiles:
     """The tables of one run's demonstrations. Ray must run.
 
-    A disk that takes or gives no file is told of and stops nothing: those dialogues are played again.
+    A disk that gives or takes no file is told of and stops nothing: what cannot be read is played again, what
+    was not written is missing where the run goes on.
     """
 
     def __init__(self, folder: Path):
@@ -85,14 +97,23 @@ class DemonstrationFiles:
         self._tables: dict[str, ray.ObjectRef] = {}
         """By file."""
         self._writing: dict[str, ray.ObjectRef] = {}
-        reading = self._actor.read.options(num_returns="streaming").remote(folder)
-        for made in reading:
-            played: Played = ray.get(made)
+        try:
+            self._read()
+        except RayError as error:
+            warn(f"{folder} was not read to its end ({first_line(error)}): the rest is played again")
+            self._actor = actor_beside_driver(FileActor, max_concurrency=1).remote()
+
+    def _read(self) -> None:
+        reading = self._actor.read.options(num_returns="streaming").remote(self._folder)
+        for table in reading:
+            # What a file holds comes after its table, which is stored then; last is the error of an actor
+            # that has died.
+            played: Any = ray.get(next(reading, table))
             if played.trouble:
                 warn(f"{played.path} {played.trouble}: its dialogues are played again")
             else:
                 self._played.append(played)
-                self._tables[played.path.name] = next(reading)
+                self._tables[played.path.name] = table
 
     @property
     def tables(self) -> list[ray.ObjectRef]:
@@ -107,9 +128,9 @@ class DemonstrationFiles:
         return [order for order in orders if order.group_id not in there]
 
     def files_for(self, orders: Sequence[GroupOrder]) -> Mapping[str, Sequence[GroupOrder]]:
-        """The files to come, by name: their first group, and which start of the run it is that plays them."""
-        starts = [int(played.path.stem.rpartition("-")[2]) for played in self._played]
-        start = max(starts, default=0) + 1
+        """The files to come, by name."""
+        names = (FILE_NAME.fullmatch(played.path.name) for played in self._played)
+        start = max((int(name[1]) for name in names if name), default=0) + 1
         chunks = [orders[first : first + ORDERS_PER_FILE] for first in range(0, len(orders), ORDERS_PER_FILE)]
         return {f"{chunk[0].group_id:06d}-{start:02d}.parquet": chunk for chunk in chunks}
 
@@ -127,7 +148,7 @@ class DemonstrationFiles:
             name, trouble = next(iter(troubles.items()))
             warn(
                 f"{len(troubles)} of {len(self._writing)} files of demonstrations were not written "
-                f"({self._folder / name}: {trouble}): after a kill their dialogues are played again"
+                f"({self._folder / name}: {trouble}): a run that goes on after a kill is without them"
             )
 
 

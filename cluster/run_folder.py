@@ -161,8 +161,8 @@ class RunFolder:
         """Where a new start would go on, in words: another one whenever it is further."""
         if state := self._newest_state():
             return f"step {self.latest_step}" if self.cold_started else f"SFT step {state['num_sft_steps']}"
-        num_played = len(list(self.demonstrations.glob("*.parquet")))
-        return f"demonstrations, file {num_played}" if num_played else "its beginning"
+        firsts = {path.name.partition("-")[0] for path in self.demonstrations.glob("*.parquet")}
+        return f"demonstrations, file {len(firsts)}" if firsts else "its beginning"  # what failed comes again
 
     def _newest_state(self) -> dict[str, Any]:
         """The driver's part of the newest complete checkpoint; empty where there is none."""

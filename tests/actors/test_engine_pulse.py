@@ -88,21 +88,29 @@ import os, signal, subprocess, sys, time
 from actors.engine_pulse import work_of_children
 
 busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-while work_of_children() < 0.3:
-    time.sleep(0.01)
-os.kill(busy.pid, signal.SIGSTOP)
-stopped = work_of_children()
-own_s = time.process_time()
-while time.process_time() < own_s + 0.3:
-    pass
-print(stopped, work_of_children())
-busy.kill()
+try:
+    deadline = time.monotonic() + 30
+    while work_of_children() < 0.3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(busy.pid, signal.SIGSTOP)
+    stopped = work_of_children()
+    own_s = time.process_time()
+    while time.process_time() < own_s + 0.3:
+        pass
+    print(stopped, work_of_children())
+finally:
+    busy.kill()
 """
 
 
 def test_the_work_of_children_is_theirs_and_not_ones_own() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WORK_OF_CHILDREN], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60
+        [sys.executable, "-c", WORK_OF_CHILDREN],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=True,
     )
     stopped, later = map(float, done.stdout.split())
     assert stopped >= 0.3

@@ -1,6 +1,7 @@
 """What experts have played is kept: a run that goes on plays the rest, and imitates all in the same order."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,6 +186,38 @@ def test_a_file_that_cannot_be_used_is_named_and_played_again(
     told = capsys.readouterr().err
     assert f"{broken} cannot be read" in told and f"{older} is of another version" in told
     assert gather(config, Experts(table, until=0)) == whole, "they are there again"
+    assert "again" not in capsys.readouterr().err
+    assert {path.name for path in folder.glob("*.unusable")} == {"000256-01.unusable", "000512-01.unusable"}
+
+
+def test_what_is_not_the_runs_own_is_left_alone(config: RunConfig, table: pa.Table) -> None:
+    whole = gather(config, Experts(table))
+    folder = RunFolder.of(config).demonstrations
+    (folder / "000000-01 copy.parquet").write_bytes((folder / "000000-01.parquet").read_bytes())
+    assert gather(config, Experts(table, until=0)) == whole
+
+
+@pytest.mark.parametrize("num_answers", [2, 3], ids=["over a table", "over what it holds"])
+def test_an_actor_that_dies_while_it_reads_leaves_what_it_has_read(
+    config: RunConfig,
+    table: pa.Table,
+    actor: SimpleNamespace,
+    capsys: pytest.CaptureFixture[str],
+    num_answers: int,
+) -> None:
+    whole = gather(config, Experts(table))
+    read = actor.read.remote
+
+    def die(folder: Path) -> Iterator[Any]:
+        """The second file is not read to its end."""
+        yield from islice(read(folder), num_answers)
+        yield Fault(RayActorError())
+
+    actor.read = Call(die)
+    again = Experts(table)
+    assert gather(config, again) == whole
+    assert sum(again.asked) == FIRSTS[-1] + LAST - ORDERS_PER_FILE
+    assert "was not read to its end" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

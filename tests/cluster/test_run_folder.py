@@ -183,8 +183,8 @@ def test_the_place_from_which_a_run_goes_on_is_another_one_whenever_it_is_furthe
     folder, places = RunFolder(tmp_path), list[str]()
     places.append(folder.place)
     folder.demonstrations.mkdir()
-    for number in range(2):
-        (folder.demonstrations / f"{number}.parquet").touch()
+    for name in ("000000-01", "000256-01", "000256-02"):  # the last is what failed, once more
+        (folder.demonstrations / f"{name}.parquet").touch()
         places.append(folder.place)
     for step, num_sft_steps, cold_started in (
         (0, 50, False),
@@ -199,6 +199,7 @@ def test_the_place_from_which_a_run_goes_on_is_another_one_whenever_it_is_furthe
     assert places == [
         "its beginning",
         "demonstrations, file 1",
+        "demonstrations, file 2",
         "demonstrations, file 2",
         "SFT step 50",
         "SFT step 100",
