@@ -59,6 +59,8 @@ TURN_STAGES = ("policy", "queue", "user", "tool", "reward")
 """Where a turn's seconds go: the columns `<stage>_s`."""
 REWARD = pa.field("reward", pa.float64())
 """The column that the rewards room adds: what the turn is worth to the learner."""
+SCORED = SCHEMA.append(REWARD)
+"""Of the tables that rollout actors give away."""
 
 NO_REPLY = UserReply(text="", simulator="")
 NO_TURN = Turn(

@@ -17,15 +17,13 @@ import pyarrow.parquet as pq
 import ray
 from ray.exceptions import RayError
 
-from actors.table import REWARD, SCHEMA
+from actors.table import SCORED
 from actors.trajectory import GroupOrder
 from cluster.console import warn
 from cluster.events import first_line
 from cluster.start_ray import actor_beside_driver
 from learners.archive import write_tables
 
-SCORED = SCHEMA.append(REWARD)
-"""Of the tables that rollout actors bring."""
 ORDERS_PER_FILE = 256
 """Dialogues that one rollout actor plays at a time."""
 WRITE_TIMEOUT_S = 60.0

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from actors.renderer import Renderer
-from actors.table import REWARD, SCHEMA
+from actors.table import SCHEMA, SCORED
 from actors.trajectory import StopReason, as_ids
 from simulators.message import Message
 
@@ -118,8 +118,6 @@ def _ranked(trajectories: Sequence[ArchivedTrajectory]) -> list[ArchivedTrajecto
 def load_trajectories(chosen: Sequence[ArchivedTrajectory], *, renderer: Renderer) -> pa.Table:
     """The chosen trajectories as one table, a group each. Raises ValueError where another tokenizer or chat
     template than the renderer's made their tokens."""
-    columns = [*SCHEMA.names, REWARD.name]
-    schema = pa.unify_schemas([SCHEMA, pa.schema([REWARD])])
     tables: list[pa.Table] = []
     num_groups = 0
     for file in dict.fromkeys(one.file for one in chosen):
@@ -128,14 +126,14 @@ def load_trajectories(chosen: Sequence[ArchivedTrajectory], *, renderer: Rendere
             or_,
             ((ds.field("group_id") == group) & (ds.field("trajectory") == index) for group, index in pairs),
         )
-        table = _read(file, columns=columns, where=one_of)
+        table = _read(file, columns=SCORED.names, where=one_of)
         check_tokens(table, renderer=renderer, file=file)
         new = np.diff(table["group_id"].to_numpy(), prepend=-1) != 0
         new |= np.diff(table["trajectory"].to_numpy(), prepend=-1) != 0
         ids = pa.array(num_groups + np.cumsum(new) - 1, pa.int64())
         num_groups += int(new.sum())
         table = table.set_column(table.schema.get_field_index("group_id"), "group_id", ids)
-        tables.append(table.cast(pa.schema([schema.field(name) for name in table.column_names])))
+        tables.append(table.cast(pa.schema([SCORED.field(name) for name in table.column_names])))
     return pa.concat_tables(tables, promote_options="default") if tables else SCHEMA.empty_table()
 
 

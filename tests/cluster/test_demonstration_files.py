@@ -13,11 +13,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.renderer import Renderer
-from actors.table import REWARD
+from actors.table import REWARD, SCORED
 from actors.trajectory import GroupOrder
 from cluster import demonstration_files
 from cluster.config import RunConfig
-from cluster.demonstration_files import ORDERS_PER_FILE, SCORED, FileActor
+from cluster.demonstration_files import ORDERS_PER_FILE, FileActor
 from cluster.demonstrations import gather_demonstrations
 from cluster.run_folder import RunFolder
 from learners.config import TinyPolicyConfig
