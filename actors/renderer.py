@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from actors.call_texts import call_texts
+from actors.tool_call_parser import call_texts
 from actors.trajectory import TokenIds, as_ids
 from simulators.message import CHOICES, TOOL_NAME, TOOL_SCHEMA, Action, Message, ToolCall
 from simulators.untrusted import load_json

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from actors.begun import BegunTurn, OtherFeedbackError, Tell, nobody
 from actors.config import OnTimeout
-from actors.cut import Cut, Enough
-from actors.engine import CompletionRequest, EngineError, PolicyEngine, Sampling
+from actors.dialogue_slots import DialogueSlots, SlotLease
+from actors.early_stop import GroupQuota, StopControl
+from actors.engines.protocol import CompletionRequest, EngineError, PolicyEngine, Sampling
+from actors.partial_rollouts import CompletedTurn, PublishTurn, ReplayMismatchError, ignore_turn
 from actors.renderer import Dialogue, Renderer, parse_tool_call, spoken
-from actors.room import Place, Room
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from simulators.env import Env, Gym, GymEnv, Observation
 from simulators.gauges import UserTurn, count
@@ -26,7 +26,7 @@ from simulators.user import SimulatorError, User
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
+class RolloutContext:
     """All that a dialogue needs besides its task."""
 
     engine_for: Callable[[Task, int], PolicyEngine]
@@ -43,15 +43,15 @@ class Setting:
     """Longest token sequence of a dialogue: the engine's context."""
     dialogue_timeout_s: float | None = None
     on_timeout: OnTimeout = "mask"
-    room: Room | None = None
+    room: DialogueSlots | None = None
     """Where whoever begins a group has taken a place for each of its dialogues. None: there is no limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Course:
+class ResumePoint:
     """How far a dialogue had come, and whom to tell how it goes on."""
 
-    begun: Sequence[BegunTurn] = ()
+    begun: Sequence[CompletedTurn] = ()
     """Its first turns, which are over: they are gone through again, and neither engine nor user is asked."""
     tell: Callable[[int, Turn], None] = lambda index, turn: None
     """(index of the turn, turn)."""
@@ -59,40 +59,45 @@ class Course:
 
 async def rollout_group(
     order: GroupOrder,
-    setting: Setting,
+    setting: RolloutContext,
     *,
-    begun: Mapping[int, Sequence[BegunTurn]] | None = None,
-    tell: Tell = nobody,
+    begun: Mapping[int, Sequence[CompletedTurn]] | None = None,
+    tell: PublishTurn = ignore_turn,
 ) -> list[Trajectory]:  # [num_dialogues]
     """All trajectories of one task, at once; those that are still going on when `group_size` of them have
     ended by themselves are cut. `begun`, by trajectory, are turns that somebody else has played."""
     seeds = np.random.SeedSequence([order.seed, order.group_id]).generate_state(order.num_dialogues)
     limit_s = setting.dialogue_timeout_s if setting.on_timeout == "mask" else None
-    cuts = [Cut(limit_s=limit_s) for _ in seeds]
-    enough = Enough(order.group_size, cuts=cuts)
+    cuts = [StopControl(limit_s=limit_s) for _ in seeds]
+    enough = GroupQuota(order.group_size, cuts=cuts)
 
-    async def play(index: int, cut: Cut) -> Trajectory:
-        course = Course(begun=(begun or {}).get(index, ()), tell=partial(tell, index))
+    async def play(index: int, cut: StopControl) -> Trajectory:
+        course = ResumePoint(begun=(begun or {}).get(index, ()), tell=partial(tell, index))
         played = await rollout(order.task_key, setting, seed=int(seeds[index]), cut=cut, course=course)
         return enough.note(played)
 
     return list(await asyncio.gather(*(play(index, cut) for index, cut in enumerate(cuts))))
 
 
-NEW = Course()
+NEW = ResumePoint()
 
 
 async def rollout(
-    key: TaskKey, setting: Setting, *, seed: int, cut: Cut | None = None, course: Course = NEW
+    key: TaskKey,
+    setting: RolloutContext,
+    *,
+    seed: int,
+    cut: StopControl | None = None,
+    course: ResumePoint = NEW,
 ) -> Trajectory:
     """One dialogue. Whatever fails outside the policy ends it with its own stop reason and is never a
     score; neither is what is `cut`."""
     slice_s = setting.dialogue_timeout_s if setting.on_timeout == "resume" else None
-    place = Place(setting.room, slice_s=slice_s) if setting.room else None
-    play = partial(_play, key, setting, seed=seed, cut=cut or Cut(limit_s=None), place=place)
+    place = SlotLease(setting.room, slice_s=slice_s) if setting.room else None
+    play = partial(_play, key, setting, seed=seed, cut=cut or StopControl(limit_s=None), place=place)
     try:
         return await play(course=course)
-    except OtherFeedbackError:  # a gym that was changed meanwhile
+    except ReplayMismatchError:  # a gym that was changed meanwhile
         return await play(course=replace(course, begun=()))
     finally:
         if place:
@@ -100,7 +105,13 @@ async def rollout(
 
 
 async def _play(
-    key: TaskKey, setting: Setting, *, seed: int, cut: Cut, place: Place | None, course: Course
+    key: TaskKey,
+    setting: RolloutContext,
+    *,
+    seed: int,
+    cut: StopControl,
+    place: SlotLease | None,
+    course: ResumePoint,
 ) -> Trajectory:
     turns: list[Turn] = []
     observation = Observation(system="", opening="")
@@ -125,7 +136,7 @@ async def _play(
         stop_reason, error, simulator = StopReason(failure.failure), str(failure), failure.simulator
     except EngineError as failure:
         stop_reason, error = StopReason.ENGINE_ERROR, str(failure)
-    except OtherFeedbackError:
+    except ReplayMismatchError:
         raise
     except Exception as failure:  # a gym's own bug must not end the run: it is counted, and its text kept
         stop_reason, error = StopReason.ERROR, f"{type(failure).__name__}: {failure}"
@@ -151,13 +162,13 @@ async def _play(
 async def _talk(
     env: Env,
     observation: Observation,
-    setting: Setting,
+    setting: RolloutContext,
     *,
     engine: PolicyEngine,
     turns: list[Turn],
     seed: int,
-    place: Place | None,
-    course: Course,
+    place: SlotLease | None,
+    course: ResumePoint,
 ) -> StopReason:
     """Takes turns until the end, those that are over already first; appends each to `turns` as soon as it is
     complete. Raises OtherFeedbackError where one that was over comes out otherwise."""
@@ -196,7 +207,7 @@ async def _talk(
         elif step.feedback == over.feedback:
             turn = replace(turn, **over.seconds)
         else:
-            raise OtherFeedbackError
+            raise ReplayMismatchError
         turns.append(turn)
         if step.terminated:
             return StopReason.TERMINATED
@@ -217,12 +228,12 @@ async def _talk(
 
 async def _complete(
     dialogue: Dialogue,
-    setting: Setting,
+    setting: RolloutContext,
     *,
     engine: PolicyEngine,
     seed: int,
     turn: int,
-    place: Place | None,
+    place: SlotLease | None,
 ) -> Turn:
     """The policy's half of a turn; `seed` is the dialogue's."""
     began = time.perf_counter()
@@ -248,7 +259,7 @@ async def _complete(
     )
 
 
-def _turn_of(dialogue: Dialogue, completion: Completion, setting: Setting) -> Turn:
+def _turn_of(dialogue: Dialogue, completion: Completion, setting: RolloutContext) -> Turn:
     """A completion as it stands in its dialogue, before anybody has answered it."""
     text = setting.renderer.decode(completion.token_ids)
     return Turn(

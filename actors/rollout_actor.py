@@ -19,21 +19,27 @@ from ray.actor import ActorHandle
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from actors.begun import BegunTurn, Tell, TurnTeller, nobody, read_begun
-from actors.delivery import Deliveries, FinishedTable
-from actors.demand import Demand
-from actors.engine import PolicyEngine
-from actors.engine_client import EngineClient
-from actors.engine_set import EngineSet
-from actors.heap import freeze_heap
-from actors.place import place_here
+from actors.concurrency_target import ConcurrencyTarget
+from actors.dialogue_slots import DialogueSlots
+from actors.engines.client import EngineClient
+from actors.engines.membership import EngineSet
+from actors.engines.protocol import PolicyEngine
+from actors.gc_freeze import freeze_heap
+from actors.group_summary import summarize
+from actors.group_transport import GroupSender, ScoredGroup
+from actors.partial_rollouts import (
+    CompletedTurn,
+    PublishTurn,
+    TurnPublisher,
+    ignore_turn,
+    read_partial_rollouts,
+)
+from actors.process_info import this_process
 from actors.renderer import Renderer
-from actors.rollout import Setting, rollout_group
-from actors.rollout_setup import RolloutSetup, WorkState, make_setting
-from actors.room import Room
-from actors.summary import summarize
-from actors.table import to_table, with_reward_seconds
+from actors.rollout import RolloutContext, rollout_group
+from actors.rollout_setup import RolloutSetup, WorkState, make_rollout_context
 from actors.trajectory import GroupOrder, GroupSummary
+from actors.trajectory_table import to_table, with_reward_seconds
 from simulators.gauges import NO_COUNTS
 from simulators.user import User
 
@@ -51,9 +57,9 @@ class RolloutActor(EnvRunner, Checkpointable):
         """This life's name: a restarted actor has another, so that what the dead one held is known to be
         lost."""
         self._renderer = Renderer.from_folder(self._setup.policy_folder)
-        self._place = place_here()
+        self._place = this_process()
         self._work: dict[ActorHandle, Future[None]] = {}
-        self._demands: dict[ActorHandle, Demand] = {}
+        self._demands: dict[ActorHandle, ConcurrencyTarget] = {}
         """By feed, as `_work`."""
         self._sampled: Future[list[tuple[GroupSummary, pa.Table]]] | None = None
         """What `sample` plays just now, and for which call."""
@@ -85,8 +91,10 @@ class RolloutActor(EnvRunner, Checkpointable):
         if feed not in self._work:
             self._forget_ended()
             most = max(self._setup.config.dialogues_per_actor, group_size)
-            room = Room(most)
-            demand = self._demands[feed] = Demand(places=self._places, most=most, group_size=group_size)
+            room = DialogueSlots(most)
+            demand = self._demands[feed] = ConcurrencyTarget(
+                places=self._places, most=most, group_size=group_size
+            )
             setting = replace(self._setting(policy, simulator=simulator), room=room)
             pull = self._pull(
                 feed,
@@ -156,7 +164,7 @@ class RolloutActor(EnvRunner, Checkpointable):
         return pa.concat_tables(table for _, table in sampled.result())
 
     async def _roll_all(
-        self, orders: Sequence[GroupOrder], setting: Setting
+        self, orders: Sequence[GroupOrder], setting: RolloutContext
     ) -> list[tuple[GroupSummary, pa.Table]]:
         rolled = (self._roll(order, setting, is_trained=False) for order in orders)
         return list(await asyncio.gather(*rolled))
@@ -165,9 +173,9 @@ class RolloutActor(EnvRunner, Checkpointable):
         self,
         feed: ActorHandle,
         *,
-        setting: Setting,
-        room: Room,
-        demand: Demand,
+        setting: RolloutContext,
+        room: DialogueSlots,
+        demand: ConcurrencyTarget,
         group_size: int,
         tells: bool,
     ) -> None:
@@ -177,9 +185,9 @@ class RolloutActor(EnvRunner, Checkpointable):
         No time limit: a feed that dies raises, and a process that was stopped for a while goes on where it
         was, instead of ending the run by the time that it slept through.
         """
-        deliveries = Deliveries(lambda delivery: cast(Awaitable[object], feed.put.remote(delivery)))
+        deliveries = GroupSender(lambda delivery: cast(Awaitable[object], feed.put.remote(delivery)))
         async with asyncio.TaskGroup() as groups:
-            teller = TurnTeller(
+            teller = TurnPublisher(
                 lambda ids, rows: cast(Awaitable[object], feed.note_turns.remote(self.holder, ids, rows)),
                 spawn=groups.create_task,
             )
@@ -201,7 +209,7 @@ class RolloutActor(EnvRunner, Checkpointable):
                         setting,
                         is_trained=is_trained,
                         begun=await _begun(feed, order) if order.num_begun else None,
-                        tell=teller.of(order.group_id) if tells and is_trained else nobody,
+                        tell=teller.of(order.group_id) if tells and is_trained else ignore_turn,
                     )
                     groups.create_task(self._roll_for(order, rolling, setting, demand, deliveries))
 
@@ -209,24 +217,24 @@ class RolloutActor(EnvRunner, Checkpointable):
         self,
         order: GroupOrder,
         rolling: Awaitable[tuple[GroupSummary, pa.Table]],
-        setting: Setting,
-        demand: Demand,
-        deliveries: Deliveries,
+        setting: RolloutContext,
+        demand: ConcurrencyTarget,
+        deliveries: GroupSender,
     ) -> None:
         summary, table = await rolling
         demand.end(summary)
         if setting.room:
             setting.room.resize(demand.num_dialogues())
-        await deliveries.send(FinishedTable(order=order, summary=summary, table=table))
+        await deliveries.send(ScoredGroup(order=order, summary=summary, table=table))
 
     async def _roll(
         self,
         order: GroupOrder,
-        setting: Setting,
+        setting: RolloutContext,
         *,
         is_trained: bool,
-        begun: Mapping[int, Sequence[BegunTurn]] | None = None,
-        tell: Tell = nobody,
+        begun: Mapping[int, Sequence[CompletedTurn]] | None = None,
+        tell: PublishTurn = ignore_turn,
     ) -> tuple[GroupSummary, pa.Table]:
         """Plays a group and has it scored. A dialogue's place is free when it ends: the next ones need not
         wait for a judge."""
@@ -244,10 +252,10 @@ class RolloutActor(EnvRunner, Checkpointable):
             self._engine = self._setup.connect_engine()
         return self._engine
 
-    def _setting(self, policy: str, *, simulator: str = "") -> Setting:
+    def _setting(self, policy: str, *, simulator: str = "") -> RolloutContext:
         if simulator not in self._users:
             self._users[simulator] = self._setup.connect_user(simulator)
-        return make_setting(
+        return make_rollout_context(
             self._setup,
             policy=policy,
             engine=self._connected(),
@@ -291,7 +299,7 @@ class RolloutActor(EnvRunner, Checkpointable):
         self._thread.join(STOP_TIMEOUT_S)
 
 
-async def _begun(feed: ActorHandle, order: GroupOrder) -> dict[int, list[BegunTurn]]:
+async def _begun(feed: ActorHandle, order: GroupOrder) -> dict[int, list[CompletedTurn]]:
     """The turns of an order that are over, by trajectory."""
     (rows,) = await cast(Awaitable[list[list[pa.Buffer]]], feed.begun.remote([order.group_id]))
-    return read_begun(rows, group_id=order.group_id)
+    return read_partial_rollouts(rows, group_id=order.group_id)

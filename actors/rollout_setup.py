@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from actors.config import RolloutConfig
-from actors.engine import PolicyEngine, Sampling
-from actors.place import Place
+from actors.engines.protocol import PolicyEngine, Sampling
+from actors.engines.scripted_engine import SCRIPTS, ScriptedEngine
+from actors.process_info import ProcessInfo
 from actors.renderer import Renderer
-from actors.rollout import Setting
-from actors.scripted import SCRIPTS, ScriptedEngine
+from actors.rollout import RolloutContext
 from simulators.env import Gym
 from simulators.persona import PersonaMix
 from simulators.task import Task
@@ -47,14 +47,14 @@ class WorkState:
     worker_index: int
     holder: str
     """The name under which this life of the actor holds orders."""
-    place: Place
+    place: ProcessInfo
     is_idle: bool
     """Whether all its work has ended, of every feed."""
     error: str
     """What ended the work; empty while it goes on, and after the feed's own end."""
 
 
-def make_setting(
+def make_rollout_context(
     setup: RolloutSetup,
     *,
     policy: str,
@@ -62,7 +62,7 @@ def make_setting(
     user: User,
     gyms: Mapping[str, Gym],
     renderer: Renderer,
-) -> Setting:
+) -> RolloutContext:
     """What dialogues of `policy`, which is `engine` or a script's name, are played with."""
 
     def engine_for(task: Task, seed: int) -> PolicyEngine:
@@ -73,7 +73,7 @@ def make_setting(
         return engine
 
     config = setup.config
-    return Setting(
+    return RolloutContext(
         engine_for=engine_for,
         user=user,
         gyms=gyms,

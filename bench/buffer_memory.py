@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import ray
 
-from actors.delivery import Deliveries
+from actors.group_transport import GroupSender
 from actors.trajectory import GroupSummary
 from bench.buffer_sides import TIMEOUT_S, UnwrittenBuffer, finished, make_group
 from bench.rows import Row
@@ -37,7 +37,7 @@ class Streamer:
     """Sends copies of one group under ever new orders, as fast as slots are free."""
 
     async def stream(self, buffer: Any, num_groups: int) -> None:
-        deliveries = Deliveries(lambda delivery: buffer.put.remote(delivery))
+        deliveries = GroupSender(lambda delivery: buffer.put.remote(delivery))
         group = make_group(0, size=GROUP_SIZE, num_turns=NUM_TURNS)
         template = None
         while num_groups:

@@ -11,10 +11,10 @@ import numpy as np
 import ray
 import torch
 
-from actors.delivery import Deliveries, Delivery, FinishedTable
-from actors.summary import summarize
-from actors.table import REWARD, to_table
+from actors.group_summary import summarize
+from actors.group_transport import GroupBatch, GroupSender, ScoredGroup
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from actors.trajectory_table import REWARD, to_table
 from learners.archive import Archive, ArchiveEntry
 from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
@@ -192,7 +192,7 @@ class UnwrittenBuffer(BufferActor):
         super().__init__(sizes, run_folder=run_folder, **settings)
         self._settled = SettledGroups(NoArchive(run_folder))
 
-    def _keep(self, delivery: Delivery) -> None:
+    def _keep(self, delivery: GroupBatch) -> None:
         return None
 
 
@@ -232,20 +232,20 @@ class Producer:
         asyncio.run(send_all(buffer, groups))
 
 
-async def send_all(buffer: Any, groups: Sequence[FinishedTable]) -> None:
-    """Through the same `Deliveries` as a rollout actor's."""
-    deliveries = Deliveries(lambda delivery: buffer.put.remote(delivery))
+async def send_all(buffer: Any, groups: Sequence[ScoredGroup]) -> None:
+    """Through the same `GroupSender` as a rollout actor's."""
+    deliveries = GroupSender(lambda delivery: buffer.put.remote(delivery))
     await asyncio.gather(*(deliveries.send(group) for group in groups))
 
 
-def finished(order: GroupOrder, group: Sequence[Trajectory]) -> FinishedTable:
+def finished(order: GroupOrder, group: Sequence[Trajectory]) -> ScoredGroup:
     """Filled as a rollout actor fills it, from the records; what the rewards room adds is one column."""
     table = to_table(order, group)
     table = table.append_column(REWARD, table["env_reward"])
-    return FinishedTable(order=order, summary=summarize(order, table, duration_s=1.0), table=table)
+    return ScoredGroup(order=order, summary=summarize(order, table, duration_s=1.0), table=table)
 
 
-def _under(order: GroupOrder, group: FinishedTable) -> FinishedTable:
+def _under(order: GroupOrder, group: ScoredGroup) -> ScoredGroup:
     summary = dataclasses.replace(group.summary, group_id=order.group_id)
     return dataclasses.replace(group, order=order, summary=summary)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from actors.table import REWARD, to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from actors.trajectory_table import REWARD, to_table
 from learners.packing import pack
 from learners.policy import Policy
 from learners.samples import TrainingSample, samples_from_table

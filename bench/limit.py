@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from actors.vllm_engine import EngineActor
+from actors.engines.vllm_engine import EngineActor
 from bench.our_rollout import TIMEOUT_S, OurRollout, running
 from bench.part import RUNS, compare, interleaved, run
 from bench.played import Played, played

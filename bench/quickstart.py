@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.engine import PolicyEngine, Sampling
+from actors.engines.protocol import PolicyEngine, Sampling
+from actors.engines.scripted_engine import ScriptedEngine
 from actors.renderer import Renderer
-from actors.rollout import Setting, rollout_group
-from actors.scripted import ScriptedEngine
-from actors.table import to_table
+from actors.rollout import RolloutContext, rollout_group
 from actors.trajectory import GroupOrder
+from actors.trajectory_table import to_table
 from bench.rows import ROOT
 from cluster.algorithm_config import merged
 from cluster.config import RunConfig
@@ -77,7 +77,7 @@ async def _demonstrations(config: RunConfig, folder: Path) -> pa.Table:
         gym = GYMS[task.key.gym]
         return ScriptedEngine(config.sft.demonstrator, gym=gym, task=task, renderer=renderer, seed=seed)
 
-    setting = Setting(
+    setting = RolloutContext(
         engine_for=demonstrator,
         user=RuleUser(),
         renderer=renderer,

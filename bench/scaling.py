@@ -16,9 +16,9 @@ from statistics import median
 
 import ray
 
-from actors.engine import Sampling
+from actors.engines.protocol import Sampling
 from actors.renderer import Renderer
-from actors.rollout import Setting, rollout_group
+from actors.rollout import RolloutContext, rollout_group
 from actors.trajectory import GroupOrder
 from bench.driver_loop import Loop, Usage
 from bench.part import RUNS, run
@@ -56,7 +56,7 @@ class Crowd:
 async def play_crowd(num_dialogues: int, *, policy_folder: str) -> Crowd:
     """All begin at the same time; memory is what they have when the last of them ends."""
     engine, renderer = connect_talker(policy_folder), Renderer.from_folder(policy_folder)
-    setting = Setting(
+    setting = RolloutContext(
         engine_for=lambda task, seed: engine,
         user=connect_user("", delay_s=USER_DELAY_S),
         renderer=renderer,

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from actors.config import RolloutConfig
-from actors.engine import CompletionRequest
+from actors.engines.protocol import CompletionRequest
 from actors.renderer import Renderer
 from actors.rollout_setup import RolloutSetup
 from actors.trajectory import Completion, GroupSummary

@@ -23,8 +23,8 @@ import torch
 from ray.actor import ActorHandle
 
 from actors.config import EngineConfig
-from actors.vllm_engine import EngineActor
-from actors.vllm_settings import COMES_FIRST
+from actors.engines.vllm_engine import EngineActor
+from actors.engines.vllm_settings import COMES_FIRST
 from bench.part import RUNS, run
 from bench.rows import Row
 from bench.sync_sizes import shapes, write_policy
@@ -50,7 +50,7 @@ class WatchedEngine(EngineActor):
 
     async def watch(self) -> None:
         """Samples `NUM_REQUESTS` sequences from now on, each followed by another."""
-        # By the clock of `Pauses`. NaN between two requests: there lies a prompt, not a gap.
+        # By the clock of `PauseLog`. NaN between two requests: there lies a prompt, not a gap.
         self._stamps: list[list[float]] = [[] for _ in range(NUM_REQUESTS)]
         self._watching = [asyncio.ensure_future(self._follow(i)) for i in range(NUM_REQUESTS)]
         await self.settle()

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import ray
 from ray.exceptions import RayError
 
-from actors.table import SCORED
 from actors.trajectory import GroupOrder
+from actors.trajectory_table import SCORED
 from cluster.console import warn
 from cluster.events import first_line
 from cluster.start_ray import actor_beside_driver

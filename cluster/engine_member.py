@@ -9,8 +9,8 @@ import ray
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.engine import EngineGoneError
-from actors.place import Place, end_processes
+from actors.engines.protocol import EngineGoneError
+from actors.process_info import ProcessInfo, end_processes
 
 Phase = Literal["starts", "waits", "receives", "serves", "leaves"]
 """It starts, waits for its first weights, receives them, serves, and may have to leave."""
@@ -32,7 +32,7 @@ class Member:
     pending: ray.ObjectRef
     """While it starts: done once it has, with its place. Later its last check, or usage while it leaves."""
     asked_at: float
-    place: Place | None = None
+    place: ProcessInfo | None = None
     is_going: bool = False
     """Whether its node has been given notice: it serves until another does in its place."""
 
@@ -62,7 +62,7 @@ class Member:
     def enter(self, phase: Phase) -> None:
         self.phase, self.since = phase, time.monotonic()
 
-    def started(self, place: Place) -> None:
+    def started(self, place: ProcessInfo) -> None:
         self.place = place
         self.enter("waits")
         self.check()

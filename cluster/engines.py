@@ -13,9 +13,9 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.engine_set import EngineSet
-from actors.engine_usage import EngineUsage
-from actors.place import Place
+from actors.engines.membership import EngineSet
+from actors.engines.usage import EngineUsage
+from actors.process_info import ProcessInfo
 from cluster.console import say, warn
 from cluster.engine_member import GONE, Member, in_one_line
 
@@ -206,7 +206,7 @@ class Engines:
                 Member.begin(self._create(number), name=f"engine {number}", is_first=is_first)
             )
 
-    def _started(self, member: Member, place: Place) -> None:
+    def _started(self, member: Member, place: ProcessInfo) -> None:
         member.started(place)
         self._num_failed_starts = 0
 

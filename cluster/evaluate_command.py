@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from actors.chat_engine import ChatEngine
+from actors.engines.openai_engine import OpenAIEngine
 from actors.rollout_setup import RolloutSetup
 from actors.trajectory import GroupOrder
 from cluster.algorithm_config import create_rollouts
@@ -152,7 +152,7 @@ def _setup_for(request: EvaluationRequest, setup: RolloutSetup) -> RolloutSetup:
     setup = replace(setup, max_tokens=NO_CONTEXT_LIMIT)
     if request.endpoint is None:
         return setup
-    connect = partial(ChatEngine.connect, setup.policy_folder, request.endpoint)
+    connect = partial(OpenAIEngine.connect, setup.policy_folder, request.endpoint)
     return replace(setup, connect_engine=connect, engine_places=math.inf)
 
 

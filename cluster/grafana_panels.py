@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from actors.table import TURN_STAGES
+from actors.trajectory_table import TURN_STAGES
 from cluster.console import STAGES
 from cluster.metric_catalogue import EXPORTED, Metric
 from simulators.gauges import SHARES

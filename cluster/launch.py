@@ -10,11 +10,11 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from actors.engine_client import EngineClient
+from actors.engines.client import EngineClient
+from actors.engines.vllm_engine import EngineActor
+from actors.engines.vllm_settings import COMES_FIRST
 from actors.rollout_setup import RolloutSetup
 from actors.trajectory import GroupOrder
-from actors.vllm_engine import EngineActor
-from actors.vllm_settings import COMES_FIRST
 from cluster.config import RunConfig
 from cluster.console import say
 from cluster.engines import Engines

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.table import TURN_STAGES
 from actors.trajectory import StopReason
+from actors.trajectory_table import TURN_STAGES
 from cluster.scores import SUCCESS_SCORE, Outcome, published_score
 from learners.archive import write_tables
 

@@ -34,7 +34,7 @@ from simulators.user import SimulatorError, User
 Side = Literal["agent", "user"]
 HOW_TO = f"Type `choice content` with a choice of {', '.join(CHOICES)}; anything else is said to the user."
 HASTE = {"expert": 0.0, "hasty": 0.2}
-"""As `actors.scripted` has it, which would load a tokenizer."""
+"""As `actors.engines.scripted_engine` has it, which would load a tokenizer."""
 Agent = Generator[str, str, None]
 """Yields the text of its actions and is sent their feedback."""
 

@@ -17,7 +17,7 @@ from cluster.run_folder import LEARNER_FOLDER, RunFolder
 from simulators.own_gyms import known_gyms
 
 if TYPE_CHECKING:
-    from actors.engine import PolicyEngine
+    from actors.engines.protocol import PolicyEngine
     from actors.renderer import Renderer
 
 DEFAULT = "expert"
@@ -115,7 +115,7 @@ def open_policy(request: PolicyRequest, place: Place | None, config: RunConfig) 
 
 
 def _endpoint(request: PolicyRequest, config: RunConfig, scratch: Path) -> Opponent:
-    from actors.chat_engine import ChatEngine
+    from actors.engines.openai_engine import OpenAIEngine
     from actors.renderer import Renderer
     from learners.tiny_policy import make_tokenizer
 
@@ -131,7 +131,7 @@ def _endpoint(request: PolicyRequest, config: RunConfig, scratch: Path) -> Oppon
     gyms = known_gyms(config.gyms.modules)
     make_tokenizer(vocab_size=config.policy.tiny.vocab_size, gyms=gyms).save_pretrained(scratch)
     return Opponent(
-        engine=ChatEngine.connect(scratch, endpoint),
+        engine=OpenAIEngine.connect(scratch, endpoint),
         renderer=Renderer.from_folder(scratch),
         max_tokens=NO_CONTEXT_LIMIT,
     )
@@ -140,7 +140,7 @@ def _endpoint(request: PolicyRequest, config: RunConfig, scratch: Path) -> Oppon
 def _model(place: Place, config: RunConfig, scratch: Path) -> Opponent:
     from transformers.utils.logging import disable_progress_bar
 
-    from actors.local_engine import LocalEngine
+    from actors.engines.transformers_engine import TransformersEngine
     from actors.renderer import Renderer
     from cluster.policy_folder import local_folder
 
@@ -151,7 +151,7 @@ def _model(place: Place, config: RunConfig, scratch: Path) -> Opponent:
     else:
         folder = Path(local_folder(place.path))
     renderer = Renderer.from_folder(folder)
-    engine = LocalEngine(folder, renderer=renderer)
+    engine = TransformersEngine(folder, renderer=renderer)
     limits = (config.engine.max_model_len, engine.max_tokens or config.engine.max_model_len)
     return Opponent(engine=engine, renderer=renderer, max_tokens=min(limits))
 

@@ -2,9 +2,9 @@
 
 import asyncio
 
-from actors.engine import CompletionRequest, PolicyEngine, Sampling
+from actors.engines.protocol import CompletionRequest, PolicyEngine, Sampling
 from actors.renderer import Renderer, parse_tool_call
-from actors.rollout import Course, Setting, rollout
+from actors.rollout import ResumePoint, RolloutContext, rollout
 from actors.trajectory import Completion, StopReason, Trajectory, Turn
 from cluster.config import RunConfig
 from cluster.play_policy import Opponent
@@ -40,7 +40,7 @@ class ShownEngine:
 def play_policy(config: RunConfig, gym: Gym, task: Task, *, opponent: Opponent, terminal: Terminal) -> None:
     """One dialogue of a policy with a person as its user, by the settings of training."""
     engine = ShownEngine(opponent.engine, renderer=opponent.renderer, terminal=terminal)
-    setting = Setting(
+    setting = RolloutContext(
         engine_for=lambda task, seed: engine,
         user=HumanUser(
             {gym.name: gym},
@@ -63,7 +63,7 @@ def play_policy(config: RunConfig, gym: Gym, task: Task, *, opponent: Opponent, 
         if turn.action is not None:
             terminal.show(f"\nenvironment: {turn.feedback}")
 
-    played = asyncio.run(rollout(task.key, setting, seed=task.key.seed, course=Course(tell=tell)))
+    played = asyncio.run(rollout(task.key, setting, seed=task.key.seed, course=ResumePoint(tell=tell)))
     terminal.show(f"\n{ending_of(played)}")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from actors.table import TURN_STAGES
+from actors.trajectory_table import TURN_STAGES
 from cluster.results import (
     AVERAGE,
     HELD_OUT,

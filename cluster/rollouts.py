@@ -12,8 +12,8 @@ import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 
-from actors.engine_usage import EngineUsage
-from actors.place import Place
+from actors.engines.usage import EngineUsage
+from actors.process_info import ProcessInfo
 from actors.rollout_setup import WorkState
 from actors.trajectory import GroupOrder
 from cluster.console import warn
@@ -72,7 +72,7 @@ class Rollouts:
         """Called now and then while dialogues are played that no step waits for."""
         self._looked_beside_at_s = -math.inf
         """By `time.monotonic()`."""
-        self._places: dict[int, Place] = {}
+        self._places: dict[int, ProcessInfo] = {}
         """Where each was when it last answered."""
 
     def supervise(

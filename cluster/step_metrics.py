@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from actors.engine_usage import EngineUsage
-from actors.table import TURN_STAGES
+from actors.engines.usage import EngineUsage
 from actors.trajectory import GroupSummary
+from actors.trajectory_table import TURN_STAGES
 from simulators.gauges import gauges
 from simulators.user import RULES, Failure
 

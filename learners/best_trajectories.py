@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from actors.renderer import Renderer
-from actors.table import SCHEMA, SCORED
 from actors.trajectory import StopReason, as_ids
+from actors.trajectory_table import SCHEMA, SCORED
 from simulators.message import Message
 
 MOST_PER_TASK = 2

@@ -14,8 +14,8 @@ import pyarrow as pa
 from ray import ObjectRef
 from ray.exceptions import RayActorError
 
-from actors.delivery import Delivery
-from actors.engine import EngineGoneError
+from actors.engines.protocol import EngineGoneError
+from actors.group_transport import GroupBatch
 from actors.trajectory import GroupOrder, GroupSummary
 from learners.archive import Archive
 from learners.buffer import Buffer, BufferSizes
@@ -265,7 +265,7 @@ class BufferActor(Feed):
             self._settled.write_part(self._buffer.pop_settled())
         return is_wanted
 
-    def _keep(self, delivery: Delivery) -> "asyncio.Future[None] | None":
+    def _keep(self, delivery: GroupBatch) -> "asyncio.Future[None] | None":
         return self._recall.finished(delivery)
 
     def _keep_turns(self, group_ids: Sequence[int], rows: pa.Buffer) -> int:

@@ -17,8 +17,8 @@ import pyarrow as pa
 import ray
 from ray import ObjectRef
 
-from actors.delivery import Delivery
-from actors.heap import freeze_heap
+from actors.gc_freeze import freeze_heap
+from actors.group_transport import GroupBatch
 from actors.trajectory import GroupOrder, GroupSummary
 from learners.begun import Begun
 from learners.group_rows import GroupRows, StoredRows, rows_of
@@ -104,7 +104,7 @@ class Feed(ABC):
             return []
         return None
 
-    async def put(self, delivery: Delivery) -> list[bool]:
+    async def put(self, delivery: GroupBatch) -> list[bool]:
         """Takes finished groups in. False for each that was not wanted any more. What is returned from here
         outlives this process, where the feed keeps anything.
 
@@ -134,7 +134,7 @@ class Feed(ABC):
         return accepted
 
     async def note_turns(self, holder: str, group_ids: Sequence[int], rows: pa.Buffer) -> None:
-        """Turns of dialogues under way are over, see `actors.begun`; `group_ids` are their groups', turn by
+        """Turns of dialogues under way are over, see `actors.partial_rollouts`; `group_ids` are their groups', turn by
         turn. Those of a group that somebody else has now are not wanted: two would tell one dialogue."""
         mine = [one for one in group_ids if one in self._issues and self._issues[one].holder == holder]
         if mine and not self._ended():
@@ -228,7 +228,7 @@ class Feed(ABC):
     @abstractmethod
     def _accept(self, order: GroupOrder, summary: GroupSummary, rows: GroupRows) -> bool: ...
 
-    def _keep(self, delivery: Delivery) -> "asyncio.Future[None] | None":
+    def _keep(self, delivery: GroupBatch) -> "asyncio.Future[None] | None":
         """What was taken in is kept beyond this process when this is done. None: it is not."""
         return None
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 from ray import ObjectRef
 
-from actors.delivery import read_rows
+from actors.group_transport import read_group_batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,4 +53,4 @@ class StoredRows:
         self._rows = rows
 
     def __reduce__(self) -> tuple[Callable[[pa.Buffer], pa.Table], tuple[pa.Buffer]]:
-        return read_rows, (self._rows,)
+        return read_group_batch, (self._rows,)

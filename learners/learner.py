@@ -19,13 +19,13 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 
 from actors.config import WeightTransport
-from actors.heap import freeze_heap
+from actors.gc_freeze import freeze_heap
 from learners.checkpoint import SaveReport
 from learners.group_rows import GroupRows, fetch_groups
 from learners.policy_learner import PolicyLearner
 
 if TYPE_CHECKING:
-    from actors.vllm_sender import WeightSender
+    from actors.weights.gpu_weight_sender import GpuWeightSender
 
 FETCH_TIMEOUT_S = 120.0
 """Longest wait for a step's tables."""
@@ -39,7 +39,7 @@ class GRPOLearner(TorchLearner):
     def build(self) -> None:
         """Called once, by the LearnerGroup."""
         self._learner = PolicyLearner(vars(self.config)["learner_settings"])
-        self._sender: WeightSender | None = None
+        self._sender: GpuWeightSender | None = None
         self._met: list[ActorHandle] = []
         """The engines that the sender knows."""
         self._is_built = True
@@ -81,10 +81,12 @@ class GRPOLearner(TorchLearner):
         later one for other engines. Live there when rank 0 returns, with what the engines measured; the other
         ranks return nothing."""
         if self._sender is None or list(engines) != self._met:
-            from actors.vllm_sender import WeightSender  # vLLM is slow to import, and only GPUs need it
+            from actors.weights.gpu_weight_sender import (
+                GpuWeightSender,  # vLLM is slow to import, and only GPUs need it
+            )
 
             keeps = self._learner.rank == 0 or transport == "ipc"  # each rank shares its own copy
-            self._sender = WeightSender(
+            self._sender = GpuWeightSender(
                 transport,
                 engines=engines,
                 workers_per_engine=workers_per_engine,

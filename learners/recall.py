@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.delivery import Delivery
+from actors.group_transport import GroupBatch
 from learners.journal import Journal
 from learners.journal_file import Entry
 
@@ -133,7 +133,7 @@ class Recall:
     def issued(self, group_id: int) -> None:
         self._append(Kind.ISSUED, {"group_id": group_id})
 
-    def finished(self, delivery: Delivery) -> "asyncio.Future[None]":
+    def finished(self, delivery: GroupBatch) -> "asyncio.Future[None]":
         """Groups came home. Only their bytes are written here; what they say is read by who recalls them."""
         number = self._journal.next_number
         facts = {

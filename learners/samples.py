@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int32, Int64
 from numpy import ndarray
 
-from actors.summary import turn_states
+from actors.group_summary import turn_states
 from actors.trajectory import StopReason
 from learners.advantage import CreditRule, Estimator, make_estimator
 from learners.dropped import drop_reasons

@@ -12,8 +12,8 @@ import pyarrow as pa
 from jinja2.exceptions import TemplateError
 
 from actors.renderer import Renderer, parse_tool_call, read_completion
-from actors.table import REWARD, SCHEMA, to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
+from actors.trajectory_table import REWARD, SCHEMA, to_table
 from learners.sharegpt import SharedDialogue
 from simulators.message import Message
 from simulators.task import TaskKey

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.renderer import Renderer
-from actors.table import REWARD
+from actors.trajectory_table import REWARD
 from learners.config import LearnerConfig
 from learners.credited import CreditedGroup
 from learners.critic import explained_variance

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from actors.table import REWARD
+from actors.trajectory_table import REWARD
 from rewards.config import RewardConfig
 from rewards.judge import Judge, Rating
 from rewards.reward import REWARDS, RewardContext

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from actors.engine import CompletionRequest, EngineError
+from actors.engines.protocol import CompletionRequest, EngineError
 from actors.renderer import Renderer
 from actors.trajectory import Completion, GroupSummary, StopReason
 from simulators.env import Gym, GymEnv, Step

@@ -25,7 +25,7 @@ FILES = {"README.md", "LICENSE", "Makefile", "pyproject.toml"}
 STANDS_ONLY_IN: dict[str, list[str]] = {
     "ray.rllib": ["actors/rollout_actor.py", "learners/learner.py", "cluster/algorithm*.py"],
     "ray.serve": ["simulators/serve*.py", "cluster/*.py"],
-    "vllm": ["actors/vllm_*.py", "actors/weight_receiver.py"],
+    "vllm": ["actors/vllm_*.py", "actors/weights/weight_receiver.py"],
     "openai": ["simulators/chat.py"],
     "wandb": ["cluster/wandb_*.py", "cluster/dashboard.py"],
     "wandb_workspaces": ["cluster/dashboard.py"],

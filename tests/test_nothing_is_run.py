@@ -28,8 +28,8 @@ CHECKPOINT_CALLS = {"load": "storage_reader", "save": "storage_writer", "async_s
 """torch.distributed.checkpoint's, with the argument without which they read and write pickles."""
 ALLOWED = {
     # CUDA's own handles, from this run's learner to this run's engine, by a call between two Ray actors.
-    "actors/weight_receiver.py: pickle",
-    "actors/vllm_sender.py: pickle",
+    "actors/weights/weight_receiver.py: pickle",
+    "actors/weights/gpu_weight_sender.py: pickle",
     # A gym of one's own: its module is code, named in the recipe by whoever starts the run. docs/safety.md.
     "simulators/own_gyms.py: importlib.import_module",
 }

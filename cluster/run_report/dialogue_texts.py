@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from actors.table import TURN_STAGES
+from actors.trajectory_table import TURN_STAGES
 from cluster.run_report.run_rows import MOST_FILES_KEPT, FileDialogues, RunRows
 from learners.credit_columns import CREDITS
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from actors.table import TURN_STAGES
+from actors.trajectory_table import TURN_STAGES
 from cluster.console import STAGES
 from cluster.run_report.charts import NUM_COLOURS, Chart, Series
 from cluster.run_report.curves import thinned

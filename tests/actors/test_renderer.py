@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from actors.engine import Sampling
+from actors.engines.protocol import Sampling
 from actors.renderer import Renderer, parse_tool_call, read_completion
-from actors.rollout import Setting, rollout
+from actors.rollout import RolloutContext, rollout
 from actors.trajectory import Trajectory, as_ids
 from learners.tiny_policy import CHAT_TEMPLATE, make_tokenizer
 from simulators.gyms import GYMS
@@ -75,7 +75,7 @@ async def talk(
     renderer: Renderer, texts: Sequence[str], *, stops: bool = True
 ) -> tuple[Trajectory, TextEngine]:
     engine = TextEngine(renderer, texts, stops=stops)
-    setting = Setting(
+    setting = RolloutContext(
         engine_for=lambda task, seed: engine,
         user=RuleUser(),
         renderer=renderer,

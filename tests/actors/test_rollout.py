@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.engine import CompletionRequest, PolicyEngine, Sampling
+from actors.engines.protocol import CompletionRequest, PolicyEngine, Sampling
+from actors.engines.scripted_engine import Script, ScriptedEngine
+from actors.group_summary import summarize
 from actors.renderer import Renderer
-from actors.rollout import Setting, rollout, rollout_group
-from actors.scripted import Script, ScriptedEngine
-from actors.summary import summarize
-from actors.table import to_table
+from actors.rollout import RolloutContext, rollout, rollout_group
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory
+from actors.trajectory_table import to_table
 from learners.tiny_policy import make_tokenizer
 from rewards.reward import RewardContext
 from rewards.score import with_rewards
@@ -40,8 +40,8 @@ def make_setting(
     user: User | None = None,
     max_turns: int = 16,
     max_tokens: int = 4096,
-) -> Setting:
-    return Setting(
+) -> RolloutContext:
+    return RolloutContext(
         engine_for=engine_for,
         user=user or RuleUser(),
         renderer=renderer,

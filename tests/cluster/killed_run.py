@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.config import EngineConfig
-from actors.engine_line import Answer, Ask, Lines, Sampled, TokenIds
-from actors.engine_usage import EngineUsage, UsageMeter
-from actors.place import Place, place_here
+from actors.engines.rpc import EngineRpcServer, IdArray, RpcRequest, RpcResponse, SampledTokens
+from actors.engines.usage import EngineUsage, UsageMeter
+from actors.process_info import ProcessInfo, this_process
 from actors.renderer import Renderer
 from cluster import launch
 from cluster.cli import main
@@ -33,16 +33,16 @@ class FunctionEngine:
     def __init__(self, model_folder: str, config: EngineConfig, seed: int):
         self._renderer = Renderer.from_folder(model_folder)
         self._meter = UsageMeter()
-        self._lines = Lines(self.complete)
+        self._lines = EngineRpcServer(self.complete)
         self._weights = 0
         self._version = 0
 
-    async def start(self) -> Place:
-        return place_here()
+    async def start(self) -> ProcessInfo:
+        return this_process()
 
     async def complete(
-        self, token_ids: TokenIds, *, max_completion_tokens: int, temperature: float, seed: int
-    ) -> Sampled:
+        self, token_ids: IdArray, *, max_completion_tokens: int, temperature: float, seed: int
+    ) -> SampledTokens:
         weights, version = self._weights, self._version
         with self._meter.request():
             await asyncio.sleep(SAMPLE_S)
@@ -52,10 +52,10 @@ class FunctionEngine:
         logprobs = np.array([-rng.uniform(0.1, 3.0) for _ in ids], np.float32)
         return ids, logprobs, np.full(len(ids), version, np.int32), SAMPLE_S
 
-    async def begin(self, line: str, asks: Sequence[Ask]) -> None:
+    async def begin(self, line: str, asks: Sequence[RpcRequest]) -> None:
         self._lines.begin(line, asks)
 
-    async def answers(self, line: str) -> list[Answer]:
+    async def answers(self, line: str) -> list[RpcResponse]:
         return await self._lines.answers(line)
 
     async def hang_up(self, line: str, ticket: int) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from actors.summary import summarize
-from actors.table import REWARD, to_table
+from actors.group_summary import summarize
 from actors.trajectory import Completion, GroupOrder, GroupSummary, StopReason, Trajectory, Turn
+from actors.trajectory_table import REWARD, to_table
 from cluster.config import load
 from cluster.results import evaluation_rows, write_rows
 from cluster.run_folder import RunFolder

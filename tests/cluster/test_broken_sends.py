@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from actors.place import Place
+from actors.process_info import ProcessInfo
 from cluster import learners as learners_module
 from cluster import transports
 from cluster.engines import Engines
@@ -19,7 +19,7 @@ from cluster.transports import Way
 from cluster.weight_sync import MOST_BROKEN_SENDS, WeightSync
 from tests.cluster.ray_fakes import FakeActor, Reference, use_fakes
 
-HERE = Place(node_id="a" * 56, address="10.0.0.1", processes=((11, 0.0),))
+HERE = ProcessInfo(node_id="a" * 56, address="10.0.0.1", processes=((11, 0.0),))
 DIED = "learner 0 died"
 
 

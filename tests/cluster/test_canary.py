@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.begun import Told, to_rows
-from actors.engine import Sampling
+from actors.engines.protocol import Sampling
+from actors.partial_rollouts import TurnUpdate, to_rows
 from actors.renderer import Renderer
-from actors.rollout import Setting, rollout_group
-from actors.table import to_table
+from actors.rollout import RolloutContext, rollout_group
 from actors.trajectory import GroupOrder, StopReason
+from actors.trajectory_table import to_table
 from cluster.checks import check_users
 from cluster.cli import main
 from cluster.config import RunConfig, load
@@ -168,7 +168,7 @@ async def play(config: RunConfig, folder: RunFolder, renderer: Renderer) -> pa.T
         )
 
     user = connect_users(config.simulator, rules=RuleUser(), gyms=GYMS)
-    setting = Setting(
+    setting = RolloutContext(
         engine_for=engine,
         user=user,
         renderer=renderer,
@@ -183,7 +183,7 @@ async def play(config: RunConfig, folder: RunFolder, renderer: Renderer) -> pa.T
     assert {one.stop_reason for one in trajectories} == {StopReason.SIMULATOR_ERROR, StopReason.MAX_TURNS}
     assert any("***" in one.error for one in trajectories), "the endpoint did quote the key"
     told = [
-        Told(group_id=0, trajectory=at, index=number, turn=turn)
+        TurnUpdate(group_id=0, trajectory=at, index=number, turn=turn)
         for at, one in enumerate(trajectories)
         for number, turn in enumerate(one.turns)
     ]

@@ -13,8 +13,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.renderer import Renderer
-from actors.table import REWARD, SCORED
 from actors.trajectory import GroupOrder
+from actors.trajectory_table import REWARD, SCORED
 from cluster import demonstration_files
 from cluster.config import RunConfig
 from cluster.demonstration_files import ORDERS_PER_FILE, FileActor

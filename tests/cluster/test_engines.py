@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.engine import EngineGoneError
-from actors.engine_usage import EngineUsage
-from actors.place import Place
+from actors.engines.protocol import EngineGoneError
+from actors.engines.usage import EngineUsage
+from actors.process_info import ProcessInfo
 from cluster.engines import LEAVE_S, SILENT_S, Engines, EngineStartError
 from tests.cluster.ray_fakes import FakeActor, use_fakes
 
-HERE = Place(node_id="a" * 56, address="10.0.0.1", processes=((11, 0.0), (12, 0.0)))
+HERE = ProcessInfo(node_id="a" * 56, address="10.0.0.1", processes=((11, 0.0), (12, 0.0)))
 BUSY = EngineUsage(duration_s=3.0, idle_s=2.0, paused_s=0.0, request_s=1.0)
 IDLE = EngineUsage(duration_s=3.0, idle_s=3.0, paused_s=0.0, request_s=0.0)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from actors.table import to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn, as_ids
+from actors.trajectory_table import to_table
 from cluster.evaluation_journal import Journal
 from cluster.outcomes import from_json, outcomes_of, to_json, write_parquet
 from cluster.recipe import BadInput

@@ -14,13 +14,13 @@ from ray import cloudpickle
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from actors.config import EngineConfig
-from actors.vllm_engine import EngineActor
+from actors.engines.vllm_engine import EngineActor
 from cluster.engines import Engines
 from cluster.learners import Learners
 from cluster.transports import find_transport
 from cluster.weight_sync import WeightSync
 from learners.sft_config import SftConfig
-from tests.actors.agreement import VOCAB_SIZE, learn, logprobs_of, random_ids
+from tests.actors.logprob_agreement import VOCAB_SIZE, learn, logprobs_of, random_ids
 from tests.learners.groups import group_config, on_each, start
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(900)]

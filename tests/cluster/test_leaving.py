@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import ray
 
-from actors.place import Place
+from actors.process_info import ProcessInfo
 from actors.rollout_setup import WorkState
 from cluster.crew import LEAVE_S
 from cluster.engines import no_engines
 from cluster.rollouts import Rollouts
 from tests.cluster.ray_fakes import use_fakes
 
-HERE = Place(node_id="a" * 56, address="10.0.0.1", processes=((11, 0.0),))
+HERE = ProcessInfo(node_id="a" * 56, address="10.0.0.1", processes=((11, 0.0),))
 
 
 class Actor:

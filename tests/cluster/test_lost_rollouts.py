@@ -17,8 +17,8 @@ import pytest
 import ray
 from ray import cloudpickle
 
+from actors.engines.scripted_engine import Script
 from actors.rollout_setup import RolloutSetup
-from actors.scripted import Script
 from actors.trajectory import GroupOrder, GroupSummary
 from cluster import rollouts as rollouts_module
 from cluster.algorithm_config import create_rollouts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.table import TURN_STAGES
+from actors.trajectory_table import TURN_STAGES
 from cluster.config import RunConfig
 from cluster.console import STAGES
 from cluster.dashboard import layout

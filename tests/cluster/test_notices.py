@@ -7,7 +7,7 @@ import pytest
 import ray
 from ray.exceptions import RaySystemError
 
-from actors.place import Place
+from actors.process_info import ProcessInfo
 from cluster.crew import Crew
 from cluster.engines import Engines
 from cluster.notices import LOOK_EVERY_S, Notices
@@ -17,8 +17,8 @@ from tests.cluster.test_crew import Group, numbers
 SPOT, SAFE = "5" * 56, "a" * 56
 
 
-def place(node_id: str) -> Place:
-    return Place(node_id=node_id, address="10.0.0.1", processes=((11, 0.0),))
+def place(node_id: str) -> ProcessInfo:
+    return ProcessInfo(node_id=node_id, address="10.0.0.1", processes=((11, 0.0),))
 
 
 @pytest.fixture(autouse=True)

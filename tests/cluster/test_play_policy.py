@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.engine import CompletionRequest, Sampling
-from actors.local_engine import LocalEngine
+from actors.engines.protocol import CompletionRequest, Sampling
+from actors.engines.scripted_engine import HASTE as SCRIPTED_HASTE
+from actors.engines.scripted_engine import ScriptedEngine
+from actors.engines.transformers_engine import TransformersEngine
 from actors.renderer import Renderer
-from actors.scripted import HASTE as SCRIPTED_HASTE
-from actors.scripted import ScriptedEngine
 from actors.trajectory import TokenIds
 from cluster.cli import main
 from cluster.config import RunConfig, load
@@ -31,7 +31,7 @@ from learners.tiny_policy import build
 from simulators.gyms import GYMS
 from simulators.gyms.telepathy import PROPERTIES
 from simulators.message import Message
-from tests.actors.test_chat_engine import call
+from tests.actors.engines.test_openai_engine import call
 from tests.cluster.test_play import userrl_play
 from tests.endpoint import serve_endpoint
 from tests.fakes import make_tasks
@@ -92,7 +92,7 @@ def greedy(model: Path, prompt: TokenIds, *, stop_id: int, most: int) -> list[in
 
 
 async def test_a_local_engine_samples_from_the_policy_as_it_is(model: Path, renderer: Renderer) -> None:
-    engine = LocalEngine(model, renderer=renderer)
+    engine = TransformersEngine(model, renderer=renderer)
     cold = await engine.complete(request_of(renderer, temperature=1e-4))
     prompt = request_of(renderer).token_ids
     assert cold.token_ids.tolist() == greedy(model, prompt, stop_id=renderer.stop_id, most=8)
@@ -112,7 +112,7 @@ def test_what_a_models_makers_advise_changes_nothing(model: Path, renderer: Rend
         '{"do_sample": true, "top_k": 1, "repetition_penalty": 9.0}'
     )
     completions = [
-        asyncio.run(LocalEngine(folder, renderer=renderer).complete(request_of(renderer, seed=3)))
+        asyncio.run(TransformersEngine(folder, renderer=renderer).complete(request_of(renderer, seed=3)))
         for folder in (model, tmp_path)
     ]
     assert completions[0].token_ids.tolist() == completions[1].token_ids.tolist()
@@ -148,7 +148,9 @@ def test_a_policy_that_makes_no_call_ends_the_dialogue_and_one_without_a_user_ha
     (task,) = make_tasks("telepathy", num=1)
     gym, config = GYMS["telepathy"], load(None, {"rollout.max_completion_tokens": "4"})
     terminal, shown = a_terminal([])
-    random_model = Opponent(engine=LocalEngine(model, renderer=renderer), renderer=renderer, max_tokens=512)
+    random_model = Opponent(
+        engine=TransformersEngine(model, renderer=renderer), renderer=renderer, max_tokens=512
+    )
     play_policy(config, gym, task, opponent=random_model, terminal=terminal)
     assert shown[-1] == "\nThe agent made no tool call, which ends the dialogue.\nscore 0.00 in 1 turn"
     terminal, shown = a_terminal([])  # the person leaves at once
@@ -193,7 +195,7 @@ def test_a_checkpoint_of_a_run_plays_with_its_own_weights_and_lengths(
     config = with_settings_of(place, load(None), overrides={})
     assert config.rollout.max_completion_tokens == 12
     opponent = open_policy(PolicyRequest(policy=place.path), place, config)
-    assert isinstance(opponent.engine, LocalEngine)
+    assert isinstance(opponent.engine, TransformersEngine)
     assert opponent.max_tokens == 512, "the model was made for no more"
     playing, expected = opponent.engine._model.state_dict(), weights_of(run.path.parent / "expected")
     assert playing.keys() == expected.keys()

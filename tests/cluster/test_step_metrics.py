@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from actors.engine_usage import EngineUsage
-from actors.table import SCHEMA, TURN_STAGES
+from actors.engines.usage import EngineUsage
 from actors.trajectory import StopReason
+from actors.trajectory_table import SCHEMA, TURN_STAGES
 from cluster.step_metrics import Laps, age_metrics, engine_metrics, rollout_metrics, step_metrics
 from tests.fakes import make_summary
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ray import cloudpickle
 from ray.actor import ActorHandle
 
-from actors.engine import EngineError
+from actors.engines.protocol import EngineError
 from cluster.config import RunConfig
 from cluster.transports import choose
 
@@ -129,7 +129,7 @@ def test_the_learners_end_meets_every_engine_once_and_names_each_version(
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
 
-    from actors import vllm_sender
+    from actors.weights import gpu_weight_sender
 
     @dataclass
     class ByMessage(TrainerInitInfo):
@@ -152,12 +152,14 @@ def test_the_learners_end_meets_every_engine_once_and_names_each_version(
             self.client.finish_weight_update()
 
     monkeypatch.setitem(
-        vllm_sender.INIT_INFOS, "by_message", lambda rank, num_ends: ByMessage(rank=rank, world_size=num_ends)
+        gpu_weight_sender.INIT_INFOS,
+        "by_message",
+        lambda rank, num_ends: ByMessage(rank=rank, world_size=num_ends),
     )
     if "by_message" not in WeightTransferTrainerFactory._registry:
         WeightTransferTrainerFactory.register_engine("by_message", ByMessageEngine)
     engines, weights = [start(0.25), start(0.5)], TwoWeights()
-    sender = vllm_sender.WeightSender(
+    sender = gpu_weight_sender.GpuWeightSender(
         "by_message", engines=engines, workers_per_engine=2, weights=weights, rank=0, timeout_s=TIMEOUT_S
     )
     for version in (1, 2):
@@ -179,12 +181,12 @@ def test_the_learners_end_meets_every_engine_once_and_names_each_version(
 @pytest.mark.usefixtures("small_ray")
 def test_an_engine_that_does_not_answer_is_an_engines_error() -> None:
     """A bare time-out of Ray's would be told as one of the dialogues' tables."""
-    from actors import vllm_sender
+    from actors.weights import gpu_weight_sender
 
     engine = start(0.5)
     asked_of(engine)  # it runs
     engine.__ray_call__.remote(lambda self: time.sleep(5.0))
-    calls = vllm_sender.EngineCalls([engine], transport="nccl", workers_per_engine=1, timeout_s=0.1)
+    calls = gpu_weight_sender.EngineCalls([engine], transport="nccl", workers_per_engine=1, timeout_s=0.1)
     with pytest.raises(EngineError, match=r"no engine may take longer than 0\.1 s"):
         calls.start_weight_update()
 
@@ -195,11 +197,11 @@ def test_vllms_own_ends_of_both_gpu_ways_are_begun_as_they_want_to_be() -> None:
     """Made here, met nowhere: this needs no GPU. A renamed field of vLLM's would break it."""
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-    from actors import vllm_sender
+    from actors.weights import gpu_weight_sender
 
-    nccl = vllm_sender.INIT_INFOS["nccl"](0, 5)
+    nccl = gpu_weight_sender.INIT_INFOS["nccl"](0, 5)
     assert (nccl.is_sender, vars(nccl)["world_size"], vars(nccl)["packed"]) == (True, 5, True)
-    ipc = vllm_sender.INIT_INFOS["ipc"](1, 5)
+    ipc = gpu_weight_sender.INIT_INFOS["ipc"](1, 5)
     assert (ipc.is_sender, vars(ipc)["packed"]) == (False, True)
     for info in (nccl, ipc):
         end = WeightTransferTrainerFactory._registry[info.backend]()

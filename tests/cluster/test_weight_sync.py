@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ray import cloudpickle
 from ray.exceptions import RayActorError
 
-from actors.engine import EngineError
-from actors.place import Place, place_here
+from actors.engines.protocol import EngineError
+from actors.process_info import ProcessInfo, this_process
 from cluster.engines import Engines
 from cluster.learners import Learners
 from cluster.weight_sync import WeightSync
@@ -44,8 +44,8 @@ class LightEngine:
         self._error = ""
         self.begun: list[int] = []
 
-    async def start(self) -> Place:
-        return place_here()
+    async def start(self) -> ProcessInfo:
+        return this_process()
 
     async def check(self) -> None: ...
 

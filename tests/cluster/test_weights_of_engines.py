@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from actors.engine import EngineError
-from actors.place import Place
+from actors.engines.protocol import EngineError
+from actors.process_info import ProcessInfo
 from cluster import transports
 from cluster.engines import Engines
 from cluster.learner_calls import LearnerError
@@ -15,7 +15,7 @@ from cluster.transports import Way
 from cluster.weight_sync import WeightSync
 from tests.cluster.ray_fakes import FakeActor, Reference, use_fakes
 
-HERE = Place(node_id="a" * 56, address="10.0.0.1", processes=((11, 0.0),))
+HERE = ProcessInfo(node_id="a" * 56, address="10.0.0.1", processes=((11, 0.0),))
 
 
 class Learners:

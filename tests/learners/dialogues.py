@@ -10,10 +10,10 @@ import pyarrow as pa
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from actors.engine import Sampling
+from actors.engines.protocol import Sampling
+from actors.engines.scripted_engine import Script, ScriptedEngine
 from actors.renderer import Renderer
-from actors.rollout import Setting, rollout
-from actors.scripted import Script, ScriptedEngine
+from actors.rollout import RolloutContext, rollout
 from actors.trajectory import Trajectory
 from learners.archive import with_outcomes, write_tables
 from learners.ledger import TRAINED
@@ -46,7 +46,7 @@ def word_renderer(words: str, *, template: str = WORD_TEMPLATE) -> Renderer:
 def play(script: Script, *, gym: str, index: int, renderer: Renderer, max_tokens: int = 4096) -> Trajectory:
     """A scripted policy's dialogue with the gym's own user."""
     key = TaskKey(gym=gym, split="train", index=index, seed=0, difficulty=0)
-    setting = Setting(
+    setting = RolloutContext(
         engine_for=lambda task, seed: ScriptedEngine(
             script, gym=GYMS[task.key.gym], task=task, renderer=renderer, seed=seed
         ),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.delivery import Delivery, FinishedTable, read_rows
+from actors.group_transport import GroupBatch, ScoredGroup, read_group_batch
 from actors.trajectory import GroupOrder, StopReason
 from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
@@ -32,7 +32,7 @@ class Stored:
 
 class LocalBuffer(BufferActor):
     def _store(self, rows: pa.Buffer) -> Any:
-        return Stored(read_rows(rows))
+        return Stored(read_group_batch(rows))
 
 
 def make_local_buffer(
@@ -60,7 +60,7 @@ def delivery_of(
     stop_reasons: Sequence[StopReason] | None = None,
     versions: tuple[int, int] = (0, 0),
     is_empty: bool = False,
-) -> Delivery:
+) -> GroupBatch:
     """The group with these rewards, a row a trajectory; `is_empty`: the policy said nothing in it."""
     summary = make_summary(rewards, stop_reasons=stop_reasons, versions=versions)
     summary = replace(summary, group_id=order.group_id, task_key=order.task_key)
@@ -74,4 +74,4 @@ def delivery_of(
             "policy_versions": pa.array([list(versions)] * size, pa.list_(pa.int32())),
         }
     )
-    return Delivery.of([FinishedTable(order=order, summary=summary, table=table)])
+    return GroupBatch.of([ScoredGroup(order=order, summary=summary, table=table)])

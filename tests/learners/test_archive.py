@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from ray.exceptions import ObjectLostError
 
-from actors.table import SCHEMA
 from actors.trajectory import StopReason
+from actors.trajectory_table import SCHEMA
 from learners import archive
 from learners.archive import Archive, ArchiveEntry, rewind, with_outcomes, write_settled, write_tables
 from learners.credit_columns import CREDITS

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from actors.delivery import Delivery, FinishedTable
-from actors.summary import summarize
+from actors.group_summary import summarize
+from actors.group_transport import GroupBatch, ScoredGroup
 from actors.trajectory import StopReason
 from learners.buffer import BufferSizes, FinishedGroup
 from learners.config import LearnerConfig
@@ -35,8 +35,8 @@ async def play(feed: LocalBuffer, rewards: tuple[float, ...], *, last: StopReaso
     ends = [*[DONE] * (len(rewards) - 1), last]
     table = make_table(list(zip(map(turns_of, rewards), ends, strict=True)), group_id=order.group_id)
     summary = summarize(order, table, duration_s=1.0)
-    finished = FinishedTable(order=order, summary=summary, table=table)
-    assert await feed.put(Delivery.of([finished])) == [True]
+    finished = ScoredGroup(order=order, summary=summary, table=table)
+    assert await feed.put(GroupBatch.of([finished])) == [True]
 
 
 async def learn(groups: list[FinishedGroup]) -> Any:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from actors.summary import summarize
+from actors.group_summary import summarize
 from actors.trajectory import StopReason, Turn
 from learners.advantage import ADVANTAGES
 from learners.buffer import Buffer, BufferSizes

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from actors.table import REWARD
+from actors.trajectory_table import REWARD
 from learners.sft_config import SftConfig
 from tests.learners.groups import group_config, on_each, start, stored, write_policy
 from tests.learners.test_bad_numbers import GOOD, group_of, turns_of

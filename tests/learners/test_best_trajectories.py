@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.renderer import Renderer
-from actors.table import REWARD, SCHEMA, to_table
 from actors.trajectory import GroupOrder, StopReason, Trajectory
+from actors.trajectory_table import REWARD, SCHEMA, to_table
 from learners import best_trajectories as module
 from learners.best_trajectories import ArchivedTrajectory, best_trajectories, load_trajectories
 from learners.sft import Demonstrations

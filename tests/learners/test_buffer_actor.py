@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from actors.delivery import Delivery, FinishedTable
+from actors.group_transport import GroupBatch, ScoredGroup
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer import BufferSizes
 from learners.buffer_actor import BufferActor
@@ -110,8 +110,8 @@ class Holder:
                     **{name: [[1], [2], []] for name in TOKEN_COLUMNS},
                 }
             )
-            done_group = FinishedTable(order=order, summary=summary_of(order, pair), table=table)
-            get(feed.put.remote(Delivery.of([done_group])))
+            done_group = ScoredGroup(order=order, summary=summary_of(order, pair), table=table)
+            get(feed.put.remote(GroupBatch.of([done_group])))
             done.append(order)
         return done
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.delivery import Delivery, FinishedTable
+from actors.group_transport import GroupBatch, ScoredGroup
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer import BufferSizes
 from learners.feed import LostGroup
@@ -115,7 +115,7 @@ class World:
         for _ in range(2 if fate == "twice" else 1):
             await self.feed.put(self._finished(order, versions=(began, self.live), is_empty=fate == "empty"))
 
-    def _finished(self, order: GroupOrder, *, versions: tuple[int, int], is_empty: bool) -> Delivery:
+    def _finished(self, order: GroupOrder, *, versions: tuple[int, int], is_empty: bool) -> GroupBatch:
         rewards, reasons = self.rng.choices(RESULTS, RESULT_WEIGHTS)[0]
         return delivery_of(order, rewards, stop_reasons=reasons, versions=versions, is_empty=is_empty)
 
@@ -273,7 +273,7 @@ async def test_a_group_dropped_on_arrival_is_replaced_while_the_others_are_still
     table = pa.table({"group_id": [1] * 4, "trajectory": [0, 1, 2, 3]})
     for dropped, refill in ((orders[1], 3), (orders[0], 4)):
         flat = replace(summary, group_id=dropped.group_id, task_key=dropped.task_key)
-        await feed.put(Delivery.of([FinishedTable(order=dropped, summary=flat, table=table)]))
+        await feed.put(GroupBatch.of([ScoredGroup(order=dropped, summary=flat, table=table)]))
         new = await feed.next_orders("a", 9)
         assert new is not None and [order.group_id for order in new] == [refill]
     assert (await feed.ledger()).dropped["flat"] == 6

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from actors.summary import summarize
+from actors.group_summary import summarize
 from actors.trajectory import GroupOrder, GroupSummary, StopReason, Turn
 from learners.advantage import ADVANTAGES
 from learners.buffer import Buffer, BufferSizes

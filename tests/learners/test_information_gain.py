@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from actors.renderer import Renderer, read_completion
-from actors.table import REWARD, to_table
 from actors.trajectory import GroupOrder, StopReason, TokenIds, Trajectory
+from actors.trajectory_table import REWARD, to_table
 from learners.attention import PACKED_CAUSAL
 from learners.config import LearnerConfig
 from learners.information_gain import (

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actors.delivery import Delivery, FinishedTable
+from actors.group_transport import GroupBatch, ScoredGroup
 from actors.trajectory import GroupOrder
 from learners.buffer import BufferSizes
 from learners.config import LearnerConfig
@@ -185,12 +185,12 @@ class Crashes(RuleBasedStateMachine):
 
         async def work() -> None:
             groups = [self.played(self.held.pop(group_id)) for group_id in ids]
-            assert await self.feed.put(Delivery.of(groups)) == [True] * len(groups)
+            assert await self.feed.put(GroupBatch.of(groups)) == [True] * len(groups)
             self.home |= set(ids)
 
         self.attempt(work())
 
-    def played(self, order: GroupOrder) -> FinishedTable:
+    def played(self, order: GroupOrder) -> ScoredGroup:
         size, group_id = order.group_size, order.group_id
         summary = make_summary(rewards_of(group_id), versions=(self.version, self.version))
         table = pa.table(
@@ -201,7 +201,7 @@ class Crashes(RuleBasedStateMachine):
             }
         )
         summary = replace(summary, group_id=group_id, task_key=order.task_key)
-        return FinishedTable(order=order, summary=summary, table=table)
+        return ScoredGroup(order=order, summary=summary, table=table)
 
     @precondition(lambda self: self.can_train)
     @rule()
@@ -289,7 +289,7 @@ class Crashes(RuleBasedStateMachine):
             else:
                 ids = sorted(self.held)
                 groups = [self.played(self.held.pop(group_id)) for group_id in ids]
-                self.run(self.feed.put(Delivery.of(groups)))
+                self.run(self.feed.put(GroupBatch.of(groups)))
         self.run(self.feed.close())
         found = [[group_id for group_id, _ in self.taken[step]] for step in sorted(self.taken)]
         if self.bound == 0:

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from actors.renderer import Renderer
-from actors.table import REWARD, to_table
 from actors.trajectory import GroupOrder
+from actors.trajectory_table import REWARD, to_table
 from learners.checkpoint import Progress, load_checkpoint
 from learners.config import LearnerConfig, TinyPolicyConfig
 from learners.full_weights import full_state_dict

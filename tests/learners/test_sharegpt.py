@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from actors.renderer import Renderer
-from actors.table import REWARD, SCHEMA, to_table
 from actors.trajectory import GroupOrder, Trajectory
+from actors.trajectory_table import REWARD, SCHEMA, to_table
 from learners.samples import TrainingSample
 from learners.sft import Demonstrations, sample_lengths, without_overlong
 from learners.sharegpt import count_rows, read_dialogues

@@ -6,7 +6,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.summary import summarize
+from actors.group_summary import summarize
 from actors.trajectory import GroupOrder, StopReason, Turn
 from learners.advantage import make_estimator
 from learners.finished_group import FinishedGroup

@@ -10,8 +10,8 @@ import torch
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from actors.table import REWARD, to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, TokenIds, Trajectory, Turn, as_ids
+from actors.trajectory_table import REWARD, to_table
 from learners.attention import PACKED_CAUSAL
 from learners.checkpoint import CheckpointWriter, Progress
 from learners.critic import Critic

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from actors.table import to_table
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn, as_ids
+from actors.trajectory_table import to_table
 from simulators.message import Action
 from tests.fakes import make_key
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.table import to_table
 from actors.trajectory import GroupOrder, StopReason, Turn
+from actors.trajectory_table import to_table
 from rewards.config import RewardConfig
 from rewards.reward import REWARDS, RewardContext
 from rewards.score import with_rewards

@@ -1,0 +1,1 @@
+"""Weights on their way into running engines: the sender for GPU transports and the receiver inside vLLM."""

@@ -1,0 +1,133 @@
+"""The learner's end of the GPU transports: vLLM's own trainer engines, driven against our engine actors.
+
+Runs in every learner. Rank 0 meets the engines and drives them; the others only take part in the gathering.
+"""
+
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError
+from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, WeightSource
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+from vllm.utils.network_utils import get_open_port
+
+from actors.engines.protocol import EngineError
+
+
+class NamedTensors(Protocol):
+    """Weights that are gathered one at a time."""
+
+    def shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name, number format and size of each, without gathering."""
+        ...
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+
+class GpuWeightSender:
+    """Sends weights to all engines, as often as it is asked to."""
+
+    def __init__(
+        self,
+        transport: str,
+        *,
+        engines: Sequence[ActorHandle],
+        workers_per_engine: int,
+        weights: NamedTensors,
+        rank: int,
+        timeout_s: float,
+    ):
+        """Meets the engines. On every rank at the same time; `weights` has the policy's weights as they are
+        whenever it is gone through."""
+        self._client = EngineCalls(
+            engines, transport=transport, workers_per_engine=workers_per_engine, timeout_s=timeout_s
+        )
+        num_ends = 1 + len(engines) * workers_per_engine
+        self._end = WeightTransferTrainerFactory.trainer_init(
+            INIT_INFOS[transport](rank, num_ends), client=self._client, source=_Source(weights)
+        )
+
+    def send(self, policy_version: int) -> dict[str, float]:
+        """The version is live in every engine when rank 0 returns, which brings the engines' metrics."""
+        self._client.policy_version = policy_version
+        self._end.send_weights()
+        return self._client.metrics
+
+
+class EngineCalls:
+    """vLLM's four calls of a weight update, to all engine actors. Raises `EngineError`, as they do."""
+
+    def __init__(
+        self, engines: Sequence[ActorHandle], *, transport: str, workers_per_engine: int, timeout_s: float
+    ):
+        self.policy_version = 0
+        """What is being sent."""
+        self.metrics: dict[str, float] = {}
+        """Of the last update, on the slowest engine."""
+        self._engines = engines
+        self._transport = transport
+        self._workers_per_engine = workers_per_engine
+        self._timeout_s = timeout_s
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        def connect(engine: ActorHandle, index: int) -> ray.ObjectRef:
+            own = dict(init_info)
+            if "rank_offset" in own:  # vLLM counts the workers of one engine; ours follow each other
+                own["rank_offset"] += index * self._workers_per_engine
+            return engine.connect_learner.remote(self._transport, own)
+
+        self._ask(connect)
+
+    def start_weight_update(self) -> None:
+        self._ask(lambda engine, _: engine.begin_weights.remote())
+
+    def update_weights(self, update_info: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        data = pickle.dumps(update_info)  # CUDA's handles are of classes that vLLM's own messages refuse
+        self._ask(lambda engine, _: engine.take_weights.remote(data))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        ends = self._ask(lambda engine, _: engine.end_weights.remote(self.policy_version))
+        self.metrics = {key: max(end[key] for end in ends) for key in ends[0]}
+
+    def _ask(self, call: Callable[[ActorHandle, int], ray.ObjectRef]) -> list[Any]:
+        asked = [call(engine, index) for index, engine in enumerate(self._engines)]
+        try:
+            return ray.get(asked, timeout=self._timeout_s)
+        except GetTimeoutError as error:
+            text = f"no engine may take longer than {self._timeout_s:g} s for its part of a weight update"
+            raise EngineError(text) from error
+
+
+class _Source(WeightSource):
+    def __init__(self, weights: NamedTensors):
+        self._weights = weights
+
+    def metadata(self) -> list[ParamMeta]:
+        return [ParamMeta(*shape) for shape in self._weights.shapes()]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(self._weights)
+
+
+def _nccl(rank: int, num_ends: int) -> TrainerInitInfo:
+    return NCCLTrainerInitInfo(
+        rank=rank,
+        master_address=ray.util.get_node_ip_address(),
+        master_port=get_open_port(),
+        world_size=num_ends,
+    )
+
+
+def _ipc(rank: int, num_ends: int) -> TrainerInitInfo:
+    return IPCTrainerInitInfo(rank=rank, packed=True)  # unpacked, the whole model would be held twice
+
+
+INIT_INFOS: dict[str, Callable[[int, int], TrainerInitInfo]] = {"nccl": _nccl, "ipc": _ipc}
+"""How vLLM's trainer side of each transport begins, given this learner's rank and the number of processes
+between which weights travel."""
