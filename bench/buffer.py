@@ -21,8 +21,8 @@ from bench.buffer_memory import memory
 from bench.buffer_sides import GROUP_SIZE, TIMEOUT_S, Consumer, Producer, UnwrittenBuffer, ValueBuffer
 from bench.part import RUNS, compare, interleaved, run
 from bench.rows import Row
-from learners.buffer import BufferSizes
-from learners.buffer_actor import BufferActor
+from learners.buffer.buffer import BufferSizes
+from learners.buffer.buffer_actor import BufferActor
 from simulators.task import TaskSource
 
 PAIRS = (

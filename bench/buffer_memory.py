@@ -19,8 +19,8 @@ from actors.group_transport import GroupSender
 from actors.trajectory import GroupSummary
 from bench.buffer_sides import TIMEOUT_S, UnwrittenBuffer, finished, make_group
 from bench.rows import Row
-from learners.buffer import BufferSizes
-from learners.group_rows import fetch_groups
+from learners.buffer.buffer import BufferSizes
+from learners.buffer.group_store import fetch_groups
 from simulators.task import TaskSource
 
 STORE_BYTES = 256 * 2**20

@@ -15,15 +15,15 @@ from actors.group_summary import summarize
 from actors.group_transport import GroupBatch, GroupSender, ScoredGroup
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from actors.trajectory_table import REWARD, to_table
-from learners.archive import Archive, ArchiveEntry
-from learners.buffer import BufferSizes
-from learners.buffer_actor import BufferActor
+from learners.batch.packing import micro_batches
+from learners.buffer.archive import Archive, ArchiveEntry
+from learners.buffer.buffer import BufferSizes
+from learners.buffer.buffer_actor import BufferActor
+from learners.buffer.group_store import fetch_groups
+from learners.buffer.step_archive import StepArchive
 from learners.config import LearnerConfig
-from learners.group_rows import fetch_groups
-from learners.packing import micro_batches
-from learners.scoring import Scorer
-from learners.settled import SettledGroups
-from learners.step_samples import samples_of_step
+from learners.training.forward_scoring import ForwardScorer
+from learners.training.step_batch import samples_of_step
 from simulators.message import Action
 from simulators.task import TaskKey
 from simulators.user import UserReply
@@ -190,7 +190,7 @@ class UnwrittenBuffer(BufferActor):
 
     def __init__(self, sizes: BufferSizes, *, run_folder: Path, **settings: Any):
         super().__init__(sizes, run_folder=run_folder, **settings)
-        self._settled = SettledGroups(NoArchive(run_folder))
+        self._settled = StepArchive(NoArchive(run_folder))
 
     def _keep(self, delivery: GroupBatch) -> None:
         return None
@@ -257,7 +257,7 @@ class Consumer:
         torch.set_num_threads(1)
         self._config = LearnerConfig()
         no_policy: Any = None  # a plain GRPO step asks none
-        self._scorer = Scorer(
+        self._scorer = ForwardScorer(
             policy=no_policy,
             device=torch.device("cpu"),
             max_tokens=MICRO_BATCH_TOKENS,

@@ -8,9 +8,9 @@ import torch
 
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from actors.trajectory_table import REWARD, to_table
-from learners.packing import pack
-from learners.policy import Policy
-from learners.samples import TrainingSample, samples_from_table
+from learners.batch.packing import pack
+from learners.batch.samples import TrainingSample, samples_from_table
+from learners.model.policy import Policy
 from simulators.task import TaskKey
 
 SHORTEST, LONGEST = 64, 1024

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from bench.part import interleaved, run
 from bench.rows import Row
-from learners.journal import Journal
+from learners.buffer.log.write_ahead_log import WriteAheadLog
 
 GROUP_BYTES = 128 * 2**10
 """Of one group's table: 8 dialogues of 5 turns."""
@@ -38,7 +38,7 @@ def _bare_ms(folder: Path) -> float:
 
 def _journal_ms(folder: Path, *, in_flight: int) -> float:
     """Until each of so many deliveries that come together is on the disk, per delivery."""
-    journal, body = Journal(folder / f"journal-{in_flight}"), _body()
+    journal, body = WriteAheadLog(folder / f"journal-{in_flight}"), _body()
     journal.recover()
     journal.append("finished", facts={}, body=body).result()
     began = time.perf_counter()
@@ -50,7 +50,7 @@ def _journal_ms(folder: Path, *, in_flight: int) -> float:
 
 def _append_us(folder: Path) -> float:
     """What the event loop spends on an entry."""
-    journal, body = Journal(folder / "append"), _body()
+    journal, body = WriteAheadLog(folder / "append"), _body()
     journal.recover()
     began = time.perf_counter()
     done = [journal.append("finished", facts={"group_ids": [1, 2, 3]}, body=body) for _ in range(50)]

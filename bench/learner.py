@@ -21,7 +21,7 @@ from bench.learner_models import HEAD, QUICKSTART, SHAPES, Shape, build, make_tr
 from bench.learner_sides import OurSide, Side, TrlSide
 from bench.part import RUNS, compare, run
 from bench.rows import Row
-from learners.samples import TrainingSample
+from learners.batch.samples import TrainingSample
 
 SAME = 1e-3
 """Loss and gradient norm of both sides may differ by this, relatively: they must do the same work."""

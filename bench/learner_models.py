@@ -11,9 +11,9 @@ from transformers.utils.logging import disable_progress_bar
 from bench.dialogues import dialogues, sampled_by
 from bench.learner_sides import OurSide, TrlSide, padded
 from bench.rows import ROOT
+from learners.batch.samples import TrainingSample
 from learners.config import TinyPolicyConfig
-from learners.samples import TrainingSample
-from learners.tiny_policy import make_tokenizer
+from learners.model.tiny_policy import make_tokenizer
 
 RECIPE = ROOT.parent / "recipes" / "cpu-quickstart.toml"
 TINY = TinyPolicyConfig(**tomllib.loads(RECIPE.read_text())["policy"]["tiny"])

@@ -14,12 +14,12 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
+from learners.batch.aggregation import take
+from learners.batch.packing import micro_batches
+from learners.batch.samples import TrainingSample
 from learners.config import LearnerConfig
-from learners.loss_aggregation import take
-from learners.packing import micro_batches
-from learners.policy import load_policy
-from learners.samples import TrainingSample
-from learners.step import accumulate_gradients, apply_gradients, grpo_sums, make_optimizer
+from learners.model.policy import load_policy
+from learners.training.optimizer_step import accumulate_gradients, apply_gradients, grpo_sums, make_optimizer
 
 LR = 1e-6
 CONFIG = LearnerConfig(lr=LR, warmup_steps=0)

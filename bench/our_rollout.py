@@ -20,7 +20,7 @@ from cluster.engines import serve_own_weights
 from cluster.launch import Services, create_order_list, start_services
 from cluster.rollouts import Rollouts
 from cluster.start_ray import start_ray
-from learners.group_rows import fetch_groups
+from learners.buffer.group_store import fetch_groups
 
 TIMEOUT_S = 600.0
 

@@ -18,9 +18,9 @@ from bench.rows import ROOT
 from cluster.algorithm_config import merged
 from cluster.config import RunConfig
 from learners.config import LearnerSettings
+from learners.model.tiny_policy import build
 from learners.policy_learner import PolicyLearner
-from learners.sft import num_sft_steps
-from learners.tiny_policy import build
+from learners.sft.batches import num_sft_steps
 from simulators.gyms import GYMS
 from simulators.rule_user import RuleUser
 from simulators.task import Task, TaskKey, TaskSource

@@ -14,10 +14,10 @@ from actors.renderer import Renderer
 from actors.rollout_setup import RolloutSetup
 from actors.trajectory import Completion, GroupSummary
 from cluster.config import RunConfig
-from learners.buffer import BufferSizes
-from learners.buffer_actor import BufferActor
+from learners.buffer.buffer import BufferSizes
+from learners.buffer.buffer_actor import BufferActor
 from learners.config import TinyPolicyConfig
-from learners.tiny_policy import build
+from learners.model.tiny_policy import build
 from rewards.config import RewardConfig
 from rewards.reward import RewardContext
 from rewards.score import make_scorer

@@ -33,7 +33,7 @@ from cluster.transports import Way, find_transport
 from learners.config import LearnerConfig, LearnerSettings
 from learners.learner import GRPOLearner
 from learners.policy_learner import PolicyLearner
-from learners.sft_config import SftConfig
+from learners.sft.config import SftConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_REQUESTS = 32

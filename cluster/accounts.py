@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from cluster.recipe import BadInput
 from cluster.run_folder import STATE_FILE, RunFolder
-from learners.ledger import TRAINED
+from learners.buffer.ledger import TRAINED
 
 COLUMNS = ("group_id", "trajectory", "turn", "outcome", "step", "policy_versions")
 

@@ -37,7 +37,7 @@ from cluster.start_ray import start_ray
 from cluster.start_simulators import scale_simulators
 from cluster.step_metrics import Laps, age_metrics, engine_metrics, expect_agreement, step_metrics
 from cluster.weight_sync import connect
-from learners.journal_file import JournalError, check_format
+from learners.buffer.log.segments import LogError, check_format
 from simulators.task import Split
 
 CLOSE_TIMEOUT_S = 20.0
@@ -65,7 +65,7 @@ class GRPO(TrackedAlgorithm, SavedAlgorithm):
         """Absolute: actors write into it from wherever they run."""
         try:
             check_format(self.folder.journal)
-        except JournalError as error:
+        except LogError as error:
             raise BadInput(str(error)) from None
         self.folder.create(self.run)
         self.policy_version, self.num_sft_steps, self.cold_started = 0, 0, False

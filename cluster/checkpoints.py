@@ -21,7 +21,7 @@ from cluster.run_folder import (
     write_folder,
     write_whole,
 )
-from learners.checkpoint import withdraw
+from learners.model.checkpoint import withdraw
 
 OWN_SAVE_AFTER = 2
 """Checkpoint intervals without a checkpoint of the run, after which the algorithm saves one by itself: for

@@ -7,7 +7,7 @@ from cluster.console import say, stage_progress
 from cluster.demonstrations import gather_demonstrations
 from cluster.learners import Learners
 from cluster.rollouts import Rollouts
-from learners.sft import num_sft_steps
+from learners.sft.batches import num_sft_steps
 
 STEPS_PER_CALL = 10
 STEPS_PER_CHECKPOINT = 50

@@ -15,9 +15,9 @@ from actors.config import EngineConfig, RolloutConfig
 from cluster.gyms_config import GymsConfig, check_name
 from cluster.nodes_config import NodesConfig
 from cluster.recipe import apply_overrides, read_toml, to_toml, validate
-from learners.advantage import ADVANTAGES
+from learners.advantages.estimators import ADVANTAGES
 from learners.config import LearnerConfig, TinyPolicyConfig
-from learners.sft_config import SftConfig
+from learners.sft.config import SftConfig
 from rewards.config import RewardConfig
 from simulators.config import SimulatorConfig
 

@@ -11,7 +11,7 @@ from cluster.config import RunConfig
 from cluster.console import STAGES, say
 from cluster.recipe import BadInput
 from cluster.sections import SECTIONS, STEP, axis_of
-from learners.ledger import DROP_REASONS
+from learners.buffer.ledger import DROP_REASONS
 from simulators.gauges import SHARES
 
 VIEW = "UserRL"

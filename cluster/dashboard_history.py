@@ -14,7 +14,7 @@ from typing import Any, Literal
 from cluster.results import VALIDATION, EvaluationRow, read_rows, rows_as_json
 from cluster.run_folder import RunFolder, write_whole
 from cluster.sections import SFT_STEP, STEP, dashboard_key
-from learners.archive import step_file
+from learners.buffer.archive import step_file
 
 Kind = Literal["step", "sft", "evaluation"]
 STAGE_ORDER = {"untrained": 0, "sft": 1, "grpo": 3}

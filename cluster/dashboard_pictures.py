@@ -21,8 +21,8 @@ from numpy import ndarray
 
 from cluster.results import EvaluationRow
 from cluster.run_report.run_rows import group_simulators
-from learners.credit_columns import CREDITS
-from learners.ledger import TRAINED
+from learners.buffer.credit_columns import CREDITS
+from learners.buffer.ledger import TRAINED
 
 LIGHT = ("group_id", "trajectory", "turn", "gym", "failed", "outcome", "simulator", "step")
 NUMBERS = ("env_reward", "reward", *CREDITS.names)

@@ -6,7 +6,7 @@ from pathlib import Path
 from cluster.config import RunConfig
 from cluster.recipe import BadInput, read_toml
 from cluster.run_folder import RunFolder
-from learners.sharegpt import count_rows
+from learners.sft.sharegpt import count_rows
 
 
 def check_demonstrations(config: RunConfig) -> None:

@@ -22,7 +22,7 @@ from actors.trajectory_table import SCORED
 from cluster.console import warn
 from cluster.events import first_line
 from cluster.start_ray import actor_beside_driver
-from learners.archive import write_tables
+from learners.buffer.archive import write_tables
 
 ORDERS_PER_FILE = 256
 """Dialogues that one rollout actor plays at a time."""

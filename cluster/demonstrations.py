@@ -26,10 +26,10 @@ from cluster.recipe import BadInput
 from cluster.rollouts import Rollouts
 from cluster.run_folder import RunFolder
 from cluster.start_ray import beside_driver
-from learners.best_trajectories import best_trajectories, load_trajectories
-from learners.sft import sample_lengths, without_overlong
-from learners.sharegpt import SharedDialogue, read_dialogues
-from learners.sharegpt_table import dialogues_table
+from learners.sft.batches import sample_lengths, without_overlong
+from learners.sft.best_trajectories import best_trajectories, load_trajectories
+from learners.sft.sharegpt import SharedDialogue, read_dialogues
+from learners.sft.sharegpt_table import dialogues_table
 from simulators.task import TaskSource
 
 ROWS_PER_TASK = 512

@@ -33,7 +33,7 @@ from cluster.results import EvaluationRow, print_rows
 from cluster.rollouts import Rollouts
 from cluster.start_ray import start_ray
 from cluster.start_simulators import quick_apps, start_simulators, stop_simulators
-from learners.tiny_policy import build
+from learners.model.tiny_policy import build
 from rewards.config import RewardConfig
 from simulators.own_gyms import known_gyms
 

@@ -17,7 +17,7 @@ from cluster.console import say, waits_for
 from cluster.flat_watch import FlatWatch
 from cluster.new_start import LostBufferError
 from cluster.rollouts import Rollouts
-from learners.finished_group import FinishedGroup
+from learners.buffer.buffered_group import BufferedGroup
 
 TAKE_TIMEOUT_S = 600.0
 """A step whose groups do not come within this time, beyond that after which a lost group is issued again,
@@ -46,7 +46,7 @@ class Groups:
         self._supervised_at_s = -math.inf
         """By `time.monotonic()`."""
 
-    def take(self, *, policy_version: int, check: Callable[[], object]) -> list[FinishedGroup]:
+    def take(self, *, policy_version: int, check: Callable[[], object]) -> list[BufferedGroup]:
         """Whole groups for one step on `policy_version`. While it waits it sees to the rollout actors, and
         calls `check`, which raises where waiting is in vain."""
         deadline = time.monotonic() + self._run.rollout.group_timeout_s + TAKE_TIMEOUT_S
@@ -82,7 +82,7 @@ class Groups:
             self._supervise()
 
     def book(
-        self, groups: Sequence[FinishedGroup], *, step: int, credits: "ray.ObjectRef | None" = None
+        self, groups: Sequence[BufferedGroup], *, step: int, credits: "ray.ObjectRef | None" = None
     ) -> list[GroupSummary]:
         """Books the groups as trained by `step`; `credits` is that of its `Learners.update`. Summaries of all
         that was settled since the step before."""
@@ -90,7 +90,7 @@ class Groups:
         return self._get(self._buffer.book.remote(_ids(groups), step=step, credits=inside))
 
     def release(
-        self, groups: Sequence[FinishedGroup], *, policy_version: int, live: Sequence[ray.ObjectRef]
+        self, groups: Sequence[BufferedGroup], *, policy_version: int, live: Sequence[ray.ObjectRef]
     ) -> None:
         """Has the buffer free the slots of booked groups as soon as all of `live` are done: then the weights
         of their step, `policy_version`, are in every engine. Returns at once."""
@@ -165,7 +165,7 @@ class Groups:
             raise LostBufferError(BUFFER_DIED) from error
 
 
-def _ids(groups: Sequence[FinishedGroup]) -> list[int]:
+def _ids(groups: Sequence[BufferedGroup]) -> list[int]:
     return [group.order.group_id for group in groups]
 
 

@@ -22,10 +22,10 @@ from cluster.machine import PlannedProcess, gpu_share, planned_processes
 from cluster.replica_watch import ReplicaWatch
 from cluster.start_ray import actor_beside_driver
 from cluster.start_simulators import connect_user, quick_apps, start_simulators, stop_simulators
-from learners.buffer import BufferSizes
-from learners.buffer_actor import BufferActor
-from learners.flat import is_flat
-from learners.order_list import OrderList
+from learners.buffer.buffer import BufferSizes
+from learners.buffer.buffer_actor import BufferActor
+from learners.buffer.fixed_work_source import FixedWorkSource
+from learners.buffer.zero_advantage import is_flat
 from rewards.reward import RewardContext
 from rewards.score import make_scorer
 from simulators.task import TaskSource
@@ -122,7 +122,7 @@ def start_engines(config: RunConfig, *, policy_folder: str) -> Engines:
 
 def create_order_list(orders: Sequence[GroupOrder], *, group_timeout_s: float) -> ActorHandle:
     """A feed of these orders, on the driver's node."""
-    return actor_beside_driver(OrderList).remote(orders, group_timeout_s=group_timeout_s)
+    return actor_beside_driver(FixedWorkSource).remote(orders, group_timeout_s=group_timeout_s)
 
 
 def make_rollout_setup(config: RunConfig, *, policy_folder: str) -> RolloutSetup:

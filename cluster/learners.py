@@ -25,7 +25,7 @@ from cluster.learner_calls import (
     ask_for_payload,
 )
 from cluster.learner_room import rebuilt
-from learners.group_rows import GroupRows
+from learners.buffer.group_store import GroupRows
 
 CALL_TIMEOUT_S = 1800.0
 """Longest wait for one call; an optimizer step of a large policy takes minutes."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 from actors.trajectory import StopReason
 from actors.trajectory_table import TURN_STAGES
 from cluster.scores import SUCCESS_SCORE, Outcome, published_score
-from learners.archive import write_tables
+from learners.buffer.archive import write_tables
 
 SCHEMA = pa.schema(
     [
@@ -49,7 +49,7 @@ TUPLES = ("rewards", "choices", "contents", "feedbacks")
 def outcomes_of(
     table: pa.Table, *, policy: str, simulator: str, num_aspects: Mapping[str, int] = NO_ASPECTS
 ) -> list[Outcome]:
-    """The outcomes of one group, trial by trial, from its table `without_tokens` (learners/order_list.py).
+    """The outcomes of one group, trial by trial, from its table `without_tokens` (learners/buffer/fixed_work_source.py).
 
     `num_aspects` is by task id; 1 where it does not say."""
     rows: dict[int, list[dict[str, Any]]] = {}

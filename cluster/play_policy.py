@@ -117,7 +117,7 @@ def open_policy(request: PolicyRequest, place: Place | None, config: RunConfig) 
 def _endpoint(request: PolicyRequest, config: RunConfig, scratch: Path) -> Opponent:
     from actors.engines.openai_engine import OpenAIEngine
     from actors.renderer import Renderer
-    from learners.tiny_policy import make_tokenizer
+    from learners.model.tiny_policy import make_tokenizer
 
     assert request.policy is not None, "an endpoint has a URL"
     endpoint = endpoint_of(

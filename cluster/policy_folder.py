@@ -7,7 +7,7 @@ from huggingface_hub import snapshot_download
 from cluster.config import RunConfig
 from cluster.policy_check import is_hub_name
 from cluster.run_folder import RunFolder, write_folder
-from learners.tiny_policy import build
+from learners.model.tiny_policy import build
 from simulators.own_gyms import known_gyms
 
 

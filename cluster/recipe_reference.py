@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cluster.config import RunConfig
-from learners.advantage import ADVANTAGES
-from learners.loss import POLICY_LOSSES
+from learners.advantages.estimators import ADVANTAGES
+from learners.losses.policy_loss import POLICY_LOSSES
 from rewards.reward import REWARDS
 
 INTRO = """\

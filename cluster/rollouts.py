@@ -22,8 +22,8 @@ from cluster.engines import Engines
 from cluster.launch import create_order_list
 from cluster.notices import Notices
 from cluster.roll_call import RollCall
-from learners.feed import LostGroup
-from learners.finished_group import FinishedGroup
+from learners.buffer.buffered_group import BufferedGroup
+from learners.buffer.work_source import LostGroup
 
 LOOK_EVERY_S = 0.5
 LOOK_BESIDE_EVERY_S = 3.0
@@ -254,7 +254,7 @@ class Rollouts:
         policy: str,
         simulator: str = "",
         finish: Callable[[Sequence[pa.Table]], None],
-    ) -> tuple[ActorHandle, list[FinishedGroup]]:
+    ) -> tuple[ActorHandle, list[BufferedGroup]]:
         """Rolls out a list of orders: the feed that holds their tables, and the finished groups in order.
 
         The dialogues of every group are given to `finish`, a table a group, within about a second of its end.

@@ -8,7 +8,7 @@ from cluster.dashboard_history import Entry
 from cluster.dashboard_pictures import Pictures, evaluation_pictures, step_pictures
 from cluster.results import EvaluationRow, read_row
 from cluster.run_folder import RunFolder
-from learners.archive import FILE_NAME, MAX_PENDING
+from learners.buffer.archive import FILE_NAME, MAX_PENDING
 
 ARCHIVE_TIMEOUT_S = 10.0
 """A step's dialogues are written behind it."""

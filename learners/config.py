@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from learners.advantage import CreditRule
-from learners.loss import POLICY_LOSSES
-from learners.sft_config import SftConfig
+from learners.advantages.estimators import CreditRule
+from learners.losses.policy_loss import POLICY_LOSSES
+from learners.sft.config import SftConfig
 
 ScoreName = Literal["sum", "mean", "reward_to_go", "max", "last"]
 CreditName = Literal["naive", "equalized", "reward_to_go", "exponential"]

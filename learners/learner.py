@@ -20,8 +20,8 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 
 from actors.config import WeightTransport
 from actors.gc_freeze import freeze_heap
-from learners.checkpoint import SaveReport
-from learners.group_rows import GroupRows, fetch_groups
+from learners.buffer.group_store import GroupRows, fetch_groups
+from learners.model.checkpoint import SaveReport
 from learners.policy_learner import PolicyLearner
 
 if TYPE_CHECKING:

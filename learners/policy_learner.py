@@ -19,19 +19,20 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from actors.renderer import Renderer
-from learners.checkpoint import CheckpointWriter, Progress, SaveReport, export_model, load_checkpoint
+from learners.batch.aggregation import shares_of, take, turn_weights
+from learners.batch.packing import micro_batches
+from learners.batch.samples import TrainingSample
 from learners.config import LearnerSettings
-from learners.credited import CreditedGroup, credit_table
-from learners.full_weights import FullWeights
-from learners.loss_aggregation import shares_of, take, turn_weights
-from learners.loss_entropy import EntropyControl
-from learners.packing import micro_batches
-from learners.policy import Policy, load_policy, shard
-from learners.reference import load_reference, reference_logprobs, write_reference
-from learners.samples import TrainingSample
-from learners.scoring import Scorer, TurnKey
-from learners.sft import Demonstrations, batch_indices, num_sft_steps
-from learners.step import (
+from learners.losses.entropy import EntropyControl
+from learners.model.checkpoint import CheckpointWriter, Progress, SaveReport, export_model, load_checkpoint
+from learners.model.policy import Policy, load_policy, shard
+from learners.model.reference import load_reference, reference_logprobs, write_reference
+from learners.model.weight_export import WeightExport
+from learners.model.weight_payload import WIRE_DTYPES, pack
+from learners.sft.batches import DemonstrationSamples, batch_indices, num_sft_steps
+from learners.training.effective_advantages import EffectiveAdvantages
+from learners.training.forward_scoring import ForwardScorer, TurnKey
+from learners.training.optimizer_step import (
     LossFn,
     accumulate_gradients,
     apply_gradients,
@@ -44,9 +45,8 @@ from learners.step import (
     warmed_up,
     with_critic,
 )
-from learners.step_samples import samples_of_step, trajectories_of
-from learners.used_advantages import UsedAdvantages
-from learners.weight_sender import WIRE_DTYPES, pack
+from learners.training.step_batch import samples_of_step, trajectories_of
+from learners.training.turn_credit_table import GroupCredits, credit_table
 
 
 class PolicyLearner:
@@ -83,7 +83,7 @@ class PolicyLearner:
         self._reference: Policy | None = None
         self._stage = ""
         self._entropy = EntropyControl(coefficient=config.entropy_coefficient)
-        self._demonstrations = Demonstrations([])
+        self._demonstrations = DemonstrationSamples([])
         self._credits: pa.Table | None = None
         """Of the last step; rank 0 alone has any."""
 
@@ -109,7 +109,7 @@ class PolicyLearner:
             used = self._entropy.used(target=config.entropy_target)
             config = config.model_copy(update={"entropy_coefficient": used})
         num_loss_tokens = sum(sample.num_loss_tokens for sample in samples)
-        taken = UsedAdvantages() if config.takes_kl_from_advantages and num_loss_tokens else None
+        taken = EffectiveAdvantages() if config.takes_kl_from_advantages and num_loss_tokens else None
         loss_fn = partial(
             grpo_sums,
             config=config,
@@ -137,7 +137,7 @@ class PolicyLearner:
 
     def set_demonstrations(self, tables: Sequence[pa.Table]) -> int:
         """Keeps the SFT stage's demonstrations; returns how many samples they give."""
-        self._demonstrations = Demonstrations(tables)
+        self._demonstrations = DemonstrationSamples(tables)
         return len(self._demonstrations)
 
     def sft_updates(self, *, first_step: int, num_steps: int) -> dict[str, float]:
@@ -159,9 +159,9 @@ class PolicyLearner:
             pass
         return None
 
-    def full_weights(self, *, dtype: Literal["float32", "bfloat16", "auto"], keep: bool) -> FullWeights:
+    def full_weights(self, *, dtype: Literal["float32", "bfloat16", "auto"], keep: bool) -> WeightExport:
         """The policy's weights to go through, one at a time, again after each step."""
-        return FullWeights(self._policy, dtype=WIRE_DTYPES[dtype], keep=keep)
+        return WeightExport(self._policy, dtype=WIRE_DTYPES[dtype], keep=keep)
 
     def save(self, path: str) -> None:
         """Begins a checkpoint in the folder `path`, which all learners must be able to reach; `saved` says
@@ -190,7 +190,9 @@ class PolicyLearner:
         if stage != self._stage:
             self._optimizer = make_optimizer(self._policy, config=self._settings.learner)
             if stage == "grpo":
-                self._demonstrations = Demonstrations([])  # they would hold their place in the object store
+                self._demonstrations = DemonstrationSamples(
+                    []
+                )  # they would hold their place in the object store
             self._take_reference(stage, begins=True)
             self._stage = stage
 
@@ -222,10 +224,10 @@ class PolicyLearner:
 
     def _note_credits(
         self,
-        groups: Sequence[CreditedGroup],
+        groups: Sequence[GroupCredits],
         *,
         samples: Sequence[TrainingSample],
-        taken: UsedAdvantages | None,
+        taken: EffectiveAdvantages | None,
         step: int,
     ) -> None:
         """After the step on these samples, for `credits`."""
@@ -246,8 +248,8 @@ class PolicyLearner:
                 in_loss=in_loss,
             )
 
-    def _scorer(self, step: int) -> Scorer:
-        return Scorer(
+    def _scorer(self, step: int) -> ForwardScorer:
+        return ForwardScorer(
             policy=self._policy,
             device=self._device,
             max_tokens=self._settings.learner.micro_batch_tokens,

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learners.journal_file import FRAME, MAGIC
+from learners.buffer.log.segments import FRAME, MAGIC
 
 BLOCK = re.compile(rb"[A-Za-z0-9+/]{200,}={0,2}")
 """Base64 in a page: the report carries its rows so."""

@@ -29,7 +29,7 @@ STANDS_ONLY_IN: dict[str, list[str]] = {
     "openai": ["simulators/chat.py"],
     "wandb": ["cluster/wandb_*.py", "cluster/dashboard.py"],
     "wandb_workspaces": ["cluster/dashboard.py"],
-    "peft": ["learners/lora.py"],
+    "peft": ["learners/model/lora.py"],
     "cryptography": ["cluster/sealed.py"],
     "ray.job_submission": ["cluster/jobs.py"],
     "trl": ["tests/*", "bench/*"],

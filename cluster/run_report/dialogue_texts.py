@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from actors.trajectory_table import TURN_STAGES
 from cluster.run_report.run_rows import MOST_FILES_KEPT, FileDialogues, RunRows
-from learners.credit_columns import CREDITS
+from learners.buffer.credit_columns import CREDITS
 
 SECONDS = tuple(f"{stage}_s" for stage in TURN_STAGES)
 TEXTS = (

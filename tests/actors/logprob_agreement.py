@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from ray import cloudpickle
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from learners.policy import Policy
-from learners.weight_sender import pack
+from learners.model.policy import Policy
+from learners.model.weight_payload import pack
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file
 

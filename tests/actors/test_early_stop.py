@@ -16,9 +16,9 @@ from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout, rollout_group
 from actors.trajectory import Completion, GroupOrder, StopReason
 from actors.trajectory_table import to_table
-from learners.dropped import drop_reasons
-from learners.ledger import outcomes_of, usable_trajectories
-from learners.tiny_policy import make_tokenizer
+from learners.buffer.ledger import outcomes_of, usable_trajectories
+from learners.drop_reasons import drop_reasons
+from learners.model.tiny_policy import make_tokenizer
 from rewards.reward import RewardContext
 from rewards.score import with_rewards
 from simulators.gyms import GYMS

@@ -13,7 +13,7 @@ from actors.renderer import Renderer
 from actors.rollout import ResumePoint, RolloutContext, rollout, rollout_group
 from actors.trajectory import Completion, GroupOrder, Trajectory, Turn
 from actors.trajectory_table import SCHEMA, to_table
-from learners.tiny_policy import make_tokenizer
+from learners.model.tiny_policy import make_tokenizer
 from simulators.gyms import GYMS
 from simulators.manner import attentive
 from simulators.message import Action

@@ -12,7 +12,7 @@ from actors.engines.protocol import Sampling
 from actors.renderer import Renderer, parse_tool_call, read_completion
 from actors.rollout import RolloutContext, rollout
 from actors.trajectory import Trajectory, as_ids
-from learners.tiny_policy import CHAT_TEMPLATE, make_tokenizer
+from learners.model.tiny_policy import CHAT_TEMPLATE, make_tokenizer
 from simulators.gyms import GYMS
 from simulators.message import TOOL_NAME, Action, Message, ToolCall
 from simulators.rule_user import RuleUser

@@ -15,7 +15,7 @@ from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout, rollout_group
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory
 from actors.trajectory_table import to_table
-from learners.tiny_policy import make_tokenizer
+from learners.model.tiny_policy import make_tokenizer
 from rewards.reward import RewardContext
 from rewards.score import with_rewards
 from simulators.gyms import GYMS

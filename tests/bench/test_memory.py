@@ -14,7 +14,7 @@ from cluster.start_ray import start_ray
 
 MOST_MB = 25.0
 """Per 1,000 steps, of one process: allocators breathe by some megabytes in a short run. What is held by each
-step and never let go shows in the counts of objects, and in tests/learners/test_flat_memory.py."""
+step and never let go shows in the counts of objects, and in tests/learners/buffer/test_memory_does_not_grow.py."""
 
 for module in (bench.memory, bench.scripted):
     cloudpickle.register_pickle_by_value(module)  # Ray's workers need not find them

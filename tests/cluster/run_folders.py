@@ -15,8 +15,8 @@ from cluster.results import evaluation_rows, write_rows
 from cluster.run_folder import RunFolder
 from cluster.scores import Outcome
 from cluster.step_metrics import rollout_metrics
-from learners.archive import step_file, write_settled
-from learners.credit_columns import CREDITS, KEYS
+from learners.buffer.archive import step_file, write_settled
+from learners.buffer.credit_columns import CREDITS, KEYS
 from simulators.message import Action
 from simulators.task import TaskKey
 from simulators.user import UserReply

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from cluster.algorithm import GRPO
 from cluster.algorithm_config import GRPOConfig
 from cluster.wandb_files import read_part
-from learners.samples import gym_advantages
+from learners.batch.samples import gym_advantages
 
 pytestmark = pytest.mark.slow
 

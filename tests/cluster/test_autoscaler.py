@@ -21,7 +21,7 @@ import ray
 from cluster.loopback import as_it_listens
 from cluster.rollouts import Rollouts
 from tests.cluster.test_elastic import orders, start_one
-from tests.learners.groups import write_policy
+from tests.learners.learner_groups import write_policy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 LOOPBACK = "127.0.0.1"

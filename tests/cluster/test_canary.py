@@ -25,9 +25,9 @@ from cluster.cli import main
 from cluster.config import RunConfig, load
 from cluster.run_folder import RunFolder
 from cluster.tracking import Tracker
-from learners.archive import step_file, with_outcomes, write_tables
-from learners.journal_file import Entry, frame_of
-from learners.tiny_policy import make_tokenizer
+from learners.buffer.archive import step_file, with_outcomes, write_tables
+from learners.buffer.log.segments import LogEntry, frame_of
+from learners.model.tiny_policy import make_tokenizer
 from rewards.reward import RewardContext
 from rewards.score import make_scorer
 from simulators.connect import connect_users
@@ -70,7 +70,10 @@ def journal(path: Path) -> None:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
-    frames = [Entry(number=0, kind="a", facts={}), Entry(number=1, kind="b", facts={}, body=sink.getvalue())]
+    frames = [
+        LogEntry(number=0, kind="a", facts={}),
+        LogEntry(number=1, kind="b", facts={}, body=sink.getvalue()),
+    ]
     path.write_bytes(b"".join(bytes(part) for entry in frames for part in frame_of(entry)))
 
 
@@ -187,7 +190,7 @@ async def play(config: RunConfig, folder: RunFolder, renderer: Renderer) -> pa.T
         for at, one in enumerate(trajectories)
         for number, turn in enumerate(one.turns)
     ]
-    entry = Entry(number=0, kind="turns", facts={}, body=to_rows(told))
+    entry = LogEntry(number=0, kind="turns", facts={}, body=to_rows(told))
     (folder.path / "journal").mkdir()
     parts = frame_of(entry)
     (folder.path / "journal" / "entries-000000000000.log").write_bytes(

@@ -13,11 +13,11 @@ from cluster.demonstrations import gather_demonstrations
 from cluster.learner_calls import LearnerError
 from cluster.recipe import BadInput
 from learners.config import TinyPolicyConfig
-from learners.tiny_policy import make_tokenizer
+from learners.model.tiny_policy import make_tokenizer
 from tests.cluster.test_algorithm import tiny_config
-from tests.learners.dialogues import as_row, play, write_archive, write_json
-from tests.learners.test_best_trajectories import DONE, group
-from tests.learners.test_sharegpt import own_table, turns
+from tests.learners.demonstration_dialogues import as_row, play, write_archive, write_json
+from tests.learners.sft.test_best_trajectories import DONE, group
+from tests.learners.sft.test_sharegpt import own_table, turns
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from cluster.dashboard_pictures import (
     step_pictures,
 )
 from cluster.results import read_rows
-from learners.credit_columns import CREDITS
+from learners.buffer.credit_columns import CREDITS
 from tests.cluster.run_folders import GROUP_SIZE, make_run
 
 

@@ -11,9 +11,9 @@ from cluster.config import RunConfig, load
 from cluster.demonstration_check import check_demonstrations
 from cluster.recipe import BadInput
 from cluster.run_folder import STATE_FILE, RunFolder
-from tests.learners.dialogues import write_archive, write_json
-from tests.learners.test_best_trajectories import DONE, group
-from tests.learners.test_sharegpt import ROW, turns
+from tests.learners.demonstration_dialogues import write_archive, write_json
+from tests.learners.sft.test_best_trajectories import DONE, group
+from tests.learners.sft.test_sharegpt import ROW, turns
 
 
 def config_with(**sft: Any) -> RunConfig:

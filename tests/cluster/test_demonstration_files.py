@@ -21,9 +21,9 @@ from cluster.demonstration_files import ORDERS_PER_FILE, FileActor
 from cluster.demonstrations import gather_demonstrations
 from cluster.run_folder import RunFolder
 from learners.config import TinyPolicyConfig
-from learners.tiny_policy import make_tokenizer
-from tests.learners.dialogues import play
-from tests.learners.test_sharegpt import own_table
+from learners.model.tiny_policy import make_tokenizer
+from tests.learners.demonstration_dialogues import play
+from tests.learners.sft.test_sharegpt import own_table
 
 NUM_FILES = 4
 LAST = 10

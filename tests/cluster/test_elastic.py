@@ -17,7 +17,7 @@ from cluster.loopback import as_it_listens
 from cluster.rollouts import Rollouts
 from tests.cluster.test_lost_rollouts import start_rollouts
 from tests.fakes import make_key
-from tests.learners.groups import write_policy
+from tests.learners.learner_groups import write_policy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file

@@ -13,7 +13,7 @@ from cluster.evaluation_journal import Journal
 from cluster.outcomes import from_json, outcomes_of, to_json, write_parquet
 from cluster.recipe import BadInput
 from cluster.scores import Outcome
-from learners.order_list import without_tokens
+from learners.buffer.fixed_work_source import without_tokens
 from simulators.message import Action
 from tests.fakes import make_key
 

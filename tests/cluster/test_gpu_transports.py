@@ -19,9 +19,9 @@ from cluster.engines import Engines
 from cluster.learners import Learners
 from cluster.transports import find_transport
 from cluster.weight_sync import WeightSync
-from learners.sft_config import SftConfig
+from learners.sft.config import SftConfig
 from tests.actors.logprob_agreement import VOCAB_SIZE, learn, logprobs_of, random_ids
-from tests.learners.groups import group_config, on_each, start
+from tests.learners.learner_groups import group_config, on_each, start
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(900)]
 

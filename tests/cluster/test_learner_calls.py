@@ -21,8 +21,8 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from cluster.learner_calls import LearnerError
 from cluster.learners import MOST_REBUILDS, Learners
-from learners.checkpoint import SaveReport
-from learners.group_rows import GroupRows
+from learners.buffer.group_store import GroupRows
+from learners.model.checkpoint import SaveReport
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("small_ray")]
 

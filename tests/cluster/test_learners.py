@@ -20,11 +20,11 @@ from safetensors.torch import load
 from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
 from cluster.learners import Learners
 from cluster.run_folder import RunFolder
-from learners.checkpoint import is_checkpoint
-from learners.checkpoint_files import CheckpointFolderWriter
-from learners.sft_config import SftConfig
-from tests.learners.groups import LearnerOnlyConfig, group_config, start, stored, write_policy
-from tests.learners.tiny import plain_model, random_table
+from learners.model.checkpoint import is_checkpoint
+from learners.model.safetensors_storage import CheckpointFolderWriter
+from learners.sft.config import SftConfig
+from tests.learners.learner_groups import LearnerOnlyConfig, group_config, start, stored, write_policy
+from tests.learners.tiny_parts import plain_model, random_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("small_ray")]
 

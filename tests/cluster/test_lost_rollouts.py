@@ -25,8 +25,8 @@ from cluster.algorithm_config import create_rollouts
 from cluster.config import RunConfig
 from cluster.engines import no_engines
 from cluster.rollouts import Rollouts
-from learners.buffer import BufferSizes
-from learners.buffer_actor import BufferActor
+from learners.buffer.buffer import BufferSizes
+from learners.buffer.buffer_actor import BufferActor
 from rewards.reward import RewardContext
 from rewards.score import with_rewards
 from simulators.gyms import GYMS
@@ -34,7 +34,7 @@ from simulators.rule_user import RuleUser
 from simulators.task import TaskSource
 from simulators.user import User, UserCall, UserReply
 from tests.fakes import make_key
-from tests.learners.groups import write_policy
+from tests.learners.learner_groups import write_policy
 
 pytestmark = pytest.mark.slow
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file

@@ -17,7 +17,7 @@ from cluster.metric_catalogue import CATALOGUE, ENDPOINT, EXPORTED, SECTIONS, fi
 from cluster.metric_table import PAGE, with_tables
 from cluster.sections import SECTIONS as WANDB_SECTIONS
 from cluster.sections import dashboard_key, section_of
-from learners.ledger import Ledger
+from learners.buffer.ledger import Ledger
 from simulators.gauges import SHARES
 from tests.cluster.run_folders import make_run
 

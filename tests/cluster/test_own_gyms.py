@@ -18,7 +18,7 @@ from cluster.evaluation_request import make_request
 from cluster.evaluation_settings import settings_of
 from cluster.package import pack
 from cluster.recipe import BadInput
-from learners.tiny_policy import constants, make_tokenizer
+from learners.model.tiny_policy import constants, make_tokenizer
 from simulators.gyms import GYMS
 from tests.simulators import template_gym
 

@@ -36,7 +36,7 @@ def packed(overrides: dict[str, str] | None = None) -> tuple[RunConfig, list[str
 def test_the_rooms_and_the_recipe_go_along_and_nothing_else() -> None:
     _, names = packed()
     assert {name.partition("/")[0] for name in names} == {*ROOMS, "recipe.toml"}
-    assert {"cluster/cli.py", "simulators/gyms/travel.py", "learners/loss.py"} <= set(names)
+    assert {"cluster/cli.py", "simulators/gyms/travel.py", "learners/losses/policy_loss.py"} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
     with zipfile.ZipFile("../p.zip") as archive:
         assert archive.read("recipe.toml").decode() == RECIPE

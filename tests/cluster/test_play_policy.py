@@ -24,10 +24,10 @@ from cluster.play_rollout import play_policy
 from cluster.play_terminal import Terminal
 from cluster.recipe import BadInput
 from cluster.run_folder import LEARNER_FOLDER, RunFolder
-from learners.checkpoint import PICKLED
 from learners.config import LearnerSettings, TinyPolicyConfig
+from learners.model.checkpoint import PICKLED
+from learners.model.tiny_policy import build
 from learners.policy_learner import PolicyLearner
-from learners.tiny_policy import build
 from simulators.gyms import GYMS
 from simulators.gyms.telepathy import PROPERTIES
 from simulators.message import Message

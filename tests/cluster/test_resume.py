@@ -13,8 +13,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from learners.journal_file import read_journal
-from learners.recall import Kind
+from learners.buffer.log.events import EventKind
+from learners.buffer.log.segments import read_journal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -143,7 +143,7 @@ def test_a_run_that_is_killed_whole_again_and_again_ends_with_the_same_weights(t
     assert weights(tmp_path / "killed") == weights(tmp_path / "undisturbed")
 
     def taken(name: str) -> dict[int, list[int]]:
-        entries = [one for one in read_journal(tmp_path / name / "journal") if one.kind == Kind.TAKEN]
+        entries = [one for one in read_journal(tmp_path / name / "journal") if one.kind == EventKind.TAKEN]
         return {one.facts["policy_version"]: one.facts["group_ids"] for one in entries}
 
     both = taken("killed").keys() & taken("undisturbed").keys()

@@ -30,7 +30,7 @@ from cluster.run_report.packing import pack, unpack
 from cluster.run_report.page import render
 from cluster.run_report.run_rows import RunRows, read_runs
 from cluster.run_report.serve import make_server
-from learners.archive import part_file, rest_file
+from learners.buffer.archive import part_file, rest_file
 from tests.cluster.run_folders import GROUP_SIZE, add_steps, make_group, make_run, write_step
 
 BLOCK = re.compile(r'id="block-([\w-]+)">([^<]*)<')

@@ -21,7 +21,7 @@ from cluster.status_files import best_step, last_lines
 from cluster.status_rates import rates_of, waits_of
 from cluster.status_text import status_lines
 from cluster.telling import AUDIENCE
-from learners.buffer import BufferSizes
+from learners.buffer.buffer import BufferSizes
 from tests.cluster.test_screens import METRICS, ROOT
 from tests.learners.local_buffer import make_local_buffer
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from actors.group_transport import GroupBatch, ScoredGroup, read_group_batch
 from actors.trajectory import GroupOrder, StopReason
-from learners.buffer import BufferSizes
-from learners.buffer_actor import BufferActor
+from learners.buffer.buffer import BufferSizes
+from learners.buffer.buffer_actor import BufferActor
+from learners.buffer.log.events import BufferEventLog
+from learners.buffer.zero_advantage import is_flat
 from learners.config import LearnerConfig
-from learners.flat import is_flat
-from learners.recall import Recall
 from simulators.task import TaskSource
 from tests.fakes import make_summary
 
@@ -41,7 +41,7 @@ def make_local_buffer(
     *,
     group_timeout_s: float,
     kind: type[LocalBuffer] = LocalBuffer,
-    recall: Recall | None = None,
+    recall: BufferEventLog | None = None,
 ) -> LocalBuffer:
     return kind(
         sizes,

@@ -11,10 +11,10 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from safetensors.torch import load
 from transformers import AutoTokenizer
 
-from learners.checkpoint import SaveReport
-from learners.sft_config import SftConfig
-from tests.learners.groups import group_config, on_each, start, stored, write_policy
-from tests.learners.tiny import plain_model, random_table
+from learners.model.checkpoint import SaveReport
+from learners.sft.config import SftConfig
+from tests.learners.learner_groups import group_config, on_each, start, stored, write_policy
+from tests.learners.tiny_parts import plain_model, random_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_ray")]
 

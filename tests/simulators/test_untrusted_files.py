@@ -10,8 +10,8 @@ import pytest
 from cluster import recipe
 from cluster.config import RunConfig
 from cluster.recipe import BadInput, apply_overrides, read_toml
-from learners import json_rows
-from learners.json_rows import read_rows
+from learners.sft.batches import json_rows
+from learners.sft.json_rows import read_rows
 from simulators import records, untrusted
 from simulators.records import read_records
 from simulators.replay import ReplayUser

@@ -13,7 +13,7 @@ from actors.engines.protocol import Sampling
 from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout
 from actors.trajectory import StopReason, Trajectory
-from learners.tiny_policy import make_tokenizer
+from learners.model.tiny_policy import make_tokenizer
 from simulators.chat import Chat, ChatConfig
 from simulators.gyms import GYMS
 from simulators.message import TOOL_NAME, TOOL_SCHEMA, Action

@@ -18,9 +18,9 @@ from ray.actor import ActorHandle
 from actors.config import EngineConfig
 from actors.engines.protocol import EngineError
 from actors.engines.vllm_engine import EngineActor
-from learners.full_weights import FullWeights
-from learners.policy import Policy, load_policy
-from learners.weight_sender import pack
+from learners.model.policy import Policy, load_policy
+from learners.model.weight_export import WeightExport
+from learners.model.weight_payload import pack
 from tests.actors.logprob_agreement import learn, logprobs_of, random_ids, write_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -57,7 +57,7 @@ def complete(engine: ActorHandle, ids: list[int], *, most: int) -> Any:
 
 
 def payload_of(policy: Policy) -> np.ndarray:
-    weights = FullWeights(policy)
+    weights = WeightExport(policy)
     return pack(weights.shapes(), weights)[0]
 
 
@@ -155,7 +155,7 @@ def test_an_update_that_was_left_in_the_middle_is_begun_anew_by_the_next_learner
 ) -> None:
     engine, file = engines[kind], tmp_path / "part"
     learn(policy, seed=30)
-    weights = FullWeights(policy)
+    weights = WeightExport(policy)
     part = [shape for shape in weights.shapes() if "up_proj" not in shape[0]]  # vLLM joins it to gate_proj
     names = {name for name, _, _ in part}
     file.write_bytes(pack(part, ((name, one) for name, one in weights if name in names))[0].tobytes())

@@ -1,0 +1,285 @@
+"""Advantages: turn rewards of one group in, one number a turn out. Pure NumPy; knows only how many
+tokens a turn has.
+
+`make_estimator` gives what the learner calls: ragged rewards [group_size][num_turns] to ragged advantages of
+the same shape. A trajectory with a non-finite reward failed: it is left out of all that its group is
+compared by, and its advantages are NaN. Which estimator to take, and how to add one: docs/credit.md.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from learners.advantages.group_baseline import group_relative, leave_one_out
+from learners.advantages.turn_advantages import (
+    TurnAdvantages,
+    TurnRewards,
+    gigpo_advantages,
+    igpo_advantages,
+    mt_grpo_advantages,
+    turn_gae,
+    turn_loo_advantages,
+    turn_mean_advantages,
+)
+from learners.advantages.turn_credit import (
+    CREDITS,
+    SCORES,
+    USERRL_CREDITS,
+    USERRL_EPSILON,
+    USERRL_SCORES,
+    reward_to_go,
+    spread,
+    userrl_compat,
+    userrl_credits,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GroupTurns:
+    """The turns of a group's trajectories that did not fail; lists run over trajectories, then turns."""
+
+    rewards: TurnRewards
+    num_tokens: Sequence[Int[ndarray, "num_turns"]]  # [group_size]
+    """Completion tokens of each turn."""
+    states: Sequence[Sequence[Hashable]]  # [group_size][num_turns]
+    """What the policy knew before each turn, as a key; empty where nobody gave any."""
+    values: Sequence[Float[ndarray, "num_turns"]] = ()  # [group_size]
+    """What the critic expects before each turn; empty where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CreditRule:
+    """How a gym's rewards become advantages; `LearnerConfig` explains the names."""
+
+    advantage: str
+    trajectory_score: str
+    turn_credit: str
+    gamma: float
+    gae_lambda: float = 0.9
+
+    @property
+    def estimator(self) -> "Advantage":
+        return ADVANTAGES[self.advantage]
+
+    def check(self, *, where: str = "") -> None:
+        """Raises ValueError for an unknown name, or names that do not go together; `where` opens its line."""
+        if self.advantage not in ADVANTAGES:
+            known = ", ".join(ADVANTAGES)
+            raise ValueError(f"{where}advantage={self.advantage}: unknown: take one of {known}")
+        if not self.estimator.spreads and self.turn_credit != "equalized":
+            raise ValueError(
+                f"{where}turn_credit={self.turn_credit}: advantage={self.advantage} credits each turn "
+                "itself: take turn_credit=equalized, or advantage=grpo"
+            )
+        if self.advantage == "userrl_compat":
+            for method, known, what in (
+                (self.trajectory_score, USERRL_SCORES, "trajectory_score"),
+                (self.turn_credit, USERRL_CREDITS, "turn_credit"),
+            ):
+                if method not in known:
+                    raise ValueError(
+                        f"{where}{what}={method}: the released code has no such: take one of "
+                        f"{', '.join(known)}, or advantage=grpo"
+                    )
+
+    def scores(self, rewards: TurnRewards) -> Float[ndarray, "group_size"]:
+        """Each trajectory's score."""
+        score = SCORES[self.trajectory_score]
+        return np.array([score(turns, self.gamma) for turns in rewards], float)
+
+    def credits(self, rewards: TurnRewards) -> list[Float[ndarray, "num_turns"]]:  # [group_size]
+        """Each turn's weight within its trajectory."""
+        credit = CREDITS[self.turn_credit]
+        return [credit(turns, self.gamma) for turns in rewards]
+
+
+def own_rewards(rule: CreditRule, rewards: TurnRewards) -> TurnAdvantages:
+    """Each turn by itself."""
+    return [np.asarray(turns, float) for turns in rewards]
+
+
+def rewards_to_go(rule: CreditRule, rewards: TurnRewards) -> TurnAdvantages:
+    """Each turn with what came after it."""
+    return [reward_to_go(turns, gamma=rule.gamma) for turns in rewards]
+
+
+def compat_credits(rule: CreditRule, rewards: TurnRewards) -> TurnAdvantages:
+    """`userrl_credits` of each trajectory."""
+    method, gamma = rule.turn_credit, rule.gamma
+    return [np.array(userrl_credits(turns.tolist(), method=method, gamma=gamma)) for turns in rewards]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advantage:
+    """An estimator, and what others must know of it."""
+
+    estimate: Callable[[GroupTurns, CreditRule], TurnAdvantages]
+    credit: Callable[[CreditRule, TurnRewards], TurnAdvantages] = own_rewards
+    """What it takes each turn to be worth, before it compares or weighs anything; for people to read."""
+    spreads: bool = False
+    """It spreads a trajectory's advantage over the turns by `turn_credit`; the others credit each turn
+    themselves."""
+    asks_critic: bool = False
+    """It needs `GroupTurns.values`: only the learner can say what is flat."""
+    compares_states: bool = False
+    """It reads `GroupTurns.states`, which take a while to find."""
+    keeps_shaping: bool = False
+    """It adds up discounted rewards turn by turn: shaping by potential makes no other policy the best."""
+
+
+class Estimator(Protocol):
+    """Turn rewards of one group to advantages of the same shape."""
+
+    def __call__(
+        self,
+        rewards: TurnRewards,
+        *,
+        num_tokens: Sequence[ndarray] | None = None,
+        states: Sequence[Sequence[Hashable]] | None = None,
+        values: Sequence[ndarray] | None = None,
+    ) -> TurnAdvantages:
+        """`num_tokens` not given: every turn is as long as any other. The others: see `GroupTurns`."""
+        ...
+
+
+def spread_advantages(
+    turns: GroupTurns, rule: CreditRule, *, compare: Callable[[ndarray], ndarray]
+) -> TurnAdvantages:
+    """Score each trajectory, compare within the group, spread over the turns by credit (UserRL, arXiv
+    2509.19736 §4: any score with any credit)."""
+    advantages = compare(rule.scores(turns.rewards))
+    if rule.turn_credit == "equalized":  # what `spread` makes of equal credits, without a look at each turn
+        return [
+            np.full(len(own), advantage) for own, advantage in zip(turns.rewards, advantages, strict=True)
+        ]
+    credits = rule.credits(turns.rewards)
+    return [
+        spread(float(advantage), weights, num_tokens=lengths)
+        for advantage, weights, lengths in zip(advantages, credits, turns.num_tokens, strict=True)
+    ]
+
+
+def printed_advantages(turns: GroupTurns, rule: CreditRule) -> TurnAdvantages:
+    """A_t = (c_t - mu) / (sigma + 1e-6), mu and sigma of the group's trajectory scores: UserRL's §4.4 as
+    printed.
+
+    Credit and score have different units: with equalized credit the trajectory's own score plays no part.
+    Here for comparison only.
+    """
+    scores = rule.scores(turns.rewards)
+    mean, std = (float(scores.mean()), float(scores.std())) if len(scores) else (0.0, 1.0)
+    return [(credits - mean) / (std + USERRL_EPSILON) for credits in rule.credits(turns.rewards)]
+
+
+def compat_advantages(turns: GroupTurns, rule: CreditRule) -> TurnAdvantages:
+    """`userrl_compat` on a group."""
+    return userrl_compat(
+        turns.rewards,
+        num_tokens=turns.num_tokens,
+        trajectory_score=rule.trajectory_score,
+        turn_credit=rule.turn_credit,
+        gamma=rule.gamma,
+    )
+
+
+def gae_advantages(turns: GroupTurns, rule: CreditRule) -> TurnAdvantages:
+    """`turn_gae` of each trajectory by itself: the critic, not the group, is the baseline. Nothing is
+    expected after the last turn, whatever ended the dialogue: its budget of turns is part of the task."""
+    if len(turns.values) != len(turns.rewards):
+        raise ValueError(
+            f"values of {len(turns.values)} trajectories: turn_gae needs the critic's of all "
+            f"{len(turns.rewards)}"
+        )
+    return [
+        turn_gae(rewards, values=values, gamma=rule.gamma, gae_lambda=rule.gae_lambda)
+        for rewards, values in zip(turns.rewards, turns.values, strict=True)
+    ]
+
+
+def make_estimator(
+    advantage: str,
+    *,
+    trajectory_score: str,
+    gamma: float,
+    turn_credit: str = "equalized",
+    gae_lambda: float = 0.9,
+) -> Estimator:
+    """The estimator that `LearnerConfig`'s names ask for. Raises ValueError as `CreditRule.check` does."""
+    rule = CreditRule(
+        advantage=advantage,
+        trajectory_score=trajectory_score,
+        turn_credit=turn_credit,
+        gamma=gamma,
+        gae_lambda=gae_lambda,
+    )
+    rule.check()
+    return partial(_estimate, rule=rule)
+
+
+def _estimate(
+    rewards: TurnRewards,
+    *,
+    num_tokens: Sequence[ndarray] | None = None,
+    states: Sequence[Sequence[Hashable]] | None = None,
+    values: Sequence[ndarray] | None = None,
+    rule: CreditRule,
+) -> TurnAdvantages:
+    """The rule on the trajectories that did not fail, NaN on the others."""
+    kept = [row for row, turns in enumerate(rewards) if all(map(math.isfinite, turns.tolist()))]
+    group = GroupTurns(
+        rewards=[rewards[row] for row in kept],
+        num_tokens=[
+            np.ones(len(rewards[row]), int) if num_tokens is None else num_tokens[row] for row in kept
+        ],
+        states=[states[row] for row in kept] if states is not None else [],
+        values=[values[row] for row in kept] if values is not None else [],
+    )
+    found = dict(zip(kept, rule.estimator.estimate(group, rule), strict=True))
+    return [found[row] if row in found else np.full(len(turns), np.nan) for row, turns in enumerate(rewards)]
+
+
+ADVANTAGES: dict[str, Advantage] = {
+    "grpo": Advantage(
+        estimate=partial(spread_advantages, compare=partial(group_relative, divide_by_std=True)),
+        credit=CreditRule.credits,
+        spreads=True,
+    ),
+    "dr_grpo": Advantage(
+        estimate=partial(spread_advantages, compare=partial(group_relative, divide_by_std=False)),
+        credit=CreditRule.credits,
+        spreads=True,
+    ),
+    "rloo": Advantage(
+        estimate=partial(spread_advantages, compare=leave_one_out), credit=CreditRule.credits, spreads=True
+    ),
+    "userrl_compat": Advantage(estimate=compat_advantages, credit=compat_credits, spreads=True),
+    "userrl_printed": Advantage(estimate=printed_advantages, credit=CreditRule.credits, spreads=True),
+    "turn_mean": Advantage(
+        estimate=lambda turns, rule: turn_mean_advantages(turns.rewards, gamma=rule.gamma),
+        credit=rewards_to_go,
+        keeps_shaping=True,
+    ),
+    "turn_loo": Advantage(
+        estimate=lambda turns, rule: turn_loo_advantages(turns.rewards, gamma=rule.gamma),
+        credit=rewards_to_go,
+        keeps_shaping=True,
+    ),
+    "mt_grpo": Advantage(
+        estimate=lambda turns, rule: mt_grpo_advantages(turns.rewards, outcomes=rule.scores(turns.rewards))
+    ),
+    "gigpo": Advantage(
+        estimate=lambda turns, rule: gigpo_advantages(
+            turns.rewards, states=turns.states, outcomes=rule.scores(turns.rewards), gamma=rule.gamma
+        ),
+        credit=rewards_to_go,
+        compares_states=True,
+    ),
+    "igpo": Advantage(estimate=lambda turns, rule: igpo_advantages(turns.rewards, gamma=rule.gamma)),
+    "turn_gae": Advantage(estimate=gae_advantages, asks_critic=True, keeps_shaping=True),
+}

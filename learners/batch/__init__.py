@@ -1,0 +1,1 @@
+"""Training batches: samples from tables, packed micro-batches, and how much each sample weighs."""

@@ -1,0 +1,159 @@
+"""How much each sample's tokens weigh in a step's loss, from all samples of the step. NumPy only; the same on
+every rank.
+
+The loss is sum over tokens of weight x objective, divided by the step's number of loss tokens: weights of 1
+give the mean over all tokens. Each weight is (share of its part) x (loss tokens of the step) / (denominator
+of the sample), where a part is the whole step or, with `gym_shares`, one gym.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float64
+from numpy import ndarray
+
+from learners.batch.samples import TrainingSample
+from learners.config import LearnerConfig
+
+Denominators = Float64[ndarray, "num_samples"]
+Aggregation = Callable[[Sequence[TrainingSample], int, float], Denominators]
+"""(samples of a part, `aggregation_tokens`, the part's share) -> by what each sample's token sum is
+divided."""
+
+
+def take(
+    samples: Sequence[TrainingSample],
+    *,
+    config: LearnerConfig,
+    gym_shares: Mapping[str, float],
+    seed: int,
+) -> tuple[list[TrainingSample], Float64[ndarray, "num_samples"]]:
+    """The samples that the step learns from, and their weights, as the configuration asks."""
+    shares = shares_of(config, gym_shares)
+    taken = list(samples)
+    if config.aggregation == "token_budget":
+        taken = within_budget(samples, budget=config.aggregation_tokens, gym_shares=shares, seed=seed)
+    weights = sample_weights(
+        taken,
+        aggregation=config.aggregation,
+        aggregation_tokens=config.aggregation_tokens,
+        gym_shares=shares,
+    )
+    return taken, weights
+
+
+def shares_of(config: LearnerConfig, gym_shares: Mapping[str, float]) -> Mapping[str, float] | None:
+    """Each gym's part of a step; None where a step is one part."""
+    return gym_shares if config.per_gym_denominator and gym_shares else None
+
+
+def turn_weights(
+    samples: Sequence[TrainingSample], *, gym_shares: Mapping[str, float] | None
+) -> Float64[ndarray, "num_samples"]:
+    """How much each sample's turns weigh in the critic's loss: the mean over the turns with a return, of the
+    step or of each gym, and gyms added up by their share."""
+    weights = np.zeros(len(samples))
+    for share, indices in _parts(samples, gym_shares):
+        num_turns = sum(samples[index].num_returns for index in indices)
+        weights[indices] = share / max(1, num_turns)
+    return weights
+
+
+def sample_weights(
+    samples: Sequence[TrainingSample],
+    *,
+    aggregation: str,
+    aggregation_tokens: int,
+    gym_shares: Mapping[str, float] | None,
+) -> Float64[ndarray, "num_samples"]:
+    """Each sample's weight. With `gym_shares`, fixed by the recipe, a gym's part of the loss does not depend
+    on which other gyms are in the step; None takes the step as one. Raises ValueError for a gym without a
+    share."""
+    num_tokens = sum(sample.num_loss_tokens for sample in samples)
+    weights = np.zeros(len(samples))
+    for share, indices in _parts(samples, gym_shares):
+        part = [samples[index] for index in indices]
+        weights[indices] = (
+            share * num_tokens / AGGREGATIONS[aggregation](part, aggregation_tokens, share)
+        )  # share x num_tokens first: exactly 1 where the denominator is num_tokens
+    return weights
+
+
+def within_budget(
+    samples: Sequence[TrainingSample], *, budget: int, gym_shares: Mapping[str, float] | None, seed: int
+) -> list[TrainingSample]:
+    """Whole trajectories in seeded order until `budget` loss tokens are there (C3PO, Ring-lite, arXiv
+    2506.14731); with `gym_shares`, each gym until its share of them. At least one of each stays.
+
+    The trajectory that reaches the budget is kept: leaving it out would leave out the long ones.
+    """
+    chosen: set[tuple[int, int]] = set()
+    for share, indices in _parts(samples, gym_shares):
+        lengths: dict[tuple[int, int], int] = {}
+        for index in indices:
+            key = (samples[index].group_id, samples[index].trajectory)
+            lengths[key] = lengths.get(key, 0) + samples[index].num_loss_tokens
+        keys, filled = list(lengths), 0
+        for place in np.random.default_rng(seed).permutation(len(keys)):
+            if filled >= share * budget:
+                break
+            chosen.add(keys[place])
+            filled += lengths[keys[place]]
+    return [sample for sample in samples if (sample.group_id, sample.trajectory) in chosen]
+
+
+def token_mean(samples: Sequence[TrainingSample], _tokens: int, _share: float) -> Denominators:
+    """Every token alike: sum / number of tokens (DAPO, arXiv 2503.14476 eq. 8)."""
+    return np.full(len(samples), _lengths(samples).sum())
+
+
+def sequence_mean(samples: Sequence[TrainingSample], _tokens: int, _share: float) -> Denominators:
+    """Every trajectory alike, its tokens in the mean (GRPO, arXiv 2402.03300 eq. 3). The parts of a forked
+    trajectory count as one."""
+    owners, num_trajectories = _owners(samples)
+    return num_trajectories * np.bincount(owners, weights=_lengths(samples))[owners]
+
+
+def constant_length(samples: Sequence[TrainingSample], tokens: int, _share: float) -> Denominators:
+    """sum / (number of trajectories x a constant): a long trajectory weighs as many tokens as it has, and its
+    length changes no other's weight (Dr. GRPO, arXiv 2503.20783)."""
+    return np.full(len(samples), float(_owners(samples)[1] * tokens))
+
+
+def token_budget(samples: Sequence[TrainingSample], tokens: int, share: float) -> Denominators:
+    """sum / budget, whatever number of tokens there is (C3PO); a gym's budget is its share of it."""
+    return np.full(len(samples), share * tokens)
+
+
+def _parts(
+    samples: Sequence[TrainingSample], gym_shares: Mapping[str, float] | None
+) -> list[tuple[float, ndarray]]:
+    """(share, sample indices) of the whole step, or of each gym in it."""
+    if gym_shares is None:
+        return [(1.0, np.arange(len(samples)))]
+    gyms = np.array([sample.gym for sample in samples])
+    for gym in np.unique(gyms).tolist():
+        if gym not in gym_shares:
+            raise ValueError(
+                f"per_gym_denominator: gym {gym!r} has no share of the loss: give it a weight in gyms.weights"
+            )
+    return [(gym_shares[gym], np.flatnonzero(gyms == gym)) for gym in np.unique(gyms).tolist()]
+
+
+def _lengths(samples: Sequence[TrainingSample]) -> Float64[ndarray, "num_samples"]:
+    return np.array([float(sample.num_loss_tokens) for sample in samples])
+
+
+def _owners(samples: Sequence[TrainingSample]) -> tuple[ndarray, int]:
+    """Each sample's trajectory, numbered from 0, and how many there are."""
+    keys: dict[tuple[int, int], int] = {}
+    owners = [keys.setdefault((sample.group_id, sample.trajectory), len(keys)) for sample in samples]
+    return np.array(owners, dtype=np.int64), len(keys)
+
+
+AGGREGATIONS: dict[str, Aggregation] = {
+    "token_mean": token_mean,
+    "sequence_mean": sequence_mean,
+    "constant_length": constant_length,
+    "token_budget": token_budget,
+}

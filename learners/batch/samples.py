@@ -1,0 +1,241 @@
+"""Samples to train on, read from the Arrow tables of groups and demonstrations. Knows no model, no torch,
+no Ray."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import chain, compress, pairwise, starmap
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float32, Int32, Int64
+from numpy import ndarray
+
+from actors.group_summary import turn_states
+from actors.trajectory import StopReason
+from learners.advantages.estimators import CreditRule, Estimator, make_estimator
+from learners.drop_reasons import drop_reasons
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainingSample:
+    """One token sequence to train on: a trajectory, or the part of it between two forks.
+
+    Legend: T tokens, L of them in the loss, in K turns. Most tokens are context, of which the ids alone are
+    kept; within a turn the loss tokens stand side by side.
+    """
+
+    group_id: int
+    trajectory: int
+    gym: str
+    token_ids: Int32[ndarray, "T"]
+    behavior_logprobs: Float32[ndarray, "L"]
+    policy_versions: Int32[ndarray, "L"]
+    turns: Int32[ndarray, "K"]
+    """The turns within its trajectory, from 0, that have a token in the loss; in order."""
+    turn_starts: Int64[ndarray, "K"]
+    """Where in the sample each turn's loss tokens begin; never at 0, since nothing predicts that token."""
+    turn_lengths: Int64[ndarray, "K"]
+    """How many they are, at least one; they add up to L."""
+    advantages: Float32[ndarray, "K"]
+    returns: Float32[ndarray, "K"]
+    """What the critic should have said before the turn; NaN where no critic learns from it."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        return len(self.behavior_logprobs)
+
+    @property
+    def loss_mask(self) -> Bool[ndarray, "T"]:
+        """True where the policy produced the token."""
+        mask = np.zeros(self.num_tokens, bool)
+        mask[places_of(self.turn_starts, self.turn_lengths)] = True
+        return mask
+
+    @property
+    def num_returns(self) -> int:
+        """Turns that the critic learns from."""
+        return int(np.isfinite(self.returns).sum())
+
+
+def places_of(starts: Int64[ndarray, "K"], lengths: Int64[ndarray, "K"]) -> Int64[ndarray, "L"]:
+    """Each start and the places after it, as many as its length says: (5, 9) and (2, 1) give 5, 6, 9."""
+    places = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    places += np.arange(len(places))
+    return places
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Columns:
+    """A table's samples end to end, and which part of each column is whose: S samples of N tokens, M of them
+    completions', in V turns with a token in the loss."""
+
+    token_ids: Int32[ndarray, "N"]
+    tokens_of: list[slice]  # [S]
+    behavior_logprobs: Float32[ndarray, "M"]
+    policy_versions: Int32[ndarray, "M"]
+    loss_of: list[slice]  # [S]
+    turns: Int32[ndarray, "V"]
+    starts: Int64[ndarray, "V"]
+    lengths: Int64[ndarray, "V"]
+    advantages: Float32[ndarray, "V"]
+    returns: Float32[ndarray, "V"]
+    turns_of: list[slice]  # [S]
+
+    @classmethod
+    def of(
+        cls, table: pa.Table, *, first_rows: ndarray, advantages: ndarray, returns: ndarray | None
+    ) -> "_Columns":
+        """`first_rows` [S]: where in the table each sample begins. No Python object per token."""
+        num_context, num_completion = (_lengths(table[name]) for name in ("context_ids", "completion_ids"))
+        ends, said_ends = _ends(num_context + num_completion), _ends(num_completion)
+        borders = [*first_rows.tolist(), table.num_rows]
+        before = num_context + ends[:-1] - np.repeat(ends[first_rows], np.diff(borders))
+        # Nothing stands before a sample's first token to predict it.
+        unpredicted = (before == 0) & (num_completion > 0)
+        lengths = num_completion - unpredicted
+        said = np.flatnonzero(lengths)
+        loss_begins = said_ends[first_rows] + np.add.reduceat(unpredicted, first_rows, dtype=np.int64)
+        return cls(
+            token_ids=_interleaved(_views(table["context_ids"]), _views(table["completion_ids"])),
+            tokens_of=_between(ends[borders]),
+            behavior_logprobs=_values(table["behavior_logprobs"]),
+            policy_versions=_values(table["policy_versions"]),
+            loss_of=list(map(slice, loss_begins.tolist(), said_ends[borders[1:]].tolist())),
+            turns=table["turn"].to_numpy()[said],
+            starts=(before + unpredicted)[said],
+            lengths=lengths[said],
+            advantages=advantages[said].astype(np.float32),
+            returns=np.full(len(said), np.nan, np.float32)
+            if returns is None
+            else returns[said].astype(np.float32),
+            turns_of=_between(np.searchsorted(said, borders)),
+        )
+
+
+def _between(borders: ndarray) -> list[slice]:
+    return list(starmap(slice, pairwise(borders.tolist())))
+
+
+def _interleaved(first: Sequence[ndarray], second: Sequence[ndarray]) -> ndarray:
+    """One of `first`, one of `second`, and so on, end to end: each is copied once."""
+    return np.concatenate(list(chain.from_iterable(zip(first, second, strict=True))))
+
+
+def _values(column: pa.ChunkedArray) -> ndarray:  # [num_values]
+    """The values of a list column end to end."""
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
+
+
+def _views(column: pa.ChunkedArray) -> list[ndarray]:  # [num_rows]
+    """Each row's values of a list column, not copied."""
+    views: list[ndarray] = []
+    for chunk in column.chunks:
+        values = chunk.values.to_numpy()
+        views += [values[begin:end] for begin, end in pairwise(chunk.offsets.to_numpy().tolist())]
+    return views
+
+
+def _lengths(column: pa.ChunkedArray) -> Int64[ndarray, "num_rows"]:
+    """How many values each row of a list column has."""
+    return pc.call_function("list_value_length", [column]).to_numpy().astype(np.int64)
+
+
+def _ends(lengths: Int64[ndarray, "n"]) -> Int64[ndarray, "n_plus_one"]:
+    """Where each part ends in all of them end to end, from 0 on."""
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+CreditOf = Callable[[str], CreditRule]
+"""A gym's rule."""
+
+
+def gym_advantages(
+    table: pa.Table, credit_of: CreditOf, *, values: ndarray | None = None
+) -> ndarray:  # [num_rows]
+    """`row_advantages` of one group by the rule of its gym."""
+    rule = credit_of(table["gym"][0].as_py())
+    return row_advantages(
+        table, _estimator_of(rule), values=values, with_states=rule.estimator.compares_states
+    )
+
+
+@lru_cache
+def _estimator_of(rule: CreditRule) -> Estimator:
+    return make_estimator(**asdict(rule))
+
+
+def row_advantages(
+    table: pa.Table, estimator: Estimator, *, values: ndarray | None = None, with_states: bool = True
+) -> ndarray:  # [num_rows]
+    """One group's advantages in the table's row order, NaN on each turn of a trajectory that failed or has
+    no reward. `values` [num_rows] are the critic's, before each turn."""
+    trajectories = table["trajectory"].to_numpy()
+    rewards = np.where(table["failed"].to_numpy(), np.nan, table["reward"].to_numpy())
+    firsts = np.flatnonzero(trajectories[1:] != trajectories[:-1]) + 1
+    places = list(starmap(slice, pairwise([0, *firsts.tolist(), table.num_rows])))
+    num_tokens = _lengths(table["completion_ids"])
+    advantages = estimator(
+        [rewards[place] for place in places],
+        num_tokens=[num_tokens[place] for place in places],
+        states=turn_states(table) if with_states else None,
+        values=None if values is None else [values[place] for place in places],
+    )
+    return np.concatenate(advantages)
+
+
+def samples_from_table(
+    table: pa.Table, *, advantages: ndarray, returns: ndarray | None = None
+) -> list[TrainingSample]:
+    """The table's samples. A trajectory that may not be trained (`drop_reasons`) gives none, and neither does
+    a sample without completion tokens.
+
+    `advantages` is [num_rows]; demonstrations pass ones. `returns` [num_rows] are what the critic learns; not
+    given: nothing. Rows stand in order of (group_id, trajectory, turn).
+    """
+    if not table.num_rows:
+        return []
+    groups, trajectories = table["group_id"].to_numpy(), table["trajectory"].to_numpy()
+    new_trajectory = (np.diff(groups, prepend=-1) != 0) | (np.diff(trajectories, prepend=-1) != 0)
+    starts = np.flatnonzero(new_trajectory | table["forked"].to_numpy())
+    gyms = table["gym"].take(pa.array(starts)).to_pylist()
+    dropped = drop_reasons(table, advantages=advantages)
+    columns = _Columns.of(table, first_rows=starts, advantages=advantages, returns=returns)
+    keys = zip(groups[starts].tolist(), trajectories[starts].tolist(), strict=True)
+    places = zip(columns.tokens_of, columns.loss_of, columns.turns_of, strict=True)
+    return [
+        TrainingSample(
+            group_id=key[0],
+            trajectory=key[1],
+            gym=gym,
+            token_ids=columns.token_ids[tokens],
+            behavior_logprobs=columns.behavior_logprobs[loss],
+            policy_versions=columns.policy_versions[loss],
+            turns=columns.turns[turns],
+            turn_starts=columns.starts[turns],
+            turn_lengths=columns.lengths[turns],
+            advantages=columns.advantages[turns],
+            returns=columns.returns[turns],
+        )
+        for key, gym, (tokens, loss, turns) in zip(keys, gyms, places, strict=True)
+        if turns.start < turns.stop and key not in dropped
+    ]
+
+
+def without_truncated(
+    samples: Sequence[TrainingSample], *, tables: Sequence[pa.Table]
+) -> tuple[list[TrainingSample], int]:
+    """The samples of trajectories that came to an end, and how many others there were: cut off by the turns
+    or the tokens they may take, which says little of how they acted (DAPO, arXiv 2503.14476 section 3.4)."""
+    cut: set[tuple[int, int]] = set()
+    for table in tables:
+        keys = zip(table["group_id"].to_pylist(), table["trajectory"].to_pylist(), strict=True)
+        cut.update(compress(keys, (StopReason(r).truncated for r in table["stop_reason"].to_pylist())))
+    keys_of = {(sample.group_id, sample.trajectory) for sample in samples}
+    kept = [sample for sample in samples if (sample.group_id, sample.trajectory) not in cut]
+    return kept, len(keys_of & cut)

@@ -1,0 +1,85 @@
+"""A fixed list of orders as a Ray actor: the feed of evaluation. Nothing is dropped, nothing trained."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from actors.trajectory import GroupOrder, GroupSummary
+from learners.buffer.archive import write_tables
+from learners.buffer.buffered_group import BufferedGroup
+from learners.buffer.group_store import GroupRows
+from learners.buffer.work_source import WorkSource
+
+FETCH_TIMEOUT_S = 60.0
+TOKEN_COLUMNS = ("context_ids", "completion_ids", "behavior_logprobs", "policy_versions")
+
+
+def without_tokens(table: pa.Table) -> pa.Table:
+    """A group's table as text and numbers; its column `is_turn` is false in the one row of a trajectory that
+    failed before its first turn."""
+    num_tokens = np.diff(table["completion_ids"].combine_chunks().offsets.to_numpy())
+    return table.drop_columns(list(TOKEN_COLUMNS)).append_column("is_turn", pa.array(num_tokens > 0))
+
+
+class FixedWorkSource(WorkSource):
+    """Hands out a list of orders, each until it comes back once."""
+
+    def __init__(self, orders: Sequence[GroupOrder], *, group_timeout_s: float):
+        super().__init__(group_timeout_s=group_timeout_s)
+        self._orders = list(orders)
+        self._waiting = {order.group_id: order for order in orders}
+        assert len(self._waiting) == len(self._orders), "group ids must differ"
+        self._held: dict[int, GroupOrder] = {}
+        self._finished: dict[int, BufferedGroup] = {}
+
+    async def finished_since(self, num_known: int) -> list[pa.Table]:
+        """The dialogues of the groups that finished after the first `num_known` of them, in the order in
+        which they did: a table a group, `without_tokens`."""
+        async with asyncio.timeout(FETCH_TIMEOUT_S):
+            return [
+                without_tokens(await group.payload) for group in list(self._finished.values())[num_known:]
+            ]
+
+    async def results(self, timeout_s: float) -> list[BufferedGroup]:
+        """All groups in the list's order, once the last is finished.
+
+        Their payload are their `GroupRows`. Raises TimeoutError that names what is missing.
+        """
+        try:
+            async with self._changed, asyncio.timeout(timeout_s):
+                await self._changed.wait_for(self._ended)
+        except TimeoutError:
+            held = [f"group {group_id} with {issue.holder}" for group_id, issue in self._issues.items()]
+            waiting = [f"group {group_id} with nobody" for group_id in self._waiting]
+            raise TimeoutError(f"unfinished after {timeout_s:.0f} s: {'; '.join(held + waiting)}") from None
+        return [self._finished[order.group_id] for order in self._orders]
+
+    async def write(self, path: Path) -> None:
+        """Writes the tables of all finished groups as one Parquet file. Raises OSError."""
+        async with asyncio.timeout(FETCH_TIMEOUT_S):
+            tables = [await group.payload for group in self._finished.values()]
+        await asyncio.to_thread(write_tables, path, tables)
+
+    def _issue(self) -> GroupOrder | None:
+        if not self._waiting:
+            return None
+        order = self._waiting.pop(next(iter(self._waiting)))
+        self._held[order.group_id] = order
+        return order
+
+    def _accept(self, order: GroupOrder, summary: GroupSummary, rows: GroupRows) -> bool:
+        if order.group_id in self._finished:
+            return False
+        self._waiting.pop(order.group_id, None)
+        self._held.pop(order.group_id, None)
+        self._finished[order.group_id] = BufferedGroup(order=order, summary=summary, payload=rows)
+        return True
+
+    def _take_back(self, group_ids: Sequence[int]) -> None:
+        self._waiting = {**{id_: self._held.pop(id_) for id_ in group_ids}, **self._waiting}
+
+    def _ended(self) -> bool:
+        return len(self._finished) == len(self._orders)

@@ -1,0 +1,1 @@
+"""The trained model: forward pass, sharding, adapters, critic, reference, export and checkpoints."""

@@ -1,0 +1,221 @@
+"""Checkpoints of a learner group: model and optimizer, sharded on disk, resumable on another number of
+learners.
+
+The index is written last: a folder without it was never finished. Beside tensors stand a format number and a
+few words, see `_entries`. How all of it lies on disk: learners/model/safetensors_storage.py.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from torch import distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerBase
+
+from learners.losses.entropy import EntropyControl
+from learners.model.checkpoint_match import check_same_policy
+from learners.model.lora import adapter_scale
+from learners.model.policy import Policy
+from learners.model.safetensors_storage import (
+    INDEX,
+    CheckpointFolderReader,
+    CheckpointFolderWriter,
+    JsonLoadPlanner,
+    JsonSavePlanner,
+)
+from learners.model.weight_export import full_state_dict
+
+FORMAT = 2
+"""Of the checkpoints that are written. 0 and 1 were pickles, and are not read."""
+PICKLED = ".metadata"
+"""Their index."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """What a checkpoint says beside tensors."""
+
+    stage: str
+    """Whose optimizer state it holds: "sft", "grpo", or "" before the first step."""
+    entropy: EntropyControl = field(default_factory=EntropyControl)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """True where a checkpoint was finished."""
+    return (path / INDEX).is_file()
+
+
+def withdraw(path: Path) -> None:
+    """What lies there is no finished checkpoint from here on; another may be written over it."""
+    (path / INDEX).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaveReport:
+    """How far one rank is with the checkpoint that it last began."""
+
+    done: bool
+    """Nothing of it is left to write, or it failed."""
+    error: str = ""
+    """Why it failed, one line; empty where it did not."""
+
+
+class CheckpointWriter:
+    """Writes checkpoints behind training, one at a time.
+
+    Has a process group of its own: what ranks tell each other while they write must not meet what they tell
+    each other while they train. Collective to make.
+    """
+
+    def __init__(self) -> None:
+        group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group = cast("dist.ProcessGroup | None", group)  # every rank of it is a member
+        self._writing: Future[Any] | None = None
+
+    def save(self, path: Path, policy: Policy, optimizer: Optimizer, progress: Progress) -> None:
+        """Copies this moment's state to CPU memory and returns; the writing goes on. Waits for the end of the
+        checkpoint before. Collective."""
+        self.report(wait=True)
+        model, optim = _state(policy, optimizer)
+        state = {"model": model, "optimizer": optim, **_entries(policy, progress)}
+        writing = async_save(
+            state,
+            storage_writer=CheckpointFolderWriter(path),
+            planner=JsonSavePlanner(),
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+        self._writing = cast("Future[Any]", writing)  # the other type is for stagers of one's own
+
+    def report(self, *, wait: bool) -> SaveReport:
+        """How the last `save` stands on this rank; `wait` for its end. Never raises."""
+        if self._writing is None:
+            return SaveReport(done=True)
+        if not wait and not self._writing.done():
+            return SaveReport(done=False)
+        error = self._writing.exception()
+        return SaveReport(done=True, error="" if error is None else _first_cause(error))
+
+
+def _first_cause(error: BaseException) -> str:
+    """One line. A `CheckpointException` holds what went wrong on each rank."""
+    failures = getattr(error, "failures", None) or {0: (error,)}
+    rank, (cause, *_) = min(failures.items())
+    return f"learner {rank}: {' '.join(str(cause).split()) or type(cause).__name__}"
+
+
+def load_checkpoint(path: Path, policy: Policy, optimizer: Optimizer) -> Progress:
+    """Collective: loads in place, whatever number of ranks wrote it. Raises FileNotFoundError for an
+    unfinished one, ValueError for one of other settings, and OSError for a damaged one, each in one line."""
+    if (path / PICKLED).is_file() and not is_checkpoint(path):
+        raise ValueError(
+            f"{path}: written by an earlier version, as pickles, which could run anything: go on with the "
+            "version that wrote it, or begin a new run"
+        )
+    if not is_checkpoint(path):
+        raise FileNotFoundError(
+            f"{path}: no finished checkpoint there (no {INDEX}): name a folder that holds one"
+        )
+    model, optim = _state(policy, optimizer)
+    entries = _entries(policy, Progress(stage=""))
+    written = _read_metadata(path)
+    try:
+        check_same_policy(path, written, model)
+        words: dict[str, Any] = {
+            name: value for name, value in entries.items() if name in written.state_dict_metadata
+        }
+        _load(words, path)
+        _check_entries(path, words, entries)
+        _load({"model": model, "optimizer": optim}, path)
+    except CheckpointException as error:
+        raise _damaged(path, _first_cause(error)) from None
+    whole = len(model) == len(policy.state_dict())
+    set_state_dict(
+        policy,
+        optimizer,
+        model_state_dict=model,
+        optim_state_dict=optim,
+        options=StateDictOptions(strict=whole),
+    )
+    return Progress(
+        stage=words["stage"],
+        entropy=EntropyControl(coefficient=words["entropy_coefficient"], last_entropy=words["last_entropy"]),
+    )
+
+
+def _read_metadata(path: Path) -> Metadata:
+    try:
+        return CheckpointFolderReader(path).read_metadata()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"{INDEX}: {type(error).__name__}: {error}") from None
+
+
+def _damaged(path: Path, reason: str) -> OSError:
+    return OSError(f"{path}: the checkpoint is damaged ({reason}): go on from another one")
+
+
+def _load(state: dict[str, Any], path: Path) -> None:
+    load(
+        state,
+        storage_reader=CheckpointFolderReader(path),
+        planner=JsonLoadPlanner(),
+        no_dist=not dist.is_initialized(),
+    )
+
+
+def _check_entries(path: Path, words: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+    """Raises ValueError for a format of later, and for adapters that count otherwise."""
+    if words.get("format", 0) > FORMAT:
+        raise ValueError(
+            f"{path}: format={words['format']} of a later version, and this one reads up to {FORMAT}: go on "
+            "with the version that wrote it"
+        )
+    ours, theirs = entries["adapter_scale"], words.get("adapter_scale")
+    if theirs not in (None, ours):
+        raise ValueError(
+            f"{path}: written with lora_alpha / lora_rank = {theirs:g}, and this run has {ours:g}: give the "
+            "settings of the run that wrote it, or begin a new run"
+        )
+
+
+def _entries(policy: Policy, progress: Progress) -> dict[str, str | float]:
+    return {
+        "format": FORMAT,
+        "adapter_scale": adapter_scale(policy.model),
+        "stage": progress.stage,
+        "entropy_coefficient": progress.entropy.coefficient,
+        "last_entropy": progress.entropy.last_entropy,
+    }
+
+
+def _state(policy: Policy, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Model and optimizer, without the weights that never train: those are the policy folder's own."""
+    model, optim = get_state_dict(policy, optimizer)
+    # Both names of a tied weight, of which the option `ignore_frozen_params` would leave one.
+    parameters = dict(policy.named_parameters(remove_duplicate=False))
+    frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.items() if name not in frozen}, optim
+
+
+def export_model(
+    folder: Path, policy: Policy, *, tokenizer: PreTrainedTokenizerBase | None, is_writer: bool
+) -> None:
+    """Writes the model, with its tokenizer if given, as a folder that `transformers` and vLLM load.
+    Collective. Raises OSError where it cannot be written."""
+    state = full_state_dict(policy, keep=is_writer)
+    if is_writer:
+        try:
+            policy.model.save_pretrained(folder, state_dict=state)
+        except SafetensorError as error:  # what a full disk raises
+            raise OSError(f"{folder}: cannot be written ({error})") from None
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)

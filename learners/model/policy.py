@@ -1,0 +1,226 @@
+"""The policy as the learner sees it: a Hugging Face causal LM that gives logprobs of selected tokens, sharded
+by FSDP2.
+
+Weights that train are float32; matrix products may run in bfloat16 (autocast, and under FSDP2 on weights
+gathered in it). Knows no loss and no Ray.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from learners.batch.packing import MicroBatch
+from learners.model.attention import PACKED_CAUSAL
+from learners.model.critic import Critic
+from learners.model.lora import add_adapters
+
+LOGITS_AT_ONCE = 2**25
+"""Logits alive at a time (128 MiB in float32): more loss tokens go through the head in chunks, computed
+again backward."""
+
+
+class PolicyOutput(NamedTuple):
+    """What the policy says of each loss token, and its critic of each turn. A named tuple: FSDP2 must find
+    the tensors of a forward's output."""
+
+    logprobs: Float[Tensor, "L"]
+    """Natural log, of the distribution at the sampling temperature; has a gradient."""
+    entropies: Float[Tensor, "L"]
+    """Nats; with a gradient only where the policy was asked for one."""
+    values: Float[Tensor, "K"]
+    """What the critic expects before each turn that has a token in the loss; empty without a critic."""
+
+
+class Policy(nn.Module):
+    """A causal LM with a packed row in and the logprobs of its loss tokens out."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        temperature: float,
+        dtype: torch.dtype = torch.float32,
+        entropies_have_gradient: bool = False,
+        critic: Critic | None = None,
+    ):
+        super().__init__()
+        _check_supported(model)
+        self.model = model
+        self.critic = critic
+        self.temperature = temperature
+        self.dtype = dtype
+        """Of matrix products."""
+        self._entropies_have_gradient = entropies_have_gradient
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """All but the critic's."""
+        return self.model.parameters()
+
+    @property
+    def head(self) -> Tensor:
+        """The output embedding, [vocab_size, hidden_size]."""
+        return cast(nn.Linear, self.model.get_output_embeddings()).weight
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        return cast(nn.ModuleList, self.model.base_model.layers)
+
+    def forward(self, batch: MicroBatch) -> PolicyOutput:
+        """One packed row on this module's device. Logits are made only for the tokens in the loss."""
+        with torch.autocast(batch.token_ids.device.type, self.dtype, enabled=self.dtype is torch.bfloat16):
+            backbone = self.model.base_model
+            hidden = backbone(
+                input_ids=batch.token_ids[None],
+                position_ids=batch.position_ids[None],
+                sample_lengths=batch.lengths,
+                use_cache=False,
+            ).last_hidden_state[0]
+            values = self.critic(hidden[batch.states]) if self.critic is not None else hidden.new_zeros(0)
+            logprobs, entropies = self._token_logprobs(
+                hidden[batch.predictors], head=self.head, targets=batch.targets
+            )
+            return PolicyOutput(logprobs=logprobs, entropies=entropies, values=values)
+
+    def _token_logprobs(
+        self, hidden: Float[Tensor, "L hidden_size"], *, head: Tensor, targets: Int64[Tensor, "L"]
+    ) -> tuple[Float[Tensor, "L"], Float[Tensor, "L"]]:
+        per_chunk = max(1, LOGITS_AT_ONCE // head.shape[0])
+        function = partial(
+            _logprobs_of_chunk,
+            temperature=self.temperature,
+            entropies_have_gradient=self._entropies_have_gradient,
+        )
+        if len(targets) > per_chunk:
+            function = partial(checkpoint, function, use_reentrant=False)
+        chunks = [
+            function(h, head, t)
+            for h, t in zip(hidden.split(per_chunk), targets.split(per_chunk), strict=True)
+        ]
+        logprobs, entropies = zip(*chunks, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _logprobs_of_chunk(
+    hidden: Float[Tensor, "L hidden_size"],
+    head: Tensor,
+    targets: Int64[Tensor, "L"],
+    *,
+    temperature: float,
+    entropies_have_gradient: bool,
+) -> tuple[Float[Tensor, "L"], Float[Tensor, "L"]]:
+    logits = linear(hidden, head)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature != 1.0:
+        logits = logits / temperature
+    log_probs = logits.log_softmax(-1)
+    del logits  # each of these takes as much as the whole chunk
+    logprobs = log_probs.gather(-1, targets[:, None])[:, 0]
+    with torch.set_grad_enabled(entropies_have_gradient and torch.is_grad_enabled()):
+        entropies = -(log_probs.exp() * log_probs).sum(-1)
+    return logprobs, entropies
+
+
+def _check_supported(model: PreTrainedModel) -> None:
+    """Refuses models whose logprobs this class would get wrong."""
+    config, name = model.config.get_text_config(), type(model).__name__
+    if config._attn_implementation != PACKED_CAUSAL:
+        raise ValueError(f"{name}: load the model with attn_implementation={PACKED_CAUSAL!r}")
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        raise ValueError(
+            f"{name}: only full causal attention can train: choose a model without sliding or linear layers"
+        )
+    if getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", 1.0) != 1.0:
+        raise ValueError(
+            f"{name}: its logits are capped or scaled, which is not supported: choose another model"
+        )
+
+
+def load_policy(
+    folder: str,
+    *,
+    temperature: float,
+    dtype: torch.dtype,
+    recompute_activations: bool,
+    entropies_have_gradient: bool = False,
+    lora_rank: int = 0,
+    lora_alpha: int = 32,
+    has_critic: bool = False,
+    seed: int = 0,
+    frozen: bool = False,
+) -> Policy:
+    """Loads a Hugging Face causal LM (a folder or a hub name) with float32 weights, whole, into CPU memory:
+    `shard` brings it to the device, which may hold no more than a part of it.
+
+    With `lora_rank` only adapters train; `frozen`, nothing does. Adapters and critic are drawn from `seed`.
+    Linear layers that do not train are stored in the format that they are multiplied in.
+    """
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=PACKED_CAUSAL
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if lora_rank:
+        add_adapters(model, rank=lora_rank, alpha=lora_alpha, seed=seed)
+    if frozen:
+        model.requires_grad_(False)
+    _narrow_frozen(model, dtype=dtype)
+    if recompute_activations:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    hidden_size = model.config.get_text_config().hidden_size
+    policy = Policy(
+        model,
+        temperature=temperature,
+        dtype=dtype,
+        entropies_have_gradient=entropies_have_gradient,
+        critic=Critic(hidden_size, seed=seed) if has_critic else None,
+    )
+    return policy.train(not frozen)
+
+
+def _narrow_frozen(model: PreTrainedModel, *, dtype: torch.dtype) -> None:
+    """Frozen linear layers in the format of matrix products: autocast would round them to the same numbers at
+    each use. Norms and embeddings stay float32, as they enter sums."""
+    embedding = cast(nn.Embedding, model.get_input_embeddings()).weight
+    for module in model.modules():
+        if (
+            isinstance(module, nn.Linear)
+            and module.weight is not embedding
+            and not any(parameter.requires_grad for parameter in module.parameters())
+        ):
+            module.to(dtype)
+
+
+def shard(policy: Policy, *, num_ranks: int, device: torch.device) -> Policy:
+    """Brings the policy to `device`, in place: whole where there is one rank, else sharded over the process
+    group, each decoder layer gathered when used.
+
+    `fully_shard` moves a unit's weights and buffers itself and keeps this rank's part, so that a device never
+    holds more than its shards and one whole unit. In bfloat16 the shards and the optimizer's moments stay
+    float32 and so does the sum of gradients over ranks; only what is gathered to compute with is bfloat16.
+    """
+    if num_ranks == 1:
+        return policy.to(device)
+    mesh = init_device_mesh(device.type, (num_ranks,))
+    rounds = policy.dtype is torch.bfloat16
+    precision = MixedPrecisionPolicy(
+        param_dtype=policy.dtype if rounds else None, reduce_dtype=torch.float32 if rounds else None
+    )
+    trains = any(parameter.requires_grad for parameter in policy.parameters())
+    for layer in policy.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    if policy.critic is not None:
+        fully_shard(policy.critic, mesh=mesh)
+    # FSDP keeps the outermost weights gathered for a backward pass; where none comes, they need not stay.
+    fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=None if trains else True)
+    return policy

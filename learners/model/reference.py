@@ -1,0 +1,65 @@
+"""The reference model: a frozen copy of the policy as GRPO began, or another model that was named.
+
+It is kept as a model folder, so that a run that was stopped goes on with the very same one.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from learners.batch.packing import MicroBatch
+from learners.model.checkpoint import export_model
+from learners.model.policy import Policy, load_policy, shard
+
+
+def write_reference(folder: Path, policy: Policy, *, rank: int, num_ranks: int, device: torch.device) -> None:
+    """Rank 0 writes the policy as it is, whole or not at all, over what lay there. Collective: returns when
+    the folder can be read, and raises OSError on every rank where it could not be written."""
+    partial, problem = folder.with_name(f"{folder.name}.partial"), [""]
+    try:
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it wrote
+        export_model(partial, policy, tokenizer=None, is_writer=rank == 0)
+        if rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+    except OSError as error:
+        problem = [str(error)]
+    if num_ranks > 1:
+        dist.broadcast_object_list(problem, src=0, device=device)
+    if problem[0]:
+        raise OSError(f"{folder}: the reference model cannot be written ({problem[0]})")
+
+
+def load_reference(folder: str, *, policy: Policy, num_ranks: int, device: torch.device) -> Policy:
+    """The folder's model frozen, sharded, at the policy's temperature and in its number format. Raises
+    FileNotFoundError where there is none, and ValueError for another vocabulary than the policy's."""
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder}: no reference model there: copy it from the run that wrote the checkpoint, or name a "
+            "model with learner.reference"
+        )
+    reference = load_policy(
+        folder,
+        temperature=policy.temperature,
+        dtype=policy.dtype,
+        recompute_activations=False,
+        frozen=True,
+    )
+    mine, theirs = policy.head.shape[0], reference.head.shape[0]
+    if mine != theirs:
+        raise ValueError(
+            f"learner.reference={folder!r}: its vocabulary has {theirs} tokens and the policy's {mine}: name "
+            "a model with the policy's tokenizer"
+        )
+    return shard(reference, num_ranks=num_ranks, device=device)
+
+
+@torch.no_grad()
+def reference_logprobs(reference: Policy, batch: MicroBatch) -> Float[Tensor, "L"]:
+    """What the reference says of the micro-batch's loss tokens; made when needed and never kept."""
+    return reference(batch).logprobs

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: where demonstrations come from and which of them make a step."""

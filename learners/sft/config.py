@@ -1,0 +1,54 @@
+"""Configuration of the cold start. Light: imports neither torch, ray nor transformers."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""A path, absolute from the start: a stopped run goes on from any folder."""
+
+
+class SftConfig(BaseModel):
+    """The cold start: imitation of demonstrations, token-mean cross-entropy on the policy's turns. What the
+    sources give is joined."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    demonstrator: Literal["expert", "hasty"] = "expert"
+    """Who is imitated: the expert at its best, or in a hurry, acting at times before it has asked enough."""
+    num_demonstrations: int = Field(default=600, ge=0)
+    """Dialogues of the scripted experts, over all gyms by their weights; 0 leaves the experts out."""
+    runs: tuple[AbsolutePath, ...] = ()
+    """Folders of earlier runs, whose best dialogues on training tasks are imitated."""
+    best_per_gym: int = Field(default=200, ge=1)
+    """How many dialogues of each gym are taken from those runs together."""
+    files: tuple[AbsolutePath, ...] = ()
+    """Dialogues in the ShareGPT form: JSON, or JSON lines."""
+    num_epochs: float = Field(default=2.0, gt=0)
+    """Passes over the demonstrations."""
+    batch_size: int = Field(default=16, ge=1)
+    """Samples that one optimizer step takes."""
+    lr: float = Field(default=3e-3, gt=0)
+    """Learning rate after warm-up. The default suits the tiny policy; take about 1e-5 for a pretrained
+    one."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Steps over which the learning rate rises from zero."""
+
+    @field_validator("runs", "files", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, places: object) -> object:
+        return [places] if isinstance(places, str | Path) else places
+
+    @field_validator("runs", "files")
+    @classmethod
+    def _each_stands_once(cls, places: tuple[Path, ...]) -> tuple[Path, ...]:
+        for place in places:
+            if places.count(place) > 1:
+                raise ValueError(f"{place} is given twice, and would count twice: leave one out")
+        return places
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether there is anything to imitate; the stage is left out where there is not."""
+        return bool(self.num_demonstrations or self.runs or self.files)

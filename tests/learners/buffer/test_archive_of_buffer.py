@@ -1,0 +1,192 @@
+"""The archive of a buffer that drops much, and of a run that goes on from its checkpoints: every group whose
+fate is known is on disk once. The buffer is the real one, without Ray."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from learners.buffer.buffer import BufferSizes, buffer_actor
+from tests.learners.local_buffer import LocalBuffer, delivery_of, make_local_buffer
+
+LIMIT_S = 30.0
+SIZES = BufferSizes(group_size=2, groups_per_step=2, max_off_policy_steps=1, seed=0)
+GOOD, FLAT = [0.0, 1.0], [0.5, 0.5]
+
+
+def make_buffer(folder: Path) -> LocalBuffer:
+    return make_local_buffer(folder, SIZES, group_timeout_s=LIMIT_S)
+
+
+async def play(feed: LocalBuffer, *groups: list[float]) -> None:
+    """So many orders come home with these rewards."""
+    for rewards in groups:
+        (order,) = await feed.next_orders("a", 1) or []
+        assert await feed.put(delivery_of(order, rewards)) == [True]
+
+
+async def train(feed: LocalBuffer, step: int) -> list[int]:
+    """The ids of the groups that the step reports."""
+    groups = [group.order.group_id for group in await feed.take(2, 0, LIMIT_S)]
+    summaries = await feed.book(groups, step)
+    await feed.release(groups, 0)
+    return [summary.group_id for summary in summaries]
+
+
+def files(folder: Path) -> dict[str, list[int]]:
+    """Group ids by file, a group's once."""
+    paths = sorted((folder / "trajectories").glob("*.parquet"))
+    return {path.stem: sorted(pq.read_table(path)["group_id"].to_pylist()[::2]) for path in paths}
+
+
+def rows(folder: Path) -> pa.Table:
+    return pa.concat_tables(pq.read_table(path) for path in (folder / "trajectories").glob("*.parquet"))
+
+
+def assert_each_once(folder: Path) -> Counter[str]:
+    """Outcomes on disk, by trajectory."""
+    table = rows(folder)
+    keys = list(zip(table["group_id"].to_pylist(), table["trajectory"].to_pylist(), strict=True))
+    assert len(keys) == len(set(keys))
+    return Counter(table["outcome"].to_pylist())
+
+
+async def test_dropped_groups_do_not_wait_for_a_step_that_does_not_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(buffer_actor, "MOST_SETTLED", 4)
+    feed = make_buffer(tmp_path)
+    await play(feed, *[FLAT] * 10)
+    await feed._settled.flush()
+    assert files(tmp_path) == {"step-00001-part-000": [0, 1, 2, 3], "step-00001-part-001": [4, 5, 6, 7]}
+    assert feed._buffer.num_settled == 2, "no other table is held on to"
+    await play(feed, GOOD, GOOD)
+    assert await train(feed, 1) == list(range(12)), "the step reports them all the same"
+    await play(feed, *[FLAT] * 4, GOOD, GOOD)
+    assert await train(feed, 2) == [12, 13, 14, 15, 16, 17]
+    await feed.close()
+    assert files(tmp_path) == {
+        "step-00001-part-000": [0, 1, 2, 3],
+        "step-00001-part-001": [4, 5, 6, 7],
+        "step-00001": [8, 9, 10, 11],
+        "step-00002-part-000": [12, 13, 14, 15],
+        "step-00002": [16, 17],
+    }
+    table = rows(tmp_path)
+    steps = dict(zip(table["group_id"].to_pylist(), table["step"].to_pylist(), strict=True))
+    assert steps == dict.fromkeys(range(12), 1) | dict.fromkeys(range(12, 18), 2)
+    ledger = await feed.ledger()
+    assert assert_each_once(tmp_path) == {"trained": 8, "dropped:flat": 28}
+    assert (ledger.trained, ledger.dropped["flat"], ledger.in_flight) == (8, 28, 0)
+
+
+async def test_a_run_that_goes_on_takes_away_what_it_does_again_and_nothing_else(tmp_path: Path):
+    first = make_buffer(tmp_path)
+    await play(first, FLAT, GOOD, GOOD)
+    await train(first, 1)
+    await play(first, FLAT)  # 3: dropped before the checkpoint, and written after it
+    held = await first.next_orders("b", 1) or []
+    state = json.loads(json.dumps(await first.state()))
+    await first.put(delivery_of(held[0], FLAT))  # 4: still to come, as the checkpoint knows it
+    await play(first, GOOD, GOOD)
+    await train(first, 2)
+    await play(first, FLAT)
+    await first.close()
+    assert files(tmp_path) == {
+        "step-00001": [0, 1, 2],
+        "step-00002": [3, 4, 5, 6],
+        "step-00003-part-000": [7],
+    }
+
+    second = make_buffer(tmp_path)
+    await second.restore(state, 1)
+    assert files(tmp_path) == {"step-00001": [0, 1, 2], "step-00001-rest": [3]}
+    kept = pq.read_table(tmp_path / "trajectories" / "step-00001-rest.parquet")
+    assert kept["step"].to_pylist() == [1, 1] and kept["outcome"].to_pylist() == ["dropped:flat"] * 2
+    await second.close()  # before any step: nothing of the rest is lost
+
+    third = make_buffer(tmp_path)
+    await third.restore(state, 1)
+    await play(third, GOOD, FLAT, GOOD)
+    await train(third, 2)
+    await third.close()
+    assert files(tmp_path) == {"step-00001": [0, 1, 2], "step-00001-rest": [3], "step-00002": [4, 5, 6]}
+    ledger = await third.ledger()
+    assert assert_each_once(tmp_path) == {"trained": 8, "dropped:flat": 6}
+    assert (ledger.trained, ledger.dropped["flat"]) == (8, 6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_however_often_a_run_goes_back_every_settled_group_is_on_disk_once(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(buffer_actor, "MOST_SETTLED", 3)
+    rng = random.Random(seed)
+    checkpoint, feed = (await make_buffer(tmp_path).state(), 0), make_buffer(tmp_path)
+    for _ in range(4):
+        feed = make_buffer(tmp_path)
+        state, step = checkpoint
+        await feed.restore(json.loads(json.dumps(state)), step)
+        for new in range(step + 1, step + rng.randint(2, 5)):
+            await play(feed, *[FLAT] * rng.randint(0, 8), GOOD, *[FLAT] * rng.randint(0, 3), GOOD)
+            await train(feed, new)
+            await play(feed, *[FLAT] * rng.randint(0, 4))
+            if rng.random() < 0.4:
+                checkpoint = await feed.state(), new
+            await play(feed, *[FLAT] * rng.randint(0, 4))
+            await feed._settled.flush()
+        await feed.close()
+        ledger, outcomes = await feed.ledger(), assert_each_once(tmp_path)
+        assert outcomes == Counter({"trained": ledger.trained, "dropped:flat": ledger.dropped["flat"]})
+
+
+async def test_a_rewind_that_was_stopped_in_the_middle_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = make_buffer(tmp_path)
+    await play(first, GOOD, GOOD)
+    await train(first, 1)
+    await play(first, FLAT)
+    state = await first.state()
+    await play(first, GOOD, GOOD)
+    await train(first, 2)
+    await first.close()
+
+    def refuse(path: Path) -> None:
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda path, missing_ok=False: None if missing_ok else refuse(path))
+        second = make_buffer(tmp_path)
+        await second.restore(state, 1)
+        assert (await second.metrics())["buffer/archive_failures"] == 1
+    await make_buffer(tmp_path).restore(state, 1)
+    assert files(tmp_path) == {"step-00001": [0, 1], "step-00001-rest": [2]}
+
+
+async def test_a_run_that_begins_anew_keeps_no_row_of_the_life_before(tmp_path: Path):
+    first = make_buffer(tmp_path)
+    await play(first, GOOD, FLAT, GOOD)
+    await train(first, 1)
+    await play(first, FLAT)
+    await first.close()
+    assert len(files(tmp_path)) == 2  # and then it was killed, before its first checkpoint
+    second = make_buffer(tmp_path)
+    await second.restore(await second.state(), 0)
+    assert files(tmp_path) == {}
+
+
+async def test_a_buffer_that_has_given_out_an_order_goes_back_to_nothing(tmp_path: Path):
+    feed = make_buffer(tmp_path)
+    state = await feed.state()
+    await feed.restore(state, 0)
+    await feed.restore(state, 0)  # as often as you like, before
+    (order,) = await feed.next_orders("a", 1) or []
+    with pytest.raises(AssertionError, match="groups were ordered already"):
+        await feed.restore(state, 0)
+    assert await feed.put(delivery_of(order, GOOD)) == [True]
+    assert (await feed.ledger()).issued == 2

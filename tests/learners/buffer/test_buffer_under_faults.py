@@ -1,0 +1,295 @@
+"""A run in which everything goes wrong at once: holders that hang, die, come late or send twice, groups that
+fail, stay unscored, flat or empty, weights that arrive late. The buffer is the real one, without Ray."""
+
+import asyncio
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from actors.group_transport import GroupBatch, ScoredGroup
+from actors.trajectory import GroupOrder, GroupSummary, StopReason
+from learners.buffer.buffer import BufferSizes
+from learners.buffer.buffered_group import BufferedGroup
+from learners.buffer.work_source import LostGroup
+from tests.fakes import make_summary
+from tests.learners.local_buffer import LocalBuffer, delivery_of, make_local_buffer
+
+NUM_STEPS = 80
+NUM_WORKERS = 6
+GROUPS_PER_STEP = 3
+GROUP_SIZE, NUM_EXTRA = 3, 1
+GROUP_TIMEOUT_S = 0.1
+WAIT_S = 60.0
+"""Far longer than the whole run takes, which must not hang."""
+
+OK, FAILED = StopReason.TERMINATED, StopReason.SIMULATOR_ERROR
+CUT, SURPLUS = StopReason.TIME_LIMIT, StopReason.SURPLUS
+NAN = math.nan
+RESULTS: list[tuple[list[float], list[StopReason]]] = [
+    ([0.0, 0.5, 1.0, NAN], [OK, OK, OK, SURPLUS]),
+    ([0.0, NAN, 1.0, 0.5], [OK, SURPLUS, OK, OK]),
+    ([0.0, 1.0, NAN, NAN], [OK, OK, CUT, FAILED]),
+    ([1.0, 0.5, NAN, NAN], [OK, OK, OK, CUT]),  # and one that no judge could score
+    ([0.5, 0.5, 0.5, NAN], [OK, OK, OK, SURPLUS]),  # flat
+    ([1.0, NAN, NAN, NAN], [OK, CUT, FAILED, CUT]),  # too few
+    ([NAN] * 4, [FAILED] * 4),
+    ([NAN] * 4, [CUT] * 4),
+]
+RESULT_WEIGHTS = [6, 6, 4, 3, 3, 2, 1, 1]
+FATES = ("quick", "slow", "late", "twice", "empty", "hangs")
+FATE_WEIGHTS = (16, 4, 1, 2, 1, 1)
+
+
+@dataclass
+class World:
+    """The workers around a buffer, and the weights in their engines."""
+
+    feed: LocalBuffer
+    rng: random.Random
+    live: int = 0
+    """The version in the engines."""
+    tasks: dict[str, set[asyncio.Task[None]]] = field(default_factory=dict)
+    """By holder: what it is doing."""
+    hung: set[str] = field(default_factory=set)
+    names: Iterator[int] = field(default_factory=count)
+    fates: Counter[str] = field(default_factory=Counter)
+
+    def start_worker(self) -> None:
+        name = f"worker-{next(self.names)}"
+        self.tasks[name] = set()
+        self._spawn(name, self._work(name))
+
+    async def disturb(self, step: int) -> None:
+        """Now and then a worker dies, and the driver notices; or one hangs, and nobody is told. Its last poll
+        may still win orders."""
+        if step % 5:
+            return
+        worker = self.rng.choice([name for name in self.tasks if name not in self.hung])
+        self.start_worker()
+        if step % 2:
+            for task in self.tasks.pop(worker):
+                task.cancel()
+            await self.feed.forget(worker)
+        else:
+            self.hung.add(worker)
+
+    async def stop(self) -> None:
+        running = [task for tasks in self.tasks.values() for task in tasks]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _spawn(self, name: str, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self.tasks[name].add(task)
+        task.add_done_callback(lambda done: self.tasks.get(name, set()).discard(done))
+
+    async def _work(self, name: str) -> None:
+        """Asks for ever, since room is not what is rehearsed here."""
+        while (orders := await self.feed.next_orders(name, self.rng.randint(1, 3))) is not None:
+            if name in self.hung:
+                return
+            for order in orders:
+                self._spawn(name, self._play(order, name))
+            await asyncio.sleep(self.rng.uniform(0, 0.004))  # meanwhile the others get some
+
+    async def _play(self, order: GroupOrder, name: str) -> None:
+        fate = self.rng.choices(FATES, FATE_WEIGHTS)[0]
+        self.fates[fate] += 1
+        began = self.live
+        if fate == "hangs":
+            await asyncio.Event().wait()
+        most_s = {"slow": 0.06, "late": 3 * GROUP_TIMEOUT_S}.get(fate, 0.004)
+        await asyncio.sleep(self.rng.uniform(GROUP_TIMEOUT_S if fate == "late" else 0, most_s))
+        if name in self.hung:
+            return
+        for _ in range(2 if fate == "twice" else 1):
+            await self.feed.put(self._finished(order, versions=(began, self.live), is_empty=fate == "empty"))
+
+    def _finished(self, order: GroupOrder, *, versions: tuple[int, int], is_empty: bool) -> GroupBatch:
+        rewards, reasons = self.rng.choices(RESULTS, RESULT_WEIGHTS)[0]
+        return delivery_of(order, rewards, stop_reasons=reasons, versions=versions, is_empty=is_empty)
+
+
+def make_feed(
+    folder: Path, *, max_off_policy_steps: int, group_timeout_s: float = GROUP_TIMEOUT_S
+) -> LocalBuffer:
+    sizes = BufferSizes(
+        group_size=GROUP_SIZE,
+        groups_per_step=GROUPS_PER_STEP,
+        max_off_policy_steps=max_off_policy_steps,
+        seed=0,
+        extra_dialogues=NUM_EXTRA,
+    )
+    return make_local_buffer(folder, sizes, group_timeout_s=group_timeout_s)
+
+
+@dataclass
+class Driver:
+    """What the run's driver does, and the laws after each step."""
+
+    world: World
+    bound: int
+    version: int = 0
+    released: asyncio.Task[None] | None = None
+    lost: list[LostGroup] = field(default_factory=list)
+    settled: Counter[int] = field(default_factory=Counter)
+    """By group."""
+
+    async def step(self) -> None:
+        feed = self.world.feed
+        groups = await feed.take(GROUPS_PER_STEP, self.version, timeout_s=WAIT_S)
+        self._check_use(groups)
+        await asyncio.sleep(self.world.rng.uniform(0, 0.01))  # the update
+        self.version += 1
+        await self._finish_release()
+        live = asyncio.ensure_future(self._arrive(self.version))
+        ids = [group.order.group_id for group in groups]
+        self._note(await feed.book(ids, self.version))
+        release = feed.release(ids, self.version, live=cast(Any, [live]))
+        self.released = asyncio.ensure_future(release)
+        if self.bound == 0:
+            await self._finish_release()
+        await self._check_laws()
+
+    async def _arrive(self, version: int) -> None:
+        await asyncio.sleep(self.world.rng.uniform(0, 0.01))
+        self.world.live = version
+
+    async def _finish_release(self) -> None:
+        if self.released is not None:
+            await self.released
+
+    def _check_use(self, groups: list[BufferedGroup]) -> None:
+        assert len(groups) == GROUPS_PER_STEP
+        for group in groups:
+            assert self.version - group.summary.oldest_version <= self.bound
+            assert 2 <= len(group.usable) <= GROUP_SIZE
+
+    def _note(self, summaries: list[GroupSummary]) -> None:
+        self.settled.update(summary.group_id for summary in summaries)
+        assert max(self.settled.values()) == 1
+
+    async def _check_laws(self) -> None:
+        feed = self.world.feed
+        ledger, metrics = await feed.ledger(), await feed.metrics()
+        assert ledger.closes() and ledger.in_flight >= 0
+        assert metrics["buffer/slots_taken"] <= GROUPS_PER_STEP * (self.bound + 1)
+        lost = await feed.pop_lost()
+        self.lost += lost
+        assert metrics["buffer/reissued"] == len(self.lost)
+        await feed._settled.flush()
+
+
+@pytest.mark.parametrize("bound", [0, 1, 3])
+async def test_whatever_goes_wrong_no_token_is_too_old_no_group_is_lost_and_nothing_hangs(
+    bound: int, tmp_path: Path
+):
+    feed = make_feed(tmp_path, max_off_policy_steps=bound)
+    world = World(feed=feed, rng=random.Random(bound))
+    driver = Driver(world=world, bound=bound)
+    for _ in range(NUM_WORKERS):
+        world.start_worker()
+    async with asyncio.timeout(WAIT_S):
+        for step in range(NUM_STEPS):
+            await world.disturb(step)
+            await driver.step()
+    await driver._finish_release()
+    await world.stop()
+    await feed.close()
+    ledger, metrics = await feed.ledger(), await feed.metrics()
+    assert metrics["buffer/archive_failures"] == 0
+
+    # Everything that was to go wrong did.
+    assert set(world.fates) == set(FATES)
+    assert min(ledger.dropped[reason] for reason in ("flat", "failed", "cut", "surplus", "unscored")) > 0
+    assert ledger.dropped["too_few"] > 0 and ledger.dropped["no_tokens"] > 0
+    assert bound or not ledger.dropped["stale"]  # what synchronous training waits for cannot age
+    assert metrics["buffer/puts_ignored"] > 0 and driver.lost
+    assert all(group.holder.startswith("worker-") for group in driver.lost)
+
+    # The rows on disk tell the same: every trajectory once, and no token beyond the bound where it was used.
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "trajectories").iterdir()))
+    keys = list(zip(rows["group_id"].to_pylist(), rows["trajectory"].to_pylist(), strict=True))
+    assert len(keys) == len(set(keys)) == ledger.trained + sum(ledger.dropped.values())
+    outcomes = Counter(rows["outcome"].to_pylist())
+    assert outcomes.pop("trained") == ledger.trained > 0
+    assert outcomes == {f"dropped:{reason}": n for reason, n in ledger.dropped.items() if n}
+    assert ledger.issued == len(keys) + ledger.in_flight
+    trained = rows.filter(pa.array([outcome == "trained" for outcome in rows["outcome"].to_pylist()]))
+    pairs = zip(trained["step"].to_pylist(), trained["policy_versions"].to_pylist(), strict=True)
+    assert max(step - 1 - min(versions) for step, versions in pairs) <= bound
+
+
+async def test_a_group_that_hangs_is_named_and_given_to_the_next_within_its_limit(tmp_path: Path):
+    feed = make_feed(tmp_path, max_off_policy_steps=0, group_timeout_s=0.3)
+    loop = asyncio.get_running_loop()
+    held = await feed.next_orders("hung", 2)
+    began = loop.time()
+    assert held is not None and len(held) == 2
+    assert await feed.next_orders("other", 1) is not None  # the third slot: now there is none left
+    given = await asyncio.wait_for(feed.next_orders("other", 2), timeout=20)
+    took = loop.time() - began
+    assert given == held and 0.25 <= took < 4  # a poll lasts 5 s: it was woken
+    lost = await feed.pop_lost()
+    assert [(group.group_id, group.holder) for group in lost[:2]] == [(0, "hung"), (1, "hung")]
+    assert all(0.3 <= group.held_s < 4 for group in lost[:2])
+    assert await feed.pop_lost() == []
+    assert (await feed.metrics())["buffer/reissued"] == len(lost)
+
+
+async def test_a_late_original_is_taken_and_what_was_issued_again_is_ignored(tmp_path: Path):
+    feed = make_feed(tmp_path, max_off_policy_steps=0, group_timeout_s=0.2)
+    world = World(feed=feed, rng=random.Random(0))
+    (order,) = await feed.next_orders("late", 1) or []
+    others = await feed.next_orders("other", 2)
+    assert others is not None
+    again = await feed.next_orders("other", 3)
+    assert again is not None and order in again
+    ledger = await feed.ledger()
+    assert (ledger.issued, ledger.in_flight) == (12, 12)
+    assert await feed.put(world._finished(order, versions=(0, 0), is_empty=False)) == [True]
+    assert await feed.put(world._finished(order, versions=(0, 0), is_empty=False)) == [False]
+    assert (await feed.metrics())["buffer/puts_ignored"] == 1
+    assert (await feed.ledger()).closes()
+    assert order.group_id not in feed._issues
+
+
+async def test_a_group_dropped_on_arrival_is_replaced_while_the_others_are_still_played(tmp_path: Path):
+    """Dynamic sampling refills exactly: one new order for each group that taught nothing, at once."""
+    feed = make_feed(tmp_path, max_off_policy_steps=0, group_timeout_s=WAIT_S)
+    orders = await feed.next_orders("a", 9)
+    assert orders is not None and [order.group_id for order in orders] == [0, 1, 2]
+    summary = make_summary([0.5] * 4, stop_reasons=[OK, OK, OK, SURPLUS])
+    table = pa.table({"group_id": [1] * 4, "trajectory": [0, 1, 2, 3]})
+    for dropped, refill in ((orders[1], 3), (orders[0], 4)):
+        flat = replace(summary, group_id=dropped.group_id, task_key=dropped.task_key)
+        await feed.put(GroupBatch.of([ScoredGroup(order=dropped, summary=flat, table=table)]))
+        new = await feed.next_orders("a", 9)
+        assert new is not None and [order.group_id for order in new] == [refill]
+    assert (await feed.ledger()).dropped["flat"] == 6
+    assert (await feed.ledger()).dropped["surplus"] == 2
+    assert (await feed.metrics())["buffer/slots_taken"] == GROUPS_PER_STEP
+
+
+async def test_a_step_that_waits_in_vain_names_the_groups_that_are_out_for_longest(tmp_path: Path):
+    """And not each of thousands, every ten seconds."""
+    feed = make_feed(tmp_path, max_off_policy_steps=9, group_timeout_s=WAIT_S)
+    assert len(await feed.next_orders("a", 20) or []) == 20
+    await feed.forget("a")
+    assert [order.group_id for order in await feed.next_orders("b", 9) or []] == [*range(9)]
+    with pytest.raises(TimeoutError) as raised:
+        await feed.take(GROUPS_PER_STEP, 0, timeout_s=0.05)
+    said = str(raised.value)
+    assert [f"group {number} with b for" in said for number in range(9)] == [True] * 8 + [False]
+    assert [f"group {number} waits" in said for number in range(9, 20)] == [True] * 8 + [False] * 3
+    assert said.endswith("; and 4 others")

@@ -1,0 +1,105 @@
+"""What a step made of its turns, from the learner's samples through the buffer to the rows on disk, also
+after a kill. The buffer is the real one, without Ray."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from actors.group_summary import summarize
+from actors.group_transport import GroupBatch, ScoredGroup
+from actors.trajectory import StopReason
+from learners.buffer.buffer import BufferSizes, FinishedGroup
+from learners.buffer.credit_columns import CREDITS, KEYS
+from learners.config import LearnerConfig
+from learners.training.step_batch import samples_of_step, trajectories_of
+from learners.training.turn_credit_table import credit_table
+from tests.learners.local_buffer import LocalBuffer, Stored, make_local_buffer
+from tests.learners.test_non_finite_rewards import turns_of
+from tests.learners.tiny_parts import make_table, scorer_of, tiny_policy
+
+LIMIT_S = 30.0
+SIZES = BufferSizes(group_size=3, groups_per_step=2, max_off_policy_steps=1, seed=0)
+CONFIG = LearnerConfig(trajectory_score="sum")
+DONE, FAILED = StopReason.TERMINATED, StopReason.ENGINE_ERROR
+GOOD, FLAT = (1.0, 0.0, 0.5), (0.5, 0.5, 0.5)
+
+
+def make_buffer(folder: Path) -> LocalBuffer:
+    return make_local_buffer(folder, SIZES, group_timeout_s=LIMIT_S)
+
+
+async def play(feed: LocalBuffer, rewards: tuple[float, ...], *, last: StopReason = DONE) -> None:
+    (order,) = await feed.next_orders("a", 1) or []
+    ends = [*[DONE] * (len(rewards) - 1), last]
+    table = make_table(list(zip(map(turns_of, rewards), ends, strict=True)), group_id=order.group_id)
+    summary = summarize(order, table, duration_s=1.0)
+    finished = ScoredGroup(order=order, summary=summary, table=table)
+    assert await feed.put(GroupBatch.of([finished])) == [True]
+
+
+async def learn(groups: list[FinishedGroup]) -> Any:
+    """A reference to what a learner makes of these groups' turns."""
+    tables = [await group.payload for group in groups]
+    samples, _, credited = samples_of_step(
+        tables, config=CONFIG, renderer=None, scorer=scorer_of(tiny_policy())
+    )
+    learned = trajectories_of(samples)
+    return Stored(credit_table(credited, credit_of=CONFIG.credit_of, learned=learned, in_loss={}))
+
+
+async def step(feed: LocalBuffer, number: int) -> None:
+    """A step on two groups."""
+    groups = await feed.take(2, number - 1, LIMIT_S)
+    ids = [group.order.group_id for group in groups]
+    await feed.book(ids, number, [await learn(groups)])
+    await feed.release(ids, number)
+
+
+def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
+    columns = [*KEYS.names, "outcome", *CREDITS.names]
+    return pq.read_table(folder / "trajectories" / f"{name}.parquet", columns=columns).to_pylist()
+
+
+async def test_trained_rows_have_the_losss_advantage_and_dropped_rows_none(tmp_path: Path):
+    """Sums 1, 0 and 1/2 are sqrt(3/2), its opposite and 0 from their mean; without the last, +1 and -1."""
+    feed = make_buffer(tmp_path)
+    await play(feed, FLAT)
+    await play(feed, GOOD)
+    await play(feed, GOOD, last=FAILED)
+    await step(feed, 1)
+    await feed.close()
+    rows = rows_of(tmp_path, "step-00001")
+    assert [row["outcome"] for row in rows] == (
+        ["dropped:flat"] * 6 + ["trained"] * 6 + ["trained"] * 4 + ["dropped:failed"] * 2
+    )
+    far = 1.5**0.5
+    expected = [None] * 6 + [far, far, -far, -far, 0.0, 0.0] + [1.0, 1.0, -1.0, -1.0] + [None] * 2
+    for row, advantage in zip(rows, expected, strict=True):
+        assert (row["advantage"] is None) == (advantage is None) == (row["outcome"] != "trained")
+        assert abs((row["advantage"] or 0.0) - (advantage or 0.0)) < 1e-6
+        assert row["credit"] == (None if advantage is None else 1.0)
+        assert row["value"] is row["gain"] is None
+
+
+async def test_a_step_that_is_taken_again_after_a_kill_writes_the_same(tmp_path: Path):
+    """Everything is killed after the second step; the only checkpoint is of the first."""
+    first = make_buffer(tmp_path)
+    await play(first, GOOD)
+    await play(first, GOOD)
+    await step(first, 1)
+    state = json.loads(json.dumps(await first.state()))
+    for rewards in (FLAT, GOOD, GOOD):
+        await play(first, rewards)
+    await step(first, 2)
+    await first.close()
+    wanted = [rows_of(tmp_path, name) for name in ("step-00001", "step-00002")]
+    assert [sum(row["advantage"] is not None for row in rows) for rows in wanted] == [12, 12]
+
+    second = make_buffer(tmp_path)
+    assert await second.restore(state, 1, redo=True) == 1
+    assert [path.stem for path in (tmp_path / "trajectories").iterdir()] == ["step-00001"]
+    await step(second, 2)
+    await second.close()
+    assert [rows_of(tmp_path, name) for name in ("step-00001", "step-00002")] == wanted

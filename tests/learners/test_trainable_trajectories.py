@@ -1,0 +1,46 @@
+"""From a group's table to what trains: the samples are of the buffer's usable trajectories, of all and of no
+other."""
+
+import math
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.group_summary import summarize
+from actors.trajectory import GroupOrder, StopReason, Turn
+from learners.advantages.estimators import make_estimator
+from learners.batch.samples import row_advantages, samples_from_table
+from learners.buffer.buffered_group import BufferedGroup
+from tests.fakes import make_key
+from tests.learners.tiny_parts import make_table, make_turn
+
+ESTIMATOR = make_estimator("grpo", trajectory_score="sum", gamma=1.0)
+
+
+@st.composite
+def trajectories(draw: st.DrawFn) -> tuple[list[Turn], StopReason]:
+    stop_reason = draw(st.sampled_from(list(StopReason)))
+    # Only a failure leaves no turn at all: a policy always has room for its first.
+    rewards = draw(
+        st.lists(
+            st.sampled_from([0.0, 0.5, math.inf, math.nan]), min_size=int(not stop_reason.failed), max_size=3
+        )
+    )
+    turns = [
+        make_turn([1, 2], [3, 4], reward=reward, forked=index == 0 or draw(st.booleans()))
+        for index, reward in enumerate(rewards)
+    ]
+    return turns, stop_reason
+
+
+@settings(deadline=None)
+@given(group=st.lists(trajectories(), min_size=1, max_size=6))
+def test_samples_are_exactly_of_the_usable_trajectories(group: list[tuple[list[Turn], StopReason]]):
+    table = make_table(group, group_id=3)
+    order = GroupOrder(group_id=3, task_key=make_key(), group_size=len(group), seed=0)
+    summary = summarize(order, table, duration_s=0.0)
+    usable = BufferedGroup(order=order, summary=summary, payload=table).usable
+    samples = samples_from_table(table, advantages=row_advantages(table, ESTIMATOR))
+    if len(usable) >= 2:  # a group with fewer never comes so far
+        assert tuple(sorted({sample.trajectory for sample in samples})) == usable
+    assert {sample.trajectory for sample in samples} <= set(usable)
