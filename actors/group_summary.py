@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
-from simulators.gauges import NO_COUNTS, GaugeCounts
 from simulators.user import WEB
+from simulators.users.quality_metrics import NO_COUNTS, GaugeCounts
 
 
 def summarize(

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from actors.tool_call_parser import call_texts
 from actors.trajectory import TokenIds, as_ids
+from simulators.input_limits import load_json
 from simulators.message import CHOICES, TOOL_NAME, TOOL_SCHEMA, Action, Message, ToolCall
-from simulators.untrusted import load_json
 
 Tools = tuple[dict[str, Any], ...]
 """Tool schemas in OpenAI's form, as templates take them."""

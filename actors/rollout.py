@@ -18,11 +18,11 @@ from actors.partial_rollouts import CompletedTurn, PublishTurn, ReplayMismatchEr
 from actors.renderer import Dialogue, Renderer, parse_tool_call, spoken
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from simulators.env import Env, Gym, GymEnv, Observation
-from simulators.gauges import UserTurn, count
 from simulators.message import Action, Message
 from simulators.persona import PersonaMix, draw_persona
 from simulators.task import Task, TaskKey
 from simulators.user import SimulatorError, User
+from simulators.users.quality_metrics import UserTurn, count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,8 +40,8 @@ from actors.rollout import RolloutContext, rollout_group
 from actors.rollout_setup import RolloutSetup, WorkState, make_rollout_context
 from actors.trajectory import GroupOrder, GroupSummary
 from actors.trajectory_table import to_table, with_reward_seconds
-from simulators.gauges import NO_COUNTS
 from simulators.user import User
+from simulators.users.quality_metrics import NO_COUNTS
 
 STOP_TIMEOUT_S = 10.0
 Orders = Sequence[GroupOrder] | None

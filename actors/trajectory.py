@@ -7,10 +7,10 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from simulators.gauges import NO_COUNTS, GaugeCounts
 from simulators.message import Action
 from simulators.task import TaskKey
 from simulators.user import UserReply
+from simulators.users.quality_metrics import NO_COUNTS, GaugeCounts
 
 
 class StopReason(StrEnum):

@@ -19,10 +19,10 @@ from statistics import median
 
 from simulators.env import Gym, GymEnv
 from simulators.gyms import GYMS
-from simulators.manner import attentive
-from simulators.rule_user import RuleUser
 from simulators.task import Task, TaskKey
 from simulators.user import User, UserCall, UserReply
+from simulators.users.persona_style import attentive
+from simulators.users.rule_user import RuleUser
 
 RESULTS = Path(__file__).resolve().parent / "results"
 USER_DELAY_S = 0.2

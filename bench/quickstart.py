@@ -22,8 +22,8 @@ from learners.model.tiny_policy import build
 from learners.policy_learner import PolicyLearner
 from learners.sft.batches import num_sft_steps
 from simulators.gyms import GYMS
-from simulators.rule_user import RuleUser
 from simulators.task import Task, TaskKey, TaskSource
+from simulators.users.rule_user import RuleUser
 
 RECIPE = ROOT.parent / "recipes" / "cpu-quickstart.toml"
 SHORT, LONG = "function", "telepathy"

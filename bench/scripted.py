@@ -19,14 +19,14 @@ from learners.buffer.buffer_actor import BufferActor
 from learners.config import TinyPolicyConfig
 from learners.model.tiny_policy import build
 from rewards.config import RewardConfig
-from rewards.reward import RewardContext
-from rewards.score import make_scorer
+from rewards.reward_functions import RewardContext
+from rewards.scorer import make_scorer
 from simulators.gyms import GYMS
 from simulators.message import Action
-from simulators.rule_user import RuleUser
-from simulators.slow_user import SlowUser
 from simulators.task import TaskSource
 from simulators.user import User
+from simulators.users.delayed_user import DelayedUser
+from simulators.users.rule_user import RuleUser
 
 GYM = "intention"
 GROUP_SIZE = 8
@@ -53,7 +53,7 @@ def connect_talker(policy_folder: str) -> Talker:
 
 
 def connect_user(name: str, *, delay_s: float) -> User:
-    return SlowUser(RuleUser(), delay_s=delay_s)
+    return DelayedUser(RuleUser(), delay_s=delay_s)
 
 
 def write_policy(folder: Path) -> str:

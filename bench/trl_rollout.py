@@ -22,9 +22,9 @@ from simulators.env import Gym, GymEnv
 from simulators.gyms import GYMS
 from simulators.message import TOOL_SCHEMA, Action, Choice
 from simulators.persona import PersonaMix, draw_persona
-from simulators.rule_user import RuleUser
-from simulators.slow_user import SlowUser
 from simulators.task import TaskKey
+from simulators.users.delayed_user import DelayedUser
+from simulators.users.rule_user import RuleUser
 
 MARK = "\ue000"
 END_WORDS = " end"
@@ -53,7 +53,7 @@ class GymAsTrlEnvironment:
         )
         gym = self.gyms[key.gym]
         persona = draw_persona(self.personas, seed=key.task_id)
-        user = SlowUser(RuleUser(self.gyms), delay_s=self.delay_s)
+        user = DelayedUser(RuleUser(self.gyms), delay_s=self.delay_s)
         self._env = GymEnv(gym, task=gym.make_task(key), user=user, persona=persona)
         self._score, self.num_turns = 0.0, 0
 

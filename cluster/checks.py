@@ -24,7 +24,7 @@ from cluster.run_folder import RunFolder
 from simulators.env import Gym
 from simulators.gym_check import check_gym
 from simulators.gyms import GYMS
-from simulators.serve_key import key_hash
+from simulators.serving.auth import key_hash
 from simulators.task import TaskKey
 
 CONNECT_TIMEOUT_S = 1.0

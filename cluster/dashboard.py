@@ -12,7 +12,7 @@ from cluster.console import STAGES, say
 from cluster.recipe import BadInput
 from cluster.sections import SECTIONS, STEP, axis_of
 from learners.buffer.ledger import DROP_REASONS
-from simulators.gauges import SHARES
+from simulators.users.quality_metrics import SHARES
 
 VIEW = "UserRL"
 Kind = Literal["lines", "areas", "table", "number"]

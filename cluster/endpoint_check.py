@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster.recipe import BadInput
-from simulators.chat import ChatConfig
-from simulators.untrusted import MAX_BODY_BYTES, load_json
+from simulators.input_limits import MAX_BODY_BYTES, load_json
+from simulators.llm_client.client import ChatConfig
 
 ASK_TIMEOUT_S = 5.0
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"

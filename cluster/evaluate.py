@@ -15,7 +15,7 @@ from cluster.outcomes import outcomes_of
 from cluster.results import EvaluationRow, evaluation_rows
 from cluster.rollouts import Rollouts
 from cluster.scores import Outcome
-from simulators.make import load_tasks
+from simulators.env_factory import load_tasks
 from simulators.task import Split
 
 WRITE_TIMEOUT_S = 120.0

@@ -35,7 +35,7 @@ from cluster.start_ray import start_ray
 from cluster.start_simulators import quick_apps, start_simulators, stop_simulators
 from learners.model.tiny_policy import build
 from rewards.config import RewardConfig
-from simulators.own_gyms import known_gyms
+from simulators.gym_plugins import known_gyms
 
 NO_CONTEXT_LIMIT = 2**24
 """Tokens of a dialogue whose policy reads messages, and so has no context of ours to fill."""

@@ -12,8 +12,8 @@ from cluster.config import RunConfig
 from cluster.endpoint_check import endpoint_of, is_base_url
 from cluster.policy_check import SCRIPTED_POLICIES, check_hub, check_policy
 from cluster.recipe import BadInput
-from simulators.chat import ChatConfig
 from simulators.config import SimulatorConfig
+from simulators.llm_client.client import ChatConfig
 from simulators.task import Split
 
 PolicyKind = Literal["script", "folder", "endpoint"]

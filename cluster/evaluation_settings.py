@@ -10,7 +10,7 @@ import actors
 import simulators
 from cluster.config import RunConfig
 from cluster.evaluation_request import EvaluationRequest
-from simulators.own_gyms import source_of
+from simulators.gym_plugins import source_of
 
 CODE = [Path(str(room.__file__)).parent for room in (simulators, actors)]
 

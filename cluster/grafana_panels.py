@@ -8,7 +8,7 @@ from typing import Literal
 from actors.trajectory_table import TURN_STAGES
 from cluster.console import STAGES
 from cluster.metric_catalogue import EXPORTED, Metric
-from simulators.gauges import SHARES
+from simulators.users.quality_metrics import SHARES
 
 BY_KEY: dict[str, Metric] = {metric.key: metric for metric in EXPORTED}
 STAGE_SHARE = "rollout/time/{stage}/share"

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from cluster.recipe import nearest
 from simulators.env import Gym
+from simulators.env_factory import open_gyms
+from simulators.gym_plugins import known_gyms
 from simulators.gyms import GYMS
-from simulators.make import open_gyms
-from simulators.own_gyms import known_gyms
 
 
 class GymsConfig(BaseModel):

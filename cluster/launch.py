@@ -26,8 +26,8 @@ from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
 from learners.buffer.fixed_work_source import FixedWorkSource
 from learners.buffer.zero_advantage import is_flat
-from rewards.reward import RewardContext
-from rewards.score import make_scorer
+from rewards.reward_functions import RewardContext
+from rewards.scorer import make_scorer
 from simulators.task import TaskSource
 
 STOP_TIMEOUT_S = 20.0

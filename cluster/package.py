@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.config import RunConfig
 from cluster.policy_check import is_hub_name
 from cluster.recipe import BadInput
-from simulators.own_gyms import source_of
+from simulators.gym_plugins import source_of
 
 ROOMS = ("simulators", "actors", "rewards", "learners", "cluster")
 RECIPE = "recipe.toml"

@@ -22,14 +22,14 @@ from cluster.play_policy import (
 from cluster.play_terminal import Terminal, receipt
 from cluster.recipe import BadInput
 from simulators.env import Gym, GymEnv
-from simulators.human_user import HumanUser, printable
-from simulators.make import find_gym
-from simulators.manner import attentive
+from simulators.env_factory import find_gym
 from simulators.message import CHOICES, Action
 from simulators.persona import draw_persona
-from simulators.rule_user import RuleUser
 from simulators.task import Split, Task, TaskKey
 from simulators.user import SimulatorError, User
+from simulators.users.human_user import HumanUser, printable
+from simulators.users.persona_style import attentive
+from simulators.users.rule_user import RuleUser
 
 Side = Literal["agent", "user"]
 HOW_TO = f"Type `choice content` with a choice of {', '.join(CHOICES)}; anything else is said to the user."

@@ -14,7 +14,7 @@ from cluster.endpoint_check import endpoint_of, is_base_url
 from cluster.policy_check import SCRIPTED_POLICIES, check_hub, check_policy
 from cluster.recipe import BadInput
 from cluster.run_folder import LEARNER_FOLDER, RunFolder
-from simulators.own_gyms import known_gyms
+from simulators.gym_plugins import known_gyms
 
 if TYPE_CHECKING:
     from actors.engines.protocol import PolicyEngine

@@ -10,9 +10,9 @@ from cluster.config import RunConfig
 from cluster.play_policy import Opponent
 from cluster.play_terminal import Terminal, receipt
 from simulators.env import Gym
-from simulators.human_user import HumanUser, printable
-from simulators.rule_user import RuleUser
 from simulators.task import Task
+from simulators.users.human_user import HumanUser, printable
+from simulators.users.rule_user import RuleUser
 
 ENDINGS = {
     StopReason.TERMINATED: "The dialogue is over.",

@@ -8,7 +8,7 @@ from cluster.config import RunConfig
 from cluster.policy_check import is_hub_name
 from cluster.run_folder import RunFolder, write_folder
 from learners.model.tiny_policy import build
-from simulators.own_gyms import known_gyms
+from simulators.gym_plugins import known_gyms
 
 
 def local_folder(path: str) -> str:

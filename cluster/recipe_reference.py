@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from cluster.config import RunConfig
 from learners.advantages.estimators import ADVANTAGES
 from learners.losses.policy_loss import POLICY_LOSSES
-from rewards.reward import REWARDS
+from rewards.reward_functions import REWARDS
 
 INTRO = """\
 # Recipes: every key

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Literal
 
 from cluster.events import first_line
-from simulators.gauges import GaugeLimits, alarms
+from simulators.users.quality_metrics import GaugeLimits, alarms
 
 WINDOW_STEPS = 5
 """Means are taken over this many steps."""

@@ -16,13 +16,13 @@ from cluster.loopback import LOCALHOST
 from cluster.machine import node_resources, ray_address
 from cluster.replica_watch import ReplicaWatch
 from cluster.start_ray import beside_driver, start_ray
-from simulators.connect import connect_users
-from simulators.serve import build_app, start_serve
-from simulators.serve_key import key_hash
-from simulators.serve_llm import SERVE_PORT, deploy_llm, llm_url, remove_llm
-from simulators.serve_relay import connect_relay, deploy_relay, relay_name, remove_relay
-from simulators.serve_user import ServeUser
+from simulators.serving.app import build_app, start_serve
+from simulators.serving.auth import key_hash
+from simulators.serving.hosted_llm import SERVE_PORT, deploy_llm, llm_url, remove_llm
+from simulators.serving.llm_proxy import connect_relay, deploy_relay, relay_name, remove_relay
+from simulators.serving.user_client import ServeUser
 from simulators.user import User
+from simulators.users.factory import connect_users
 
 DEPLOY_TIMEOUT_S = 120.0
 

@@ -10,8 +10,8 @@ import numpy as np
 from actors.engines.usage import EngineUsage
 from actors.trajectory import GroupSummary
 from actors.trajectory_table import TURN_STAGES
-from simulators.gauges import gauges
 from simulators.user import RULES, Failure
+from simulators.users.quality_metrics import gauges
 
 FAILURES = frozenset(failure.value for failure in Failure)
 

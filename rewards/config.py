@@ -4,8 +4,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rewards.reward import REWARDS
-from simulators.chat_config import ChatConfig
+from rewards.reward_functions import REWARDS
+from simulators.llm_client.config import ChatConfig
 
 
 class JudgeConfig(ChatConfig):

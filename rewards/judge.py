@@ -16,12 +16,12 @@ from typing import Any, Self
 import pyarrow as pa
 
 from rewards.config import JudgeConfig
-from simulators.chat import Chat
-from simulators.connect import chat_config
+from simulators.llm_client.client import ChatClient
 from simulators.llm_role import flat_schema
-from simulators.llm_user import CUT, encode
 from simulators.user import SimulatorError
-from simulators.verdict import InvalidVerdict, has_open_reasoning, parse_verdict
+from simulators.users.factory import chat_config
+from simulators.users.json_verdict import InvalidVerdict, has_open_reasoning, parse_verdict
+from simulators.users.llm_user import CUT, encode
 
 BEST = 10
 """The scale is 0 to `BEST`: fine enough to rank a group, coarse enough that a model uses it evenly."""
@@ -62,13 +62,13 @@ class Judge:
     """Asks one endpoint. Can be pickled: the key stays behind."""
 
     config: JudgeConfig
-    chat: Chat
+    chat: ChatClient
 
     @classmethod
     def connect(cls, config: JudgeConfig, *, num_processes: int = 1) -> Self:
         """`num_processes` that each have one share the run's budget and concurrency. Raises ValueError where
         the key is not set."""
-        return cls(config=config, chat=Chat(chat_config(config, num_processes=num_processes)))
+        return cls(config=config, chat=ChatClient(chat_config(config, num_processes=num_processes)))
 
     async def rate(self, table: pa.Table) -> list[Rating]:
         """A rating of each trajectory of a group [group_size], all asked at once; NaN without a question for

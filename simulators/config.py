@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from simulators.chat_config import ChatConfig
-from simulators.gauges import GaugeLimits
+from simulators.llm_client.config import ChatConfig
 from simulators.user import RULES
+from simulators.users.quality_metrics import GaugeLimits
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
@@ -19,7 +19,7 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-Place = Annotated[str, AfterValidator(_absolute)]
+AbsolutePathText = Annotated[str, AfterValidator(_absolute)]
 """A path, absolute from the start: processes of a cluster work in folders of their own."""
 
 
@@ -32,7 +32,7 @@ class NamedUserConfig(BaseModel):
     """The simulator's name: in rows, reports, and where one is named for an evaluation."""
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Share of the dialogues it plays. 0: kept out of training, to be named for an evaluation."""
-    record: Place | None = None
+    record: AbsolutePathText | None = None
     """Folder to which its replies are recorded, to be replayed later."""
 
     @field_validator("name")
@@ -111,7 +111,7 @@ class ReplayConfig(NamedUserConfig):
     """Replies of an earlier run, recorded with `record`: the same run again without the model."""
 
     type: Literal["replay"] = "replay"
-    path: Place
+    path: AbsolutePathText
     """The folder, or one file of it."""
 
     @model_validator(mode="after")

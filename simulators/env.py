@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from simulators.input_limits import MAX_ACTION_CHARS, MAX_REPLY_CHARS
 from simulators.llm_role import LlmRole
 from simulators.message import CHOICES, Action, parse_action
 from simulators.persona import PLAIN, Persona
 from simulators.task import Task, TaskKey
-from simulators.untrusted import MAX_ACTION_CHARS, MAX_REPLY_CHARS
 from simulators.user import WEB, Failure, SimulatorError, User, UserCall, UserReply
 
 MAX_TURNS = 16
@@ -35,7 +35,7 @@ class Observation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class TurnResult:
     """The environment's answer to one action."""
 
     feedback: str
@@ -58,7 +58,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class ActionOutcome:
     """What a gym's rules make of one action."""
 
     state: Any
@@ -74,7 +74,7 @@ class Env(Protocol):
 
     async def reset(self) -> Observation: ...
 
-    async def step(self, text: str, *, request_id: str = "", known: UserReply | None = None) -> Step:
+    async def step(self, text: str, *, request_id: str = "", known: UserReply | None = None) -> TurnResult:
         """Takes `[choice] content`. Raises `SimulatorError` where the user fails; the state is then
         unchanged. A step whose `request_id` was taken before gives the same answer and steps nothing. `known`
         is what the user replied to this step when the dialogue was first played: nobody is asked again."""
@@ -93,20 +93,20 @@ def best_so_far(best: float, score: float) -> float:
     return max(0.0, score - best)
 
 
-def end_without_score(task: Task, state: Any) -> Outcome:
+def end_without_score(task: Task, state: Any) -> ActionOutcome:
     """What `finish` does in most gyms."""
-    return Outcome(state=state, feedback="The conversation is over.", score=0.0, done=True)
+    return ActionOutcome(state=state, feedback="The conversation is over.", score=0.0, done=True)
 
 
-def unknown_choice(state: Any) -> Outcome:
+def unknown_choice(state: Any) -> ActionOutcome:
     """What text without a known tag brings: a lost turn."""
     known = ", ".join(CHOICES)
-    return Outcome(state=state, feedback=f"Unknown choice. Use one of: {known}.", score=0.0)
+    return ActionOutcome(state=state, feedback=f"Unknown choice. Use one of: {known}.", score=0.0)
 
 
-def too_long(state: Any) -> Outcome:
+def too_long(state: Any) -> ActionOutcome:
     """What text beyond `MAX_ACTION_CHARS` brings, under all rules: a lost turn, and nobody reads it."""
-    return Outcome(state=state, feedback=f"Too long: at most {MAX_ACTION_CHARS} characters.", score=0.0)
+    return ActionOutcome(state=state, feedback=f"Too long: at most {MAX_ACTION_CHARS} characters.", score=0.0)
 
 
 def one_end(action: Action | None, done: bool, is_last: bool) -> tuple[bool, bool]:
@@ -156,7 +156,7 @@ class Gym:
     """The state before the first turn."""
     asks_user: Callable[[Any, Action], bool]
     """(state, action): whether the user must be asked before the rules can apply."""
-    apply: Callable[[Task, Any, Action, UserReply | None], Outcome]
+    apply: Callable[[Task, Any, Action, UserReply | None], ActionOutcome]
     """(task, state, action, the user's reply if asked) to the outcome. Never sees `finish`."""
     answer: Callable[[UserCall, random.Random], UserReply]
     """The rule-based user."""
@@ -172,11 +172,11 @@ class Gym:
     and field."""
     view: Callable[[Any], Mapping[str, Any]] = nothing_to_see
     """What of the state the user may know, as JSON."""
-    finish: Callable[[Task, Any], Outcome] = end_without_score
+    finish: Callable[[Task, Any], ActionOutcome] = end_without_score
     """(task, state): what the policy's `finish` brings; always the end."""
     parse: Callable[[str], Action | None] = parse_action
     """Text to action; None is refused."""
-    refuse: Callable[[Any], Outcome] = unknown_choice
+    refuse: Callable[[Any], ActionOutcome] = unknown_choice
     """(state): what text brings that `parse` refused; the turn is taken all the same."""
     pay: Callable[[float, float], float] = best_so_far
     """(best score so far, this turn's score) to the turn's reward."""
@@ -220,13 +220,13 @@ class GymEnv:
         self._best = 0.0
         self._num_turns = 0
         self._over = False
-        self._answered: dict[str, Step] = {}
+        self._answered: dict[str, TurnResult] = {}
         self._turn = asyncio.Lock()
 
     async def reset(self) -> Observation:
         return Observation(system=self._gym.system, opening=self._task.opening)
 
-    async def step(self, text: str, *, request_id: str = "", known: UserReply | None = None) -> Step:
+    async def step(self, text: str, *, request_id: str = "", known: UserReply | None = None) -> TurnResult:
         """Executes one action. Raises ValueError after the end and `SimulatorError` where the user fails.
 
         Calls that overlap are taken one after the other: a retry that overtakes its own call finds the
@@ -238,7 +238,7 @@ class GymEnv:
     async def close(self) -> None:
         self._over = True
 
-    async def _step(self, text: str, request_id: str, known: UserReply | None) -> Step:
+    async def _step(self, text: str, request_id: str, known: UserReply | None) -> TurnResult:
         if request_id in self._answered:
             return self._answered[request_id]
         if self._over:
@@ -274,7 +274,7 @@ class GymEnv:
             raise SimulatorError(f"{self._gym.name}: {problem}", Failure.ERROR, reply.simulator)
         return reply
 
-    def _take(self, action: Action | None, reply: UserReply | None, *, is_read: bool) -> Step:
+    def _take(self, action: Action | None, reply: UserReply | None, *, is_read: bool) -> TurnResult:
         """The state's one way forward: all at once, after everything that can fail."""
         outcome = self._outcome(action, reply) if is_read else too_long(self._state)
         progress = self._gym.progress(self._task, outcome.state)
@@ -287,7 +287,7 @@ class GymEnv:
         is_last = self._num_turns >= self._max_turns
         terminated, truncated = self._gym.flag(action, outcome.done, is_last)
         self._over = terminated or truncated
-        return Step(
+        return TurnResult(
             feedback=outcome.feedback,
             reward=reward,
             terminated=terminated,
@@ -297,7 +297,7 @@ class GymEnv:
             news=self._gym.news(action, outcome.feedback, reply),
         )
 
-    def _outcome(self, action: Action | None, reply: UserReply | None) -> Outcome:
+    def _outcome(self, action: Action | None, reply: UserReply | None) -> ActionOutcome:
         if action is None:
             return self._gym.refuse(self._state)
         if action.choice == "finish":

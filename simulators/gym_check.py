@@ -14,11 +14,11 @@ from statistics import mean
 from typing import TypeVar
 
 from simulators.env import Gym, GymEnv
-from simulators.manner import attentive
-from simulators.rule_user import RuleUser
 from simulators.task import Split, Task, TaskKey
+from simulators.users.persona_style import attentive
+from simulators.users.rule_user import RuleUser
 
-ResultT = TypeVar("ResultT")
+_ResultT = TypeVar("_ResultT")
 Act = Callable[[str | None], str]
 """(the last feedback; None at first) to the next text."""
 
@@ -109,7 +109,7 @@ async def _play(gym: Gym, task: Task, act: Act) -> float:
             return score
 
 
-def _guarded(gym: Gym, work: Callable[[], ResultT], *, when: str) -> ResultT:
+def _guarded(gym: Gym, work: Callable[[], _ResultT], *, when: str) -> _ResultT:
     """What it gives; what it raises becomes one line with the place in the gym's own file."""
     try:
         return work()

@@ -19,13 +19,13 @@ from gymnasium.spaces import Text
 from gymnasium.spaces.text import alphanumeric
 
 from simulators.env import Gym, GymEnv
+from simulators.env_factory import ConstantsName, Preset, make_env
 from simulators.gyms import GYMS
-from simulators.make import Constants, Preset, make_env
 from simulators.persona import Persona, PersonaMix
 from simulators.task import Split
 from simulators.user import User
 
-ResultT = TypeVar("ResultT")
+_ResultT = TypeVar("_ResultT")
 MAX_LENGTH = 2**16
 """Characters of an observation or action, far above anything that is said."""
 SAMPLE_LENGTH = 64
@@ -86,7 +86,7 @@ class GymnasiumEnv(gymnasium.Env[str, str]):
         *,
         gym: str | Gym,
         preset: Preset = "default",
-        constants: Constants = "evaluation",
+        constants: ConstantsName = "evaluation",
         split: Split = "train",
         difficulty: int = 0,
         data: Path | str | None = None,
@@ -153,7 +153,7 @@ def register_envs() -> None:
             )
 
 
-def _run(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+def _run(work: Coroutine[Any, Any, _ResultT]) -> _ResultT:
     """Runs it to the end on the process's loop, from a thread that may have a running loop itself (a
     notebook's)."""
     return asyncio.run_coroutine_threadsafe(work, _loop()).result(STEP_LIMIT_S)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from actors.engines.protocol import CompletionRequest, EngineError
 from actors.renderer import Renderer
 from actors.trajectory import Completion, GroupSummary, StopReason
-from simulators.env import Gym, GymEnv, Step
+from simulators.env import Gym, GymEnv, TurnResult
 from simulators.gyms import GYMS
-from simulators.manner import attentive
 from simulators.message import Action
 from simulators.persona import PLAIN, Persona
-from simulators.rule_user import RuleUser
 from simulators.task import Split, Task, TaskKey
 from simulators.user import SimulatorError, User, UserCall, UserReply
+from simulators.users.persona_style import attentive
+from simulators.users.rule_user import RuleUser
 
 
 def make_key(
@@ -39,10 +39,10 @@ async def play(
     user: User | None = None,
     persona: Persona = PLAIN,
     max_turns: int | None = None,
-) -> list[Step]:
+) -> list[TurnResult]:
     """Executes `[choice] content` texts until they or the episode end."""
     env = GymEnv(GYMS[task.key.gym], task=task, user=user or RuleUser(), persona=persona, max_turns=max_turns)
-    steps: list[Step] = []
+    steps: list[TurnResult] = []
     for text in texts:
         steps.append(await env.step(text))
         if steps[-1].terminated or steps[-1].truncated:
@@ -57,13 +57,13 @@ async def feedback_of(task: Task, *texts: str) -> str:
     return steps[-1].feedback
 
 
-async def play_expert(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> list[Step]:
+async def play_expert(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> list[TurnResult]:
     """The gym's expert from the opening until the episode ends or it has nothing left to do."""
     gym: Gym = GYMS[task.key.gym]
     env = GymEnv(gym, task=task, user=RuleUser(), persona=persona)
     expert = attentive(gym.expert(task.opening, random.Random(task.key.index), haste))
     action = next(expert, None)
-    steps: list[Step] = []
+    steps: list[TurnResult] = []
     while action is not None:
         steps.append(await env.step(str(action)))
         if steps[-1].terminated or steps[-1].truncated:
@@ -75,13 +75,13 @@ async def play_expert(task: Task, *, persona: Persona = PLAIN, haste: float = 0.
     return steps
 
 
-async def play_random(task: Task) -> list[Step]:
+async def play_random(task: Task) -> list[TurnResult]:
     """Well-formed actions that ignore the dialogue."""
     rng = random.Random(task.key.index)
     return await play(task, [str(GYMS[task.key.gym].random_action(task, rng)) for _ in range(16)])
 
 
-def score_of(steps: Sequence[Step]) -> float:
+def score_of(steps: Sequence[TurnResult]) -> float:
     return sum(step.reward for step in steps)
 
 

@@ -12,8 +12,8 @@ import pytest
 from cluster.cli import _parser, split_overrides
 from cluster.config import RunConfig
 from cluster.recipe import known_keys, validate
-from simulators.gauges import GaugeLimits
 from simulators.user import Failure
+from simulators.users.quality_metrics import GaugeLimits
 from tests.docs_pages import PAGES, ROOT, anchors, blocks, name_of, shell_commands
 from tests.simulators import template_gym
 

@@ -26,7 +26,7 @@ STANDS_ONLY_IN: dict[str, list[str]] = {
     "ray.rllib": ["actors/rollout_actor.py", "learners/learner.py", "cluster/algorithm*.py"],
     "ray.serve": ["simulators/serve*.py", "cluster/*.py"],
     "vllm": ["actors/vllm_*.py", "actors/weights/weight_receiver.py"],
-    "openai": ["simulators/chat.py"],
+    "openai": ["simulators/llm_client/client.py"],
     "wandb": ["cluster/wandb_*.py", "cluster/dashboard.py"],
     "wandb_workspaces": ["cluster/dashboard.py"],
     "peft": ["learners/model/lora.py"],

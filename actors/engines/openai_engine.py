@@ -13,9 +13,9 @@ from typing import Any
 from actors.engines.protocol import CompletionRequest, EngineError
 from actors.renderer import LONE_SURROGATE, MAX_CALL_CHARS, Renderer
 from actors.trajectory import Completion
-from simulators.chat import Chat, ChatConfig, ChatReply
+from simulators.input_limits import load_json
+from simulators.llm_client.client import ChatClient, ChatConfig, ChatReply
 from simulators.message import CHOICES, TOOL_NAME, TOOL_SCHEMA, Action, Message
-from simulators.untrusted import load_json
 from simulators.user import SimulatorError
 
 TAGS = re.compile("</?(?:tool_call|think)>")
@@ -24,7 +24,7 @@ TAGS = re.compile("</?(?:tool_call|think)>")
 class OpenAIEngine:
     """Plays by an endpoint's model. Implements `PolicyEngine`; it may serve many dialogues at once."""
 
-    def __init__(self, chat: Chat, *, renderer: Renderer):
+    def __init__(self, chat: ChatClient, *, renderer: Renderer):
         self._chat = chat
         self._renderer = renderer
 
@@ -32,7 +32,7 @@ class OpenAIEngine:
     def connect(cls, folder: str | Path, config: ChatConfig) -> "OpenAIEngine":
         """With the tokenizer in `folder`. Raises ValueError where the endpoint's key is not in the
         environment."""
-        return cls(Chat(config), renderer=Renderer.from_folder(folder))
+        return cls(ChatClient(config), renderer=Renderer.from_folder(folder))
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """The first tool call, or the text where there is none. Raises `EngineError` where the endpoint

@@ -8,9 +8,9 @@ from actors.engines.protocol import CompletionRequest
 from actors.renderer import Renderer
 from actors.trajectory import Completion
 from simulators.env import Expert, Gym
-from simulators.manner import attentive
 from simulators.message import Action
 from simulators.task import Task
+from simulators.users.persona_style import attentive
 
 Script = Literal["expert", "hasty", "random", "silent"]
 SCRIPTS: tuple[Script, ...] = ("expert", "hasty", "random", "silent")

@@ -10,7 +10,7 @@ from cluster.console import STAGES
 from cluster.run_report.charts import NUM_COLOURS, Chart, Series
 from cluster.run_report.curves import thinned
 from cluster.run_report.run_rows import RunRows
-from simulators.gauges import SHARES
+from simulators.users.quality_metrics import SHARES
 
 DROPPED = "ledger/dropped/"
 

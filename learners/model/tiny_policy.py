@@ -22,8 +22,8 @@ from learners.config import TinyPolicyConfig
 from simulators.env import Gym, GymEnv
 from simulators.gyms import GYMS
 from simulators.message import TOOL_NAME, TOOL_SCHEMA
-from simulators.rule_user import RuleUser
 from simulators.task import TaskKey
+from simulators.users.rule_user import RuleUser
 
 STOP = "<|im_end|>"
 PAD = "<|endoftext|>"

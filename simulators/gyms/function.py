@@ -13,7 +13,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import ActionOutcome, Expert, Gym
 from simulators.gyms.function_data import load, value_of
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
@@ -88,13 +88,13 @@ def asks_user(state: State, action: Action) -> bool:
     return action.choice == "action" and not state.exam_seen
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if action.choice == "search":
         return _show_exam(task, state, action.content)
     if action.choice == "answer":
         return _grade(task, state, action.content)
     feedback = reply.text if reply else "The exam has begun: no more questions. Answer it."
-    return Outcome(state=state, feedback=feedback, score=state.score)
+    return ActionOutcome(state=state, feedback=feedback, score=state.score)
 
 
 def news(action: Action | None, feedback: str, reply: UserReply | None) -> str:
@@ -170,29 +170,29 @@ def _draw_terms(rng: random.Random, difficulty: int) -> list[Term]:
     return terms
 
 
-def _show_exam(task: Task, state: State, content: str) -> Outcome:
+def _show_exam(task: Task, state: State, content: str) -> ActionOutcome:
     if content.strip().lower() != "test":
-        return Outcome(state=state, feedback="The only search is: test.", score=state.score)
+        return ActionOutcome(state=state, feedback="The only search is: test.", score=state.score)
     exam = "; ".join(
         " ".join(f"{name}={value}" for name, value in zip(VARIABLES, inputs, strict=True))
         for inputs in task.scenario["exam"]
     )
-    return Outcome(state=replace(state, exam_seen=True), feedback=f"Exam: {exam}", score=state.score)
+    return ActionOutcome(state=replace(state, exam_seen=True), feedback=f"Exam: {exam}", score=state.score)
 
 
-def _grade(task: Task, state: State, content: str) -> Outcome:
+def _grade(task: Task, state: State, content: str) -> ActionOutcome:
     if not state.exam_seen:
-        return Outcome(state=state, feedback="Search test first.", score=state.score)
+        return ActionOutcome(state=state, feedback="Search test first.", score=state.score)
     values = _integers(content)
     if values is None or len(values) != EXAM_SIZE:
-        return Outcome(state=state, feedback=f"Give exactly {EXAM_SIZE} integers.", score=state.score)
+        return ActionOutcome(state=state, feedback=f"Give exactly {EXAM_SIZE} integers.", score=state.score)
     gold = [_value(task.scenario, inputs) for inputs in task.scenario["exam"]]
     num_right = sum(value == right for value, right in zip(values, gold, strict=True))
     # One right value is luck as often as not: it earns nothing.
     worth = ATTEMPT_WORTH[state.num_attempts] * max(0, num_right - 1) / (EXAM_SIZE - 1)
     state = replace(state, num_attempts=state.num_attempts + 1, score=max(state.score, worth))
     done = num_right == EXAM_SIZE or state.num_attempts == len(ATTEMPT_WORTH)
-    return Outcome(
+    return ActionOutcome(
         state=state, feedback=f"{num_right} of {EXAM_SIZE} are right.", score=state.score, done=done
     )
 

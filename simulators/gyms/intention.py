@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome, meaning
+from simulators.env import ActionOutcome, Expert, Gym, meaning
 from simulators.gyms.intention_data import load, named_values
+from simulators.gyms.stemming import stems_of
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
-from simulators.words import stems_of
 
 SYSTEM = (
     "The user has a vague wish with hidden details. "
@@ -149,7 +149,7 @@ def view(state: State) -> Mapping[str, Any]:
     return {"hesitated": sorted(state.hesitated)}
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if reply is not None:
         slot, wish = reply.facts.get("slot"), reply.facts.get("wish")
         if isinstance(slot, str) and slot in task.scenario["wishes"]:
@@ -157,9 +157,9 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
                 state = replace(state, told=state.told | {slot})
             elif reply.facts.get("between"):
                 state = replace(state, hesitated=state.hesitated | {slot})
-        return Outcome(state=state, feedback=reply.text, score=state.score)
+        return ActionOutcome(state=state, feedback=reply.text, score=state.score)
     if action.choice == "search":
-        return Outcome(state=state, feedback="There is nothing to search here.", score=state.score)
+        return ActionOutcome(state=state, feedback="There is nothing to search here.", score=state.score)
     return _grade(task, state, action.content)
 
 
@@ -226,12 +226,12 @@ def random_action(task: Task, rng: random.Random) -> Action:
     return Action(choice="answer", content="; ".join(guesses))
 
 
-def _grade(task: Task, state: State, content: str) -> Outcome:
+def _grade(task: Task, state: State, content: str) -> ActionOutcome:
     """Right values told by the user, less wrong ones, each by its importance."""
     scenario = task.scenario
     named = _stated(scenario, content) if len(content) <= MAX_ANSWER_CHARS else {}
     if not any(named.values()):
-        return Outcome(state=state, feedback="State the details, one value each.", score=state.score)
+        return ActionOutcome(state=state, feedback="State the details, one value each.", score=state.score)
     wishes, weights = scenario["wishes"], scenario["weights"]
     right = [slot for slot in state.told if named[slot] == {wishes[slot]}]
     wrong = [slot for slot in wishes if named[slot] and named[slot] != {wishes[slot]}]
@@ -239,7 +239,7 @@ def _grade(task: Task, state: State, content: str) -> Outcome:
     worth = ATTEMPT_WORTH[state.num_attempts] * max(0, gained) / sum(weights.values())
     state = replace(state, num_attempts=state.num_attempts + 1, score=max(state.score, worth))
     done = len(right) == len(wishes) or state.num_attempts == len(ATTEMPT_WORTH)
-    return Outcome(
+    return ActionOutcome(
         state=state, feedback=f"{len(right)} of {len(wishes)} are right.", score=state.score, done=done
     )
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome, meaning
+from simulators.env import ActionOutcome, Expert, Gym, meaning
 from simulators.gyms.persuade_data import content_of, read_views, takes_up
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
@@ -179,16 +179,20 @@ def asks_user(state: State, action: Action) -> bool:
     return action.choice == "action" or (action.choice == "answer" and state.is_told)
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if reply is None and action.choice == "answer":
         return _settle(task, state, NOT_HEARD, is_right=False)
     if reply is None:
-        return Outcome(state=state, feedback="There is nothing to search here.", score=_score(task, state))
+        return ActionOutcome(
+            state=state, feedback="There is nothing to search here.", score=_score(task, state)
+        )
     verdict = reply.facts.get("verdict")
     is_at_hand = reply.facts.get("reason") == state.num_settled
     if action.choice != "answer" or verdict not in list(VERDICTS) or not is_at_hand:
         is_told = state.is_told or (action.choice == "action" and is_at_hand)
-        return Outcome(state=replace(state, is_told=is_told), feedback=reply.text, score=_score(task, state))
+        return ActionOutcome(
+            state=replace(state, is_told=is_told), feedback=reply.text, score=_score(task, state)
+        )
     return _settle(task, state, reply.text, is_right=verdict == "rebutted")
 
 
@@ -251,10 +255,10 @@ def _score(task: Task, state: State) -> float:
     return max(0.0, (state.moved / NUM_STEPS - chance) / (1 - chance))
 
 
-def _settle(task: Task, state: State, text: str, *, is_right: bool) -> Outcome:
+def _settle(task: Task, state: State, text: str, *, is_right: bool) -> ActionOutcome:
     """A try on the reason at hand, used up; and where the stance is after it."""
     state = _after(task, state, is_right=is_right)
-    return Outcome(
+    return ActionOutcome(
         state=state,
         feedback=f"{text} Stance: {STANCES[int(state.moved)]}.",
         score=_score(task, state),

@@ -8,7 +8,7 @@ searches; two answers, the second worth half; several names at once are a wrong 
 compared with the known names and never enters a text.
 
 Published questions (id, question, answer) need a web search: wrap their user in `WebSearchUser` of
-`simulators.web_search`. The user judges their answers: by alias, or in the LLM form by meaning.
+`simulators.users.web_search_user`. The user judges their answers: by alias, or in the LLM form by meaning.
 """
 
 import random
@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simulators import corpus
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gyms import search_corpus
+from simulators.gyms.dataset_files import read_records, wrong_record
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
-from simulators.records import read_records, wrong_record
 from simulators.task import Task, TaskKey
 from simulators.user import SimulatorError, UserCall, UserReply
 
@@ -80,7 +80,7 @@ class State:
 def make_task(key: TaskKey) -> Task:
     rng = key.rng()
     level = min(key.difficulty, len(LEVELS) - 1)
-    world = corpus.make_world()
+    world = search_corpus.make_world()
     shop = entity = rng.choice(world.shops[key.split])
     chain = [rng.choice(relations) for relations in rng.choice(LEVELS[level])]
     asked = "my shop"
@@ -117,7 +117,7 @@ def asks_user(state: State, action: Action) -> bool:
     return action.choice == "action" or (action.choice == "answer" and state.is_web)
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if action.choice == "search":
         return _search(task, state, action.content, reply)
     if action.choice == "answer":
@@ -126,7 +126,7 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
             state, verdict, feedback=reply.text if reply else VERDICTS.get(verdict or "", ONE_NAME)
         )
     assert reply is not None
-    return Outcome(state=state, feedback=reply.text, score=state.score)
+    return ActionOutcome(state=state, feedback=reply.text, score=state.score)
 
 
 def answer(call: UserCall, rng: random.Random) -> UserReply:
@@ -140,7 +140,7 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
 def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     """Asks which shop, looks up hop after hop, answers with what the last one leads to. In haste: guesses."""
     relations = _chain(opening.removeprefix("What is ").rstrip("?"))
-    names = corpus.RIVERS if relations[-1:] == ["river"] else corpus.CITIES
+    names = search_corpus.RIVERS if relations[-1:] == ["river"] else search_corpus.CITIES
     entity = ""
     if rng.random() >= haste:
         feedback = yield Action(choice="action", content="Which shop?")
@@ -167,30 +167,32 @@ def progress(task: Task, state: State) -> float:
 
 def random_action(task: Task, rng: random.Random) -> Action:
     choice = rng.choice(("action", "search", "answer"))
-    names = (*corpus.CITIES, *corpus.RIVERS)
+    names = (*search_corpus.CITIES, *search_corpus.RIVERS)
     content = {
         "action": rng.choice(("Which shop?", "Hello.")),
-        "search": " ".join(map(rng.choice, (list(corpus.PHRASES), corpus.LOOKS, corpus.SIGNS))),
+        "search": " ".join(
+            map(rng.choice, (list(search_corpus.PHRASES), search_corpus.LOOKS, search_corpus.SIGNS))
+        ),
         "answer": rng.choice(names),
     }[choice]
     return Action(choice=choice, content=content)
 
 
-def _search(task: Task, state: State, query: str, reply: UserReply | None) -> Outcome:
+def _search(task: Task, state: State, query: str, reply: UserReply | None) -> ActionOutcome:
     if reply is not None:
         spent = state.num_searches + ("num_results" in reply.facts)
-        return Outcome(state=replace(state, num_searches=spent), feedback=reply.text, score=state.score)
+        return ActionOutcome(state=replace(state, num_searches=spent), feedback=reply.text, score=state.score)
     if state.num_searches >= NUM_SEARCHES:
-        return Outcome(state=state, feedback="No searches are left.", score=state.score)
-    documents = () if state.is_web else corpus.search(query, level=task.scenario["level"])
+        return ActionOutcome(state=state, feedback="No searches are left.", score=state.score)
+    documents = () if state.is_web else search_corpus.search(query, level=task.scenario["level"])
     num_hops = 0 if state.is_web else _follow(task, state.num_hops, documents)
     state = replace(state, num_searches=state.num_searches + 1, num_hops=num_hops)
-    return Outcome(state=state, feedback="\n".join(documents) or "Nothing found.", score=state.score)
+    return ActionOutcome(state=state, feedback="\n".join(documents) or "Nothing found.", score=state.score)
 
 
 def _follow(task: Task, num_hops: int, documents: Sequence[str]) -> int:
     """Hops of the chain that are known once these documents have been read."""
-    facts, chain = corpus.make_world().facts, task.scenario["chain"]
+    facts, chain = search_corpus.make_world().facts, task.scenario["chain"]
     entity, text = task.scenario["entity"], "\n".join(documents)
     for at, relation in enumerate(chain):
         found = facts[entity, relation]
@@ -200,13 +202,15 @@ def _follow(task: Task, num_hops: int, documents: Sequence[str]) -> int:
     return len(chain)
 
 
-def _judged(state: State, verdict: object, *, feedback: str) -> Outcome:
+def _judged(state: State, verdict: object, *, feedback: str) -> ActionOutcome:
     if verdict == "right":
-        return Outcome(state=state, feedback=feedback, score=WORTH[state.num_wrong], done=True)
+        return ActionOutcome(state=state, feedback=feedback, score=WORTH[state.num_wrong], done=True)
     if verdict != "wrong":
-        return Outcome(state=state, feedback=feedback, score=state.score)
+        return ActionOutcome(state=state, feedback=feedback, score=state.score)
     state = replace(state, num_wrong=state.num_wrong + 1)
-    return Outcome(state=state, feedback=feedback, score=state.score, done=state.num_wrong == len(WORTH))
+    return ActionOutcome(
+        state=state, feedback=feedback, score=state.score, done=state.num_wrong == len(WORTH)
+    )
 
 
 def _verdict(scenario: Mapping[str, Any], content: str) -> str | None:
@@ -217,9 +221,9 @@ def _verdict(scenario: Mapping[str, Any], content: str) -> str | None:
         return None
     if scenario["web"]:
         return "right" if len(content) <= MAX_ANSWER and said in map(_bare, answers) else "wrong"
-    kind = corpus.CITIES if answers[0] in corpus.CITIES else corpus.RIVERS
+    kind = search_corpus.CITIES if answers[0] in search_corpus.CITIES else search_corpus.RIVERS
     named = [name for name in kind if name in said]
-    if not named and not any(name in said for name in (*corpus.CITIES, *corpus.RIVERS)):
+    if not named and not any(name in said for name in (*search_corpus.CITIES, *search_corpus.RIVERS)):
         return None
     return "right" if named == answers and len(content) <= MAX_ANSWER else "wrong"
 
@@ -232,7 +236,7 @@ def _bare(text: str) -> list[str]:
 
 def _read_fact(documents: str, *, entity: str, relation: str) -> str:
     """What the documents say that the relation is today; empty where they do not say."""
-    for phrase in corpus.PHRASES[relation]:
+    for phrase in search_corpus.PHRASES[relation]:
         before, after = phrase.format(s=entity, o="|").split("|")
         head, is_told, tail = documents.partition(before or after)
         if is_told:

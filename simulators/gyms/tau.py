@@ -11,18 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import ActionOutcome, Expert, Gym
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
-from simulators.tau import customer, shop, stall
+from simulators.tau import generated_shop, rule_customer, toy_shop
+from simulators.tau.customer_phrasing import wish_of
 from simulators.tau.database import Database
-from simulators.tau.expert import retail_expert, stall_expert
 from simulators.tau.grading import holds_gold, told_all, writes
-from simulators.tau.load import load
-from simulators.tau.role import ROLE
-from simulators.tau.shops import TOOLS, open_database
+from simulators.tau.llm_customer import ROLE
+from simulators.tau.load_tasks import load
+from simulators.tau.scripted_expert import retail_expert, stall_expert
+from simulators.tau.shop_registry import TOOLS, open_database
 from simulators.tau.tools import TRANSFER, ToolError, list_tools, parse_call, run_call
-from simulators.tau.wording import wish_of
 from simulators.user import UserReply
 
 SYSTEM = (
@@ -73,10 +73,10 @@ def asks_user(state: State, action: Action) -> bool:
     return action.choice == "action"
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if action.choice == "search":
         tools = TOOLS[task.scenario["domain"]]
-        return Outcome(state=state, feedback=list_tools(tools), score=0.0)
+        return ActionOutcome(state=state, feedback=list_tools(tools), score=0.0)
     if reply is None:
         return _use_tool(task, state, action.content)
     wish = reply.facts.get("wish")
@@ -89,16 +89,16 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     )
     is_over = reply.facts.get("stop") is True
     score = _grade(task, state, is_served=is_over and state.is_identified) if is_over else 0.0
-    return Outcome(state=state, feedback=reply.text, score=score, done=is_over)
+    return ActionOutcome(state=state, feedback=reply.text, score=score, done=is_over)
 
 
 def view(state: State) -> Mapping[str, Any]:
     return {"told": list(state.told)}
 
 
-def finish(task: Task, state: State) -> Outcome:
+def finish(task: Task, state: State) -> ActionOutcome:
     score = _grade(task, state, is_served=False)
-    return Outcome(state=state, feedback="The conversation is over.", score=score, done=True)
+    return ActionOutcome(state=state, feedback="The conversation is over.", score=score, done=True)
 
 
 def expert(opening: str, rng: random.Random, haste: float) -> Expert:
@@ -112,7 +112,7 @@ def gold(task: Task) -> Sequence[Action]:
 
 def progress(task: Task, state: State) -> float:
     """Half for having found out who the customer is, half for the share of its wishes that it has told."""
-    is_all = customer.REQUEST in state.told  # a request in one piece
+    is_all = rule_customer.REQUEST in state.told  # a request in one piece
     told = 1.0 if is_all else len(state.told) / max(1, len(task.scenario["wishes"]))
     return 0.5 * state.is_identified + 0.5 * told
 
@@ -125,7 +125,7 @@ def random_action(task: Task, rng: random.Random) -> Action:
         return Action(choice="action", content=rng.choice(texts))
     tools = [name for name in TOOLS[scenario["domain"]] if name != TRANSFER]
     name = rng.choice(tools)
-    words: Sequence[str] = stall.NUMBERS + stall.COLORS + stall.METHODS
+    words: Sequence[str] = toy_shop.NUMBERS + toy_shop.COLORS + toy_shop.METHODS
     properties = TOOLS[scenario["domain"]][name].properties
     pairs = " ".join(f"{key}={rng.choice(stall.NUMBERS if key == 'order' else words)}" for key in properties)
     return Action(choice="answer", content=f"{name} {pairs}")
@@ -133,24 +133,24 @@ def random_action(task: Task, rng: random.Random) -> Action:
 
 def _stall_task(key: TaskKey, rng: random.Random) -> Task:
     while True:
-        source, number = str(rng.randrange(stall.NUM_STALLS)), rng.choice(stall.NUMBERS)
+        source, number = str(rng.randrange(toy_shop.NUM_STALLS)), rng.choice(toy_shop.NUMBERS)
         if split_of(f"tau:{source}:{number}") == key.split:
             break
-    wish = stall.draw_wish(rng, number=number, record=stall.tables(source)["orders"][number])
+    wish = toy_shop.draw_wish(rng, number=number, record=toy_shop.tables(source)["orders"][number])
     gold = [{"name": wish["name"], "arguments": wish["arguments"]}]
     scenario = _scenario("stall", source=source, user_id=number, known={}, wishes=[wish], gold=gold)
     return Task(key=key, opening=STALL_OPENING, scenario=scenario)
 
 
 def _shop_task(key: TaskKey, rng: random.Random, *, num_wishes: int) -> Task:
-    users = shop.tables()["users"]
+    users = generated_shop.tables()["users"]
     ids = list(users)
     while True:
         user_id = rng.choice(ids)
         if split_of(f"tau:{user_id}") == key.split:
             break
-    gold = shop.draw_calls(rng, user_id, num_wishes=num_wishes)
-    database = Database(tables=shop.tables())
+    gold = generated_shop.draw_calls(rng, user_id, num_wishes=num_wishes)
+    database = Database(tables=generated_shop.tables())
     name = users[user_id]["name"]
     known = {"name": f"{name['first_name']} {name['last_name']}"}
     if rng.random() < 0.5:
@@ -183,23 +183,23 @@ def _scenario(
     }
 
 
-def _use_tool(task: Task, state: State, content: str) -> Outcome:
+def _use_tool(task: Task, state: State, content: str) -> ActionOutcome:
     scenario = task.scenario
     tools = TOOLS[scenario["domain"]]
     try:
         call = parse_call(content, tools)
     except ToolError as error:
-        return Outcome(state=state, feedback=f"Error: {error}", score=0.0)
+        return ActionOutcome(state=state, feedback=f"Error: {error}", score=0.0)
     database, text = run_call(state.database, call, tools)
     user_id = scenario["user_id"]
     is_known = bool(user_id) and user_id in (text, call.arguments.get("user_id"))
     is_identified = state.is_identified or (is_known and not text.startswith("Error"))
     state = replace(state, database=database, is_identified=is_identified)
     if call.name != TRANSFER or text.startswith("Error"):
-        return Outcome(state=state, feedback=text, score=0.0)
+        return ActionOutcome(state=state, feedback=text, score=0.0)
     is_right = any(action["name"] == TRANSFER for action in scenario["gold"]) and state.num_replies > 0
     score = _grade(task, state, is_served=True) if is_right else 0.0
-    return Outcome(state=state, feedback=text, score=score, done=True)
+    return ActionOutcome(state=state, feedback=text, score=score, done=True)
 
 
 def _grade(task: Task, state: State, *, is_served: bool) -> float:
@@ -223,7 +223,7 @@ GYM = Gym(
     start=start,
     asks_user=asks_user,
     apply=apply,
-    answer=customer.answer,
+    answer=rule_customer.answer,
     expert=expert,
     random_action=random_action,
     role=ROLE,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome, meaning
+from simulators.env import ActionOutcome, Expert, Gym, meaning
 from simulators.gyms.telepathy_data import ENTITY_ROLE, REFUSAL, answer_about, is_right, load
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
@@ -77,26 +77,26 @@ def asks_user(state: State, action: Action) -> bool:
     return action.choice == "action"
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if reply is not None:
         asked, holds = reply.facts.get("property"), reply.facts.get("holds")
         if asked in PROPERTIES and isinstance(holds, bool):
             state = State(heard=state.heard | {(asked, holds)})
-        return Outcome(state=state, feedback=reply.text, score=0.0)
+        return ActionOutcome(state=state, feedback=reply.text, score=0.0)
     if action.choice == "search":
-        return Outcome(state=state, feedback="There is nothing to search here.", score=0.0)
+        return ActionOutcome(state=state, feedback="There is nothing to search here.", score=0.0)
     if "target_entity" in task.scenario:
         return _judged(state, right=is_right(task.scenario, action.content))
     guesses = _named(action.content, task.scenario["cards"])
     if len(guesses) != 1:
-        return Outcome(state=state, feedback="Give the number of exactly one card.", score=0.0)
+        return ActionOutcome(state=state, feedback="Give the number of exactly one card.", score=0.0)
     return _judged(state, right=guesses[0] == task.scenario["target"])
 
 
-def _judged(state: State, *, right: bool) -> Outcome:
+def _judged(state: State, *, right: bool) -> ActionOutcome:
     if right:
-        return Outcome(state=state, feedback="Yes, that is it!", score=1.0, done=True)
-    return Outcome(state=state, feedback="No, that is not it.", score=0.0, done=True)
+        return ActionOutcome(state=state, feedback="Yes, that is it!", score=1.0, done=True)
+    return ActionOutcome(state=state, feedback="No, that is not it.", score=0.0, done=True)
 
 
 def answer(call: UserCall, rng: random.Random) -> UserReply:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from simulators.gyms.dataset_files import ENV_NAME, is_parquet, read_records
+from simulators.gyms.stemming import stems_of, words_of
 from simulators.llm_role import LlmRole, flat_schema
-from simulators.records import ENV_NAME, is_parquet, read_records
 from simulators.task import SPLITS, Split, Task, TaskKey
 from simulators.user import UserCall, UserReply
-from simulators.words import stems_of, words_of
 
 IN_JSON = {name: name for name in ("title", "description", "target_entity", "category")}
 IN_PARQUET = {

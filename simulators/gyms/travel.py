@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome, meaning
+from simulators.env import ActionOutcome, Expert, Gym, meaning
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
@@ -122,12 +122,12 @@ def asks_user(state: State, action: Action) -> bool:
     return action.choice == "action"
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if reply is not None:
         part, slot, wish = (reply.facts.get(name) for name in ("part", "slot", "wish"))
         if isinstance(wish, str) and (part, slot, wish) in _wishes_of(task):
             state = replace(state, told=state.told | {slot})
-        return Outcome(state=state, feedback=reply.text, score=state.score)
+        return ActionOutcome(state=state, feedback=reply.text, score=state.score)
     return (
         _search(task, state, action.content)
         if action.choice == "search"
@@ -222,31 +222,31 @@ def _draw_options(rng: random.Random, *, part: str, wished: Mapping[str, str]) -
     return sorted(options, key=lambda option: (option["price"], option["id"]))
 
 
-def _search(task: Task, state: State, query: str) -> Outcome:
+def _search(task: Task, state: State, query: str) -> ActionOutcome:
     parts = [part for part in task.scenario["catalogue"] if _mentions(query, part)]
     if len(parts) != 1:
-        return Outcome(state=state, feedback="Search for one part of the trip.", score=state.score)
+        return ActionOutcome(state=state, feedback="Search for one part of the trip.", score=state.score)
     known = [value for values in PARTS[parts[0]].values() for value in values]
     asked = [value for value in known if _mentions(query, value)]
     fitting = [option for option in task.scenario["catalogue"][parts[0]] if _fits(option["values"], asked)]
     if not fitting:
-        return Outcome(state=state, feedback="No option fits.", score=state.score)
+        return ActionOutcome(state=state, feedback="No option fits.", score=state.score)
     shown = fitting[:NUM_SHOWN]
     feedback = "; ".join(f"{option['id']} costs {option['price']}" for option in shown)
     ids = frozenset(option["id"] for option in shown)
-    return Outcome(state=replace(state, shown=state.shown | ids), feedback=feedback, score=state.score)
+    return ActionOutcome(state=replace(state, shown=state.shown | ids), feedback=feedback, score=state.score)
 
 
-def _book(task: Task, state: State, content: str) -> Outcome:
+def _book(task: Task, state: State, content: str) -> ActionOutcome:
     ids = re.findall(r"\b[A-Z]\d{2}\b", content)
     if len(ids) != 1 or ids[0] not in state.shown:
-        return Outcome(state=state, feedback="Give one id that a search has shown.", score=state.score)
+        return ActionOutcome(state=state, feedback="Give one id that a search has shown.", score=state.score)
     catalogue = task.scenario["catalogue"]
     part = next(
         part for part, options in catalogue.items() if any(option["id"] == ids[0] for option in options)
     )
     if part in state.booked:
-        return Outcome(state=state, feedback=f"The {part} is booked already.", score=state.score)
+        return ActionOutcome(state=state, feedback=f"The {part} is booked already.", score=state.score)
     wishes = task.scenario["wishes"][part]
     fitting = _fitting(catalogue[part], wishes)
     worth = 1.0 if ids[0] == fitting[0] else SECOND_BEST if ids[0] in fitting else 0.0
@@ -256,7 +256,7 @@ def _book(task: Task, state: State, content: str) -> Outcome:
         worth, "not what I want"
     )
     done = len(state.booked) == len(catalogue)
-    return Outcome(state=state, feedback=f"That is {verdict}.", score=state.score, done=done)
+    return ActionOutcome(state=state, feedback=f"That is {verdict}.", score=state.score, done=done)
 
 
 def _fitting(options: Sequence[Mapping[str, Any]], wishes: Mapping[str, str]) -> list[str]:

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome, meaning
+from simulators.env import ActionOutcome, Expert, Gym, meaning
+from simulators.gyms.stemming import stem, stems_of, words_of
 from simulators.gyms.turtle_data import load, told_statements, verdict_by_words
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
-from simulators.words import stem, stems_of, words_of
 
 SYSTEM = (
     "The user knows the story behind a mystery. "
@@ -109,14 +109,14 @@ def asks_user(state: State, action: Action) -> bool:
     return action.choice == "action"
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if reply is not None:
         word, verdict = reply.facts.get("word"), reply.facts.get("verdict")
         if isinstance(word, str) and verdict in ("yes", "no"):
             state = replace(state, heard=state.heard | {(word, verdict == "yes")})
-        return Outcome(state=state, feedback=reply.text, score=state.score)
+        return ActionOutcome(state=state, feedback=reply.text, score=state.score)
     if action.choice == "search":
-        return Outcome(state=state, feedback="There is nothing to search here.", score=state.score)
+        return ActionOutcome(state=state, feedback="There is nothing to search here.", score=state.score)
     grade = _grade_statements if "statements" in task.scenario else _grade_facts
     return grade(task, state, action.content)
 
@@ -216,7 +216,7 @@ def _is_in(word: str, story: Sequence[str]) -> bool:
     return word in story or any(SIDE_OF[value] == word for value in story)
 
 
-def _grade_facts(task: Task, state: State, content: str) -> Outcome:
+def _grade_facts(task: Task, state: State, content: str) -> ActionOutcome:
     """Right facts that the replies settle, less wrong ones, by weight."""
     scenario = task.scenario
     stems = {stem(word) for word in words_of(content)}
@@ -225,7 +225,9 @@ def _grade_facts(task: Task, state: State, content: str) -> Outcome:
         for fact in scenario["candidates"]
     }
     if not any(named.values()):
-        return Outcome(state=state, feedback="Tell the story: one value for each fact.", score=state.score)
+        return ActionOutcome(
+            state=state, feedback="Tell the story: one value for each fact.", score=state.score
+        )
     left = _narrow(scenario["candidates"], state.heard, is_linked=scenario["is_linked"])
     gained = num_right = 0
     for at, (fact, values) in enumerate(named.items()):
@@ -239,22 +241,24 @@ def _grade_facts(task: Task, state: State, content: str) -> Outcome:
     return _attempt(state, share=share, num_right=num_right, num_all=len(named))
 
 
-def _grade_statements(task: Task, state: State, content: str) -> Outcome:
+def _grade_statements(task: Task, state: State, content: str) -> ActionOutcome:
     """The statements that an answer tells, by weight. What the surface says already counts for nothing."""
     scenario = task.scenario
     if len(words_of(content)) > MAX_ANSWER_WORDS:
         feedback = f"Tell the story in {MAX_ANSWER_WORDS} words."
-        return Outcome(state=state, feedback=feedback, score=state.score)
+        return ActionOutcome(state=state, feedback=feedback, score=state.score)
     told = [statement in told_statements(scenario, stems_of(content)) for statement in scenario["statements"]]
     gained = sum(weight for weight, is_told in zip(scenario["weights"], told, strict=True) if is_told)
     return _attempt(state, share=gained / sum(scenario["weights"]), num_right=sum(told), num_all=len(told))
 
 
-def _attempt(state: State, *, share: float, num_right: int, num_all: int) -> Outcome:
+def _attempt(state: State, *, share: float, num_right: int, num_all: int) -> ActionOutcome:
     worth = ATTEMPT_WORTH[state.num_attempts] * share
     state = replace(state, num_attempts=state.num_attempts + 1, score=max(state.score, worth))
     done = num_right == num_all or state.num_attempts == len(ATTEMPT_WORTH)
-    return Outcome(state=state, feedback=f"{num_right} of {num_all} are right.", score=state.score, done=done)
+    return ActionOutcome(
+        state=state, feedback=f"{num_right} of {num_all} are right.", score=state.score, done=done
+    )
 
 
 def _say(word: str, verdict: str) -> UserReply:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simulators.records import read_records, wrong_record
+from simulators.gyms.dataset_files import read_records, wrong_record
+from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.task import Task, TaskKey
-from simulators.words import stems_of, stems_of_fixed
 
 COVERAGE = 0.6
 """Share of a statement's telling words that tells it."""

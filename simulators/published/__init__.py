@@ -15,10 +15,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import ActionOutcome, Expert, Gym
 from simulators.published import function, intention, persuade, search, tau, telepathy, travel, turtle
-from simulators.published.constants import CONSTANTS, Setting
-from simulators.published.released import both_flags, intention_flags, travel_flags
+from simulators.published.settings import CONSTANTS, PublishedSetting
+from simulators.published.shared_rules import both_flags, intention_flags, travel_flags
 
 MAKERS = {
     "function": function.make_gym,
@@ -40,7 +40,7 @@ limit, so that no gym ever flags it."""
 REWARD_LINE = "\nReward: "
 
 
-def published_gyms(constants: Setting) -> dict[str, Gym]:
+def published_gyms(constants: PublishedSetting) -> dict[str, Gym]:
     """Every gym under the released rules, with the constants of the released training or evaluation.
 
     In training the agent reads each turn's reward under its feedback, and 15 turns are executed; in
@@ -68,7 +68,7 @@ def _showing_reward(gym: Gym) -> Gym:
     )
 
 
-def _shown(rules: Callable[..., Outcome], *arguments: Any) -> Outcome:
+def _shown(rules: Callable[..., ActionOutcome], *arguments: Any) -> ActionOutcome:
     outcome = rules(*arguments)
     return replace(outcome, feedback=f"{outcome.feedback}{REWARD_LINE}{float(outcome.score)}")
 

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulators.env import Expert, Gym, Outcome
-from simulators.expression import VARIABLES, parse_rule
+from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gyms.arithmetic import VARIABLES, parse_rule
 from simulators.gyms.function_data import read_functions
 from simulators.message import Action
-from simulators.published.constants import Constants
-from simulators.published.released import data_only, each_turn, make_task, nobody, parse_stripped
+from simulators.published.settings import PublishedConstants
+from simulators.published.shared_rules import data_only, each_turn, make_task, nobody, parse_stripped
 from simulators.task import Task
 from simulators.user import UserReply
 
@@ -59,20 +59,20 @@ def asks_user(state: State, action: Action) -> bool:
     return False
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if action.choice == "search":
         known = action.content.strip().lower() == "test"
         case = " ".join(f"{value:g}" for value in task.scenario["test_case"])
         feedback = f"The test case is: {case}" if known else "Search knows one word only: test."
-        return Outcome(state=state, feedback=feedback, score=0.0)
+        return ActionOutcome(state=state, feedback=feedback, score=0.0)
     if action.choice == "answer":
         return _grade(task, state, action.content)
-    return Outcome(state=state, feedback=_query(task, action.content), score=0.0)
+    return ActionOutcome(state=state, feedback=_query(task, action.content), score=0.0)
 
 
-def finish(task: Task, state: State) -> Outcome:
+def finish(task: Task, state: State) -> ActionOutcome:
     told = f"The end. The right answer was {task.scenario['expected_result']}."
-    return Outcome(state=state, feedback=told, score=0.0, done=True)
+    return ActionOutcome(state=state, feedback=told, score=0.0, done=True)
 
 
 def expert(opening: str, rng: random.Random, haste: float) -> Expert:
@@ -101,7 +101,7 @@ def random_action(task: Task, rng: random.Random) -> Action:
     return Action(choice=choice, content=" ".join(str(rng.randint(1, 10)) for _ in range(count)))
 
 
-def make_gym(constants: Constants) -> Gym:
+def make_gym(constants: PublishedConstants) -> Gym:
     return _GYM
 
 
@@ -118,14 +118,14 @@ def _query(task: Task, content: str) -> str:
     return f"The value is {value}"
 
 
-def _grade(task: Task, state: State, content: str) -> Outcome:
+def _grade(task: Task, state: State, content: str) -> ActionOutcome:
     try:
         value = float(content)
     except ValueError:
-        return Outcome(state=state, feedback="Answer with one number.", score=0.0)
+        return ActionOutcome(state=state, feedback="Answer with one number.", score=0.0)
     if abs(value - task.scenario["expected_result"]) <= TOLERANCE:
-        return Outcome(state=state, feedback="That is right.", score=1.0, done=True)
-    return Outcome(state=state, feedback="That is not right. You may try again.", score=0.0)
+        return ActionOutcome(state=state, feedback="That is right.", score=1.0, done=True)
+    return ActionOutcome(state=state, feedback="That is not right. You may try again.", score=0.0)
 
 
 _GYM = Gym(

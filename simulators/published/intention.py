@@ -20,15 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gyms.dataset_files import is_parquet, read_records, wrong_record
+from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
-from simulators.published.constants import Constants
-from simulators.published.released import data_only, each_turn, lacking, make_task, parse_any_finish
-from simulators.records import is_parquet, read_records, wrong_record
+from simulators.published.settings import PublishedConstants
+from simulators.published.shared_rules import data_only, each_turn, lacking, make_task, parse_any_finish
 from simulators.task import Task
 from simulators.user import UserCall, UserReply
-from simulators.words import stems_of, stems_of_fixed
 
 SYSTEM = (
     "The user has a task in mind and told you only half of it. Find out the missing details, one clarifying "
@@ -83,10 +83,12 @@ def parse(text: str) -> Action:
     return Action(choice="action", content=text.strip())
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None, *, penalty: float) -> Outcome:
+def apply(
+    task: Task, state: State, action: Action, reply: UserReply | None, *, penalty: float
+) -> ActionOutcome:
     covered = [place for place in _named(reply) if place < len(state.remaining)]
     left = tuple(detail for place, detail in enumerate(state.remaining) if place not in covered)
-    return Outcome(
+    return ActionOutcome(
         state=State(remaining=left),
         feedback=reply.text if reply else "",
         score=_worth([state.remaining[place]["importance"] for place in covered], penalty=penalty),
@@ -165,7 +167,7 @@ def read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     return UserReply(text=str(verdict["say"])[:SAY_LENGTH], facts={"covered": covered})
 
 
-def make_gym(constants: Constants) -> Gym:
+def make_gym(constants: PublishedConstants) -> Gym:
     return Gym(
         name="intention",
         system=SYSTEM,

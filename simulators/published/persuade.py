@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gyms.dataset_files import ENV_NAME, is_parquet, read_records
+from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
-from simulators.published.constants import Constants
-from simulators.published.released import data_only, each_turn, make_task, parse_leniently
-from simulators.records import ENV_NAME, is_parquet, read_records
+from simulators.published.settings import PublishedConstants
+from simulators.published.shared_rules import data_only, each_turn, make_task, parse_leniently
 from simulators.task import Task
 from simulators.user import UserCall, UserReply
-from simulators.words import stems_of, stems_of_fixed
 
 SYSTEM = (
     "The user holds a claim that you oppose. Change the user's mind with arguments: find the weak points of "
@@ -84,13 +84,15 @@ def view(state: State) -> Mapping[str, Any]:
     return {"stance": state.stance}
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     stance = reply.facts.get("stance") if reply else None
     feedback = reply.text if reply else ""
     if not isinstance(stance, str):
-        return Outcome(state=state, feedback=feedback, score=0.0)
+        return ActionOutcome(state=state, feedback=feedback, score=0.0)
     score = round(min(1.0, max(0, _moved(state.stance, stance)) / (len(STANCES) - 1)), 6)
-    return Outcome(state=State(stance=stance), feedback=feedback, score=score, done=stance == STANCES[-1])
+    return ActionOutcome(
+        state=State(stance=stance), feedback=feedback, score=score, done=stance == STANCES[-1]
+    )
 
 
 def answer(call: UserCall, rng: random.Random) -> UserReply:
@@ -142,7 +144,7 @@ def read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     return UserReply(text=str(verdict["say"])[:SAY_LENGTH], facts={"stance": verdict["stance"]})
 
 
-def make_gym(constants: Constants) -> Gym:
+def make_gym(constants: PublishedConstants) -> Gym:
     return _GYM
 
 

@@ -20,15 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gyms.dataset_files import ENV_NAME, is_parquet, read_records
+from simulators.gyms.stemming import stems_of
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
-from simulators.published.constants import Constants
-from simulators.published.released import data_only, each_turn, make_task, norm, parse_stripped
-from simulators.records import ENV_NAME, is_parquet, read_records
+from simulators.published.settings import PublishedConstants
+from simulators.published.shared_rules import data_only, each_turn, make_task, norm, parse_stripped
 from simulators.task import Task
 from simulators.user import UserCall, UserReply
-from simulators.words import stems_of
 
 SYSTEM = (
     "Answer the user's question with what the web says. Your rounds are limited, and so are your searches.\n"
@@ -83,22 +83,24 @@ def asks_user(state: State, action: Action) -> bool:
     return action.choice == "answer" and norm(action.content) != norm(state.gold)
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if action.choice == "search":
         return _search(state, reply)
     if action.choice != "answer":
-        return Outcome(state=state, feedback="Search or answer: nothing else works here.", score=0.0)
+        return ActionOutcome(state=state, feedback="Search or answer: nothing else works here.", score=0.0)
     if not action.content:
-        return Outcome(state=state, feedback="The answer is empty.", score=0.0)
+        return ActionOutcome(state=state, feedback="The answer is empty.", score=0.0)
     if reply is None or reply.facts.get("judgment") == "Yes":
-        return Outcome(state=state, feedback="Your answer is correct.", score=1.0, done=True)
+        return ActionOutcome(state=state, feedback="Your answer is correct.", score=1.0, done=True)
     if not reply.facts and reply.text:
-        return Outcome(state=state, feedback=reply.text, score=0.0)
-    return Outcome(state=state, feedback="Your answer is not correct. You may try again.", score=0.0)
+        return ActionOutcome(state=state, feedback=reply.text, score=0.0)
+    return ActionOutcome(state=state, feedback="Your answer is not correct. You may try again.", score=0.0)
 
 
-def finish(task: Task, state: State) -> Outcome:
-    return Outcome(state=state, feedback=f"The end. The right answer was {state.gold}.", score=0.0, done=True)
+def finish(task: Task, state: State) -> ActionOutcome:
+    return ActionOutcome(
+        state=state, feedback=f"The end. The right answer was {state.gold}.", score=0.0, done=True
+    )
 
 
 def judge_prompt(*, question: str, answer: str, gold: str) -> str:
@@ -161,7 +163,7 @@ def read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     return UserReply(text=str(verdict["judgment"]), facts={"judgment": verdict["judgment"]})
 
 
-def make_gym(constants: Constants) -> Gym:
+def make_gym(constants: PublishedConstants) -> Gym:
     return Gym(
         name="search",
         system=SYSTEM,
@@ -181,10 +183,10 @@ def make_gym(constants: Constants) -> Gym:
     )
 
 
-def _search(state: State, reply: UserReply | None) -> Outcome:
+def _search(state: State, reply: UserReply | None) -> ActionOutcome:
     """The results, if the engine was asked; an empty query is counted like any other."""
     if state.num_searches >= state.max_searches:
-        return Outcome(state=state, feedback="No searches are left. Answer.", score=0.0)
+        return ActionOutcome(state=state, feedback="No searches are left. Answer.", score=0.0)
     searched = replace(state, num_searches=state.num_searches + 1)
     feedback = "The query is empty." if reply is None else reply.text
-    return Outcome(state=searched, feedback=feedback, score=0.0)
+    return ActionOutcome(state=searched, feedback=feedback, score=0.0)

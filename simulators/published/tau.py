@@ -21,19 +21,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import ActionOutcome, Expert, Gym
 from simulators.message import Action
-from simulators.published.constants import CONSTANTS, Constants
-from simulators.published.released import data_only, each_turn, parse_stripped
+from simulators.published.settings import CONSTANTS, PublishedConstants
+from simulators.published.shared_rules import data_only, each_turn, parse_stripped
 from simulators.task import Task
-from simulators.tau import customer
-from simulators.tau import load as tau_files
+from simulators.tau import load_tasks as tau_files
+from simulators.tau import rule_customer
 from simulators.tau.database import Database
-from simulators.tau.expert import retail_expert
 from simulators.tau.grading import holds_gold
-from simulators.tau.role import ROLE
-from simulators.tau.shops import TOOLS, open_database
-from simulators.tau.tools import MAX_BRACKETS, MAX_CALL_CHARS, TRANSFER, Call, run_call
+from simulators.tau.llm_customer import ROLE
+from simulators.tau.scripted_expert import retail_expert
+from simulators.tau.shop_registry import TOOLS, open_database
+from simulators.tau.tools import MAX_BRACKETS, MAX_CALL_CHARS, TRANSFER, TauToolCall, run_call
 from simulators.user import UserReply
 
 SYSTEM = (
@@ -88,7 +88,7 @@ def asks_user(state: State, action: Action) -> bool:
     return action.choice == "action"
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if action.choice == "search":
         return _search(task, state, action.content.lower())
     if reply is None:
@@ -100,7 +100,7 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     )
     is_over = reply.facts.get("stop") is True or STOP_WORD in reply.text
     score = _grade(task, state) if is_over else 0.0
-    return Outcome(state=state, feedback=reply.text, score=score, done=is_over)
+    return ActionOutcome(state=state, feedback=reply.text, score=score, done=is_over)
 
 
 def view(state: State) -> Mapping[str, Any]:
@@ -126,35 +126,35 @@ def random_action(task: Task, rng: random.Random) -> Action:
     return Action(choice=choice, content=content)
 
 
-def make_gym(constants: Constants) -> Gym:
+def make_gym(constants: PublishedConstants) -> Gym:
     return _GYM
 
 
-def _search(task: Task, state: State, query: str) -> Outcome:
+def _search(task: Task, state: State, query: str) -> ActionOutcome:
     if query != "tools":
-        return Outcome(state=state, feedback=HELP if query == "help" else SEARCH_FOR, score=0.0)
+        return ActionOutcome(state=state, feedback=HELP if query == "help" else SEARCH_FOR, score=0.0)
     if state.has_listed:
-        return Outcome(state=state, feedback=LOOK_BACK, score=0.0)
+        return ActionOutcome(state=state, feedback=LOOK_BACK, score=0.0)
     listed = "\n".join(
         f"{name}: {tool.description} Arguments: {', '.join(tool.properties) or 'none'}."
         for name, tool in TOOLS[task.scenario["domain"]].items()
     )
-    return Outcome(state=replace(state, has_listed=True), feedback=listed, score=0.0)
+    return ActionOutcome(state=replace(state, has_listed=True), feedback=listed, score=0.0)
 
 
-def _use_tool(task: Task, state: State, content: str) -> Outcome:
+def _use_tool(task: Task, state: State, content: str) -> ActionOutcome:
     tools = TOOLS[task.scenario["domain"]]
     call = _read_call(content)
     if call is None:
-        return Outcome(state=state, feedback=NOT_A_CALL, score=0.0)
+        return ActionOutcome(state=state, feedback=NOT_A_CALL, score=0.0)
     database, text = run_call(state.database, call, tools, validated=False)
     state = replace(state, database=database)
     if call.name != TRANSFER:
-        return Outcome(state=state, feedback=text, score=0.0)
-    return Outcome(state=state, feedback=text, score=_grade(task, state), done=True)
+        return ActionOutcome(state=state, feedback=text, score=0.0)
+    return ActionOutcome(state=state, feedback=text, score=_grade(task, state), done=True)
 
 
-def _read_call(content: str) -> Call | None:
+def _read_call(content: str) -> TauToolCall | None:
     """A call in one of the two released forms, its numbers as written: 5 and 5.0 are graded as different."""
     text = content.strip()
     if len(text) > MAX_CALL_CHARS or text.count("[") + text.count("{") > MAX_BRACKETS:
@@ -169,7 +169,7 @@ def _read_call(content: str) -> Call | None:
         name, value = value.get("name", ""), value.get("arguments", {})
     if not isinstance(name, str) or not isinstance(value, dict):
         return None
-    return Call(name=name.strip() if not is_object else name, arguments=value)
+    return TauToolCall(name=name.strip() if not is_object else name, arguments=value)
 
 
 def _grade(task: Task, state: State) -> float:
@@ -187,7 +187,7 @@ _GYM = Gym(
     start=start,
     asks_user=asks_user,
     apply=apply,
-    answer=customer.answer,
+    answer=rule_customer.answer,
     expert=expert,
     random_action=random_action,
     role=ROLE,

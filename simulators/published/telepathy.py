@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.gyms.telepathy_data import names_of, read_entities
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
-from simulators.published.constants import Constants
-from simulators.published.released import (
+from simulators.published.settings import PublishedConstants
+from simulators.published.shared_rules import (
     CANNOT_RESPOND,
     data_only,
     each_turn,
@@ -33,7 +34,6 @@ from simulators.published.released import (
 )
 from simulators.task import Task
 from simulators.user import UserCall, UserReply
-from simulators.words import stems_of, stems_of_fixed
 
 SYSTEM = (
     "The user thinks of something. Find out what it is. Your rounds are limited.\n"
@@ -70,15 +70,15 @@ def asks_user(state: State, action: Action) -> bool:
     return action.choice != "finish"
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     said = reply.text if reply else ""
     facts = reply.facts if reply else {}
     if action.choice != "answer":
         feedback = str(facts.get("response", said or CANNOT_RESPOND))
-        return Outcome(state=state, feedback=feedback, score=0.0)
+        return ActionOutcome(state=state, feedback=feedback, score=0.0)
     if facts.get("judgment") == "Yes":
-        return Outcome(state=state, feedback=said or "Yes, that is it.", score=1.0, done=True)
-    return Outcome(state=state, feedback=said or "No, that is not it.", score=0.0)
+        return ActionOutcome(state=state, feedback=said or "Yes, that is it.", score=1.0, done=True)
+    return ActionOutcome(state=state, feedback=said or "No, that is not it.", score=0.0)
 
 
 def answer(call: UserCall, rng: random.Random) -> UserReply:
@@ -142,7 +142,7 @@ def read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     return UserReply(text=response, facts={"response": response})
 
 
-def make_gym(constants: Constants) -> Gym:
+def make_gym(constants: PublishedConstants) -> Gym:
     return _GYM
 
 

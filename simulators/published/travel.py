@@ -29,10 +29,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from simulators.env import Gym, Outcome
+from simulators.env import ActionOutcome, Gym
 from simulators.message import Action
-from simulators.published.constants import Constants
-from simulators.published.released import data_only, each_turn, parse_any_finish
+from simulators.published.settings import PublishedConstants
+from simulators.published.shared_rules import data_only, each_turn, parse_any_finish
 from simulators.published.travel_data import load
 from simulators.published.travel_user import (
     LETTERS,
@@ -98,8 +98,8 @@ def view(state: State) -> Mapping[str, Any]:
 
 
 def apply(
-    task: Task, state: State, action: Action, reply: UserReply | None, *, constants: Constants
-) -> Outcome:
+    task: Task, state: State, action: Action, reply: UserReply | None, *, constants: PublishedConstants
+) -> ActionOutcome:
     if action.choice == "answer":
         return _recommend(task, state, action.content, constants)
     if action.choice == "search":
@@ -108,7 +108,7 @@ def apply(
     return _speak(state, reply, constants)
 
 
-def make_gym(constants: Constants) -> Gym:
+def make_gym(constants: PublishedConstants) -> Gym:
     return Gym(
         name="travel",
         system=SYSTEM,
@@ -127,40 +127,42 @@ def make_gym(constants: Constants) -> Gym:
     )
 
 
-def _speak(state: State, reply: UserReply | None, constants: Constants) -> Outcome:
+def _speak(state: State, reply: UserReply | None, constants: PublishedConstants) -> ActionOutcome:
     facts, said = (reply.facts, reply.text) if reply else ({}, "")
     kind = str(facts.get("type", "")).strip()
     hit = str(facts.get("preference_id", "")).strip() if kind == REMAINING else None
     left = tuple(wish for wish in state.remaining if wish["id"] != hit)
     if len(left) < len(state.remaining):
         state = replace(state, remaining=left, num_quiet=0)
-        return Outcome(state=state, feedback=said, score=constants.travel_preference)
+        return ActionOutcome(state=state, feedback=said, score=constants.travel_preference)
     if state.remaining and state.num_quiet >= constants.travel_elicitation_interval:
         # The released code forgets to make the volunteered reply, and its handler apologises instead.
-        return Outcome(state=replace(state, num_quiet=0), feedback=APOLOGY, score=0.0)
+        return ActionOutcome(state=replace(state, num_quiet=0), feedback=APOLOGY, score=0.0)
     feedback = FIXED.get(kind, said or APOLOGY)
-    return Outcome(state=replace(state, num_quiet=state.num_quiet + 1), feedback=feedback, score=0.0)
+    return ActionOutcome(state=replace(state, num_quiet=state.num_quiet + 1), feedback=feedback, score=0.0)
 
 
-def _search(task: Task, state: State, reply: UserReply | None, constants: Constants) -> Outcome:
+def _search(
+    task: Task, state: State, reply: UserReply | None, constants: PublishedConstants
+) -> ActionOutcome:
     if reply is None:
-        return Outcome(state=state, feedback=BACKEND_ISSUE, score=0.0)
+        return ActionOutcome(state=state, feedback=BACKEND_ISSUE, score=0.0)
     if not reply.facts and reply.text:
-        return Outcome(state=state, feedback=reply.text, score=0.0)
+        return ActionOutcome(state=state, feedback=reply.text, score=0.0)
     aligned = reply.facts.get("alignment_judgement", reply.facts.get("aligned"))
     name = _aspect_named(reply.facts)
     if aligned in ("False", "N/A"):
         feedback = REFINE if aligned == "False" else NOT_RELATED
-        return Outcome(state=state, feedback=feedback, score=0.0)
+        return ActionOutcome(state=state, feedback=feedback, score=0.0)
     if aligned != "True" or name not in task.scenario["aspects"]:
-        return Outcome(state=state, feedback=BACKEND_ISSUE, score=0.0)
+        return ActionOutcome(state=state, feedback=BACKEND_ISSUE, score=0.0)
     if name in state.shown:
-        return Outcome(state=state, feedback=LOOK_BACK, score=0.0)
+        return ActionOutcome(state=state, feedback=LOOK_BACK, score=0.0)
     options = list(task.scenario["aspects"][name]["options"])
     task.key.rng().shuffle(options)
     lines = "\n".join(json.dumps(option) for option in options)
     fields = ", ".join(options[0]) if options else ""
-    return Outcome(
+    return ActionOutcome(
         state=replace(state, shown=state.shown | {name}),
         feedback=f"Options for {name}, one a line:\n{lines}\nFields: {fields}",
         score=constants.travel_search,
@@ -172,7 +174,7 @@ def _aspect_named(facts: Mapping[str, Any]) -> str:
     return "rental_car" if name in ("rental car", "car rental") else name
 
 
-def _recommend(task: Task, state: State, content: str, constants: Constants) -> Outcome:
+def _recommend(task: Task, state: State, content: str, constants: PublishedConstants) -> ActionOutcome:
     aspects = task.scenario["aspects"].values()
     best = {aspect["best_id"] for aspect in aspects}
     correct = {option_id for aspect in aspects for option_id in aspect["correct_ids"]} - best
@@ -186,13 +188,13 @@ def _recommend(task: Task, state: State, content: str, constants: Constants) -> 
         state = _spend(state, option_id)
     done = best <= state.chosen
     if refusal:
-        return Outcome(state=state, feedback=refusal, score=0.0, done=done)
+        return ActionOutcome(state=state, feedback=refusal, score=0.0, done=done)
     worth = dict.fromkeys(correct, constants.travel_correct) | dict.fromkeys(best, constants.travel_best)
     score = sum((worth.get(option_id, 0.0) for option_id in ids), start=0.0)
     feedback = _grade(
         num_best=len(best.intersection(ids)), num_correct=len(correct.intersection(ids)), num_ids=len(ids)
     )
-    return Outcome(state=state, feedback=feedback, score=score, done=done)
+    return ActionOutcome(state=state, feedback=feedback, score=score, done=done)
 
 
 def _refusal(state: State, option_id: str) -> str:

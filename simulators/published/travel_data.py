@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simulators.published.released import make_task
-from simulators.records import is_parquet, read_records, wrong_record
+from simulators.gyms.dataset_files import is_parquet, read_records, wrong_record
+from simulators.published.shared_rules import make_task
 from simulators.task import Task
 
 BUDGET = "My budget is limited: of the options that suit me, I want the cheapest of each."

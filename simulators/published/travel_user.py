@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from simulators.env import Expert
+from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
-from simulators.published.released import texts
+from simulators.published.shared_rules import texts
 from simulators.task import Task
 from simulators.user import UserCall, UserReply
-from simulators.words import stems_of, stems_of_fixed
 
 LETTERS = {"flight": "F", "hotel": "H", "restaurant": "R", "apartment": "A", "rental_car": "C"}
 """Aspect to the letter of its option ids."""

@@ -20,11 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gyms.dataset_files import is_parquet, read_records, wrong_record
+from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
-from simulators.published.constants import Constants
-from simulators.published.released import (
+from simulators.published.settings import PublishedConstants
+from simulators.published.shared_rules import (
     CANNOT_RESPOND,
     data_only,
     each_turn,
@@ -32,10 +34,8 @@ from simulators.published.released import (
     make_task,
     parse_cutting,
 )
-from simulators.records import is_parquet, read_records, wrong_record
 from simulators.task import Task
 from simulators.user import UserCall, UserReply
-from simulators.words import stems_of, stems_of_fixed
 
 SYSTEM = (
     "A short story hides a deeper one. Uncover the hidden story, its twist and its reasons. Your rounds are "
@@ -86,21 +86,23 @@ def asks_user(state: State, action: Action) -> bool:
     return action.choice != "finish"
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None, *, threshold: float) -> Outcome:
+def apply(
+    task: Task, state: State, action: Action, reply: UserReply | None, *, threshold: float
+) -> ActionOutcome:
     facts, said = (reply.facts, reply.text) if reply else ({}, "")
     if action.choice != "answer":
         feedback = str(facts.get("response", said or CANNOT_RESPOND))
-        return Outcome(state=state, feedback=feedback, score=0.0)
+        return ActionOutcome(state=state, feedback=feedback, score=0.0)
     scores = _bare(facts.get("scores"))
     if not _are_scores(scores, num=len(task.scenario["weights"])):
         said = CANNOT_RESPOND if facts else said
-        return Outcome(state=state, feedback=said or CANNOT_RESPOND, score=0.0)
+        return ActionOutcome(state=state, feedback=said or CANNOT_RESPOND, score=0.0)
     overall = 0.0
     for weight, score in zip(task.scenario["weights"], scores, strict=True):
         overall += weight * score
     told = [text for text, score in zip(task.scenario["statements"], scores, strict=True) if score == 1]
     feedback = f"Your story covers: {' '.join(told)}" if told else "Your story covers none of the key points."
-    return Outcome(
+    return ActionOutcome(
         state=State(best=max(state.best, overall)),
         feedback=feedback,
         score=min(1.0, max(0.0, overall - state.best)),
@@ -168,7 +170,7 @@ def read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     return UserReply(text="I have read your story.", facts={"scores": scores})
 
 
-def make_gym(constants: Constants) -> Gym:
+def make_gym(constants: PublishedConstants) -> Gym:
     return Gym(
         name="turtle",
         system=SYSTEM,

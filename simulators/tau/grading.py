@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from simulators.tau.database import Database
-from simulators.tau.tools import TRANSFER, Call, Tool, run_call
+from simulators.tau.tools import TRANSFER, TauToolCall, Tool, run_call
 
 MAX_NUMBERS = 40
 """A message with more numbers says nothing: who recites them all has not answered."""
@@ -16,7 +16,7 @@ def replay(database: Database, gold: Iterable[Mapping[str, Any]], tools: Mapping
     """The database after the gold actions; those that fail or end the conversation change nothing."""
     for action in gold:
         if action["name"] != TRANSFER:
-            call = Call(name=action["name"], arguments=action["arguments"])
+            call = TauToolCall(name=action["name"], arguments=action["arguments"])
             database, _ = run_call(database, call, tools, validated=False)
     return database
 

@@ -52,14 +52,14 @@ class Tool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
+class TauToolCall:
     """One tool call."""
 
     name: str
     arguments: Mapping[str, Any]
 
 
-def parse_call(text: str, tools: Mapping[str, Tool]) -> Call:
+def parse_call(text: str, tools: Mapping[str, Tool]) -> TauToolCall:
     """Reads a call in any of its forms. Raises ToolError with what is wrong and how calls are written."""
     if len(text) > MAX_CALL_CHARS or text.count("[") + text.count("{") > MAX_BRACKETS:
         raise ToolError(f"the call is too long: at most {MAX_CALL_CHARS} characters")
@@ -71,11 +71,11 @@ def parse_call(text: str, tools: Mapping[str, Tool]) -> Call:
         arguments = _json(arguments)
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ToolError('a call is {"name": ..., "arguments": {...}} or: name key=value')
-    return Call(name=name, arguments=arguments)
+    return TauToolCall(name=name, arguments=arguments)
 
 
 def run_call(
-    database: Database, call: Call, tools: Mapping[str, Tool], *, validated: bool = True
+    database: Database, call: TauToolCall, tools: Mapping[str, Tool], *, validated: bool = True
 ) -> tuple[Database, str]:
     """Runs a call; every error is a text that starts with `Error: ` and changes nothing. `validated` False
     takes arguments without their schema, as the published rules do."""
@@ -100,7 +100,7 @@ def list_tools(tools: Mapping[str, Tool]) -> str:
     )
 
 
-def _fault(call: Call, tool: Tool) -> str:
+def _fault(call: TauToolCall, tool: Tool) -> str:
     unknown = [key for key in call.arguments if key not in tool.properties]
     if unknown:
         known = ", ".join(tool.properties)

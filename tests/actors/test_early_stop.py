@@ -19,13 +19,13 @@ from actors.trajectory_table import to_table
 from learners.buffer.ledger import outcomes_of, usable_trajectories
 from learners.drop_reasons import drop_reasons
 from learners.model.tiny_policy import make_tokenizer
-from rewards.reward import RewardContext
-from rewards.score import with_rewards
+from rewards.reward_functions import RewardContext
+from rewards.scorer import with_rewards
 from simulators.gyms import GYMS
 from simulators.message import Action
-from simulators.rule_user import RuleUser
 from simulators.task import Task
 from simulators.user import UserCall, UserReply
+from simulators.users.rule_user import RuleUser
 from tests.fakes import TextEngine, call_text, make_key
 
 KEY = make_key("function")

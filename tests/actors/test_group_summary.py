@@ -10,8 +10,8 @@ import pytest
 from actors.group_summary import state_keys, summarize
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn, as_ids
 from actors.trajectory_table import to_table
-from rewards.reward import RewardContext
-from rewards.score import with_rewards
+from rewards.reward_functions import RewardContext
+from rewards.scorer import with_rewards
 from simulators.user import UserReply
 from tests.fakes import make_key
 

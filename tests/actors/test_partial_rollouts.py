@@ -15,9 +15,9 @@ from actors.trajectory import Completion, GroupOrder, Trajectory, Turn
 from actors.trajectory_table import SCHEMA, to_table
 from learners.model.tiny_policy import make_tokenizer
 from simulators.gyms import GYMS
-from simulators.manner import attentive
 from simulators.message import Action
 from simulators.task import TaskKey
+from simulators.users.persona_style import attentive
 from tests.fakes import ScriptedUser, call_text, make_key
 
 CLOCKS = [name for name in SCHEMA.names if name.endswith("_s")]

@@ -15,7 +15,7 @@ from actors.trajectory import Trajectory, as_ids
 from learners.model.tiny_policy import CHAT_TEMPLATE, make_tokenizer
 from simulators.gyms import GYMS
 from simulators.message import TOOL_NAME, Action, Message, ToolCall
-from simulators.rule_user import RuleUser
+from simulators.users.rule_user import RuleUser
 from tests.fakes import TextEngine, make_key
 
 OPENING = (Message(role="system", content="Rules."), Message(role="user", content="Which one?"))

@@ -16,13 +16,13 @@ from actors.rollout import RolloutContext, rollout, rollout_group
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory
 from actors.trajectory_table import to_table
 from learners.model.tiny_policy import make_tokenizer
-from rewards.reward import RewardContext
-from rewards.score import with_rewards
+from rewards.reward_functions import RewardContext
+from rewards.scorer import with_rewards
 from simulators.gyms import GYMS
 from simulators.message import Action
-from simulators.rule_user import RuleUser
 from simulators.task import Task, TaskKey
 from simulators.user import WEB, SimulatorError, User, UserCall, UserReply
+from simulators.users.rule_user import RuleUser
 from tests.fakes import ScriptedUser, TextEngine, call_text, make_key
 
 KEY = make_key("function")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from actors.renderer import parse_tool_call, read_completion
 from actors.tool_call_parser import call_texts
+from simulators.input_limits import MAX_DEPTH
 from simulators.message import Action
-from simulators.untrusted import MAX_DEPTH
 from tests.simulators.hostile import hostile_texts
 
 PATTERN = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.algorithm import GRPO
-from rewards.reward import REWARDS, RewardContext
-from rewards.score import with_rewards
+from rewards.reward_functions import REWARDS, RewardContext
+from rewards.scorer import with_rewards
 from tests.cluster.test_algorithm import assert_promises_hold, tiny_config
 from tests.endpoint import Endpoint, serve_endpoint
 

@@ -28,13 +28,13 @@ from cluster.tracking import Tracker
 from learners.buffer.archive import step_file, with_outcomes, write_tables
 from learners.buffer.log.segments import LogEntry, frame_of
 from learners.model.tiny_policy import make_tokenizer
-from rewards.reward import RewardContext
-from rewards.score import make_scorer
-from simulators.connect import connect_users
+from rewards.reward_functions import RewardContext
+from rewards.scorer import make_scorer
 from simulators.gyms import GYMS
 from simulators.message import Action
-from simulators.rule_user import RuleUser
 from simulators.task import Task
+from simulators.users.factory import connect_users
+from simulators.users.rule_user import RuleUser
 from tests.canaries import leaks
 from tests.cluster.test_tracking import METRICS
 from tests.endpoint import completion, serve_endpoint

@@ -12,7 +12,7 @@ from cluster.config import RunConfig
 from cluster.endpoint_check import check_endpoint, endpoint_of
 from cluster.evaluation_request import EvaluationRequest, make_request, with_users
 from cluster.recipe import BadInput
-from simulators.chat_config import ChatConfig
+from simulators.llm_client.config import ChatConfig
 
 KEY = "sk-loopback-0123456789"
 DEFAULTS = RunConfig()

@@ -27,12 +27,12 @@ from cluster.engines import no_engines
 from cluster.rollouts import Rollouts
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
-from rewards.reward import RewardContext
-from rewards.score import with_rewards
+from rewards.reward_functions import RewardContext
+from rewards.scorer import with_rewards
 from simulators.gyms import GYMS
-from simulators.rule_user import RuleUser
 from simulators.task import TaskSource
 from simulators.user import User, UserCall, UserReply
+from simulators.users.rule_user import RuleUser
 from tests.fakes import make_key
 from tests.learners.learner_groups import write_policy
 

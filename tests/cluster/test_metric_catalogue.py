@@ -18,7 +18,7 @@ from cluster.metric_table import PAGE, with_tables
 from cluster.sections import SECTIONS as WANDB_SECTIONS
 from cluster.sections import dashboard_key, section_of
 from learners.buffer.ledger import Ledger
-from simulators.gauges import SHARES
+from simulators.users.quality_metrics import SHARES
 from tests.cluster.run_folders import make_run
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from cluster.config import RunConfig
 from cluster.ray_token import find_token
 from cluster.start_ray import start_ray
 from cluster.start_simulators import start_simulators, stop_simulators
-from simulators.serve_llm import SERVE_PORT
+from simulators.serving.hosted_llm import SERVE_PORT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

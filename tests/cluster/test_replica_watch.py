@@ -12,7 +12,7 @@ import ray
 from ray import cloudpickle, serve
 
 from cluster.replica_watch import Births, ReplicaWatch, unborn
-from simulators.serve import start_serve
+from simulators.serving.app import start_serve
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Serve's replicas cannot import a test file
 WAIT_S = 60.0

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pytest
 
 from cluster.run_alerts import QUIET_STEPS, Alert, RunAlerts, stopped
-from simulators.gauges import GaugeLimits
+from simulators.users.quality_metrics import GaugeLimits
 
 
 def alerts() -> RunAlerts:

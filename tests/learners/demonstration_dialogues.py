@@ -19,8 +19,8 @@ from learners.buffer.archive import with_outcomes, write_tables
 from learners.buffer.ledger import TRAINED
 from simulators.gyms import GYMS
 from simulators.message import TOOL_SCHEMA
-from simulators.rule_user import RuleUser
 from simulators.task import TaskKey
+from simulators.users.rule_user import RuleUser
 
 WORD_TEMPLATE = """\
 {%- for tool in tools or [] %}{{ 'TOOL ' + tool.function.name + ' ' }}{% endfor %}

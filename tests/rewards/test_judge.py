@@ -14,11 +14,11 @@ import pytest
 from actors.trajectory import StopReason
 from rewards.config import JudgeConfig, RewardConfig
 from rewards.judge import MAX_DIALOGUE_CHARS, Judge, Rating, make_messages
-from rewards.reward import RewardContext
-from rewards.score import Scorer, make_scorer
-from simulators.llm_user import CUT
+from rewards.reward_functions import RewardContext
+from rewards.scorer import Scorer, make_scorer
+from simulators.users.llm_user import CUT
 from tests.endpoint import Answer, Endpoint, Script, serve_endpoint
-from tests.rewards.dialogues import answer, make_table, make_trajectory, make_turn, say
+from tests.rewards.judged_dialogues import answer, make_table, make_trajectory, make_turn, say
 
 RUBRIC = "Rate how considerate the agent was."
 SECRET = "sk-judge-0123456789"

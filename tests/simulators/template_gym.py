@@ -3,7 +3,7 @@
 import random
 import re
 
-from simulators.env import Expert, Gym, Outcome
+from simulators.env import ActionOutcome, Expert, Gym
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
@@ -30,14 +30,14 @@ def asks_user(told: int, action: Action) -> bool:
     return action.choice == "action"
 
 
-def apply(task: Task, told: int, action: Action, reply: UserReply | None) -> Outcome:
+def apply(task: Task, told: int, action: Action, reply: UserReply | None) -> ActionOutcome:
     """The rules. `reply` is the user's, if asked; one without facts was put off, and gains nothing."""
     if reply is not None:
-        return Outcome(state=told + bool(reply.facts), feedback=reply.text, score=0.0)
+        return ActionOutcome(state=told + bool(reply.facts), feedback=reply.text, score=0.0)
     if action.choice == "search":
-        return Outcome(state=told, feedback="There is nothing to search here.", score=0.0)
+        return ActionOutcome(state=told, feedback="There is nothing to search here.", score=0.0)
     right = action.content.lower().split() == list(task.scenario["words"])
-    return Outcome(state=told, feedback="Yes!" if right else "No.", score=float(right), done=True)
+    return ActionOutcome(state=told, feedback="Yes!" if right else "No.", score=float(right), done=True)
 
 
 def answer(call: UserCall, rng: random.Random) -> UserReply:

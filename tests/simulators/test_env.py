@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulators.env import MAX_TURNS, Gym, GymEnv, Outcome, no_progress
+from simulators.env import MAX_TURNS, ActionOutcome, Gym, GymEnv, no_progress
 from simulators.gyms import GYMS
 from simulators.message import CHOICES, Action
-from simulators.rule_user import RuleUser
 from simulators.task import Task
 from simulators.user import SimulatorError, UserReply
+from simulators.users.rule_user import RuleUser
 from tests.fakes import ScriptedUser, make_tasks, play, score_of
 
 (TASK,) = make_tasks("function", num=1)
@@ -23,8 +23,8 @@ from tests.fakes import ScriptedUser, make_tasks, play, score_of
 def scoring_env(scores: list[float], *, max_turns: int = 16) -> GymEnv:
     """A gym in which the n-th action is worth the n-th score."""
 
-    def apply(task: Task, state: int, action: Action, reply: UserReply | None) -> Outcome:
-        return Outcome(state=state + 1, feedback=f"{state}", score=scores[state])
+    def apply(task: Task, state: int, action: Action, reply: UserReply | None) -> ActionOutcome:
+        return ActionOutcome(state=state + 1, feedback=f"{state}", score=scores[state])
 
     gym: Gym = dataclasses.replace(
         GYMS["function"],

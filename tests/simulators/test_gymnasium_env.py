@@ -13,9 +13,9 @@ import pytest
 from gymnasium.spaces.utils import flatten, unflatten
 from gymnasium.utils.env_checker import check_env
 
+from simulators.env_factory import make_env
 from simulators.gymnasium_env import AnyText, register_envs
 from simulators.gyms import GYMS
-from simulators.make import make_env
 from simulators.message import CHOICES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,15 +23,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simulators.env import Expert, Gym, GymEnv, Step
+from simulators.env import Expert, Gym, GymEnv, TurnResult
+from simulators.gym_plugins import known_gyms
 from simulators.gyms import GYMS
-from simulators.manner import attentive
 from simulators.message import CHOICES, Action, parse_action
-from simulators.own_gyms import known_gyms
 from simulators.persona import PersonaMix, draw_persona
-from simulators.rule_user import RuleUser
 from simulators.task import SPLITS, Split, Task, TaskKey
 from simulators.user import SimulatorError, User, UserCall, UserReply
+from simulators.users.persona_style import attentive
+from simulators.users.rule_user import RuleUser
 from tests.simulators import template_gym
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,13 +61,13 @@ def expert_of(gym: Gym, task: Task) -> Expert:
 
 async def play_expert(
     gym: Gym, task: Task, *, user: User | None = None, mix: PersonaMix = "plain"
-) -> list[tuple[Action, Step]]:
+) -> list[tuple[Action, TurnResult]]:
     """What the expert did and got, to the end of the dialogue or of its wits."""
     persona = draw_persona(mix, seed=task.key.task_id)
     env = GymEnv(gym, task=task, user=user or rules_of(gym), persona=persona)
     expert = expert_of(gym, task)
     action: Action | None = next(expert)
-    taken: list[tuple[Action, Step]] = []
+    taken: list[tuple[Action, TurnResult]] = []
     while action is not None:
         step = await env.step(str(action))
         taken.append((action, step))
@@ -80,9 +80,9 @@ async def play_expert(
     return taken
 
 
-async def play(gym: Gym, task: Task, texts: list[str], *, user: User | None = None) -> list[Step]:
+async def play(gym: Gym, task: Task, texts: list[str], *, user: User | None = None) -> list[TurnResult]:
     env = GymEnv(gym, task=task, user=user or rules_of(gym))
-    steps: list[Step] = []
+    steps: list[TurnResult] = []
     for text in texts:
         steps.append(await env.step(text))
         if steps[-1].terminated or steps[-1].truncated:
@@ -90,7 +90,7 @@ async def play(gym: Gym, task: Task, texts: list[str], *, user: User | None = No
     return steps
 
 
-def score_of(steps: list[Step]) -> float:
+def score_of(steps: list[TurnResult]) -> float:
     return sum(step.reward for step in steps)
 
 

@@ -8,22 +8,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.tool_call import LOOKS_LIKE_A_CALL, match_score, read_call
-from simulators.env import Gym, GymEnv, Step
-from simulators.gauges import UserTurn, count
+from rewards.tool_call_reward import LOOKS_LIKE_A_CALL, match_score, read_call
+from simulators.env import Gym, GymEnv, TurnResult
 from simulators.gyms import GYMS
+from simulators.input_limits import MAX_ACTION_CHARS, MAX_DEPTH, MAX_REPLY_CHARS, depth_of, load_json
 from simulators.llm_role import flat_schema
-from simulators.llm_user import AGENT_TALK, FAREWELL, encode
 from simulators.message import CHOICES, parse_action
 from simulators.published import PUBLISHED
-from simulators.published.released import make_task
-from simulators.rule_user import RuleUser
+from simulators.published.shared_rules import make_task
 from simulators.task import Task
-from simulators.tau.shops import TOOLS
+from simulators.tau.shop_registry import TOOLS
 from simulators.tau.tools import MAX_CALL_CHARS, ToolError, list_tools, parse_call
-from simulators.untrusted import MAX_ACTION_CHARS, MAX_DEPTH, MAX_REPLY_CHARS, depth_of, load_json
 from simulators.user import SimulatorError, UserCall, UserReply
-from simulators.verdict import MAX_CHARS, InvalidVerdict, has_open_reasoning, parse_verdict, without_reasoning
+from simulators.users.json_verdict import (
+    MAX_CHARS,
+    InvalidVerdict,
+    has_open_reasoning,
+    parse_verdict,
+    without_reasoning,
+)
+from simulators.users.llm_user import AGENT_TALK, FAREWELL, encode
+from simulators.users.quality_metrics import UserTurn, count
+from simulators.users.rule_user import RuleUser
 from tests.fakes import make_key
 from tests.simulators.hostile import hostile_texts
 
@@ -129,7 +135,7 @@ async def test_a_longer_action_is_a_lost_turn_that_nobody_reads(name: str) -> No
             raise AssertionError("the user was asked")
 
     env = GymEnv(gym, task=task, user=Nobody())
-    step: Step = await env.step("[action] " + "a" * MAX_ACTION_CHARS)
+    step: TurnResult = await env.step("[action] " + "a" * MAX_ACTION_CHARS)
     assert step.feedback.startswith(f"Too long: at most {MAX_ACTION_CHARS} characters.")
     assert (step.reward, step.terminated, step.user_reply) == (0.0, False, None)
 
@@ -246,7 +252,7 @@ ARGUMENTS = st.recursive(
 @settings(max_examples=200, deadline=None)
 def test_no_arguments_break_a_tool_and_those_of_another_form_change_nothing(data: st.DataObject) -> None:
     from simulators.tau.database import Database
-    from simulators.tau.tools import Call, run_call
+    from simulators.tau.tools import TauToolCall, run_call
 
     domain = data.draw(st.sampled_from(sorted(TOOLS)))
     tools = TOOLS[domain]
@@ -256,7 +262,9 @@ def test_no_arguments_break_a_tool_and_those_of_another_form_change_nothing(data
     tables = {table: {} for table in ("users", "orders", "products", "reservations", "flights")}
     database = Database(tables=tables)
     for validated in (True, False):
-        after, text = run_call(database, Call(name=name, arguments=arguments), tools, validated=validated)
+        after, text = run_call(
+            database, TauToolCall(name=name, arguments=arguments), tools, validated=validated
+        )
         assert isinstance(text, str) and after.changes == {}
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
-from simulators.gauges import GaugeCounts
 from simulators.task import TaskKey
+from simulators.users.quality_metrics import GaugeCounts
 
 
 def order_of(saved: Mapping[str, Any]) -> GroupOrder:

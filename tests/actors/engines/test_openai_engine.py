@@ -14,10 +14,10 @@ from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout
 from actors.trajectory import StopReason, Trajectory
 from learners.model.tiny_policy import make_tokenizer
-from simulators.chat import Chat, ChatConfig
 from simulators.gyms import GYMS
+from simulators.llm_client.client import ChatClient, ChatConfig
 from simulators.message import TOOL_NAME, TOOL_SCHEMA, Action
-from simulators.rule_user import RuleUser
+from simulators.users.rule_user import RuleUser
 from tests.endpoint import Endpoint, Script, completion, serve_endpoint
 from tests.fakes import make_key
 
@@ -58,7 +58,7 @@ async def played(
 ) -> AsyncIterator[tuple[Trajectory, Endpoint]]:
     """One dialogue with a server that answers by the script."""
     async with serve_endpoint(script) as endpoint:
-        chat = Chat(
+        chat = ChatClient(
             ChatConfig(
                 base_url=endpoint.url,
                 model="m",

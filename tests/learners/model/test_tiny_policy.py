@@ -14,8 +14,8 @@ from learners.model.tiny_policy import build, constants, make_tokenizer
 from simulators.env import GymEnv
 from simulators.gyms import GYMS
 from simulators.message import TOOL_NAME, Action, Message
-from simulators.rule_user import RuleUser
 from simulators.task import Task
+from simulators.users.rule_user import RuleUser
 from tests.fakes import make_tasks
 
 CONFIG = TinyPolicyConfig(hidden_size=32, num_layers=1, num_heads=1, intermediate_size=32, vocab_size=768)

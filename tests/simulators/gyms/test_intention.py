@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulators.gyms.intention import GYM, LEVELS, REFUSAL, SLOTS, SYNONYMS, THINGS, asked_slot, load
+from simulators.gyms.stemming import stems_of
 from simulators.message import CHOICES, Action
 from simulators.persona import draw_persona
-from simulators.rule_user import RuleUser
 from simulators.task import SPLITS, Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
-from simulators.words import stems_of
+from simulators.users.rule_user import RuleUser
 from tests.fakes import make_tasks, play, play_expert, play_random, score_of
 
 USER = RuleUser({"intention": GYM})

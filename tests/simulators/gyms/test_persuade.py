@@ -26,9 +26,9 @@ from simulators.gyms.persuade import (
 )
 from simulators.message import CHOICES, Action
 from simulators.persona import PLAIN, Persona, draw_persona
-from simulators.rule_user import RuleUser
 from simulators.task import SPLITS, Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
+from simulators.users.rule_user import RuleUser
 from tests.fakes import make_tasks, play, play_expert, score_of
 
 USER = RuleUser({"persuade": GYM})

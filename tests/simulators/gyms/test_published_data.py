@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from simulators.env import GymEnv
-from simulators.expression import parse_rule
 from simulators.gyms import GYMS
-from simulators.rule_user import RuleUser
+from simulators.gyms.arithmetic import parse_rule
 from simulators.task import Task
+from simulators.users.rule_user import RuleUser
 from tests.fakes import play, play_expert, score_of
 
 USERRL = Path(__file__).parents[4] / "shared" / "data" / "userrl"

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulators import corpus
+from simulators.gyms import search_corpus
 from simulators.gyms.search import GYM, LEVELS, NUM_SEARCHES, ONE_NAME, VERDICTS, WORTH
 from simulators.message import CHOICES, Action
 from simulators.persona import PLAIN, Persona, draw_persona
-from simulators.rule_user import RuleUser
 from simulators.task import SPLITS, Task, TaskKey
 from simulators.user import SimulatorError, UserCall, UserReply
+from simulators.users.rule_user import RuleUser
 from tests.fakes import make_tasks, play, play_expert, score_of
 
 USER = RuleUser({"search": GYM})
@@ -31,7 +31,7 @@ QUESTION = {"id": "q-1", "question": "Who wrote it, and when?", "answer": "20 Ju
 
 (TASK,) = make_tasks("search", num=1)
 (ANSWER,) = TASK.scenario["answers"]
-WRONG = next(city for city in corpus.CITIES if city != ANSWER)
+WRONG = next(city for city in search_corpus.CITIES if city != ANSWER)
 
 
 async def expert_score(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> float:
@@ -61,7 +61,7 @@ async def test_the_expert_gets_along_with_all_sorts_of_people_and_haste_costs(di
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 def test_splits_share_no_shop_and_no_person_and_meanings_are_many(difficulty: int):
-    world = corpus.make_world()
+    world = search_corpus.make_world()
     seen: dict[str, set[str]] = {}
     for split in SPLITS:
         seen[split] = set()
@@ -72,7 +72,7 @@ def test_splits_share_no_shop_and_no_person_and_meanings_are_many(difficulty: in
                 entity = world.facts[entity, relation]
             assert [entity] == task.scenario["answers"]
             json.dumps(task.scenario)
-        seen[split] -= set(corpus.CITIES)
+        seen[split] -= set(search_corpus.CITIES)
     assert not seen["train"] & (seen["validation"] | seen["test"]) and not seen["validation"] & seen["test"]
     assert len(seen["train"]) >= 300
 
@@ -81,39 +81,39 @@ def test_splits_share_no_shop_and_no_person_and_meanings_are_many(difficulty: in
 def test_the_opening_names_neither_the_shop_nor_the_answer(difficulty: int):
     for task in make_tasks("search", num=50, difficulty=difficulty):
         assert task.scenario["entity"] not in task.opening
-        assert not set(re.findall(r"\w+", task.opening)) & {*corpus.CITIES, *corpus.RIVERS}
+        assert not set(re.findall(r"\w+", task.opening)) & {*search_corpus.CITIES, *search_corpus.RIVERS}
 
 
 @pytest.mark.parametrize("level", LEVEL_NUMBERS)
 def test_every_fact_is_among_the_first_results_for_its_own_words(level: int):
     asked = {relation for chain in LEVELS[level] for relations in chain for relation in relations}
-    facts = random.Random(0).sample(list(corpus.make_world().facts.items()), 300)
+    facts = random.Random(0).sample(list(search_corpus.make_world().facts.items()), 300)
     for (subject, relation), value in facts:
         if relation not in asked:
             continue
-        found = corpus.search(f"{relation} of {subject}", level=level)
-        assert len(found) <= corpus.NUM_SHOWN[level]
-        told = [phrase.format(s=subject, o=value) for phrase in corpus.PHRASES[relation]]
+        found = search_corpus.search(f"{relation} of {subject}", level=level)
+        assert len(found) <= search_corpus.NUM_SHOWN[level]
+        told = [phrase.format(s=subject, o=value) for phrase in search_corpus.PHRASES[relation]]
         assert any(phrase in document for document in found for phrase in told)
 
 
 def test_a_search_is_the_same_again_and_finds_nothing_for_unknown_words():
-    assert corpus.search("red owl", level=2) == corpus.search("  RED, owl!", level=2)
+    assert search_corpus.search("red owl", level=2) == search_corpus.search("  RED, owl!", level=2)
     for query in ("", "zzz", "{query}", "\x00", "é" * 500):
-        assert corpus.search(query, level=0) == ()
+        assert search_corpus.search(query, level=0) == ()
 
 
 def test_names_are_told_apart_by_their_words():
     for names in (
-        corpus.LOOKS,
-        corpus.SIGNS,
-        corpus.FIRST_NAMES,
-        corpus.LAST_NAMES,
-        corpus.CITIES,
-        corpus.RIVERS,
+        search_corpus.LOOKS,
+        search_corpus.SIGNS,
+        search_corpus.FIRST_NAMES,
+        search_corpus.LAST_NAMES,
+        search_corpus.CITIES,
+        search_corpus.RIVERS,
     ):
         assert len(set(names)) == len(names)
-    assert not set(corpus.CITIES) & set(corpus.RIVERS)
+    assert not set(search_corpus.CITIES) & set(search_corpus.RIVERS)
 
 
 async def test_whoever_does_not_ask_for_the_shop_finds_nothing_that_helps():
@@ -142,7 +142,7 @@ async def test_the_second_answer_is_worth_half_and_there_is_no_third():
 
 
 async def test_a_list_of_candidates_is_a_wrong_answer():
-    for text in (", ".join(corpus.CITIES), f"{WRONG} or {ANSWER}", f"{ANSWER} {'x ' * 200}"):
+    for text in (", ".join(search_corpus.CITIES), f"{WRONG} or {ANSWER}", f"{ANSWER} {'x ' * 200}"):
         steps = await play(TASK, [f"[answer] {text}", f"[answer] {ANSWER}"])
         assert [step.reward for step in steps] == pytest.approx([0, 0.5])
 
@@ -252,11 +252,11 @@ async def test_a_reply_without_usable_facts_gains_and_costs_nothing(tmp_path: Pa
 
 WORDS = st.sampled_from(
     [
-        *corpus.CITIES,
-        *corpus.RIVERS,
-        *corpus.LOOKS,
-        *corpus.SIGNS,
-        *corpus.PHRASES,
+        *search_corpus.CITIES,
+        *search_corpus.RIVERS,
+        *search_corpus.LOOKS,
+        *search_corpus.SIGNS,
+        *search_corpus.PHRASES,
         "{x}",
         "[answer]",
         "\x00",

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from simulators.env import GymEnv
 from simulators.gyms.tau import GYM, MAX_TURNS, WISHES
-from simulators.manner import attentive
 from simulators.message import CHOICES
 from simulators.persona import PLAIN, Persona, draw_persona
-from simulators.rule_user import RuleUser
 from simulators.task import SPLITS, Task, split_of
-from simulators.tau import stall
-from simulators.tau.shops import TOOLS
+from simulators.tau import toy_shop
+from simulators.tau.shop_registry import TOOLS
 from simulators.user import UserReply
+from simulators.users.persona_style import attentive
+from simulators.users.rule_user import RuleUser
 from tests.fakes import make_key, make_tasks
-from tests.simulators.tau.shelf import USER, call_text, gold_agent, load_one, paid, play, userrl_row
+from tests.simulators.tau.small_shop import USER, call_text, gold_agent, load_one, paid, play, userrl_row
 
 LEVELS = range(len(WISHES))
 TRANSFER = call_text("transfer_to_human_agents", summary="bye")
@@ -82,9 +82,9 @@ def test_level_0_is_short_and_its_meanings_are_many():
     assert len({json.dumps(task.scenario["gold"]) for task in tasks}) > 250
     assert all(len(task.opening.split()) < 10 for task in tasks)
     assert {task.scenario["gold"][0]["name"] for task in tasks} == {
-        stall.CANCEL,
-        stall.RETURN,
-        stall.EXCHANGE,
+        toy_shop.CANCEL,
+        toy_shop.RETURN,
+        toy_shop.EXCHANGE,
     }
 
 
@@ -92,13 +92,13 @@ def test_the_record_decides_what_fulfils_the_same_wish():
     tasks = make_tasks("tau", num=200, split="train")
     undo = {
         (
-            stall.tables(t.scenario["source"])["orders"][t.scenario["user_id"]]["status"],
+            toy_shop.tables(t.scenario["source"])["orders"][t.scenario["user_id"]]["status"],
             t.scenario["gold"][0]["name"],
         )
         for t in tasks
         if t.scenario["wishes"][0]["text"].startswith("Undo")
     }
-    assert undo == {("pending", stall.CANCEL), ("delivered", stall.RETURN)}
+    assert undo == {("pending", toy_shop.CANCEL), ("delivered", toy_shop.RETURN)}
 
 
 def test_the_same_key_is_the_same_task_and_scenarios_are_json():

@@ -29,9 +29,9 @@ from simulators.gyms.turtle import (
 )
 from simulators.message import CHOICES
 from simulators.persona import draw_persona
-from simulators.rule_user import RuleUser
 from simulators.task import SPLITS, Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
+from simulators.users.rule_user import RuleUser
 from tests.fakes import make_tasks, play, play_expert, play_random, score_of
 
 USER = RuleUser({"turtle": GYM})

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from simulators.published import PUBLISHED
-from simulators.published.released import make_task
-from tests.simulators.published.oracle import USERRL, needs_data, play, rewards
+from simulators.published.shared_rules import make_task
+from tests.simulators.published.scripted_judges import USERRL, needs_data, play, rewards
 
 TASK = make_task(
     "function",

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from simulators.published import PUBLISHED
-from simulators.published.released import make_task
-from tests.simulators.published.oracle import USERRL, Oracle, needs_data, play, rewards
+from simulators.published.shared_rules import make_task
+from tests.simulators.published.scripted_judges import USERRL, Oracle, needs_data, play, rewards
 
 
 def detail(name: str, importance: int) -> dict[str, Any]:

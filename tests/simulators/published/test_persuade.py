@@ -3,8 +3,8 @@
 import pytest
 
 from simulators.published import PUBLISHED
-from simulators.published.released import make_task
-from tests.simulators.published.oracle import USERRL, Oracle, needs_data, play, rewards
+from simulators.published.shared_rules import make_task
+from tests.simulators.published.scripted_judges import USERRL, Oracle, needs_data, play, rewards
 
 TASK = make_task(
     "persuade",

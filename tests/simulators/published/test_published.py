@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from simulators.env import GymEnv
 from simulators.message import CHOICES
 from simulators.published import PUBLISHED, published_gyms
-from simulators.published.constants import CONSTANTS
-from simulators.rule_user import RuleUser
+from simulators.published.settings import CONSTANTS
 from simulators.task import Task, TaskKey
 from simulators.user import SimulatorError, UserCall, UserReply
-from tests.simulators.published.oracle import USERRL, Oracle, play
-from tests.simulators.published.trip import load_trip
+from simulators.users.rule_user import RuleUser
+from tests.simulators.published.scripted_judges import USERRL, Oracle, play
+from tests.simulators.published.trip_data import load_trip
 
 OURS = ("function", "intention", "persuade", "search", "telepathy", "travel", "turtle")
 FILES = {

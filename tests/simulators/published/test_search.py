@@ -6,10 +6,10 @@ import pyarrow
 import pyarrow.parquet
 
 from simulators.published import PUBLISHED
-from simulators.published.released import make_task
-from simulators.rule_user import RuleUser
+from simulators.published.shared_rules import make_task
 from simulators.user import UserCall, UserReply
-from tests.simulators.published.oracle import USERRL, Oracle, needs_data, play, rewards
+from simulators.users.rule_user import RuleUser
+from tests.simulators.published.scripted_judges import USERRL, Oracle, needs_data, play, rewards
 
 TASK = make_task(
     "search",

@@ -7,9 +7,9 @@ import pytest
 from simulators.gyms.tau import GYM as DEFAULT
 from simulators.published.tau import GYM
 from simulators.task import Task
-from tests.simulators.published.oracle import Oracle
-from tests.simulators.published.oracle import play as play_published
-from tests.simulators.tau.shelf import (
+from tests.simulators.published.scripted_judges import Oracle
+from tests.simulators.published.scripted_judges import play as play_published
+from tests.simulators.tau.small_shop import (
     DATA,
     USER,
     call_text,

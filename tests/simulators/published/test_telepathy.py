@@ -1,8 +1,8 @@
 """Published TelepathyGym, by hand."""
 
 from simulators.published import PUBLISHED
-from simulators.published.released import make_task, parse_cutting
-from tests.simulators.published.oracle import USERRL, Oracle, needs_data, play, rewards
+from simulators.published.shared_rules import make_task, parse_cutting
+from tests.simulators.published.scripted_judges import USERRL, Oracle, needs_data, play, rewards
 
 TASK = make_task(
     "telepathy",

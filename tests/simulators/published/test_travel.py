@@ -9,8 +9,8 @@ from simulators.published import PUBLISHED, published_gyms
 from simulators.published.travel import APOLOGY, BACKEND_ISSUE, LOOK_BACK, NOT_RELATED, REFINE
 from simulators.published.travel_user import NO_PREFERENCE, TOO_VAGUE
 from simulators.task import Task
-from tests.simulators.published.oracle import USERRL, Oracle, needs_data, play, rewards
-from tests.simulators.published.trip import SCENARIO, load_trip, write_trip
+from tests.simulators.published.scripted_judges import USERRL, Oracle, needs_data, play, rewards
+from tests.simulators.published.trip_data import SCENARIO, load_trip, write_trip
 
 
 @pytest.fixture

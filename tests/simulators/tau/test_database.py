@@ -1,7 +1,7 @@
 """The overlay: pure, equal by content, and cheap."""
 
 from simulators.tau.database import Database
-from tests.simulators.tau.shelf import retail
+from tests.simulators.tau.small_shop import retail
 
 
 def test_a_write_leaves_the_old_view_and_the_shared_tables_alone():

@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from simulators.tau.shops import TOOLS
-from simulators.tau.tools import Call, ToolError, list_tools, parse_call, run_call
-from tests.simulators.tau.shelf import DATA, needs_data, retail
+from simulators.tau.shop_registry import TOOLS
+from simulators.tau.tools import TauToolCall, ToolError, list_tools, parse_call, run_call
+from tests.simulators.tau.small_shop import DATA, needs_data, retail
 
 RETAIL = TOOLS["retail"]
 WANTED = {"order_id": "#W1", "item_ids": ["1", "2"]}
 
 
 def value_of(expression: str) -> str:
-    return run_call(retail(), Call(name="calculate", arguments={"expression": expression}), RETAIL)[1]
+    return run_call(retail(), TauToolCall(name="calculate", arguments={"expression": expression}), RETAIL)[1]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_nothing_else_is_computed(expression: str):
 
 def test_unknown_tools_are_said_to_be_unknown():
     before = retail()
-    assert run_call(before, Call(name="rob", arguments={}), RETAIL) == (before, "Unknown action rob")
+    assert run_call(before, TauToolCall(name="rob", arguments={}), RETAIL) == (before, "Unknown action rob")
 
 
 def test_unchecked_arguments_do_no_harm():
@@ -100,11 +100,11 @@ def test_unchecked_arguments_do_no_harm():
         database = type(retail())(tables=tables)
         for name, tool in TOOLS[domain].items():
             for value in strange:
-                call = Call(name=name, arguments=dict.fromkeys(tool.properties, value))
+                call = TauToolCall(name=name, arguments=dict.fromkeys(tool.properties, value))
                 assert isinstance(run_call(database, call, TOOLS[domain], validated=False)[1], str)
-            text = run_call(database, Call(name=name, arguments={"none": 1}), TOOLS[domain], validated=False)[
-                1
-            ]
+            text = run_call(
+                database, TauToolCall(name=name, arguments={"none": 1}), TOOLS[domain], validated=False
+            )[1]
             assert text.startswith("Error: ")
 
 

@@ -15,7 +15,7 @@ from learners.buffer.log.event_json import order_of, summary_of
 from learners.buffer.log.events import BufferEventLog, EventKind, memory_of
 from learners.buffer.log.segments import LogEntry, frame_of
 from learners.buffer.log.write_ahead_log import WriteAheadLog
-from simulators.gauges import GaugeCounts
+from simulators.users.quality_metrics import GaugeCounts
 from tests.fakes import make_key, make_summary
 from tests.learners.fake_disk import FillingDisk
 from tests.learners.local_buffer import LocalBuffer, delivery_of, make_local_buffer

@@ -1,0 +1,57 @@
+"""HTTP answers from outside, cut off before they fill the memory. Knows no protocol above HTTP.
+
+Compressed answers are refused: a small one may unpack to any size.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+
+from simulators.input_limits import MAX_BODY_BYTES
+
+PLAIN = {"Accept-Encoding": "identity"}
+"""Headers that ask for an answer as it is."""
+ResponseHook = Callable[[httpx.Response], Awaitable[None]]
+
+
+class TooLargeError(ValueError):
+    """The answer is longer than anything that was asked for, or compressed."""
+
+
+class _Capped(httpx.AsyncByteStream):
+    """A body that breaks off after `most` bytes."""
+
+    def __init__(self, stream: Any, *, most: int):
+        self._stream = stream
+        self._most = most
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for piece in self._stream:
+            size += len(piece)
+            if size > self._most:
+                raise _too_large(self._most)
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def cap(most: int = MAX_BODY_BYTES) -> dict[str, list[ResponseHook]]:
+    """`event_hooks` of an `httpx.AsyncClient` that reads no more than `most` bytes of any answer. Reading
+    raises `TooLargeError`."""
+
+    async def hook(response: httpx.Response) -> None:
+        if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise TooLargeError("the answer is compressed, which was not asked for")
+        declared = response.headers.get("content-length", "")
+        if declared.isdecimal() and (len(declared) > 18 or int(declared) > most):
+            raise _too_large(most)
+        response.stream = _Capped(response.stream, most=most)
+
+    return {"response": [hook]}
+
+
+def _too_large(most: int) -> TooLargeError:
+    return TooLargeError(f"the answer has more than {most} bytes")

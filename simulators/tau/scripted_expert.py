@@ -1,0 +1,169 @@
+"""Scripted experts: they know the opening and what they are told, ask, look up, get a yes, act and say
+goodbye."""
+
+import json
+import random
+import re
+from collections.abc import Generator
+from typing import Any
+
+from simulators.env import Expert
+from simulators.message import Action
+from simulators.tau import toy_shop
+from simulators.tau.customer_phrasing import VERBS, label, options_label
+from simulators.tau.retail_tools import ADDRESS
+
+Talk = Generator[Action, str, str]
+CLOSE = "Done. Anything else?"
+DETAILS = "Which change exactly is next, in which order and which items?"
+
+
+def stall_expert(rng: random.Random, haste: float) -> Expert:
+    """Asks for order and wish, reads the record, acts. In haste: takes one of them for granted."""
+    number = (yield from _ask("Which order?", rng, haste)).rstrip(".").split()[-1:] or [
+        rng.choice(toy_shop.NUMBERS)
+    ]
+    wish = yield from _ask("What shall I do?", rng, haste)
+    if not wish:
+        wish = rng.choice(
+            (f"I want {rng.choice(stall.COLORS)}.", f"Undo it because {rng.choice(stall.REASONS)}.")
+        )
+    value = wish.rstrip(".").split()[-1]
+    if rng.random() < haste:
+        status, paid = rng.choice(toy_shop.STATUSES), rng.choice(toy_shop.METHODS)
+    else:
+        record = yield Action(choice="answer", content=f"{stall.ORDER} order={number[0]}")
+        fields = dict(pair.split("=", 1) for pair in record.split() if "=" in pair)
+        status, paid = fields.get("status", ""), fields.get("paid", "")
+    if "want" in wish:
+        call = f"{stall.EXCHANGE} order={number[0]} color={value} pay={paid}"
+    elif status == "pending":
+        call = f"{stall.CANCEL} order={number[0]} reason={value}"
+    else:
+        call = f"{stall.RETURN} order={number[0]} reason={value} refund={paid}"
+    yield Action(choice="answer", content=call)
+    yield from _say(CLOSE)
+    yield Action(choice="finish", content="")
+
+
+def retail_expert(rng: random.Random, haste: float) -> Expert:
+    """Identifies the customer, then fulfils one wish after the other until it says goodbye. In haste: takes a
+    wish's payment, reason or reading of the order for granted."""
+    identity = yield from _say("What is your name, your zip code and your email?")
+    user_id = yield from _find_user(identity)
+    user = yield from _look("get_user_details", user_id=user_id)
+    wish = yield from _say("What can I do for you?")
+    is_story = not _verb_of(wish)
+    done: set[str] = set()
+    while True:
+        if is_story:  # told all at once: its parts have to be asked for
+            wish = yield from _say(DETAILS)
+        if not _verb_of(wish) or wish in done:
+            break
+        done.add(wish)
+        call = yield from _plan(wish, user_id, user, rng, haste)
+        yield from _say("I will do that now. Do you confirm, yes or no?")
+        yield Action(choice="answer", content=json.dumps(call))
+        if not is_story:
+            wish = yield from _say(CLOSE)
+    yield from _say(CLOSE)
+    yield Action(choice="finish", content="")
+
+
+def _plan(
+    wish: str, user_id: str, user: dict[str, Any], rng: random.Random, haste: float
+) -> Generator[Action, str, dict[str, Any]]:
+    """The call that fulfils a wish, after the questions and readings that it takes."""
+    name = _verb_of(wish)
+    order_id = next(iter(re.findall(r"#W\d+", wish)), "")
+    if name == "modify_user_address":
+        address = yield from _address(user, rng, haste)
+        return {"name": name, "arguments": {"user_id": user_id, **address}}
+    arguments: dict[str, Any] = {"order_id": order_id}
+    if name == "cancel_pending_order":
+        reply = yield from _ask("What is the reason?", rng, haste)
+        arguments["reason"] = reply.partition(": ")[2].rstrip(".") or rng.choice(
+            ("no longer needed", "ordered by mistake")
+        )
+        return {"name": name, "arguments": arguments}
+    if name == "modify_pending_order_address":
+        address = yield from _address(user, rng, haste)
+        return {"name": name, "arguments": arguments | address}
+    reply = yield from _ask(f"Which payment method, for order {order_id}?", rng, haste)
+    methods = re.findall(r"\b(?:credit_card|gift_card|paypal)_\d+", reply)
+    method = methods[0] if methods else rng.choice(list(user.get("payment_methods", {})) or ["unknown"])
+    if name != "modify_pending_order_payment":
+        order = yield from _look("get_order_details", order_id=order_id)
+        arguments |= yield from _items(wish, order)
+    return {"name": name, "arguments": {**arguments, "payment_method_id": method}}
+
+
+def _verb_of(wish: str) -> str:
+    """The tool behind a wish in the customer's set words; empty for any other text."""
+    said = wish.partition(" ")[2]
+    return next((name for name, verb in VERBS.items() if said.startswith(verb)), "")
+
+
+def _items(wish: str, order: dict[str, Any]) -> Generator[Action, str, dict[str, list[str]]]:
+    """The ids of the things that a wish names, and of the variants it wants them changed for."""
+    old_ids: list[str] = []
+    new_ids: list[str] = []
+    things = wish.partition(": ")[2].rstrip(".").split("; ")
+    held = list(order.get("items", []))
+    products: dict[str, dict[str, Any]] = {}
+    for thing in things:
+        old, _, new = thing.partition(") for ")
+        item = next((item for item in held if label(item).startswith(old)), None)
+        if item is None:
+            continue
+        held.remove(item)
+        old_ids.append(item["item_id"])
+        if new:
+            product_id = item["product_id"]
+            if product_id not in products:
+                products[product_id] = yield from _look("get_product_details", product_id=product_id)
+            variants = products[product_id].get("variants", {}).values()
+            fitting = [one["item_id"] for one in variants if options_label(one) == new]
+            new_ids += fitting[:1]
+    return {"item_ids": old_ids, "new_item_ids": new_ids} if new_ids else {"item_ids": old_ids}
+
+
+def _address(
+    user: dict[str, Any], rng: random.Random, haste: float
+) -> Generator[Action, str, dict[str, str]]:
+    """The address that the customer tells; in haste the one that the shop has."""
+    reply = yield from _ask("What is the new address?", rng, haste)
+    if not reply:
+        return {key: str(user.get("address", {}).get(key, "")) for key in ADDRESS}
+    return {
+        key: match.group(1).strip() if (match := re.search(rf"\b{key}: ([^;]*?)(?:;|\.$|$)", reply)) else ""
+        for key in ADDRESS
+    }
+
+
+def _find_user(identity: str) -> Talk:
+    email = re.search(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\w", identity)
+    name = re.search(r"My name is (.+?)\.(?: |$)", identity)
+    zip_code = re.search(r"\b\d{5}\b", identity)
+    first, _, last = name.group(1).partition(" ") if name else ("", "", "")
+    if email:
+        arguments = {"email": email.group()}
+        call = {"name": "find_user_id_by_email", "arguments": arguments}
+    else:
+        arguments = {"first_name": first, "last_name": last, "zip": zip_code.group() if zip_code else ""}
+        call = {"name": "find_user_id_by_name_zip", "arguments": arguments}
+    return (yield Action(choice="answer", content=json.dumps(call)))
+
+
+def _look(name: str, **arguments: str) -> Generator[Action, str, dict[str, Any]]:
+    text = yield Action(choice="answer", content=json.dumps({"name": name, "arguments": arguments}))
+    return json.loads(text) if text.startswith("{") else {}
+
+
+def _say(text: str) -> Talk:
+    return (yield Action(choice="action", content=text))
+
+
+def _ask(question: str, rng: random.Random, haste: float) -> Talk:
+    """The reply to a question, or nothing where haste leaves it out."""
+    return "" if rng.random() < haste else (yield from _say(question))

@@ -1,0 +1,282 @@
+"""Simulator gauges: what finished dialogues say of the people in them. Each is a share in [0, 1].
+
+Counted per dialogue where it was played, added up over groups and steps, then divided. No gauge is a score:
+they tell when a simulated user has stopped being one.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from simulators.user import UserReply
+from simulators.users.persona_style import ASIDE, CORRECTION, CURT, PUT_OFFS, SMALL_TALK
+
+MAX_HIDDEN_LENGTH = 60
+"""Longer texts of a scenario are stories and instructions, not values that a reply would name."""
+MAX_HIDDEN = 2000
+PLAIN_WORDS = frozenset(
+    {"yes", "no", "maybe", "any", "none", "true", "false", "it", "is", "a", "an", "the", "i"}
+)
+"""No value, though a scenario may hold them."""
+VERDICT_WORDS = frozenset({"True", "False"})
+"""Judgements of the agent's text, not names of properties."""
+SHORT_REPLY = 3
+"""Replies of up to this many words ("Yes.", "Any is fine.") may come again in any honest dialogue."""
+ASIDES = frozenset({*SMALL_TALK, CURT})
+_TOKEN = re.compile(r"\w+")
+_PROPOSAL = re.compile(
+    r"(is|are|am|was|were|do|does|did|can|could|will|would|should|shall|may|might|has|have|had"
+    r"|how about|what about|let us|let's|why not|i suggest|i propose|i recommend|you should)\b"
+)
+_ASSENT = re.compile(
+    r"(yes|yeah|yep|sure|ok|okay|right|agreed|absolutely|exactly|correct|true|definitely|certainly"
+    r"|of course|sounds good|that works|i agree|you are right|you're right|good idea)\b"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserTurn:
+    """One question to a user and the reply."""
+
+    question: str
+    reply: UserReply
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GaugeCounts:
+    """Cases and hits of every gauge; those of two dialogues are added field by field."""
+
+    dialogues: int = 0
+    left: int = 0
+    """Dialogues that the user ended before it had reason to."""
+    replies: int = 0
+    leaks: int = 0
+    """Replies that name a hidden value which nobody had asked for."""
+    facts: int = 0
+    """Values in the facts of all replies, in dialogues in which two or more replies have any."""
+    first_facts: int = 0
+    """Those of them in the first reply."""
+    proposals: int = 0
+    """Yes-or-no questions and proposals that were answered."""
+    assents: int = 0
+    sentences: int = 0
+    """Replies of more than `SHORT_REPLY` words that tell something: a refusal may well come again."""
+    repeats: int = 0
+    """Those of them that an earlier, different question got, too."""
+    told_again: int = 0
+    """Properties that were told before."""
+    contradictions: int = 0
+    """Those of them that were told otherwise."""
+
+    def __add__(self, other: "GaugeCounts") -> "GaugeCounts":
+        return GaugeCounts(**{name: getattr(self, name) + getattr(other, name) for name in _COUNTS})
+
+
+_COUNTS = tuple(count.name for count in fields(GaugeCounts))
+NO_COUNTS = GaugeCounts()
+SHARES = {
+    "goal_leaks": ("leaks", "replies"),
+    "front_loading": ("first_facts", "facts"),
+    "agreeableness": ("assents", "proposals"),
+    "repetition": ("repeats", "sentences"),
+    "contradictions": ("contradictions", "told_again"),
+    "early_stop": ("left", "dialogues"),
+}
+"""Gauge to the two counts whose quotient it is."""
+
+
+class GaugeLimits(BaseModel):
+    """When the users of a run are alarming: a gauge above its limit, measured on enough cases."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    goal_leaks: float = Field(default=0.02, ge=0, le=1)
+    """Share of replies that name a hidden value which nobody had asked for."""
+    front_loading: float = Field(default=0.8, ge=0, le=1)
+    """Share of all facts that stand in a dialogue's first reply."""
+    agreeableness: float = Field(default=0.9, ge=0, le=1)
+    """Share of yes-or-no questions and proposals that are answered with yes."""
+    repetition: float = Field(default=0.5, ge=0, le=1)
+    """Share of whole-sentence replies that an earlier, different question got, too."""
+    contradictions: float = Field(default=0.02, ge=0, le=1)
+    """Share of the properties told again that are told otherwise."""
+    early_stop: float = Field(default=0.1, ge=0, le=1)
+    """Share of dialogues that the user ended before it had reason to."""
+    min_cases: int = Field(default=20, ge=1)
+    """A share of fewer cases alarms nobody."""
+
+
+def count(scenario: Mapping[str, Any], turns: Sequence[UserTurn], *, user_left: bool = False) -> GaugeCounts:
+    """What one dialogue adds to the gauges. Costs microseconds a turn."""
+    sentences, repeats = _count_repeats(turns)
+    proposals, assents = _count_assents(turns)
+    told_again, contradictions = _count_contradictions(turns)
+    num_facts = [_num_values(turn.reply.facts) for turn in turns]
+    if sum(num > 0 for num in num_facts) < 2:  # whoever is asked one good question can only tell all at once
+        num_facts = [0]
+    return GaugeCounts(
+        dialogues=1,
+        left=int(user_left),
+        replies=len(turns),
+        leaks=_count_leaks(scenario, turns),
+        facts=sum(num_facts),
+        first_facts=num_facts[0],
+        proposals=proposals,
+        assents=assents,
+        sentences=sentences,
+        repeats=repeats,
+        told_again=told_again,
+        contradictions=contradictions,
+    )
+
+
+def gauges(dialogues: Iterable[tuple[str, GaugeCounts]]) -> dict[str, float]:
+    """(simulator, counts) pairs to `users/<simulator>/<gauge>` and its number of cases `.../num_cases`.
+
+    A gauge without a case is left out.
+    """
+    totals: dict[str, GaugeCounts] = defaultdict(GaugeCounts)
+    for simulator, counts in dialogues:
+        totals[simulator] += counts
+    shares: dict[str, float] = {}
+    for simulator, counts in totals.items():
+        for gauge, (hits, cases) in SHARES.items():
+            if num_cases := getattr(counts, cases):
+                shares[f"users/{simulator}/{gauge}"] = getattr(counts, hits) / num_cases
+                shares[f"users/{simulator}/{gauge}/num_cases"] = float(num_cases)
+    return shares
+
+
+def alarms(gauges: Mapping[str, float], limits: GaugeLimits) -> list[str]:
+    """One line for every gauge above its limit, e.g. `users/llm/goal_leaks=0.31 of 120 is above 0.02`."""
+    lines: list[str] = []
+    for key, share in gauges.items():
+        limit = getattr(limits, key.rpartition("/")[2]) if key.rpartition("/")[2] in SHARES else None
+        num_cases = int(gauges.get(f"{key}/num_cases", 0))
+        if limit is not None and num_cases >= limits.min_cases and share > limit:
+            lines.append(f"{key}={share:.2f} of {num_cases} is above {limit:g}")
+    return lines
+
+
+def _count_leaks(scenario: Mapping[str, Any], turns: Sequence[UserTurn]) -> int:
+    """Replies with a hidden value that is in no fact so far and that no word said so far has touched."""
+    hidden = _hidden_values(scenario)
+    known: set[str] = set()
+    num_leaks = 0
+    for turn in turns:
+        known.update(_tokens(turn.question), _tokens(turn.reply.decoy))
+        for value in _texts(turn.reply.facts):
+            known.update(_tokens(value))
+        head, _, aside = turn.reply.text.partition(ASIDE)
+        said = _tokens(head if aside in ASIDES else turn.reply.text)
+        new = [word for word in dict.fromkeys(said) if word in hidden and word not in known]
+        num_leaks += any(_stands_in(value, said) for word in new for value in hidden[word])
+        known.update(said)
+    return num_leaks
+
+
+def _hidden_values(scenario: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Longest word to all values of the scenario that have it, as words: most replies hold no such word."""
+    by_word: dict[str, list[list[str]]] = defaultdict(list)
+    for value in set(_texts(scenario)):
+        # A full stop makes it a sentence that the user speaks, and no value.
+        is_value = 2 <= len(value) <= MAX_HIDDEN_LENGTH and value[-1] not in ".!?"
+        if is_value and (words := _tokens(value)):
+            longest = max(words, key=len)
+            if longest not in PLAIN_WORDS:
+                by_word[longest].append(words)
+        if len(by_word) >= MAX_HIDDEN:
+            break
+    return by_word
+
+
+def _stands_in(value: list[str], said: list[str]) -> bool:
+    width = len(value)
+    return width == 1 or any(said[at : at + width] == value for at in range(len(said) - width + 1))
+
+
+def _count_assents(turns: Sequence[UserTurn]) -> tuple[int, int]:
+    """(proposals, assents to them)."""
+    replies = [
+        _heard(turn.reply.text).lower()
+        for turn in turns
+        if _PROPOSAL.match(turn.question.lower()) and turn.reply.text not in PUT_OFFS
+    ]
+    return len(replies), sum(_ASSENT.match(reply) is not None for reply in replies)
+
+
+def _count_repeats(turns: Sequence[UserTurn]) -> tuple[int, int]:
+    """(sentences, those heard before in answer to another question)."""
+    heard: dict[str, str] = {}
+    num_sentences = num_repeats = 0
+    for turn in turns:
+        reply = _heard(turn.reply.text)
+        if not turn.reply.facts or len(reply.split()) <= SHORT_REPLY:
+            continue
+        num_sentences += 1
+        num_repeats += heard.setdefault(reply, turn.question) != turn.question
+    return num_sentences, num_repeats
+
+
+def _count_contradictions(turns: Sequence[UserTurn]) -> tuple[int, int]:
+    """(properties told again, those told otherwise).
+
+    The last entry of facts is what is told; those before it name the property: in
+    `{"slot": "seat", "wish": "window"}` the seat. Where none of them is a word, as in
+    `{"reason": 1, "verdict": "rebutted"}`, the question is part of the name: it is what is judged.
+    """
+    told: dict[tuple[object, ...], object] = {}
+    num_again = num_other = 0
+    for turn in turns:
+        if len(turn.reply.facts) < 2:
+            continue
+        *subject, (name, value) = turn.reply.facts.items()
+        is_named = any(isinstance(word, str) and word not in VERDICT_WORDS for _, word in subject)
+        key = (str(subject), name, "" if is_named else turn.question)
+        if key in told:
+            num_again += 1
+            num_other += told[key] != value
+        told[key] = value
+    return num_again, num_other
+
+
+def _heard(text: str) -> str:
+    """The last word of a reply, without its small talk."""
+    return text.partition(ASIDE)[0].rpartition(CORRECTION)[2]
+
+
+def _tokens(text: str) -> list[str]:
+    return [text.lower()] if text.isalnum() else _TOKEN.findall(text.lower())
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts in JSON-like data, keys left out."""
+    found: list[str] = []
+    rest = [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, str):
+            found.append(item)
+        elif isinstance(item, Mapping):
+            rest.extend(item.values())
+        elif isinstance(item, list | tuple):
+            rest.extend(item)
+    return found
+
+
+def _num_values(facts: Mapping[str, Any]) -> int:
+    """How many plain values facts hold, however deep."""
+    rest, num = list(facts.values()), 0
+    while rest:
+        item = rest.pop()
+        if isinstance(item, Mapping):
+            rest.extend(item.values())
+        elif isinstance(item, list | tuple):
+            rest.extend(item)
+        else:
+            num += 1
+    return num
