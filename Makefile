@@ -22,7 +22,7 @@ train: setup
 	$(BIN)/userrl train $(RECIPE) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 test: test-fast
-	$(BIN)/python -m tests.each_apart
+	$(BIN)/python -m tests.run_slow_files
 
 test-fast: setup
 	$(BIN)/pytest -n auto -m "not slow and not gpu" $(ARGS)
@@ -34,7 +34,7 @@ bench: setup
 	$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(ARGS)
 
 reference: setup
-	$(BIN)/python -m cluster.recipe_reference > docs/recipes.md.new
+	$(BIN)/python -m cluster.config.recipe_docs > docs/recipes.md.new
 	mv docs/recipes.md.new docs/recipes.md
 
 lint: setup

@@ -15,8 +15,8 @@ from statistics import fmean, median
 from bench.part import RUNS, run
 from bench.rows import Row
 from bench.trials import Step, Trials, trials
-from cluster.config import RunConfig
-from cluster.console import quiet_libraries
+from cluster.config.run_config import RunConfig
+from cluster.console.progress import quiet_libraries
 
 WINDOW = 4
 """Steps over which rewards are averaged: a step has few tasks, some easy and some not."""

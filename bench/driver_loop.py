@@ -14,12 +14,12 @@ import ray
 from actors.config import RolloutConfig
 from bench.scripted import GROUP_SIZE, GYM, create_buffer, scripted_setup, write_policy
 from bench.trials import give_up
-from cluster.algorithm_config import create_rollouts
-from cluster.config import BufferConfig, RunConfig
-from cluster.engines import no_engines
-from cluster.groups import Groups
-from cluster.gyms_config import GymsConfig
-from cluster.rollouts import Rollouts
+from cluster.config.gyms import GymsConfig
+from cluster.config.run_config import BufferConfig, RunConfig
+from cluster.driver.algorithm_config import create_rollouts
+from cluster.workers.buffer_client import BufferClient
+from cluster.workers.engine_pool import no_engines
+from cluster.workers.rollout_pool import RolloutPool
 
 CALL_TIMEOUT_S = 60.0
 
@@ -51,7 +51,7 @@ class Loop:
         self._setup = partial(scripted_setup, policy_folder=self._policy_folder, delay_s=user_delay_s)
         self._num_actors = 1
         run = _run_config(num_actors=1, dialogues_per_actor=GROUP_SIZE, groups_per_step=1)
-        self._rollouts: Rollouts = create_rollouts(run, self._setup(run.rollout), engines=no_engines())
+        self._rollouts: RolloutPool = create_rollouts(run, self._setup(run.rollout), engines=no_engines())
         self._env_runners: Any = self._rollouts._env_runners
 
     def grow(self, num_actors: int) -> None:
@@ -73,7 +73,7 @@ class Loop:
         )
         self._each(partial(give_up, setup=self._setup(config.rollout)))
         buffer = create_buffer(config, run_folder=self._folder)
-        groups = Groups(buffer, run=config, rollouts=self._rollouts, archive=self._folder)
+        groups = BufferClient(buffer, run=config, rollouts=self._rollouts, archive=self._folder)
         try:
             for _ in range(warm_up):
                 _step(groups)
@@ -123,7 +123,7 @@ def _process_time(actor: object) -> float:
     return time.process_time()
 
 
-def _step(groups: Groups) -> int:
+def _step(groups: BufferClient) -> int:
     """What the driver does in a step, without learners and engines. Trajectories."""
     taken = groups.take(policy_version=0, check=lambda: None)
     groups.book(taken, step=1)

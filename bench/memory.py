@@ -26,18 +26,18 @@ from actors.config import RolloutConfig
 from bench.part import run
 from bench.rows import Row
 from bench.scripted import GYM, create_buffer, scripted_setup, write_policy
-from cluster.algorithm_config import create_rollouts
-from cluster.config import BufferConfig, GymsConfig, RunConfig, RunNameConfig, TrackingConfig
-from cluster.engines import no_engines
-from cluster.evaluate import play
-from cluster.groups import Groups
-from cluster.history import Call, History
-from cluster.metrics_endpoint import MetricsEndpoint
-from cluster.orders import orders_for
-from cluster.run_folder import RunFolder, write_whole
-from cluster.start_ray import start_ray
-from cluster.step_metrics import Laps, age_metrics, engine_metrics, step_metrics
-from cluster.tracking import Tracker
+from cluster.config.run_config import BufferConfig, GymsConfig, RunConfig, RunNameConfig, TrackingConfig
+from cluster.driver.algorithm_config import create_rollouts
+from cluster.evaluation.evaluate import play
+from cluster.evaluation.orders import orders_for
+from cluster.ray_cluster.start import start_ray
+from cluster.run_folder.paths import RunFolder, write_whole
+from cluster.tracking.prometheus import MetricsEndpoint
+from cluster.tracking.step_metrics import StageTimer, age_metrics, engine_metrics, step_metrics
+from cluster.tracking.tracker import Tracker
+from cluster.workers.buffer_client import BufferClient
+from cluster.workers.engine_pool import no_engines
+from cluster.workers.learner_replay import LearnerCall, LearnerReplay
 
 STEPS_OF_A_DAY = 21_600
 """Of 4 s each, as the quick start's are."""
@@ -75,10 +75,10 @@ class Day:
         setup = scripted_setup(self._run.rollout, policy_folder=write_policy(folder / "policy"), delay_s=0.0)
         self._rollouts = create_rollouts(self._run, setup, engines=no_engines())
         self._buffer = create_buffer(self._run, run_folder=self.folder.path)
-        self._groups = Groups(
+        self._groups = BufferClient(
             self._buffer, run=self._run, rollouts=self._rollouts, archive=self.folder.trajectories
         )
-        self._history = History(most_steps=4 * CHECKPOINT_STEPS)
+        self._history = LearnerReplay(most_steps=4 * CHECKPOINT_STEPS)
         self._tracker = Tracker(self.folder, config=self._run)
         self._endpoint = MetricsEndpoint(
             run=self._run.run.name, targets=self.folder.scrape_targets, live=self._groups.metrics
@@ -88,11 +88,13 @@ class Day:
 
     def step(self, number: int) -> None:
         """What the driver does in a step. The scripted policy has no version: all are of the first."""
-        laps = Laps()
+        laps = StageTimer()
         groups = self._groups.take(policy_version=0, check=lambda: None)
         laps.end("wait")
         rows = [group.payload for group in groups]
-        self._history.add(Call(stage="grpo", work=lambda learner: learner.update_groups(rows, step=number)))
+        self._history.add(
+            LearnerCall(stage="grpo", work=lambda learner: learner.update_groups(rows, step=number))
+        )
         laps.end("update")
         settled = self._groups.book(groups, step=number)
         self._groups.release(groups, policy_version=0, live=[])

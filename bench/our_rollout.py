@@ -13,13 +13,13 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.trajectory import GroupOrder
-from cluster.algorithm_config import create_rollouts
-from cluster.config import RunConfig
-from cluster.console import quiet_libraries
-from cluster.engines import serve_own_weights
-from cluster.launch import Services, create_order_list, start_services
-from cluster.rollouts import Rollouts
-from cluster.start_ray import start_ray
+from cluster.config.run_config import RunConfig
+from cluster.console.progress import quiet_libraries
+from cluster.driver.algorithm_config import create_rollouts
+from cluster.ray_cluster.start import start_ray
+from cluster.workers.engine_pool import serve_own_weights
+from cluster.workers.rollout_pool import RolloutPool
+from cluster.workers.services import Services, create_order_list, start_services
 from learners.buffer.group_store import fetch_groups
 
 TIMEOUT_S = 600.0
@@ -31,7 +31,7 @@ class OurRollout:
 
     config: RunConfig
     services: Services
-    rollouts: Rollouts
+    rollouts: RolloutPool
 
     @property
     def engine(self) -> ActorHandle:

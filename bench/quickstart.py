@@ -15,8 +15,8 @@ from actors.rollout import RolloutContext, rollout_group
 from actors.trajectory import GroupOrder
 from actors.trajectory_table import to_table
 from bench.rows import ROOT
-from cluster.algorithm_config import merged
-from cluster.config import RunConfig
+from cluster.config.run_config import RunConfig
+from cluster.driver.algorithm_config import merged
 from learners.config import LearnerSettings
 from learners.model.tiny_policy import build
 from learners.policy_learner import PolicyLearner

@@ -32,7 +32,7 @@ from bench.scripted import (
     connect_user,
     write_policy,
 )
-from cluster.start_ray import start_ray
+from cluster.ray_cluster.start import start_ray
 from simulators.gyms import GYMS
 from simulators.task import TaskSource
 

@@ -13,7 +13,7 @@ from actors.engines.protocol import CompletionRequest
 from actors.renderer import Renderer
 from actors.rollout_setup import RolloutSetup
 from actors.trajectory import Completion, GroupSummary
-from cluster.config import RunConfig
+from cluster.config.run_config import RunConfig
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
 from learners.config import TinyPolicyConfig

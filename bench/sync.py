@@ -28,12 +28,12 @@ from actors.engines.vllm_settings import COMES_FIRST
 from bench.part import RUNS, run
 from bench.rows import Row
 from bench.sync_sizes import shapes, write_policy
-from cluster.learners import Learners
-from cluster.transports import Way, find_transport
+from cluster.workers.learner_pool import LearnerPool
+from cluster.workers.weight_transport import WeightRoute, find_transport
 from learners.config import LearnerConfig, LearnerSettings
 from learners.learner import GRPOLearner
 from learners.policy_learner import PolicyLearner
-from learners.sft.config import SftConfig
+from learners.sft_config import SftConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_REQUESTS = 32
@@ -149,9 +149,9 @@ def measure_size(name: str, shape: Mapping[str, int], *, runs: int) -> list[Row]
             folder, LearnerConfig(num_threads=1, num_gpus_per_learner=int(on_gpu))
         )
         ray.get(engine.start.remote(), timeout=TIMEOUT_S)
-        learners = Learners(SimpleNamespace(_workers=[learner]), most_steps=1, timeout_s=TIMEOUT_S)
+        learners = LearnerPool(SimpleNamespace(_workers=[learner]), most_steps=1, timeout_s=TIMEOUT_S)
         transport = find_transport(config, learners=learners, engines=[engine])
-        way = Way(learners=learners, transport=transport, dtype=config.dtype)
+        way = WeightRoute(learners=learners, transport=transport, dtype=config.dtype)
         _sync(way, engine, 0)
         ray.get(engine.watch.remote(), timeout=TIMEOUT_S)
         syncs = [_watched_sync(way, engine, version) for version in range(1 + runs)][1:]
@@ -172,12 +172,12 @@ def measure_size(name: str, shape: Mapping[str, int], *, runs: int) -> list[Row]
     ]
 
 
-def _sync(way: Way, engine: ActorHandle, policy_version: int) -> dict[str, float]:
+def _sync(way: WeightRoute, engine: ActorHandle, policy_version: int) -> dict[str, float]:
     loading, sent = way.send(policy_version, engines=[engine])
     return sent | ray.get(loading[engine], timeout=TIMEOUT_S)
 
 
-def _watched_sync(way: Way, engine: Any, policy_version: int) -> dict[str, float]:
+def _watched_sync(way: WeightRoute, engine: Any, policy_version: int) -> dict[str, float]:
     """Seconds of one sync by what they went to."""
     ray.get(engine.settle.remote(), timeout=TIMEOUT_S)
     start = time.perf_counter()

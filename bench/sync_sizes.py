@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from cluster.config import load
+from cluster.config.run_config import load
 
 ROOT = Path(__file__).resolve().parents[1]
 

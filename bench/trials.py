@@ -13,11 +13,11 @@ import ray
 
 from actors.rollout_actor import RolloutActor
 from actors.rollout_setup import RolloutSetup
-from cluster.algorithm import GRPO
-from cluster.algorithm_config import GRPOConfig, merged
-from cluster.config import RunConfig
-from cluster.groups import Groups
-from cluster.launch import create_buffer, make_rollout_setup
+from cluster.config.run_config import RunConfig
+from cluster.driver.algorithm import GRPO
+from cluster.driver.algorithm_config import GRPOConfig, merged
+from cluster.workers.buffer_client import BufferClient
+from cluster.workers.services import create_buffer, make_rollout_setup
 
 CALL_TIMEOUT_S = 60.0
 
@@ -69,7 +69,7 @@ class Trials:
         buffer = create_buffer(run, run_folder=algorithm.folder.path)
         algorithm.run = run
         algorithm.services = replace(algorithm.services, config=run, buffer=buffer, rollout_setup=setup)
-        algorithm.groups = Groups(
+        algorithm.groups = BufferClient(
             buffer, run=run, rollouts=algorithm.rollouts, archive=algorithm.folder.trajectories
         )
         algorithm.restore_from_path(self._start)

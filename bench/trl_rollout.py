@@ -16,7 +16,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from bench.played import Played
-from cluster.config import RunConfig
+from cluster.config.run_config import RunConfig
 from simulators.config import SimulatorConfig
 from simulators.env import Gym, GymEnv
 from simulators.gyms import GYMS

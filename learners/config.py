@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from learners.advantages.estimators import CreditRule
 from learners.losses.policy_loss import POLICY_LOSSES
-from learners.sft.config import SftConfig
+from learners.sft_config import SftConfig
 
 ScoreName = Literal["sum", "mean", "reward_to_go", "max", "last"]
 CreditName = Literal["naive", "equalized", "reward_to_go", "exponential"]

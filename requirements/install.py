@@ -175,8 +175,9 @@ def byte_compile() -> None:
     """Compiles all that was installed, and the project. Where Python may not write (PYTHONDONTWRITEBYTECODE,
     a read-only folder), each of a run's ten processes would compile what it imports at every start, which
     makes a run's start twice as long."""
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = [str(site_packages()), *sorted({package.partition(".")[0] for package in packages})]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    rooms = [name.removesuffix("*") for name in project["packages"]["find"]["include"]]
+    folders = [str(site_packages()), *rooms]
     # Some packages ship files for other Pythons: what does not compile is left alone.
     work = "import compileall, sys; [compileall.compile_dir(it, quiet=2, workers=0) for it in sys.argv[1:]]"
     run_stage("byte code", [str(PYTHON), "-c", work, *folders])

@@ -10,7 +10,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from simulators.llm_client.config import ChatConfig
 from simulators.user import RULES
-from simulators.users.quality_metrics import GaugeLimits
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
@@ -157,6 +156,27 @@ class WebSearchConfig(BaseModel):
         if self.api_key_env and not self.api_key_env.isidentifier():
             raise ValueError("api_key_env is the NAME of an environment variable, never the key itself")
         return self
+
+
+class GaugeLimits(BaseModel):
+    """When the users of a run are alarming: a gauge above its limit, measured on enough cases."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    goal_leaks: float = Field(default=0.02, ge=0, le=1)
+    """Share of replies that name a hidden value which nobody had asked for."""
+    front_loading: float = Field(default=0.8, ge=0, le=1)
+    """Share of all facts that stand in a dialogue's first reply."""
+    agreeableness: float = Field(default=0.9, ge=0, le=1)
+    """Share of yes-or-no questions and proposals that are answered with yes."""
+    repetition: float = Field(default=0.5, ge=0, le=1)
+    """Share of whole-sentence replies that an earlier, different question got, too."""
+    contradictions: float = Field(default=0.02, ge=0, le=1)
+    """Share of the properties told again that are told otherwise."""
+    early_stop: float = Field(default=0.1, ge=0, le=1)
+    """Share of dialogues that the user ended before it had reason to."""
+    min_cases: int = Field(default=20, ge=1)
+    """A share of fewer cases alarms nobody."""
 
 
 class SimulatorConfig(BaseModel):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli import _parser, split_overrides
-from cluster.config import RunConfig
-from cluster.recipe import known_keys, validate
+from cluster.cli.main import _parser, split_overrides
+from cluster.config.recipe import known_keys, validate
+from cluster.config.run_config import RunConfig
+from simulators.config import GaugeLimits
 from simulators.user import Failure
-from simulators.users.quality_metrics import GaugeLimits
 from tests.docs_pages import PAGES, ROOT, anchors, blocks, name_of, shell_commands
 from tests.simulators import template_gym
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.run_folders import make_run
+from tests.cluster.sample_run_folders import make_run
 from tests.docs_pages import PAGES, ROOT, shell_commands
 
 COMMANDS = sorted({command for _, command in shell_commands()})
@@ -43,10 +43,10 @@ class RunBy:
     """What keeps it from being run here."""
 
 
-MAIN_JOB = "cluster/test_train.py::test_the_job_stops_on_ctrl_c_and_goes_on_where_it_was"
-OWN_GYM = "cluster/test_own_gyms.py::test_a_gym_of_ones_own_is_trained"
-JOBS = "cluster/test_submit.py::test_a_job_is_followed_stopped_cleanly_and_goes_on_when_it_is_sent_again"
-MANIFESTS = "cluster/test_manifests.py::test_every_document_is_of_the_form_that_kubernetes_takes"
+MAIN_JOB = "cluster/driver/test_train.py::test_the_job_stops_on_ctrl_c_and_goes_on_where_it_was"
+OWN_GYM = "cluster/cli/test_own_gym_commands.py::test_a_gym_of_ones_own_is_trained"
+JOBS = "cluster/jobs/test_submit.py::test_a_job_is_followed_stopped_cleanly_and_goes_on_when_it_is_sent_again"
+MANIFESTS = "cluster/ray_cluster/test_manifests.py::test_every_document_is_of_the_form_that_kubernetes_takes"
 BENCH = "bench/test_rows.py::test_every_part_that_the_command_knows_is_a_module_that_measures"
 ELSEWHERE = tuple(
     RunBy(pattern=pattern, test=test, why=why)
@@ -58,72 +58,80 @@ ELSEWHERE = tuple(
         (r"userrl train .*", MAIN_JOB, "Ray, Serve and vLLM"),
         (
             r"userrl evaluate .*--policy http.*",
-            "cluster/test_evaluation_request.py::test_several_models_want_a_name",
+            "cluster/evaluation/test_request.py::test_several_models_want_a_name",
             "an endpoint; there one on loopback",
         ),
         (
             r"userrl evaluate .*",
-            "cluster/test_evaluate.py"
+            "cluster/driver/test_evaluate.py"
             "::test_a_killed_evaluation_goes_on_where_it_was_and_a_finished_one_plays_nothing",
             "Ray and Serve",
         ),
         (
             r"userrl report .*--serve.*",
-            "cluster/test_run_report.py::test_a_served_page_follows_its_run_and_answers_this_machine_alone",
+            "cluster/report/test_page.py::test_a_served_page_follows_its_run_and_answers_this_machine_alone",
             "serves until Ctrl-C",
         ),
-        (r"userrl serve", "simulators/test_serve.py::test_http_answers_and_refuses_in_json", "Ray Serve"),
+        (
+            r"userrl serve",
+            "simulators/serving/test_app.py::test_http_answers_and_refuses_in_json",
+            "Ray Serve",
+        ),
         (
             r"userrl serve .*--simulator\.host .*|export USERRL_SIMULATOR_KEY=.*",
-            "simulators/test_serve.py::test_behind_a_key_only_who_has_it_is_answered",
+            "simulators/serving/test_app.py::test_behind_a_key_only_who_has_it_is_answered",
             "Ray Serve; there on loopback, with a key as beyond it",
         ),
         (
             r"userrl play .*--policy http.*",
-            "cluster/test_play_policy.py::test_a_person_plays_the_user_of_an_endpoints_model",
+            "cluster/play/test_policy.py::test_a_person_plays_the_user_of_an_endpoints_model",
             "an endpoint; there one on loopback",
         ),
         (
             r"userrl play .*--policy runs/.*/checkpoints/.*|userrl play .*--policy runs/mine",
-            "cluster/test_play_policy.py::test_a_checkpoint_of_a_run_plays_with_its_own_weights_and_lengths",
+            "cluster/play/test_policy.py::test_a_checkpoint_of_a_run_plays_with_its_own_weights_and_lengths",
             "a checkpoint",
         ),
         (
             r"userrl play .*--policy (runs/quickstart|Qwen/.*)",
-            "cluster/test_play_policy.py"
+            "cluster/play/test_policy.py"
             "::test_a_finished_runs_model_plays_and_the_command_line_comes_before_the_runs_settings",
             "a run's model, a download; there one as small as the quick start's, from a folder",
         ),
         (
             r"userrl dashboard recipes/.*",
-            "cluster/test_dashboard_command.py::test_a_recipes_project_gets_a_view_with_its_sections",
+            "cluster/cli/test_dashboard_command.py::test_a_recipes_project_gets_a_view_with_its_sections",
             "W&B; there a service on loopback",
         ),
         (
             r"userrl dashboard runs/.*",
-            "cluster/test_dashboard_command.py::test_a_runs_project_is_the_teams_that_is_named",
+            "cluster/cli/test_dashboard_command.py::test_a_runs_project_is_the_teams_that_is_named",
             "W&B; there a service on loopback",
         ),
         (
             r"cat runs/\w+/prometheus\.json",
-            "cluster/test_metrics_endpoint.py::test_a_file_says_where_to_scrape_as_long_as_the_run_goes_on",
+            "cluster/tracking/test_prometheus.py::test_a_file_says_where_to_scrape_as_long_as_the_run_goes_on",
             "a run that goes on",
         ),
         (
             r"curl -s http://127\.0\.0\.1:\d+/metrics .*",
-            "cluster/test_metrics_endpoint.py::test_a_real_ray_shows_a_steps_numbers_on_loopback",
+            "cluster/tracking/test_prometheus.py::test_a_real_ray_shows_a_steps_numbers_on_loopback",
             "Ray",
         ),
         (
             r"userrl scale .*",
-            "cluster/test_survive.py::test_sizes_change_while_the_run_goes_on_and_the_ledger_closes",
+            "cluster/driver/test_run_survives_faults.py::test_sizes_change_while_the_run_goes_on_and_the_ledger_closes",
             "a run that goes on",
         ),
-        (r"userrl chaos .*", "cluster/test_chaos.py::test_chaos_on_a_real_job_loses_nothing", "a cluster"),
+        (
+            r"userrl chaos .*",
+            "cluster/chaos/test_chaos_run.py::test_chaos_on_a_real_job_loses_nothing",
+            "a cluster",
+        ),
         (r"userrl (submit|jobs|logs|stop)\b.*", JOBS, "a cluster with its dashboard"),
         (
             r"RAY_API_SERVER_ADDRESS=.* ray job submit .*",
-            "cluster/test_submit.py::test_rays_own_command_runs_the_same_command_line_from_a_working_dir",
+            "cluster/jobs/test_submit.py::test_rays_own_command_runs_the_same_command_line_from_a_working_dir",
             "a cluster with its dashboard",
         ),
         (r"(docker build|kubectl) .*|export RAY_AUTH_TOKEN=.*kubectl .*", MANIFESTS, "Kubernetes"),

@@ -19,19 +19,82 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learners": {"simulators", "actors"},
     "cluster": {"simulators", "actors", "rewards", "learners"},
 }
-FOLDERS = {*MAY_IMPORT, "tests", "recipes", "docs", "bench", "requirements"}
-FILES = {"README.md", "LICENSE", "Makefile", "pyproject.toml"}
+PACKAGE_ORDER: dict[str, list[set[str]]] = {
+    "simulators": [
+        {"message", "persona", "task", "input_limits"},
+        {"user"},
+        {"llm_role", "llm_client"},
+        {"env", "config", "dataset_files"},
+        {"tau"},
+        {"gyms"},
+        {"published", "gym_plugins"},
+        {"users"},
+        {"env_factory", "gym_check", "serving"},
+        {"gymnasium_env"},
+    ],
+    "actors": [
+        {"config", "trajectory", "tool_call_parser", "process_info", "gc_freeze", "dialogue_slots"},
+        {
+            "renderer",
+            "trajectory_table",
+            "group_summary",
+            "group_transport",
+            "early_stop",
+            "concurrency_target",
+        },
+        {"engines", "partial_rollouts"},
+        {"weights", "rollout"},
+        {"rollout_setup"},
+        {"rollout_actor"},
+    ],
+    "rewards": [{"tool_call_reward"}, {"reward_functions"}, {"config"}, {"judge"}, {"scorer"}],
+    "learners": [
+        {"advantages", "drop_reasons", "sft_config"},
+        {"config", "buffer"},
+        {"batch", "losses"},
+        {"model", "sft"},
+        {"training"},
+        {"policy_learner"},
+        {"learner"},
+    ],
+    "cluster": [
+        {"config", "console"},
+        {"run_folder", "ray_cluster"},
+        {"preflight"},
+        {"workers"},
+        {"evaluation", "sft"},
+        {"tracking", "report"},
+        {"driver"},
+        {"status", "chaos", "jobs", "play"},
+        {"cli"},
+    ],
+}
+"""Per room, its packages and files: each imports only from earlier rows, and not from its own row."""
+
+FOLDERS = {*MAY_IMPORT, "tests", "recipes", "docs", "bench", "examples", "requirements"}
+FILES = {"README.md", "LICENSE", "CONTRIBUTING.md", "Makefile", "pyproject.toml"}
+
+MAX_FILES_PER_FOLDER = 20
+MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 300
+"""Gyms apart: a gym is one file."""
 
 STANDS_ONLY_IN: dict[str, list[str]] = {
-    "ray.rllib": ["actors/rollout_actor.py", "learners/learner.py", "cluster/algorithm*.py"],
-    "ray.serve": ["simulators/serve*.py", "cluster/*.py"],
-    "vllm": ["actors/vllm_*.py", "actors/weights/weight_receiver.py"],
+    "ray.rllib": [
+        "actors/rollout_actor.py",
+        "learners/learner.py",
+        "cluster/driver/algorithm*.py",
+        "cluster/driver/rllib_checkpoints.py",
+        "cluster/driver/tune_tracking.py",
+    ],
+    "ray.serve": ["simulators/serving/*.py", "cluster/*.py"],
+    "vllm": ["actors/engines/vllm_*.py", "actors/weights/*.py"],
     "openai": ["simulators/llm_client/client.py"],
-    "wandb": ["cluster/wandb_*.py", "cluster/dashboard.py"],
-    "wandb_workspaces": ["cluster/dashboard.py"],
+    "wandb": ["cluster/tracking/wandb/*.py"],
+    "wandb_workspaces": ["cluster/tracking/wandb/workspace.py"],
     "peft": ["learners/model/lora.py"],
-    "cryptography": ["cluster/sealed.py"],
-    "ray.job_submission": ["cluster/jobs.py"],
+    "cryptography": ["cluster/ray_cluster/encrypted_env.py"],
+    "ray.job_submission": ["cluster/jobs/client.py"],
     "trl": ["tests/*", "bench/*"],
 }
 """Package to the files that may import it, at any depth of the code."""
@@ -40,8 +103,9 @@ NOT_AT_IMPORT_TIME: dict[str, set[str]] = {
     "simulators/*": {"torch", "vllm", "transformers"},
     "rewards/*": {"torch", "vllm", "transformers"},
     "*/config.py": {"torch", "vllm", "transformers", "ray", "pyarrow"},
+    "cluster/config/*.py": {"torch", "vllm", "transformers", "ray", "pyarrow"},
     "learners/*_config.py": {"torch", "vllm", "transformers", "ray", "pyarrow"},
-    "cluster/cli.py": {"torch", "vllm", "transformers", "ray", "pyarrow"},
+    "cluster/cli/*.py": {"torch", "vllm", "transformers", "ray", "pyarrow"},
 }
 """Files to the packages that they may import inside a function at most."""
 
@@ -107,6 +171,108 @@ def test_rooms_are_imported_by_their_full_names() -> None:
     assert not _places([found for found in IMPORTS if found.module.startswith(".")])
 
 
+def _module(path: str) -> str:
+    return path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+def _part(module: str) -> tuple[str, str]:
+    """(room, package or file in it) of a module's name."""
+    room, _, rest = module.partition(".")
+    return room, rest.partition(".")[0]
+
+
+@pytest.mark.parametrize("room", PACKAGE_ORDER)
+def test_a_package_imports_only_from_earlier_ones(room: str) -> None:
+    level = {name: row for row, names in enumerate(PACKAGE_ORDER[room]) for name in names}
+    offences = []
+    for found in IMPORTS:
+        importer = _part(_module(found.path))
+        imported = _part(found.module)
+        is_within = importer[0] == imported[0] == room and importer[1] != imported[1]
+        if is_within and level.get(imported[1], -1) >= level.get(importer[1], 99):
+            offences.append(found)
+    assert not _places(offences)
+
+
+@pytest.mark.parametrize("room", PACKAGE_ORDER)
+def test_every_package_and_file_of_a_room_has_its_place_in_the_order(room: str) -> None:
+    there = {path.stem for path in (ROOT / room).glob("*.py")} - {"__init__"}
+    there |= {path.parent.name for path in (ROOT / room).glob("*/__init__.py")}
+    assert there == {name for names in PACKAGE_ORDER[room] for name in names}
+
+
+def _cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty where none do."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph.get(name, ())):
+            if found := visit(other, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), [])
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """At any depth of the code: an import inside a function is an arrow, too."""
+    modules = {_module(found.path) for found in IMPORTS}
+    graph: dict[str, set[str]] = {}
+    for found in IMPORTS:
+        importer = _module(found.path)
+        imported = found.module if found.module in modules else found.module.rpartition(".")[0]
+        if imported in modules and imported != importer:
+            graph.setdefault(importer, set()).add(imported)
+    assert not _cycle(graph)
+
+
+def _top_level_names() -> dict[str, list[str]]:
+    """Public classes and types of the five rooms to the files that define them, gyms' own files apart."""
+    names: dict[str, list[str]] = {}
+    for path in sorted(file for room in MAY_IMPORT for file in (ROOT / room).rglob("*.py")):
+        where = path.relative_to(ROOT).as_posix()
+        if where.startswith(("simulators/gyms/", "simulators/published/")):
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                names.setdefault(node.name, []).append(where)
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name = node.targets[0].id
+                if name[0].isupper() and not name.isupper():
+                    names.setdefault(name, []).append(where)
+    return {name: files for name, files in names.items() if not name.startswith("_")}
+
+
+def test_no_public_class_name_stands_twice() -> None:
+    assert not {name: files for name, files in _top_level_names().items() if len(files) > 1}
+
+
+def test_a_folder_holds_at_most_twenty_files() -> None:
+    folders = [path for room in MAY_IMPORT for path in (ROOT / room, *(ROOT / room).rglob("*/"))]
+    counts = {path.relative_to(ROOT).as_posix(): len(list(path.glob("*.py"))) for path in folders}
+    assert not {folder: count for folder, count in counts.items() if count > MAX_FILES_PER_FOLDER}
+
+
+def test_files_and_functions_stay_short() -> None:
+    long: list[str] = []
+    for path in (file for room in MAY_IMPORT for file in (ROOT / room).rglob("*.py")):
+        text, where = path.read_text(), path.relative_to(ROOT).as_posix()
+        is_gym = path.parent.name == "gyms"
+        if not is_gym and text.count("\n") > MAX_FILE_LINES:
+            long.append(f"{where}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > MAX_FUNCTION_LINES:
+                    long.append(f"{where}:{node.lineno} {node.name}: {length} lines")
+    assert not long
+
+
 @pytest.mark.parametrize("package", STANDS_ONLY_IN)
 def test_a_heavy_dependency_stands_in_few_named_files(package: str) -> None:
     users = [found for found in IMPORTS if _is_part_of(found.module, package)]
@@ -136,7 +302,7 @@ def test_top_level_holds_nothing_but_the_rooms_and_what_stands_beside_them() -> 
     assert not unexpected
 
 
-@pytest.mark.parametrize("module", ["cluster.cli", "cluster.config"])
+@pytest.mark.parametrize("module", ["cluster.cli.main", "cluster.config.run_config"])
 def test_the_command_line_starts_without_heavy_packages(module: str) -> None:
     """Bad input must be refused in under 3 s, so neither file may reach these, however indirectly."""
     heavy = ["torch", "ray", "vllm", "transformers", "pyarrow", "wandb"]

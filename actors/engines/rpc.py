@@ -1,9 +1,8 @@
 """The line between a rollout process and an engine actor: completions of many dialogues share its calls.
 
 A Ray call a completion costs the two sides 1.2 ms of CPU a turn more than this does. The requests of one
-moment travel in one call, and a long poll brings all completions that one step of vLLM finished. `EngineRpcClient`
-is the caller's end, `EngineRpcServer` the engine's; each lives on one event loop.
-"""
+moment travel in one call, and a long poll brings all completions that one step of vLLM finished.
+`EngineRpcClient` is the caller's end, `EngineRpcServer` the engine's; each lives on one event loop."""
 
 import asyncio
 import itertools

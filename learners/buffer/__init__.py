@@ -1,1 +1,1 @@
-"""The data plane: group orders out to rollout actors, finished groups in, bounded in age, logged and archived."""
+"""The data plane: group orders go out to rollout actors, finished groups come in, are logged and archived."""

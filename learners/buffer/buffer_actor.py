@@ -105,7 +105,8 @@ class BufferActor(WorkSource):
         `step-NNNNN-part-NNN.parquet`.
 
         `credits` gives at most one table, for these groups' rows: what the step made of their turns, see
-        `learners.training.turn_credit_table`. It comes inside a list for the reason that `live` does in `release`."""
+        `learners.training.turn_credit_table`. It comes inside a list for the reason that `live` does in
+        `release`."""
         is_booked = await self._redo.book() if self._redo else False
         if not is_booked:
             self._buffer.book(group_ids)

@@ -9,7 +9,7 @@ from actors.trajectory import GroupSummary
 from learners.drop_reasons import CUTS
 
 IsFlat = Callable[[GroupSummary], bool]
-"""Whether a group's estimator has nothing to compare: `learners.buffer.zero_advantage.is_flat` with the run's rules."""
+"""Whether a group has no advantages: `learners.buffer.zero_advantage.is_flat` with the run's rules."""
 TRAINED = "trained"
 DROP_REASONS: tuple[str, ...] = (
     *("flat", "failed", "cut", "surplus"),

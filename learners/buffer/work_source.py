@@ -134,8 +134,9 @@ class WorkSource(ABC):
         return accepted
 
     async def note_turns(self, holder: str, group_ids: Sequence[int], rows: pa.Buffer) -> None:
-        """Turns of dialogues under way are over, see `actors.partial_rollouts`; `group_ids` are their groups', turn by
-        turn. Those of a group that somebody else has now are not wanted: two would tell one dialogue."""
+        """Turns of dialogues under way are over, see `actors.partial_rollouts`; `group_ids` are their
+        groups', turn by turn. Those of a group that somebody else has now are not wanted: two would tell one
+        dialogue."""
         mine = [one for one in group_ids if one in self._issues and self._issues[one].holder == holder]
         if mine and not self._ended():
             self._begun.add(mine, rows, number=self._keep_turns(mine, rows))

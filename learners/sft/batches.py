@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from learners.batch.samples import TrainingSample, samples_from_table
 from learners.drop_reasons import drop_reasons
-from learners.sft.config import SftConfig
+from learners.sft_config import SftConfig
 
 
 class DemonstrationSamples(Sequence[TrainingSample]):

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from simulators.dataset_files import is_parquet, read_records, wrong_record
 from simulators.gyms.arithmetic import VARIABLES, parse_rule
-from simulators.gyms.dataset_files import is_parquet, read_records, wrong_record
 from simulators.task import Task, TaskKey
 
 OPENING = "I hold a function: all four in one rule of + - * / and powers. Ask me for its values."

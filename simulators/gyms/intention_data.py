@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simulators.gyms.dataset_files import read_records, wrong_record
+from simulators.dataset_files import read_records, wrong_record
 from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.task import Task, TaskKey
 

@@ -7,7 +7,7 @@ with a counter-stance; whether it is good needs a model.
 import re
 from pathlib import Path
 
-from simulators.gyms.dataset_files import is_parquet, read_records
+from simulators.dataset_files import is_parquet, read_records
 from simulators.task import Task, TaskKey
 from simulators.user import UserCall
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from simulators.dataset_files import read_records, wrong_record
 from simulators.env import ActionOutcome, Expert, Gym
 from simulators.gyms import search_corpus
-from simulators.gyms.dataset_files import read_records, wrong_record
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.task import Task, TaskKey
@@ -259,7 +259,7 @@ def _tell(call: UserCall, rng: random.Random, *, is_asked: bool) -> UserReply:
     if not is_asked:
         return UserReply(text="You can ask me which shop I mean.")
     entity = call.scenario["entity"]
-    decoy = f"The {rng.choice(corpus.LOOKS)} {rng.choice(corpus.SIGNS)}."
+    decoy = f"The {rng.choice(search_corpus.LOOKS)} {rng.choice(search_corpus.SIGNS)}."
     return UserReply(text=f"The {entity}.", facts={"entity": entity}, decoy=decoy)
 
 

@@ -32,7 +32,7 @@ SYSTEM = (
     "search: lists the tools with their schemas. "
     "finish: ends; better ask whether there is anything else, and let the customer say goodbye. "
     "You are graded at the end by what the tools have changed and what you have told. "
-    f"Where no policy is shown: {stall.RULES}"
+    f"Where no policy is shown: {toy_shop.RULES}"
 )
 STALL_OPENING = "Hello, I need help with an order."
 OPENINGS = (
@@ -127,7 +127,9 @@ def random_action(task: Task, rng: random.Random) -> Action:
     name = rng.choice(tools)
     words: Sequence[str] = toy_shop.NUMBERS + toy_shop.COLORS + toy_shop.METHODS
     properties = TOOLS[scenario["domain"]][name].properties
-    pairs = " ".join(f"{key}={rng.choice(stall.NUMBERS if key == 'order' else words)}" for key in properties)
+    pairs = " ".join(
+        f"{key}={rng.choice(toy_shop.NUMBERS if key == 'order' else words)}" for key in properties
+    )
     return Action(choice="answer", content=f"{name} {pairs}")
 
 
@@ -159,7 +161,9 @@ def _shop_task(key: TaskKey, rng: random.Random, *, num_wishes: int) -> Task:
         known["email"] = users[user_id]["email"]
     wishes = [wish_of(database, call["name"], call["arguments"]) for call in gold]
     scenario = _scenario("retail", source="", user_id=user_id, known=known, wishes=wishes, gold=gold)
-    return Task(key=key, opening=f"Policy: {shop.POLICY}\n\n{rng.choice(OPENINGS)}", scenario=scenario)
+    return Task(
+        key=key, opening=f"Policy: {generated_shop.POLICY}\n\n{rng.choice(OPENINGS)}", scenario=scenario
+    )
 
 
 def _scenario(

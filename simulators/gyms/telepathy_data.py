@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simulators.gyms.dataset_files import ENV_NAME, is_parquet, read_records
+from simulators.dataset_files import ENV_NAME, is_parquet, read_records
 from simulators.gyms.stemming import stems_of, words_of
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.task import SPLITS, Split, Task, TaskKey

@@ -148,7 +148,8 @@ class CallPermits:
 
     @asynccontextmanager
     async def call(self) -> AsyncIterator["CallOutcome"]:
-        """Waits until a call may begin, which takes the block; what is set in `CallOutcome` is learnt from."""
+        """Waits until a call may begin, which takes the block; what is set in `CallOutcome` is learnt
+        from."""
         await self._enter()
         call, began, outcome = self._limit.begin(num_running=self._num_running), self._clock(), CallOutcome()
         try:

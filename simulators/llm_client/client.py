@@ -44,7 +44,7 @@ class ChatReply:
     latency_s: float
     num_retries: int
     concurrency: int = 0
-    """Calls that its endpoint was given at a time just then: see simulators/llm_client/adaptive_concurrency.py."""
+    """Concurrent calls that its endpoint was given at that moment: see `adaptive_concurrency`."""
     tool_calls: tuple[tuple[str, str], ...] = ()
     """(tool's name, arguments as the model wrote them) of each call, where tools were offered."""
 
@@ -146,10 +146,8 @@ class ChatClient:
         import httpx
         from openai import AsyncOpenAI
 
-        from simulators.llm_client.http_limits import (  # heavy, like the client itself: a check needs neither
-            PLAIN,
-            cap,
-        )
+        # Heavy, like the client itself: a check needs neither.
+        from simulators.llm_client.http_limits import PLAIN, cap
 
         client: Any = httpx.AsyncClient(
             transport=self._transport() if self._transport else None,

@@ -42,7 +42,8 @@ class UnreadableResponse(ValueError):
 def read_response(
     completion: object, *, max_tokens: int, num_chars_read: int, clean: Callable[[str], str]
 ) -> EndpointResponse:
-    """`num_chars_read` is the prompt's length; `clean` takes the key out of a text. Raises `UnreadableResponse`."""
+    """`num_chars_read`: the prompt's length; `clean` takes the key out of a text. Raises
+    `UnreadableResponse`."""
     choices = getattr(completion, "choices", None)
     if not isinstance(choices, list) or not choices:
         raise UnreadableResponse("the endpoint's reply is no chat completion")

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simulators.dataset_files import ENV_NAME, is_parquet, read_records
 from simulators.env import ActionOutcome, Expert, Gym
-from simulators.gyms.dataset_files import ENV_NAME, is_parquet, read_records
 from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action

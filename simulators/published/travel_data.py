@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simulators.gyms.dataset_files import is_parquet, read_records, wrong_record
+from simulators.dataset_files import is_parquet, read_records, wrong_record
 from simulators.published.shared_rules import make_task
 from simulators.task import Task
 

@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from simulators.dataset_files import is_parquet, read_records, wrong_record
 from simulators.env import ActionOutcome, Expert, Gym
-from simulators.gyms.dataset_files import is_parquet, read_records, wrong_record
 from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action

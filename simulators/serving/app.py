@@ -1,7 +1,7 @@
 """The simulated users as a Ray Serve application: replicas that answer, and an HTTP face for tools.
 
-Rollout actors call the replicas through `simulators.serving.user_client.ServeUser`; the HTTP face does the same.
-"""
+Rollout actors call the replicas through `simulators.serving.user_client.ServeUser`; the HTTP face does the
+same."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -157,9 +157,9 @@ def build_app(
     gyms: Mapping[str, Gym] | None = None,
     resources: Mapping[str, float] | None = None,
 ) -> serve.Application:
-    """The application: `SimulatorReplica`, with the HTTP face before it where `http`; it asks for the key whose hash
-    is `expected`. `gyms` is for tests; `resources` are custom Ray resources that each replica takes, and so
-    the nodes where it may run."""
+    """The application: `SimulatorReplica`, with the HTTP face before it where `http`; it asks for the key
+    whose hash is `expected`. `gyms` is for tests; `resources` are custom Ray resources that each replica
+    takes, and so the nodes where it may run."""
     simulator = serve.deployment(
         name="SimulatorReplica",
         num_replicas=config.num_replicas,

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from simulators.gyms.dataset_files import is_parquet, read_records, wrong_record
+from simulators.dataset_files import is_parquet, read_records, wrong_record
 from simulators.task import SPLITS, Split, Task, TaskKey
 from simulators.tau.customer_phrasing import wish_of
 from simulators.tau.database import Database

@@ -26,21 +26,21 @@ def stall_expert(rng: random.Random, haste: float) -> Expert:
     wish = yield from _ask("What shall I do?", rng, haste)
     if not wish:
         wish = rng.choice(
-            (f"I want {rng.choice(stall.COLORS)}.", f"Undo it because {rng.choice(stall.REASONS)}.")
+            (f"I want {rng.choice(toy_shop.COLORS)}.", f"Undo it because {rng.choice(toy_shop.REASONS)}.")
         )
     value = wish.rstrip(".").split()[-1]
     if rng.random() < haste:
         status, paid = rng.choice(toy_shop.STATUSES), rng.choice(toy_shop.METHODS)
     else:
-        record = yield Action(choice="answer", content=f"{stall.ORDER} order={number[0]}")
+        record = yield Action(choice="answer", content=f"{toy_shop.ORDER} order={number[0]}")
         fields = dict(pair.split("=", 1) for pair in record.split() if "=" in pair)
         status, paid = fields.get("status", ""), fields.get("paid", "")
     if "want" in wish:
-        call = f"{stall.EXCHANGE} order={number[0]} color={value} pay={paid}"
+        call = f"{toy_shop.EXCHANGE} order={number[0]} color={value} pay={paid}"
     elif status == "pending":
-        call = f"{stall.CANCEL} order={number[0]} reason={value}"
+        call = f"{toy_shop.CANCEL} order={number[0]} reason={value}"
     else:
-        call = f"{stall.RETURN} order={number[0]} reason={value} refund={paid}"
+        call = f"{toy_shop.RETURN} order={number[0]} reason={value} refund={paid}"
     yield Action(choice="answer", content=call)
     yield from _say(CLOSE)
     yield Action(choice="finish", content="")

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from simulators.config import GaugeLimits
 from simulators.user import UserReply
 from simulators.users.persona_style import ASIDE, CORRECTION, CURT, PUT_OFFS, SMALL_TALK
 
@@ -87,27 +86,6 @@ SHARES = {
     "early_stop": ("left", "dialogues"),
 }
 """Gauge to the two counts whose quotient it is."""
-
-
-class GaugeLimits(BaseModel):
-    """When the users of a run are alarming: a gauge above its limit, measured on enough cases."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    goal_leaks: float = Field(default=0.02, ge=0, le=1)
-    """Share of replies that name a hidden value which nobody had asked for."""
-    front_loading: float = Field(default=0.8, ge=0, le=1)
-    """Share of all facts that stand in a dialogue's first reply."""
-    agreeableness: float = Field(default=0.9, ge=0, le=1)
-    """Share of yes-or-no questions and proposals that are answered with yes."""
-    repetition: float = Field(default=0.5, ge=0, le=1)
-    """Share of whole-sentence replies that an earlier, different question got, too."""
-    contradictions: float = Field(default=0.02, ge=0, le=1)
-    """Share of the properties told again that are told otherwise."""
-    early_stop: float = Field(default=0.1, ge=0, le=1)
-    """Share of dialogues that the user ended before it had reason to."""
-    min_cases: int = Field(default=20, ge=1)
-    """A share of fewer cases alarms nobody."""
 
 
 def count(scenario: Mapping[str, Any], turns: Sequence[UserTurn], *, user_left: bool = False) -> GaugeCounts:

@@ -9,12 +9,13 @@ from ray import cloudpickle
 import bench.memory
 import bench.scripted
 from bench.memory import Look, growth, watch
-from cluster.console import quiet_libraries
-from cluster.start_ray import start_ray
+from cluster.console.progress import quiet_libraries
+from cluster.ray_cluster.start import start_ray
 
 MOST_MB = 25.0
 """Per 1,000 steps, of one process: allocators breathe by some megabytes in a short run. What is held by each
-step and never let go shows in the counts of objects, and in tests/learners/buffer/test_memory_does_not_grow.py."""
+step and never let go shows in the counts of objects, and in
+tests/learners/buffer/test_memory_does_not_grow.py."""
 
 for module in (bench.memory, bench.scripted):
     cloudpickle.register_pickle_by_value(module)  # Ray's workers need not find them

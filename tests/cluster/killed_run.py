@@ -18,8 +18,8 @@ from actors.engines.rpc import EngineRpcServer, IdArray, RpcRequest, RpcResponse
 from actors.engines.usage import EngineUsage, UsageMeter
 from actors.process_info import ProcessInfo, this_process
 from actors.renderer import Renderer
-from cluster import launch
-from cluster.cli import main
+from cluster.cli.main import main
+from cluster.workers import services
 from simulators.message import Action, Choice
 
 QUESTIONS = ("Is it alive?", "Where to?", "1 2 3 4", "How many nights?", "Is it red?")
@@ -74,5 +74,5 @@ class FunctionEngine:
 
 
 if __name__ == "__main__":
-    setattr(launch, "EngineActor", FunctionEngine)  # noqa: B010 - pyright forbids the plain way
+    setattr(services, "EngineActor", FunctionEngine)  # noqa: B010 - pyright forbids the plain way
     sys.exit(main(["train", sys.argv[1]]))

@@ -16,7 +16,7 @@ from learners.buffer.group_store import GroupRows
 from learners.config import LearnerConfig, LearnerSettings, TinyPolicyConfig
 from learners.learner import GRPOLearner
 from learners.model.tiny_policy import build
-from learners.sft.config import SftConfig
+from learners.sft_config import SftConfig
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file
 

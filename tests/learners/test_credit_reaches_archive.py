@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from actors.group_summary import summarize
 from actors.group_transport import GroupBatch, ScoredGroup
 from actors.trajectory import StopReason
-from learners.buffer.buffer import BufferSizes, FinishedGroup
+from learners.buffer.buffer import BufferSizes
+from learners.buffer.buffered_group import BufferedGroup
 from learners.buffer.credit_columns import CREDITS, KEYS
 from learners.config import LearnerConfig
 from learners.training.step_batch import samples_of_step, trajectories_of
@@ -39,7 +40,7 @@ async def play(feed: LocalBuffer, rewards: tuple[float, ...], *, last: StopReaso
     assert await feed.put(GroupBatch.of([finished])) == [True]
 
 
-async def learn(groups: list[FinishedGroup]) -> Any:
+async def learn(groups: list[BufferedGroup]) -> Any:
     """A reference to what a learner makes of these groups' turns."""
     tables = [await group.payload for group in groups]
     samples, _, credited = samples_of_step(

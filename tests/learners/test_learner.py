@@ -12,7 +12,7 @@ from safetensors.torch import load
 from transformers import AutoTokenizer
 
 from learners.model.checkpoint import SaveReport
-from learners.sft.config import SftConfig
+from learners.sft_config import SftConfig
 from tests.learners.learner_groups import group_config, on_each, start, stored, write_policy
 from tests.learners.tiny_parts import plain_model, random_table
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from actors.trajectory_table import REWARD
-from learners.sft.config import SftConfig
+from learners.sft_config import SftConfig
 from tests.learners.learner_groups import group_config, on_each, start, stored, write_policy
 from tests.learners.test_non_finite_rewards import GOOD, group_of, turns_of
 

@@ -16,7 +16,7 @@ from safetensors.torch import load
 
 from actors.trajectory import StopReason
 from learners.buffer.credit_columns import KEYS
-from learners.sft.config import SftConfig
+from learners.sft_config import SftConfig
 from tests.learners import learner_groups
 from tests.learners.learner_groups import group_config, start, stored
 from tests.learners.tiny_parts import make_table, make_turn, plain_model, random_table, tiny_model

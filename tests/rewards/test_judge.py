@@ -17,7 +17,7 @@ from rewards.judge import MAX_DIALOGUE_CHARS, Judge, Rating, make_messages
 from rewards.reward_functions import RewardContext
 from rewards.scorer import Scorer, make_scorer
 from simulators.users.llm_user import CUT
-from tests.endpoint import Answer, Endpoint, Script, serve_endpoint
+from tests.fake_endpoint import Answer, Endpoint, Script, serve_endpoint
 from tests.rewards.judged_dialogues import answer, make_table, make_trajectory, make_turn, say
 
 RUBRIC = "Rate how considerate the agent was."

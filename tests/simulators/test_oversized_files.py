@@ -7,14 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster import recipe
-from cluster.config import RunConfig
-from cluster.recipe import BadInput, apply_overrides, read_toml
-from learners.sft.batches import json_rows
+from cluster.config import recipe
+from cluster.config.recipe import BadInput, apply_overrides, read_toml
+from cluster.config.run_config import RunConfig
+from learners.sft import json_rows
 from learners.sft.json_rows import read_rows
-from simulators import input_limits
-from simulators.gyms import dataset_files
-from simulators.gyms.dataset_files import read_records
+from simulators import dataset_files, input_limits
+from simulators.dataset_files import read_records
 from simulators.tau.shop_registry import read_tables
 from simulators.users.record_replay import ReplayUser
 
@@ -27,7 +26,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         input_limits.check_file_size(size, place=place, most=most)
 
     for module in (
-        "simulators.gyms.dataset_files",
+        "simulators.dataset_files",
         "simulators.users.record_replay",
         "simulators.tau.shop_registry",
     ):

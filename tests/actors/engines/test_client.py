@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError, RayError
 
-from actors.engines import client
+from actors.engines import client as client_module
 from actors.engines.client import EngineClient
 from actors.engines.membership import EngineSet
 from actors.engines.protocol import CompletionRequest, EngineError, EngineGoneError, RequestError, Sampling
@@ -149,7 +149,7 @@ async def test_an_engine_that_took_too_long_is_left_alone_for_a_while():
 
 
 async def test_a_failed_engine_is_asked_again_after_a_while(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(client, "AVOIDED_S", 0.0)
+    monkeypatch.setattr(client_module, "AVOIDED_S", 0.0)
     broken, sound = FakeEngine(error=DEAD), FakeEngine()
     client = client_of(broken, sound)
     await ask(client, 0)
@@ -225,7 +225,7 @@ async def test_what_was_not_computed_was_waited_for():
 
 
 async def test_what_is_remembered_of_dialogues_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(client, "MOST_DIALOGUES", 2)
+    monkeypatch.setattr(client_module, "MOST_DIALOGUES", 2)
     engines = [FakeEngine(), FakeEngine()]
     client = client_of(*engines)
     for dialogue in (0, 1, 2, 1, 2):

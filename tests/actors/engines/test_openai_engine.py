@@ -18,7 +18,7 @@ from simulators.gyms import GYMS
 from simulators.llm_client.client import ChatClient, ChatConfig
 from simulators.message import TOOL_NAME, TOOL_SCHEMA, Action
 from simulators.users.rule_user import RuleUser
-from tests.endpoint import Endpoint, Script, completion, serve_endpoint
+from tests.fake_endpoint import Endpoint, Script, completion, serve_endpoint
 from tests.fakes import make_key
 
 KEY = "sk-loopback-0123456789"

@@ -13,8 +13,8 @@ from ray.exceptions import ObjectLostError
 
 from actors.trajectory import StopReason
 from actors.trajectory_table import SCHEMA
+from learners.buffer import archive
 from learners.buffer.archive import Archive, ArchiveEntry, rewind, with_outcomes, write_settled, write_tables
-from learners.buffer.buffer import archive
 from learners.buffer.credit_columns import CREDITS
 from tests.learners.tiny_parts import make_table, make_turn
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learners.buffer.buffer import BufferSizes, buffer_actor
+from learners.buffer import buffer_actor
+from learners.buffer.buffer import BufferSizes
 from tests.learners.local_buffer import LocalBuffer, delivery_of, make_local_buffer
 
 LIMIT_S = 30.0

@@ -15,7 +15,7 @@ from learners.batch.packing import micro_batches
 from learners.batch.samples import samples_from_table
 from learners.config import LearnerConfig
 from learners.sft.batches import DemonstrationSamples, batch_indices, num_sft_steps
-from learners.sft.config import SftConfig
+from learners.sft_config import SftConfig
 from learners.training.optimizer_step import accumulate_gradients, apply_gradients, make_optimizer, sft_sums
 from tests.learners.tiny_parts import make_table, make_turn, random_table, tiny_policy
 

@@ -14,8 +14,8 @@ from actors.renderer import Renderer
 from actors.trajectory import GroupOrder, StopReason, Trajectory
 from actors.trajectory_table import REWARD, SCHEMA, to_table
 from learners.model.tiny_policy import CHAT_TEMPLATE, make_tokenizer
+from learners.sft import best_trajectories as module
 from learners.sft.batches import DemonstrationSamples
-from learners.sft.batches import best_trajectories as module
 from learners.sft.best_trajectories import ArchivedTrajectory, best_trajectories, load_trajectories
 from simulators.task import Split, TaskKey
 from tests.actors.test_renderer import renderer_of

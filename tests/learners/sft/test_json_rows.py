@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from learners.sft.batches import json_rows
+from learners.sft import json_rows
 from learners.sft.sharegpt import count_rows
 from tests.learners.demonstration_dialogues import write_json
 from tests.learners.sft.test_sharegpt import ROW, turns

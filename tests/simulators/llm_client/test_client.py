@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from simulators.llm_client.client import ChatClient, ChatConfig
 from simulators.user import Failure, SimulatorError
-from tests.endpoint import Endpoint, completion, serve_endpoint
+from tests.fake_endpoint import Endpoint, completion, serve_endpoint
 
 KEY = "sk-loopback-0123456789"
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}}

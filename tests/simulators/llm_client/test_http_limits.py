@@ -17,7 +17,7 @@ from simulators.llm_client.response import MAX_CHARS_PER_TOKEN, MAX_TOOL_CALLS
 from simulators.serving.llm_proxy import LlmProxyTransport
 from simulators.user import Failure, SimulatorError, UserCall
 from simulators.users.web_search_user import WebSearchUser
-from tests.endpoint import completion, serve_endpoint
+from tests.fake_endpoint import completion, serve_endpoint
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MIB = 2**20

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.gyms_config import GymsConfig
+from cluster.config.gyms import GymsConfig
 from simulators import make_env
 from simulators.env import TurnResult
 from simulators.env_factory import open_gyms

@@ -11,16 +11,16 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from ray import cloudpickle
 
-from cluster.checks import check_serve
-from cluster.cli import main
-from cluster.config import load
-from cluster.recipe import BadInput
+from cluster.cli.main import main
+from cluster.config.recipe import BadInput
+from cluster.config.run_config import load
+from cluster.preflight.checks import check_serve
 from simulators.input_limits import MAX_ACTION_CHARS
 from simulators.llm_client.client import ChatClient, ChatConfig
 from simulators.serving.app import MAX_HISTORY, ReplyRequest, make_ingress
 from simulators.serving.auth import MAX_REQUEST_BYTES, MAX_REQUEST_DEPTH, ApiKeyMiddleware, key_hash
 from simulators.user import SimulatorError
-from tests.endpoint import completion
+from tests.fake_endpoint import completion
 
 KEY = "canary-5f3c9e1a7b2d4e60"
 VARIABLE = "USERRL_SIMULATOR_KEY"

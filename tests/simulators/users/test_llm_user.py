@@ -18,7 +18,7 @@ from simulators.persona import Persona
 from simulators.user import Failure, SimulatorError, UserCall, UserReply
 from simulators.users.llm_user import MAX_DIALOGUE_CHARS, MAX_LATEST_CHARS, LlmUser, encode, make_messages
 from simulators.users.rule_user import RuleUser
-from tests.endpoint import Endpoint, latest_of, serve_endpoint
+from tests.fake_endpoint import Endpoint, latest_of, serve_endpoint
 from tests.fakes import make_tasks
 from tests.simulators.users.test_json_verdict import MALFORMED
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from simulators.config import GaugeLimits
 from simulators.env import GymEnv
 from simulators.gyms import GYMS
 from simulators.persona import PLAIN, Persona, PersonaMix, draw_persona
@@ -17,7 +18,6 @@ from simulators.users.persona_style import PUT_OFF, attentive
 from simulators.users.quality_metrics import (
     NO_COUNTS,
     GaugeCounts,
-    GaugeLimits,
     UserTurn,
     alarms,
     count,

@@ -20,7 +20,7 @@ from simulators.users.llm_user import LlmUser
 from simulators.users.persona_style import attentive
 from simulators.users.record_replay import RecordingUser, ReplayUser, key_of
 from simulators.users.rule_user import RuleUser
-from tests.endpoint import serve_endpoint
+from tests.fake_endpoint import serve_endpoint
 from tests.fakes import make_tasks
 
 CALL = UserCall(gym="travel", scenario={"wish": ["sea"]}, question="Which view?", seed=3, view={"turn": 1})

@@ -10,7 +10,7 @@ import pytest
 
 from actors.trajectory import GroupOrder, StopReason
 from learners.buffer.buffer import BufferSizes
-from learners.buffer.buffer.log import write_ahead_log
+from learners.buffer.log import write_ahead_log
 from learners.buffer.log.event_json import order_of, summary_of
 from learners.buffer.log.events import BufferEventLog, EventKind, memory_of
 from learners.buffer.log.segments import LogEntry, frame_of

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.buffer.buffer.log import write_ahead_log
+from learners.buffer.log import write_ahead_log
 from learners.buffer.log.segments import LogDisk, LogEntry, LogError, frame_of, read_journal, segments
 from learners.buffer.log.write_ahead_log import LogClosedError, WriteAheadLog
 from tests.learners.fake_disk import CrashingDisk, InlineJournal

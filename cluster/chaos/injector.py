@@ -1,0 +1,103 @@
+"""One fault after another on a running job: who is struck, how long until it is mended, and what a person who
+watches is told."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from cluster.chaos.cluster import ChaosCluster, Job, look
+from cluster.chaos.faults import Fault, FaultKind, Snapshot, is_mended
+from cluster.console.progress import say
+
+MEND_TIMEOUT_S = 300.0
+"""A fault that is not mended by then never is; the next one comes."""
+LOOK_EVERY_S = 0.5
+MOST_RESTARTS = 5
+"""Of a driver that ended by itself, as whoever submits jobs would start it again."""
+
+
+class FaultInjector:
+    """Strikes a job and measures how long each blow takes to mend."""
+
+    def __init__(self, cluster: ChaosCluster, job: Job):
+        self.recoveries: list[tuple[FaultKind, float]] = []
+        self._cluster = cluster
+        self._job = job
+        self._num_restarts = 0
+        self._hung = frozenset[int]()
+        """Stopped and still there: Serve lets one go long after another is in its place."""
+
+    def strike(self, fault: Fault) -> bool:
+        """False where the run was over before. Where there is none of the kind, that is told, and none is
+        struck."""
+        calm_until = time.monotonic() + fault.calm_s
+        self._wait(lambda: time.monotonic() >= calm_until, timeout_s=math.inf)
+        before = Snapshot()
+
+        def can_strike() -> bool:
+            nonlocal before
+            before = self._look()
+            return bool(before.alive["driver"] and before.alive.get(fault.role))
+
+        if not self._wait(can_strike, timeout_s=MEND_TIMEOUT_S):
+            if self._is_over:
+                return False
+            say(f"{fault.title}: passed over: the run had none to strike for {MEND_TIMEOUT_S:.0f} s")
+            return True
+        candidates = sorted(before.alive[fault.role])
+        victim = candidates[int(fault.pick * len(candidates))]
+        began = time.monotonic()
+        say(f"{fault.title}: pid {victim} | {before.last_step or 'before the first step'}")
+        victims = self._hit(fault, victim)
+        mended = self._wait(partial(self._is_mended, fault, victims, before), timeout_s=MEND_TIMEOUT_S)
+        mended = mended or self._job.exit_code == 0
+        seconds = time.monotonic() - began
+        self.recoveries.append((fault.kind, seconds))
+        say(f"{fault.title}: {'mended' if mended else 'not mended'} after {seconds:.1f}s")
+        return True
+
+    def wait_for_end(self) -> bool:
+        """Whether the run came to its end."""
+        return self._wait(lambda: self._job.exit_code == 0, timeout_s=math.inf)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the driver has ended, and is not started again."""
+        code = self._job.exit_code
+        return code == 0 or (code is not None and self._num_restarts == MOST_RESTARTS)
+
+    def _wait(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
+        """Whether it came true before the time was over, or the run. A driver that ends by itself before its
+        run does is started again."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if self._is_over or time.monotonic() > deadline:
+                return condition()
+            if self._job.exit_code:
+                self._num_restarts += 1
+                say(f"the driver ended with {self._job.exit_code}: it is started again; see {self._job.log}")
+                self._job.start()
+            time.sleep(LOOK_EVERY_S)
+        return True
+
+    def _look(self) -> Snapshot:
+        """Without those that hang: they are neither struck again nor counted as what the run has."""
+        self._cluster.bring_back_nodes()
+        seen = look(self._cluster, self._job)
+        self._hung &= frozenset[int]().union(*seen.alive.values())
+        return replace(seen, alive={role: pids - self._hung for role, pids in seen.alive.items()})
+
+    def _hit(self, fault: Fault, victim: int) -> frozenset[int]:
+        if fault.kind == "driver":
+            self._job.kill()
+            self._job.start()
+            return frozenset({victim})
+        victims = self._cluster.strike(fault, victim=victim)
+        if fault.is_hang:
+            self._hung |= victims
+        return victims
+
+    def _is_mended(self, fault: Fault, victims: frozenset[int], before: Snapshot) -> bool:
+        return is_mended(fault.role, victims=victims, before=before, now=self._look())

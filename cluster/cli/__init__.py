@@ -1,0 +1,1 @@
+"""The `userrl` command line: parsing and one function a command."""

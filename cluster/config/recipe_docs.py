@@ -1,0 +1,186 @@
+"""The page docs/recipes.md, made of the config classes: `python -m cluster.config.recipe_docs > PAGE`.
+
+A key's type, default and bounds are what pydantic checks, its meaning the docstring under the field, so that
+the page cannot say anything else than the program does.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cluster.config.run_config import RunConfig
+from learners.advantages.estimators import ADVANTAGES
+from learners.losses.policy_loss import POLICY_LOSSES
+from rewards.reward_functions import REWARDS
+
+INTRO = """\
+# Recipes: every key
+
+A recipe is a TOML file that names what differs from the defaults below; `recipes/` holds some. Defaults come
+first, then the recipe, then the command line, where each key is `--SECTION.KEY VALUE` or `SECTION.KEY=VALUE`:
+a value is written as in TOML, text without quotes, and `none` for *not given*. `userrl check RECIPE` says
+what a recipe comes to, and starts nothing. What a run was trained with, all defaults filled in, is
+`config.toml` in its folder; it is a recipe, too.
+
+Beyond the bounds below, sections must fit each other (a turn must fit the engine's context, say):
+what does not is refused in one line, before anything starts. This page is made from the code by
+`make reference`.
+"""
+NAMES: Mapping[str, Mapping[str, object]] = {
+    "learner.loss": POLICY_LOSSES,
+    "learner.advantage": ADVANTAGES,
+    "learner.by_gym.NAME.advantage": ADVANTAGES,
+    "reward.weights": REWARDS,
+}
+"""Keys whose text is one of a table's names."""
+PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path"}
+UNITS = (
+    (r".*_s", "seconds"),
+    (r".*_gib", "GiB"),
+    (r".*tokens|max_model_len|vocab_size", "tokens"),
+    (r".*_steps", "steps"),
+    (r".*cpus.*", "CPUs"),
+    (r"num_gpus.*|tensor_parallel_size", "GPUs"),
+    (r"gpu_memory_utilization", "share"),
+    (r".*_engines", "engines"),
+    (r".*_actors", "rollout actors"),
+    (r".*_replicas", "replicas"),
+    (r".*_learners", "learners"),
+    (r".*_threads", "threads"),
+    (r".*dialogues.*|num_demonstrations|best_per_gym", "dialogues"),
+    (r".*tasks_per_gym", "tasks"),
+    (r"groups_per_step", "groups"),
+    (r"group_size", "trajectories"),
+    (r"max_num_seqs", "sequences"),
+    (r"batch_size", "samples"),
+    (r"max_turns", "turns"),
+    (r"max_calls|max_retries|max_concurrency", "calls"),
+    (r"entropy_target", "nats"),
+    (r"keep", "checkpoints"),
+)
+"""Of a number, by its key."""
+HEAD = "| key | type | default | unit | bounds | meaning |\n|---|---|---|---|---|---|"
+BOUNDS = (("ge", "≥ {}"), ("gt", "> {}"), ("le", "≤ {}"), ("lt", "< {}"), ("multiple_of", "a multiple of {}"))
+
+
+def reference() -> str:
+    """The whole page."""
+    return "\n".join([INTRO, *_sections(RunConfig, path="")])
+
+
+def _sections(model: type[BaseModel], *, path: str, title: str = "", text: str = "") -> Iterator[str]:
+    """The model's own section, where it has keys, and those inside it."""
+    rows, inner = [], []
+    for name, info in model.model_fields.items():
+        where = f"{path}.{name}" if path else name
+        forms = list(_models(info.annotation))
+        if any(form == "table" for form, _ in forms):
+            inner += [(kind, where, f"[{where}]", _prose(info.description)) for _, kind in forms]
+            continue
+        rows += [] if name == "type" else [_row(name, info, where=where)]
+        for form, kind in forms:
+            place = f"{where}.NAME" if form == "named" else where
+            is_one_of_several = "type" in kind.model_fields
+            head = f"[{place}]" if form == "named" else f"[[{where}]]"
+            of_type = f', type = "{kind.model_fields["type"].default}"' if is_one_of_several else ""
+            inner.append((kind, place, head + of_type, ""))
+    if rows:
+        heading = f"## `{title or path}`"
+        yield "\n".join([heading, "", f"{text} {_prose(model.__doc__)}".strip(), "", HEAD, *rows, ""])
+    for kind, where, head, said in inner:
+        yield from _sections(kind, path=where, title=head, text=said)
+
+
+def _row(name: str, info: FieldInfo, *, where: str) -> str:
+    kind = _type(info.annotation)
+    if where in NAMES:
+        names = ", ".join(f"`{known}`" for known in NAMES[where])
+        kind = names if kind == "text" else f"{kind}, by name: {names}"
+    cells = (f"`{name}`", kind, _default(info), _unit(name, info), _bounds(info), _prose(info.description))
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _models(annotation: Any, *, form: str = "table") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Config classes that a field holds: as a table, a list of tables, or tables by names of one's own."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield form, annotation
+    elif origin in (Union, UnionType):
+        for part in parts:
+            yield from _models(part, form=form)
+    elif origin is Annotated:
+        yield from _models(parts[0], form=form)
+    elif origin in (tuple, list):
+        yield from _models(parts[0], form="list")
+    elif origin is dict:
+        yield from _models(parts[1], form="named")
+
+
+def _type(annotation: Any) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(parts[0])
+    if origin is Literal:
+        return ", ".join(f"`{part}`" for part in parts)
+    if origin in (Union, UnionType):
+        return ", ".join(_type(part) for part in parts if part is not NoneType)
+    if origin in (tuple, list):
+        return f"list of {_plural(parts[0])}"
+    if origin is dict:
+        return f"table of {_plural(parts[1])}"
+    return PLAIN[annotation]
+
+
+def _plural(annotation: Any) -> str:
+    return "tables" if list(_models(annotation)) else f"{_type(annotation)}s".replace("texts", "text")
+
+
+def _default(info: FieldInfo) -> str:
+    if info.is_required():
+        return "**required**"
+    return "not given" if info.default is None else f"`{_toml(info.default)}`"
+
+
+def _toml(value: object) -> str:
+    match value:
+        case BaseModel():
+            return f'{{ type = "{getattr(value, "type", "")}" }}'
+        case Mapping():
+            parts = ", ".join(f"{key} = {_toml(part)}" for key, part in value.items())
+            return f"{{ {parts} }}" if parts else "{}"
+        case tuple():
+            return f"[{', '.join(_toml(part) for part in value)}]"
+        case float():
+            return f"{value:g}"
+        case _:
+            return json.dumps(value)
+
+
+def _unit(name: str, info: FieldInfo) -> str:
+    is_number = _type(info.annotation) in (PLAIN[int], PLAIN[float])
+    return next((unit for pattern, unit in UNITS if is_number and re.fullmatch(pattern, name)), "")
+
+
+def _bounds(info: FieldInfo) -> str:
+    found = [
+        text.format(f"{bound:g}" if abs(bound) < 2**20 else f"{bound:,}")
+        for item in info.metadata
+        for name, text in BOUNDS
+        if (bound := getattr(item, name, None)) is not None
+    ]
+    return ", ".join(found)
+
+
+def _prose(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,220 @@
+"""A run's whole configuration: composes the rooms' configs, and holds the few rules that span rooms.
+
+Light: no torch, Ray, vLLM or transformers, so that a recipe is checked in an instant. The docstring under a
+field is its help.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from actors.config import EngineConfig, RolloutConfig
+from cluster.config.gyms import GymsConfig, check_name
+from cluster.config.nodes import NodesConfig
+from cluster.config.recipe import apply_overrides, read_toml, to_toml, validate
+from learners.advantages.estimators import ADVANTAGES
+from learners.config import LearnerConfig, TinyPolicyConfig
+from learners.sft_config import SftConfig
+from rewards.config import RewardConfig
+from simulators.config import SimulatorConfig
+
+FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunNameConfig(BaseModel):
+    """Which run this is."""
+
+    model_config = FROZEN
+
+    name: str = "run"
+    """The run's name: its folder's name, and its name in W&B."""
+    folder: str = "runs"
+    """Where run folders lie."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Every random draw of the run derives from it."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError("a run's name is one folder's name: use letters, digits, '.', '_' and '-' only")
+        return name
+
+
+class PolicyConfig(BaseModel):
+    """The model that is trained."""
+
+    model_config = FROZEN
+
+    path: str | None = None
+    """A Hugging Face causal LM: a folder, or a hub name. Not given: a tiny policy with random weights."""
+    tiny: TinyPolicyConfig = TinyPolicyConfig()
+
+
+class RayConfig(BaseModel):
+    """The cluster."""
+
+    model_config = FROZEN
+
+    address: str | None = None
+    """A Ray cluster to join: HOST:PORT, ray://HOST:PORT, or auto. Not given: Ray starts here."""
+    nodes: NodesConfig = NodesConfig()
+
+
+class BufferConfig(BaseModel):
+    """Scored groups waiting for the learners."""
+
+    model_config = FROZEN
+
+    groups_per_step: int = Field(default=8, ge=1)
+    """Groups that one optimizer step takes."""
+    max_off_policy_steps: int = Field(default=0, ge=0)
+    """How many policy versions old a trained token may be; 0 is synchronous training."""
+
+
+class GrpoRunConfig(BaseModel):
+    """Length of the GRPO stage; its loss is the learner's."""
+
+    model_config = FROZEN
+
+    num_steps: int = Field(default=60, ge=0)
+    """Optimizer steps of GRPO."""
+
+
+class EvaluationConfig(BaseModel):
+    """Scores on held-out tasks: before SFT, after SFT, after GRPO. Scores on validation tasks in between."""
+
+    model_config = FROZEN
+
+    tasks_per_gym: int = Field(default=200, ge=1)
+    """Held-out tasks of each gym, one dialogue each."""
+    every_steps: int = Field(default=0, ge=0)
+    """GRPO steps between two scores on validation tasks, by which the best checkpoint is kept; 0 is never."""
+    validation_tasks_per_gym: int = Field(default=25, ge=1)
+    """Validation tasks of each trained gym; neither trained on nor among the held-out ones."""
+
+
+class CheckpointConfig(BaseModel):
+    """What a stopped run goes on from."""
+
+    model_config = FROZEN
+
+    every_steps: int = Field(default=10, ge=1)
+    """GRPO steps between two checkpoints; one more is saved when the run ends or is stopped."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints that stay on disk; beside them the best, where `evaluation.every_steps` is set."""
+    mirror: str = ""
+    """A place on any file system of pyarrow or fsspec, such as s3://bucket/runs, to which new checkpoints
+    are copied: where the run folder is lost, the run goes on from there."""
+
+
+class TrackingConfig(BaseModel):
+    """Weights & Biases."""
+
+    model_config = FROZEN
+
+    project: str = "userrl"
+    """The W&B project."""
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto is online where a W&B key is found and offline where none is."""
+    dialogues_per_step: int = Field(default=8, ge=0)
+    """Dialogues of each step, and of each evaluation, in the tables of W&B: whole groups, at least one; 0 is
+    none."""
+
+
+class RunConfig(BaseModel):
+    """One run, whole: what a recipe names, with every default filled in."""
+
+    model_config = FROZEN
+
+    run: RunNameConfig = RunNameConfig()
+    policy: PolicyConfig = PolicyConfig()
+    ray: RayConfig = RayConfig()
+    gyms: GymsConfig = GymsConfig()
+    simulator: SimulatorConfig = SimulatorConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    engine: EngineConfig = EngineConfig()
+    reward: RewardConfig = RewardConfig()
+    buffer: BufferConfig = BufferConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sft: SftConfig = SftConfig()
+    grpo: GrpoRunConfig = GrpoRunConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _rooms_fit_each_other(self) -> "RunConfig":
+        rollout, context = self.rollout, self.engine.max_model_len
+        if rollout.max_completion_tokens >= context:
+            raise ValueError(
+                f"rollout.max_completion_tokens={rollout.max_completion_tokens}: a turn must fit the "
+                f"engine's context: give less than engine.max_model_len={context}"
+            )
+        if rollout.dialogues_per_actor < rollout.num_dialogues:
+            raise ValueError(
+                f"rollout.dialogues_per_actor={rollout.dialogues_per_actor}: an actor runs whole groups: "
+                f"at least group_size + extra_dialogues = {rollout.num_dialogues}"
+            )
+        if rollout.on_timeout == "resume" and not self.buffer.max_off_policy_steps:
+            raise ValueError(
+                "rollout.on_timeout=resume: a dialogue that goes on under newer weights is older than "
+                "buffer.max_off_policy_steps=0 allows: give 1 or more, or take on_timeout=mask"
+            )
+        if self.learner.micro_batch_tokens < context:
+            raise ValueError(
+                f"learner.micro_batch_tokens={self.learner.micro_batch_tokens}: it must hold the "
+                f"longest dialogue: give at least engine.max_model_len={context}"
+            )
+        if self.evaluation.every_steps:
+            for gym in sorted(self.gyms.trained.keys() & self.gyms.data.keys()):
+                raise ValueError(
+                    f"evaluation.every_steps={self.evaluation.every_steps}: gyms.data.{gym} has no tasks for "
+                    "validation only, and test tasks choose no checkpoint: leave the file out, or give 0"
+                )
+        if self.engine.weight_transport in ("nccl", "ipc") and not self.learner.num_gpus_per_learner:
+            raise ValueError(
+                f"engine.weight_transport={self.engine.weight_transport}: it goes from GPU to GPU: give "
+                "learner.num_gpus_per_learner=1, or take auto"
+            )
+        for gym in self.learner.by_gym:
+            check_name(gym, modules=self.gyms.modules, where="learner.by_gym: ")
+        trajectories = self.buffer.groups_per_step * rollout.group_size
+        if self.learner.num_learners > trajectories:
+            raise ValueError(
+                f"learner.num_learners={self.learner.num_learners}: every learner needs a trajectory a step: "
+                f"give at most buffer.groups_per_step * rollout.group_size = {trajectories}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shaping_fits_the_learner(self) -> "RunConfig":
+        if not self.reward.weights.get("potential"):
+            return self
+        for gym in self.gyms.trained:
+            rule = self.learner.credit_of(gym)
+            if not rule.estimator.keeps_shaping:
+                fitting = [name for name, entry in ADVANTAGES.items() if entry.keeps_shaping]
+                raise ValueError(
+                    f"reward.weights.potential: {gym} has advantage={rule.advantage}, which does not see "
+                    "shaping, or would take another policy for the best: take one of "
+                    f"{', '.join(fitting)}, or leave the weight out"
+                )
+        return self
+
+    def to_toml(self) -> str:
+        """The resolved recipe: `load` of it gives an equal config."""
+        return to_toml(self.model_dump())
+
+
+def load(recipe: Path | None, overrides: Mapping[str, str] | None = None) -> RunConfig:
+    """Defaults, then the recipe, then the command line's dotted keys. Raises `BadInput`, one line.
+
+    Example: `load(Path("recipes/cpu-quickstart.toml"), {"learner.lr": "1e-3"})`.
+    """
+    data = read_toml(recipe) if recipe else {}
+    apply_overrides(data, overrides or {}, model=RunConfig)
+    return validate(data, model=RunConfig)

@@ -1,0 +1,1 @@
+"""Console output: events, the screens that show them, progress and remaining time."""

@@ -1,0 +1,90 @@
+"""How long something still takes, by how it went of late. Pure: moments are given, no clock is read."""
+
+from collections import deque
+
+KEPT_APART = 0.01
+"""Part of the time so far that lies between two moments that are kept: how many there are then depends on no
+number of parts."""
+LAST_EVALUATION = ("evaluate untrained", "evaluate sft")
+"""Stages with as many dialogues as the evaluation at the end of a run."""
+
+
+class EtaEstimator:
+    """Work that is done in parts: how much when, and what that says of the rest. Moments are seconds on any
+    one clock."""
+
+    def __init__(self, *, total: float, at: float, done: float = 0.0):
+        self.total = total
+        self.done = done
+        self._began_at = at
+        self._moments: deque[tuple[float, float]] = deque([(at, done)])
+        """(moment, done by then), the oldest first; the first of them is older than the newer half."""
+
+    def advance(self, amount: float, *, at: float) -> None:
+        """So much more is done."""
+        self.done += amount
+        if at - self._moments[-1][0] >= KEPT_APART * self.elapsed_s(at):
+            self._moments.append((at, self.done))
+        while len(self._moments) > 1 and self._moments[1][0] <= self._half(at):
+            self._moments.popleft()
+
+    def elapsed_s(self, at: float) -> float:
+        return max(0.0, at - self._began_at)
+
+    def left_s(self, at: float) -> float | None:
+        """Seconds until all is done, at the speed of the newer half of the time so far; None where nothing
+        was done in it.
+
+        Example: 2 of 10 parts after 20 s, each in 10 s, leave 80 s.
+        """
+        if self.done >= self.total:
+            return 0.0
+        then, before = self._moments[0]
+        for moment, done in self._moments:
+            if moment > self._half(at):
+                break
+            then, before = moment, done
+        gained, seconds = self.done - before, at - then
+        return (self.total - self.done) * seconds / gained if gained > 0 and seconds > 0 else None
+
+    def _half(self, at: float) -> float:
+        return at - self.elapsed_s(at) / 2
+
+
+class RunClock:
+    """The time that a run still takes: its steps, and the evaluation after them."""
+
+    def __init__(self, *, num_steps: int):
+        self._num_steps = num_steps
+        self._steps: EtaEstimator | None = None
+        self._evaluation_s = 0.0
+
+    def stage_over(self, name: str, *, elapsed_s: float) -> None:
+        """A stage took so long."""
+        if name in LAST_EVALUATION:
+            self._evaluation_s = elapsed_s
+
+    def step_over(self, step: int, *, at: float) -> float | None:
+        """Seconds until the end of the run; None after the first step of a process, whose beginning nobody
+        has measured. A step that comes again begins the count anew."""
+        if self._steps is None or step <= self._steps.done:
+            self._steps = EtaEstimator(total=self._num_steps, at=at, done=step)
+        else:
+            self._steps.advance(step - self._steps.done, at=at)
+        left_s = self._steps.left_s(at)
+        return None if left_s is None else left_s + self._evaluation_s
+
+
+def short_time(seconds: float) -> str:
+    """For people, in two units at most.
+
+    Example: `short_time(200)` is `"3m 20s"`, `short_time(7500)` is `"2h 05m"`.
+    """
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02d}h"
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"

@@ -1,0 +1,1 @@
+"""The driver: the GRPO algorithm, the main job, `userrl evaluate`, checkpoints."""

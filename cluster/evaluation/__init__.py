@@ -1,0 +1,1 @@
+"""Evaluation: rollouts without a learner, scores with intervals, resumable, reported."""

@@ -1,0 +1,1 @@
+"""Ray jobs: `userrl submit`, `jobs`, `logs` and `stop`."""

@@ -1,0 +1,56 @@
+"""What a job prints, as whoever submitted it wants it: as it comes, sorted into results and progress, or not
+at all.
+
+A job's log has both of its outputs in one, so that only JSON lines can be told apart.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from cluster.console.event_bus import AUDIENCE
+from cluster.console.events import LogLine, RelayedLine
+from cluster.console.output import put
+
+Write = Callable[[str], object]
+"""Takes the parts of a log, in order; raises `ReaderGone` where nobody reads them."""
+
+
+def log_writer(*, is_quiet: bool, is_jsonl: bool) -> Write:
+    """Where a job's log goes."""
+    if is_jsonl:
+        return SortedLog()
+    return _drop if is_quiet else put_part
+
+
+def put_part(text: str) -> None:
+    """Writes a part of a log to stdout."""
+    put(text, end="")
+
+
+def _drop(text: str) -> None:
+    """A quiet submission tells how the job ended, and nothing before."""
+
+
+class SortedLog:
+    """Takes a log of JSON lines: results go to stdout, events and all other lines are told."""
+
+    def __init__(self) -> None:
+        self._begun = ""
+
+    def __call__(self, text: str) -> None:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in filter(str.strip, lines):
+            self._sort(line)
+
+    def _sort(self, line: str) -> None:
+        try:
+            said: Any = json.loads(line)
+        except ValueError:
+            said = None
+        if not isinstance(said, dict):
+            AUDIENCE.tell(LogLine(text=line))
+        elif "event" in said:
+            AUDIENCE.tell(RelayedLine(line=line, kind=str(said["event"])))
+        else:
+            put(line)

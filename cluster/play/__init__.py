@@ -1,0 +1,1 @@
+"""`userrl play`: a person as the agent or as the user of a dialogue."""

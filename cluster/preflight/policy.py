@@ -1,0 +1,103 @@
+"""Whether a policy can be had: a scripted one by name, a model folder with a chat template, or a hub name.
+
+Reads files by hand: transformers would take seconds to say the same.
+"""
+
+import json
+import os
+import queue
+import re
+import threading
+import urllib.request
+from pathlib import Path
+
+from cluster.config.recipe import BadInput, nearest
+
+SCRIPTED_POLICIES = ("expert", "hasty", "random", "silent")
+HUB_TIMEOUT_S = 1.5
+
+
+def check_model(path: str, *, key: str, speaks: bool = True) -> None:
+    """A folder must hold a causal LM, with a chat template if it `speaks`; a hub name is only known when it
+    is loaded."""
+    if is_hub_name(path):
+        return
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise BadInput(f"{key}={path!r}: no such folder: give a model folder, or a hub name as ORG/NAME")
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{key}={path!r}: no config.json there: give the folder that holds the model")
+    if speaks and not _has_chat_template(folder):
+        raise BadInput(
+            f"{key}={path!r}: its tokenizer has no chat template: add chat_template.jinja, "
+            "or take the model's instruct version"
+        )
+
+
+def is_hub_name(path: str) -> bool:
+    """ORG/NAME, unless a folder lies there or ORG is a folder here: then NAME is a missing folder in it."""
+    return (
+        bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path))
+        and not Path(path).is_dir()
+        and not Path(path).parent.is_dir()
+    )
+
+
+def check_hub(path: str | None, *, key: str) -> None:
+    """Before anything starts for a hub name: it is in the local cache, or the hub says now that it has it.
+
+    `userrl check` leaves this out, so that a plan can be made where no network is.
+    """
+    if path is None or not is_hub_name(path):
+        return
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    if (cache / f"models--{path.replace('/', '--')}").is_dir():
+        return
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    # On a thread, since no time-out reaches a name look-up.
+    threading.Thread(target=lambda: answers.put(_ask_hub(path)), daemon=True).start()
+    try:
+        answer = answers.get(timeout=HUB_TIMEOUT_S)
+    except queue.Empty:
+        answer = f"no answer within {HUB_TIMEOUT_S:g} s"
+    if answer:
+        raise BadInput(f"{key}={path!r}: no such folder, and the hub does not give it ({answer}): correct it")
+
+
+def _ask_hub(name: str) -> str:
+    """Empty where the hub has the model, else the reason."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    request = urllib.request.Request(f"{endpoint}/{name}/resolve/main/config.json", method="HEAD")
+    token = os.environ.get("HF_TOKEN")
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
+    except OSError as error:  # HTTPError and URLError among them.
+        return str(error)
+    return ""
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    tokenizer_config = folder / "tokenizer_config.json"
+    if not tokenizer_config.is_file():
+        return False
+    try:
+        return bool(json.loads(tokenizer_config.read_text(encoding="utf-8")).get("chat_template"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{tokenizer_config}: not JSON ({error}): copy the model folder again") from None
+
+
+def check_policy(name: str) -> None:
+    """`userrl evaluate` takes a scripted policy's name, a model folder or a hub name."""
+    if name in SCRIPTED_POLICIES or is_hub_name(name):
+        return
+    if not Path(name).expanduser().exists() and "/" not in name:
+        raise BadInput(
+            f"--policy={name!r}: unknown policy: did you mean {nearest(name, SCRIPTED_POLICIES)}? "
+            f"Known: {', '.join(SCRIPTED_POLICIES)}, or a model folder"
+        )
+    check_model(name, key="--policy")

@@ -1,0 +1,1 @@
+"""Ray and Ray Serve: start, placement, tokens, encrypted environment variables, replica watchdog."""

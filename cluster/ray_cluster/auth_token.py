@@ -1,0 +1,68 @@
+"""The token that a Ray cluster asks of everybody who talks with it: where it is found, and a private one for
+a cluster that starts here. Ray checks it; this file only reads and writes it."""
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from cluster.config.recipe import BadInput
+
+TOKEN, TOKEN_PATH, MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
+NUM_BYTES = 32
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def default_path() -> Path:
+    """Where Ray keeps a token of its own."""
+    return Path.home() / ".ray" / "auth_token"
+
+
+def find_token() -> str | None:
+    """This process's token, looked for in Ray's own order (its page "Ray token authentication"): the variable
+    RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, ~/.ray/auth_token. None where there is none.
+
+    Raises `BadInput` where a named file cannot be read or is empty.
+    """
+    token = os.environ.get(TOKEN, "").strip()
+    if token:
+        return token
+    named = os.environ.get(TOKEN_PATH)
+    path = Path(named).expanduser() if named else default_path()
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        if named:
+            raise BadInput(
+                f"{TOKEN_PATH}={named}: no token can be read there ({error}): name its file"
+            ) from None
+        return None
+    if named and not token:
+        raise BadInput(f"{TOKEN_PATH}={named}: this file is empty: it must hold the cluster's token")
+    return token or None
+
+
+def provide_token() -> None:
+    """Makes sure that a Ray which starts here finds a token that nobody else on this machine can read.
+
+    Ray would make one itself, in a file that everybody can read. Where the home folder takes no file, the
+    token lives in this process's environment only. Nothing is done where RAY_AUTH_MODE turns tokens off.
+    """
+    if os.environ.get(MODE, "token").lower() != "token":
+        return
+    path = default_path()
+    if find_token() is None:
+        _write(path, secrets.token_hex(NUM_BYTES))
+    elif not (os.environ.get(TOKEN) or os.environ.get(TOKEN_PATH)) and path.stat().st_mode & OTHERS:
+        path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+
+
+def _write(path: Path, token: str) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # an empty one, whose mode a new open would keep
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(token)
+    except OSError:
+        os.environ[TOKEN] = token

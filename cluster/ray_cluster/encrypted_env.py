@@ -1,0 +1,48 @@
+"""Environment variables on their way to a cluster, sealed with its token.
+
+Ray keeps the variables of a job's runtime environment in plain text, shows them to everybody who lists jobs,
+and writes them into log files on every node. So the values travel as one ciphertext; only processes that have
+the cluster's token, whose owner may run anything there anyway, read it.
+"""
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+
+from cluster.ray_cluster.auth_token import find_token
+
+SEALED = "USERRL_SEALED_ENVIRONMENT"
+"""The variable that carries the ciphertext."""
+SETUP_HOOK = "cluster.ray_cluster.encrypted_env.open_sealed"
+"""What Ray calls in every worker of a run before anything else."""
+
+
+def seal(values: Mapping[str, str], *, token: str) -> str:
+    """The variables as one line of base64 text."""
+    from cryptography.fernet import Fernet
+
+    return Fernet(_key(token)).encrypt(json.dumps(dict(values)).encode()).decode()
+
+
+def open_sealed() -> None:
+    """Puts sealed variables into this process's environment; nothing where there are none. Raises
+    RuntimeError, without a value in it, where this node's token is not the one they were sealed with."""
+    sealed = os.environ.get(SEALED)
+    if not sealed:
+        return
+    from cryptography.fernet import Fernet, InvalidToken
+
+    try:
+        os.environ |= json.loads(Fernet(_key(find_token() or "")).decrypt(sealed))
+    except InvalidToken:
+        raise RuntimeError(
+            "the variables given with --env cannot be read here: this node's Ray token is not the one that "
+            "the submitter used: give both the same token, or put the variables into the nodes' environment"
+        ) from None
+
+
+def _key(token: str) -> bytes:
+    """A key of its own for this use. The token is long and random, so one hash is enough."""
+    return base64.urlsafe_b64encode(hashlib.sha256(b"userrl sealed environment\0" + token.encode()).digest())

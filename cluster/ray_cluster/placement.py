@@ -1,0 +1,134 @@
+"""What this machine has and what a run asks of it: CPUs, GPUs, and the processes that share them."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from cluster.config.run_config import RunConfig
+
+NODE_SHARE = 0.001
+"""Of a node's custom resource, what one process takes: a node that offers 1 has room for a thousand."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What processes here may use."""
+
+    num_cpus: int
+    num_gpus: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedProcess:
+    """One kind of process of a run."""
+
+    name: str
+    count: int
+    num_cpus: float
+    """CPUs that Ray reserves for each; small, since the stages take turns on the same cores."""
+    num_gpus: float
+    """GPUs of each."""
+    resources: Mapping[str, float]
+    """Custom Ray resources of each: those by which `ray.nodes` says where they may run."""
+    job: str
+
+
+def ray_address(config: RunConfig) -> str | None:
+    """The cluster to join: the config's, or the one that a Ray job runs in; None to start Ray here."""
+    return config.ray.address or os.environ.get("RAY_ADDRESS")
+
+
+def this_machine() -> Machine:
+    """Counts without starting anything: CPUs by affinity and cgroup, GPUs by environment and device files."""
+    num_cpus = len(os.sched_getaffinity(0))
+    quota_file = Path("/sys/fs/cgroup/cpu.max")
+    if quota_file.exists():
+        quota, period = quota_file.read_text().split()
+        if quota != "max":
+            num_cpus = max(1, min(num_cpus, int(quota) // int(period)))
+    return Machine(num_cpus=num_cpus, num_gpus=_count_gpus())
+
+
+def has_cuda() -> bool:
+    """Whether the installed torch, and with it vLLM, is built for GPUs. The engine then samples on one."""
+    return not version("torch").endswith("+cpu")
+
+
+def _count_gpus() -> int:
+    if not has_cuda():
+        return 0  # Whatever is plugged in: nothing installed here can use it.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    return sum(path.name[len("nvidia") :].isdecimal() for path in Path("/dev").glob("nvidia*"))
+
+
+def num_gpu_users(config: RunConfig) -> int:
+    """Learners and engine shards that compute on a GPU."""
+    num_shards = config.engine.num_engines * config.engine.tensor_parallel_size if has_cuda() else 0
+    return config.learner.num_learners * config.learner.num_gpus_per_learner + num_shards
+
+
+def gpu_share(config: RunConfig, *, num_gpus: int) -> float:
+    """GPUs that each of those takes: one of its own, or half a one where they must share `num_gpus`. On nodes
+    apart nothing is shared, however few GPUs an autoscaled cluster has just now."""
+    return 1.0 if num_gpu_users(config) <= num_gpus or are_apart(config) else 0.5
+
+
+def are_apart(config: RunConfig) -> bool:
+    """Whether engines and learners have nodes of their own."""
+    return config.ray.nodes.engine != config.ray.nodes.learner
+
+
+def node_resources(nodes: str | None) -> dict[str, float]:
+    """What a process takes so that it runs on these nodes; nothing where any will do."""
+    return {nodes: NODE_SHARE} if nodes else {}
+
+
+def planned_processes(config: RunConfig, *, gpu_share: float) -> list[PlannedProcess]:
+    """Every process of the run but Ray's own, in the order of the data."""
+    nodes = config.ray.nodes
+    return [
+        PlannedProcess(
+            name="driver",
+            count=1,
+            num_cpus=0,
+            num_gpus=0,
+            resources={},
+            job="the loop, the buffer, W&B; holds no token",
+        ),
+        PlannedProcess(
+            name="simulator",
+            count=config.simulator.num_replicas,
+            num_cpus=config.simulator.num_cpus_per_replica,
+            num_gpus=0,
+            resources=node_resources(nodes.simulator),
+            job="simulated users, on Ray Serve",
+        ),
+        PlannedProcess(
+            name="rollout actor",
+            count=config.rollout.num_actors,
+            num_cpus=config.rollout.cpus_per_actor,
+            num_gpus=0,
+            resources=node_resources(nodes.rollout),
+            job=f"{config.rollout.dialogues_per_actor} dialogues at a time",
+        ),
+        PlannedProcess(
+            name="engine",
+            count=config.engine.num_engines,
+            num_cpus=0.25,
+            num_gpus=gpu_share * config.engine.tensor_parallel_size * has_cuda(),
+            resources=node_resources(nodes.engine),
+            job=f"vLLM, {config.engine.max_num_seqs} sequences at a time",
+        ),
+        PlannedProcess(
+            name="learner",
+            count=config.learner.num_learners,
+            num_cpus=0.25,
+            num_gpus=gpu_share * config.learner.num_gpus_per_learner,
+            resources=node_resources(nodes.learner),
+            job="SFT and GRPO updates",
+        ),
+    ]

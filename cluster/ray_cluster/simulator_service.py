@@ -1,0 +1,127 @@
+"""The simulated users on Ray Serve: an application of rules for a run, and one for each model it hosts."""
+
+import time
+from functools import partial
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve._private.common import DeploymentID
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+from cluster.config.run_config import RunConfig
+from cluster.console.progress import quiet_libraries, say
+from cluster.ray_cluster.loopback import LOCALHOST
+from cluster.ray_cluster.placement import node_resources, ray_address
+from cluster.ray_cluster.serve_watchdog import ServeWatchdog
+from cluster.ray_cluster.start import beside_driver, start_ray
+from simulators.serving.app import build_app, start_serve
+from simulators.serving.auth import key_hash
+from simulators.serving.hosted_llm import SERVE_PORT, deploy_llm, llm_url, remove_llm
+from simulators.serving.llm_proxy import connect_relay, deploy_relay, relay_name, remove_relay
+from simulators.serving.user_client import ServeUser
+from simulators.user import User
+from simulators.users.factory import connect_users
+
+DEPLOY_TIMEOUT_S = 120.0
+
+
+def app_name(config: RunConfig) -> str:
+    """The Serve application of this run's simulated users."""
+    return f"simulators-{config.run.name}"
+
+
+def quick_apps(config: RunConfig) -> list[str]:
+    """The Serve applications of this run whose replicas are born within seconds: all but hosted models."""
+    return [app_name(config), relay_name(config.run.name)]
+
+
+def start_simulators(config: RunConfig, *, http: bool) -> None:
+    """Deploys the simulated users. With `http` the rule-based ones also answer on the loopback address.
+
+    In a Tune trial a task outside the trial's placement group does it: Serve's actors have no place there.
+    """
+    if ray.util.get_current_placement_group() is None:
+        return _deploy(config, http)
+    task = beside_driver(_deploy)
+    patience = sum(llm.start_timeout_s for llm in config.simulator.llms())
+    ray.get(task.remote(config, http), timeout=DEPLOY_TIMEOUT_S + patience)
+
+
+def _deploy(config: RunConfig, http: bool) -> None:
+    llms = config.simulator.llms()
+    host = config.simulator.host if http else LOCALHOST
+    expected = key_hash(config.simulator.api_key_env, host=host) if http else ""
+    location = "EveryNode" if llms else "HeadOnly" if http else "NoServer"
+    start_serve(host=host, port=SERVE_PORT, location=location)
+    # The rules without the tasks: a call brings its scenario with it.
+    gyms = config.gyms.open(with_data=False)
+    taken = node_resources(config.ray.nodes.simulator)
+    application = build_app(config.simulator, http=http, expected=expected, gyms=gyms, resources=taken)
+    # Its number of replicas is changed from outside: see `scale_simulators`.
+    serve.run(
+        application,
+        name=app_name(config),
+        route_prefix="/" if http else None,
+        external_scaler_enabled=True,
+    )
+    for llm in llms:
+        say(f"simulator {llm.name}: {llm.model} is being loaded")
+        deploy_llm(llm, run=config.run.name, resources=taken, expected=expected)
+    if llms and not http:
+        deploy_relay(config.run.name, resources=taken)
+
+
+def scale_simulators(config: RunConfig, num_replicas: int) -> None:
+    """Serve starts more replicas of the rule-based users, or lets some go once their calls are answered. What
+    the dashboard's own scale request does: `serve.run` again would begin all of them anew. Raises ValueError
+    where Serve does not do it now."""
+    controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    deployment = DeploymentID(name="Simulator", app_name=app_name(config))
+    try:
+        scaled = controller.update_deployment_replicas.remote(deployment, num_replicas)
+        ray.get(scaled, timeout=DEPLOY_TIMEOUT_S)
+    except RayError as error:  # its controller is being started again, say
+        raise ValueError(f"Serve did not scale the simulators: {type(error).__name__}") from error
+
+
+def stop_simulators(config: RunConfig, *, and_ray: bool) -> None:
+    """Takes the simulated users down, and Ray with them where it was started here."""
+    if and_ray:
+        ray.shutdown()
+    else:
+        serve.delete(app_name(config))
+        for llm in config.simulator.llms():
+            remove_llm(llm, run=config.run.name)
+        if config.simulator.llms():
+            remove_relay(config.run.name)
+
+
+def connect_user(config: RunConfig, name: str) -> User:
+    """The simulator of this name as a rollout actor calls it; of an empty name: the recipe's mix."""
+    handle = serve.get_deployment_handle("Simulator", app_name=app_name(config))
+    return connect_users(
+        config.simulator,
+        rules=ServeUser(handle, config.simulator),
+        gyms=config.gyms.open(with_data=False),
+        names=[name] if name else None,
+        llm_urls={llm.name: llm_url(llm, run=config.run.name) for llm in config.simulator.llms()},
+        to_llms=partial(connect_relay, config.run.name),
+        num_processes=config.rollout.num_actors,
+    )
+
+
+def serve_forever(config: RunConfig) -> None:
+    """`userrl serve`: hosts the simulated users over HTTP until Ctrl-C."""
+    quiet_libraries()
+    started_ray = start_ray(ray_address(config), nodes=config.ray.nodes)
+    replica_watch = ServeWatchdog(quick_apps(config))
+    try:
+        start_simulators(config, http=True)
+        say(f"simulated users answer at http://{config.simulator.host}:{SERVE_PORT}/reply (Ctrl-C ends it)")
+        while True:
+            time.sleep(1)
+    finally:
+        replica_watch.close()
+        stop_simulators(config, and_ray=started_ray)

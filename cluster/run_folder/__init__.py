@@ -1,0 +1,1 @@
+"""The run folder: paths, atomic files, the driver's heartbeat."""

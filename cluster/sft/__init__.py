@@ -1,0 +1,1 @@
+"""The cold start: demonstrations gathered and cached, SFT steps driven."""

@@ -1,0 +1,1 @@
+"""`userrl status`: progress, speed and bottleneck of a run, read from its folder."""

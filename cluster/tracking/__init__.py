@@ -1,0 +1,1 @@
+"""Metrics: the catalogue, the tracker, alerts, Prometheus and Grafana."""

@@ -1,0 +1,169 @@
+"""A run's numbers at the Prometheus endpoints of Ray: docs/metrics.md. The names are `metric_catalogue`'s.
+
+Ray's agent on each node serves what the processes there report, with or without a dashboard. A gauge that is
+not set for two of its report intervals (20 s) is gone there, so that a dead process leaves none; hence a
+thread of the driver sets all of them again while a step goes on, however long it is. Watching never stops a
+run: what fails here is tried again, and missed by nobody.
+"""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import ray
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from actors.trajectory import GroupSummary
+from cluster.evaluation.results import EvaluationRow
+from cluster.run_folder.paths import write_whole
+from cluster.tracking.metric_catalogue import DURATION, EXPORTED, SCORES, STEP, STEP_AT, STEPS, Metric, find
+
+BEAT_S = 5.0
+"""Between two settings of all gauges: half of Ray's own interval, `metrics_report_interval_ms`."""
+CLOSE_TIMEOUT_S = 5.0
+DURATIONS_S = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0]
+"""Upper ends of the histogram's boxes."""
+ALMOST_NOTHING = 1e-300
+"""What a counter begins with: Ray counts no 0, and what Prometheus sees first at 1 has not increased."""
+Shown = tuple[Metric, tuple[str, ...]]
+"""A series: what it is, and the values of its labels."""
+
+
+class MetricsEndpoint:
+    """One run's series. Made once Ray runs; `close` comes before Ray ends."""
+
+    def __init__(
+        self, *, run: str, targets: Path, live: Callable[[], Mapping[str, float]], beat_s: float = BEAT_S
+    ):
+        """`run` is the label that tells runs apart. `targets` is a file that says where the endpoints are,
+        for Prometheus. `live` gives numbers of now, in another thread than the driver's."""
+        self._run = run
+        self._targets = targets
+        self._live = live
+        self._beat_s = beat_s
+        self._instruments: dict[Metric, Gauge | Counter | Histogram] = {}
+        self._gauges: dict[Shown, float] = {}
+        """Of the last step."""
+        self._scores: dict[Shown, float] = {}
+        self._is_closed = threading.Event()
+        self._lock = threading.Lock()
+        for metric in EXPORTED:
+            if metric.kind == "counter" and not metric.labels:
+                self._count(metric, (), 0.0)
+        self._thread = threading.Thread(target=self._beat, name="metrics", daemon=True)
+        self._thread.start()
+
+    def note_step(self, step: int, metrics: Mapping[str, float], groups: Sequence[GroupSummary]) -> None:
+        """One step's numbers, keys as in metrics.jsonl, and the groups settled since the step before."""
+        gauges: dict[Shown, float] = {(STEP, ()): float(step), (STEP_AT, ()): time.time()}
+        with self._lock:
+            self._count(STEPS, (), 1.0)
+            for (metric, labels), value in _series(metrics).items():
+                if metric.kind == "counter":
+                    self._count(metric, labels, value)
+                else:
+                    gauges[metric, labels] = value
+            for group in groups:
+                self._observe(DURATION, group.duration_s)
+            self._gauges = gauges
+            self._set(gauges)
+
+    def note_scores(self, rows: Iterable[EvaluationRow]) -> None:
+        """The scores of one evaluation, shown until the next."""
+        scores = {
+            (SCORES[row.split], (row.gym,)): row.score
+            for row in rows
+            if row.split in SCORES and math.isfinite(row.score)
+        }
+        with self._lock:
+            self._scores |= scores
+            self._set(scores)
+
+    def close(self) -> None:
+        """Nothing is set any more; the gauges are gone soon, and so is the file."""
+        self._is_closed.set()
+        self._thread.join(CLOSE_TIMEOUT_S)
+        with suppress(OSError):
+            self._targets.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        """Consumes what `live` gives, waits for the next beat, produces the gauges anew."""
+        known: list[str] = []
+        while True:
+            # Anything may fail here, Ray's calls above all: while a node dies, or the run ends.
+            with suppress(Exception):
+                live = self._look()
+                with self._lock:
+                    if self._is_closed.is_set():
+                        return
+                    self._set(self._gauges | self._scores | live)
+            with suppress(Exception):
+                # A call to Ray after its end would start another one.
+                if ray.is_initialized() and (targets := endpoints()) != known:
+                    write_whole(self._targets, json.dumps([{"labels": {"job": "ray"}, "targets": targets}]))
+                    known = targets
+            if self._is_closed.wait(self._beat_s):
+                return
+
+    def _look(self) -> dict[Shown, float]:
+        """The gauges among the numbers of now; none where nobody answers, and those of the step stay."""
+        if not ray.is_initialized():
+            return {}
+        try:
+            numbers = self._live()
+        except Exception:
+            return {}
+        return {shown: value for shown, value in _series(numbers).items() if shown[0].kind == "gauge"}
+
+    def _set(self, gauges: Mapping[Shown, float]) -> None:
+        for (metric, labels), value in gauges.items():
+            gauge = self._instrument(metric)
+            assert isinstance(gauge, Gauge)
+            gauge.set(value, tags=self._tags(metric, labels))
+
+    def _count(self, metric: Metric, labels: tuple[str, ...], amount: float) -> None:
+        counter = self._instrument(metric)
+        assert isinstance(counter, Counter)
+        counter.inc(max(amount, ALMOST_NOTHING), tags=self._tags(metric, labels))
+
+    def _observe(self, metric: Metric, value: float) -> None:
+        histogram = self._instrument(metric)
+        assert isinstance(histogram, Histogram)
+        histogram.observe(value, tags=self._tags(metric, ()))
+
+    def _tags(self, metric: Metric, labels: tuple[str, ...]) -> dict[str, str]:
+        return {"run": self._run, **dict(zip(metric.labels, labels, strict=True))}
+
+    def _instrument(self, metric: Metric) -> Gauge | Counter | Histogram:
+        if metric not in self._instruments:
+            self._instruments[metric] = _make(metric)
+        return self._instruments[metric]
+
+
+def _series(numbers: Mapping[str, float]) -> dict[Shown, float]:
+    """By series. What is not finite has none: a gauge without a value is gone, as it should be."""
+    found = ((find(key), value) for key, value in numbers.items() if math.isfinite(value))
+    return {(one[0], tuple(one[1].values())): value for one, value in found if one is not None}
+
+
+def _make(metric: Metric) -> Gauge | Counter | Histogram:
+    unit = f" [{metric.unit}]" if metric.unit else ""
+    description, labels = f"{metric.meaning}{unit}", ("run", *metric.labels)
+    if metric.kind == "histogram":
+        return Histogram(metric.name, description, boundaries=DURATIONS_S, tag_keys=labels)
+    kind = Counter if metric.kind == "counter" else Gauge
+    return kind(metric.name, description, tag_keys=labels)
+
+
+def endpoints() -> list[str]:
+    """`host:port` of every living node's metrics, as Prometheus takes them. Where Ray was started here they
+    are on 127.0.0.1, like its other ports: cluster/ray_cluster/loopback.py."""
+    return sorted(
+        f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
+        for node in ray.nodes()
+        if node["Alive"] and node["MetricsExportPort"] > 0  # -1 where its agent has no metrics
+    )

@@ -1,0 +1,171 @@
+"""A step's rollout numbers, from the summaries of its groups. Keys are `room/thing/stat`."""
+
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from actors.engines.usage import EngineUsage
+from actors.trajectory import GroupSummary
+from actors.trajectory_table import TURN_STAGES
+from simulators.user import RULES, Failure
+from simulators.users.quality_metrics import gauges
+
+FAILURES = frozenset(failure.value for failure in Failure)
+
+
+def rollout_metrics(summaries: Sequence[GroupSummary], *, duration_s: float) -> dict[str, float]:
+    """Of all groups settled since the step before, dropped ones among them: what the policy can do, and not
+    what was worth training. Failed trajectories are left out of every mean, never counted as a score.
+
+    `duration_s` is the seconds from the step before to this one.
+    """
+    num_turns = [
+        turns
+        for summary in summaries
+        for turns, reason in zip(summary.num_turns, summary.stop_reasons, strict=True)
+        if not reason.failed
+    ]
+    num_tokens = sum(summary.num_policy_tokens for summary in summaries)
+    return {
+        "rollout/reward/mean": _mean(summaries),
+        **{
+            f"rollout/reward/{gym}": _mean([summary for summary in summaries if summary.task_key.gym == gym])
+            for gym in sorted({summary.task_key.gym for summary in summaries})
+        },
+        "rollout/turns/mean": float(np.mean(num_turns)),
+        "rollout/policy_tokens": float(num_tokens),
+        "rollout/tokens_per_s": num_tokens / duration_s,
+        "rollout/group_duration_s/max": max(summary.duration_s for summary in summaries),
+        "rollout/user_retries": float(sum(summary.user_retries for summary in summaries)),
+        **_turn_times(summaries),
+        **gauges((summary.simulator or RULES, summary.gauges) for summary in summaries),
+        **_failures(summaries),
+        **_concurrencies(summaries),
+    }
+
+
+def _turn_times(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """Where the dialogues' time went: shares of all turns' seconds, e.g. `rollout/time/user/share`, and the
+    seconds of a mean turn by gym."""
+    seconds = {stage: sum(getattr(summary, f"{stage}_s") for summary in summaries) for stage in TURN_STAGES}
+    total = max(sum(seconds.values()), 1e-9)
+    by_gym: dict[str, list[float]] = {}
+    for summary in summaries:
+        of_gym = by_gym.setdefault(summary.task_key.gym, [0.0, 0.0])
+        of_gym[0] += sum(getattr(summary, f"{stage}_s") for stage in TURN_STAGES)
+        of_gym[1] += sum(summary.num_turns)
+    return {
+        **{f"rollout/time/{stage}/share": value / total for stage, value in seconds.items()},
+        **{
+            f"rollout/turn_s/{gym}": spent / max(turns, 1.0) for gym, (spent, turns) in sorted(by_gym.items())
+        },
+    }
+
+
+def _failures(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """Trajectories that a user failed, by simulator and reason, e.g. `users/qwen/failed/role_flip`."""
+    counts = Counter(
+        f"users/{summary.simulator or RULES}/failed/{reason}"
+        for summary in summaries
+        for reason in summary.stop_reasons
+        if reason.value in FAILURES
+    )
+    return {key: float(number) for key, number in sorted(counts.items())}
+
+
+def _concurrencies(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """Calls that one rollout actor gave a simulator at a time, e.g. `users/qwen/concurrency/mean`; of those
+    that have a limit."""
+    limits: dict[str, list[float]] = defaultdict(list)
+    for summary in summaries:
+        if summary.user_concurrency:
+            limits[summary.simulator].append(summary.user_concurrency)
+    return {f"users/{name}/concurrency/mean": float(np.mean(of)) for name, of in sorted(limits.items())}
+
+
+def age_metrics(summaries: Sequence[GroupSummary], *, policy_version: int) -> dict[str, float]:
+    """Of the groups that one step trains; `policy_version` is the learners' before the step. An age is that
+    of a group's oldest token that may be trained, at the moment of use; a span is how many versions one
+    trajectory runs over."""
+    ages = [policy_version - summary.oldest_version for summary in summaries]
+    spans = [span for summary in summaries for span in summary.version_spans]
+    return {
+        "buffer/age/mean": float(np.mean(ages)),
+        "buffer/age/max": float(max(ages)),
+        "buffer/span/mean": float(np.mean(spans)),
+        "buffer/span/max": float(max(spans)),
+    }
+
+
+def _mean(summaries: Sequence[GroupSummary]) -> float:
+    """Mean score of the trajectories that did not fail."""
+    return float(np.nanmean([score for summary in summaries for score in summary.scores]))
+
+
+def step_metrics(
+    times: Mapping[str, float], *, update: Mapping[str, float], settled: Sequence[GroupSummary]
+) -> dict[str, float]:
+    """A step's times (of `StageTimer`), what its `update` reports, and what it says about the groups that
+    were `settled` since the step before."""
+    busy_s = update["time/learn_s"] + times["time/weights_s"]
+    return {
+        "learner/logprob_gap/mean": math.nan,  # unless `update` has compared any token
+        **times,
+        **rollout_metrics(settled, duration_s=times["time/step_s"]),
+        **update,
+        "learner/idle/share": max(0.0, 1.0 - busy_s / times["time/step_s"]),
+    }
+
+
+def engine_metrics(usages: Sequence[EngineUsage]) -> dict[str, float]:
+    """What the engines' time went to, a mean over engines: since the step before, or since the cold start. Of
+    no engines, where the only one is being replaced, it is NaN."""
+
+    def mean(seconds: Callable[[EngineUsage], float]) -> float:
+        parts = [seconds(usage) / max(usage.duration_s, 1e-9) for usage in usages]
+        return float(np.mean(parts)) if parts else math.nan
+
+    return {
+        "engine/idle/share": mean(lambda usage: usage.idle_s),
+        "engine/paused/share": mean(lambda usage: usage.paused_s),
+        "engine/requests/mean": mean(lambda usage: usage.request_s),
+    }
+
+
+class LogprobGapError(RuntimeError):
+    """Engine and learner disagree about the policy: what was sampled is not what would be trained."""
+
+
+def expect_agreement(metrics: Mapping[str, float], *, max_logprob_gap: float) -> None:
+    """Raises `LogprobGapError` where a step's `learner/logprob_gap/mean` is above the limit. It is NaN, and
+    there is nothing to compare, where no token of the step is of the current version."""
+    gap = metrics["learner/logprob_gap/mean"]
+    if gap > max_logprob_gap:
+        raise LogprobGapError(
+            f"learner/logprob_gap/mean={gap:.4f}: engine and learner must agree on sampled tokens within "
+            f"learner.max_logprob_gap={max_logprob_gap}: go on by `userrl train RUN_FOLDER`, with a higher "
+            "limit where it is rounding; to give learner.dtype and engine.dtype alike, begin a new run "
+            "with --run NAME"
+        )
+
+
+class StageTimer:
+    """Seconds of each stage of a step; a stage may come again."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._stages: defaultdict[str, float] = defaultdict(float)
+
+    def end(self, stage: str) -> None:
+        """What came since the last `end` belongs to this stage."""
+        now = time.perf_counter()
+        self._stages[stage] += now - self._last
+        self._last = now
+
+    def metrics(self) -> dict[str, float]:
+        """`time/<stage>_s`, and their sum as `time/step_s`."""
+        stages = {f"time/{stage}_s": seconds for stage, seconds in self._stages.items()}
+        return {**stages, "time/step_s": self._last - self._start}

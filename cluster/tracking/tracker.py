@@ -1,0 +1,109 @@
+"""The tracker: a step's numbers to metrics.jsonl, the console and W&B, once a step, from the driver; and
+alerts where they look bad."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from cluster.config.run_config import RunConfig
+from cluster.console.event_bus import AUDIENCE
+from cluster.console.events import Event, WaitReason
+from cluster.console.progress import tell_step, warn
+from cluster.evaluation.results import EvaluationRow
+from cluster.run_folder.paths import RunFolder, write_whole
+from cluster.tracking.alerts import Alert, RunAlerts, stopped
+from cluster.tracking.wandb.history import WandbHistory, evaluation_entry, sft_entry, step_entry
+from cluster.tracking.wandb.run import WandbRun
+from cluster.workers.restart import RestartError
+
+
+class Tracker:
+    """Owns metrics.jsonl and the W&B run. Use as a context manager, or call `close`."""
+
+    def __init__(self, folder: RunFolder, *, config: RunConfig, resume_step: int = 0, group: str = ""):
+        """Keeps what is of steps up to `resume_step`, which stand though they be taken again, and cuts what
+        is of later ones: they never were. `group` is the W&B group of a sweep's runs."""
+        self._num_steps = config.grpo.num_steps
+        self._alerts = RunAlerts(
+            limits=config.simulator.alarms,
+            max_logprob_gap=config.learner.max_logprob_gap,
+        )
+        self._last_step = 0
+        """The last one that metrics.jsonl has."""
+        for line in _cut_metrics(folder, resume_step=resume_step):
+            self._last_step = line.pop("step")
+            self._alerts.look(self._last_step, metrics=line)
+        self._metrics = folder.metrics.open("a", encoding="utf-8")
+        self._history = WandbHistory(folder, resume_step=resume_step)
+        self._wandb = WandbRun(folder, config=config, history=self._history, group=group)
+        self._hearing = ExitStack()
+        self._hearing.enter_context(AUDIENCE.joined_by(self))
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        goes_on = isinstance(error, RestartError)
+        failure = error if isinstance(error, Exception) and not goes_on else None
+        if failure is not None:
+            self._wandb.alert(stopped(failure, step=self._last_step))
+        self.close(failed=failure is not None, goes_on=goes_on)
+
+    def hear(self, event: Event) -> None:
+        """What the driver tells while a step waits."""
+        if isinstance(event, WaitReason):
+            for alert in self._alerts.wait(event.text, at=event.at):
+                self._tell(alert)
+
+    def log_step(self, step: int, *, metrics: Mapping[str, float]) -> None:
+        """One GRPO step: a line for people, a line in metrics.jsonl, a row in W&B. A step that is taken again
+        after a resume has its line and its row from before."""
+        tell_step(step, num_steps=self._num_steps, metrics=metrics)
+        if step <= self._last_step:
+            return
+        self._last_step = step
+        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
+        self._metrics.flush()
+        self._history.add(step_entry(step, metrics=finite))
+        for alert in self._alerts.look(step, metrics=metrics):
+            self._tell(alert)
+        self._wandb.wake()
+
+    def log_sft(self, sft_step: int, *, metrics: Mapping[str, float]) -> None:
+        """One optimizer step of SFT, on its own axis in W&B."""
+        self._history.add(sft_entry(sft_step, metrics=metrics))
+        self._wandb.wake()
+
+    def log_evaluation(self, rows: Sequence[EvaluationRow], *, step: int) -> None:
+        """Scores of one evaluation; `step` is the number of GRPO steps behind the policy."""
+        self._history.add(evaluation_entry(rows, step=step))
+        self._wandb.wake()
+
+    def close(self, *, failed: bool = False, goes_on: bool = False) -> None:
+        """`goes_on`: the same run begins anew at once, with a tracker of its own."""
+        self._hearing.close()
+        self._metrics.close()
+        self._history.close()
+        self._wandb.close(failed=failed, goes_on=goes_on)
+
+    def _tell(self, alert: Alert) -> None:
+        warn(f"alert: {alert.title}: {alert.text}")
+        self._wandb.alert(alert)
+
+
+def _cut_metrics(folder: RunFolder, *, resume_step: int) -> list[dict[str, Any]]:
+    """Drops lines of later steps, and a last line that a crash left half written. Gives the others."""
+    kept: list[str] = []
+    if folder.metrics.exists():
+        for line in folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not line.endswith("\n") or json.loads(line)["step"] > resume_step:
+                break
+            kept.append(line)
+        write_whole(folder.metrics, "".join(kept))
+    return [json.loads(line) for line in kept]

@@ -1,0 +1,1 @@
+"""Weights & Biases: the run, its history, tables, artifacts and workspace."""

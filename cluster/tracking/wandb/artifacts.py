@@ -1,0 +1,164 @@
+"""Lineage: what a run was made from, and what it made, as W&B artifacts. Models and checkpoints are referred
+to where they lie; only what is small is copied.
+
+What an artifact copies is kept in `wandb/lineage/`, under a name that holds its hash: an offline run is sent
+when the files that it was made from may have changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cluster.config.run_config import RunConfig
+from cluster.preflight.policy import is_hub_name
+from cluster.run_folder.code_snapshot import ROOMS, write_rooms
+from cluster.run_folder.paths import RunFolder
+
+MOST_COPIED_BYTES = 64 * 2**20
+"""A model up to this size is copied to W&B; a larger one is referred to."""
+
+
+class ArtifactLineage:
+    """The artifacts of one W&B run."""
+
+    def __init__(self, run: Any, *, folder: RunFolder, config: RunConfig):
+        self._run = run
+        self._folder = folder
+        self._config = config
+        self._name = config.run.name
+        self._kept = folder.wandb / "lineage"
+        self._told: set[Path] = set()
+        """Checkpoints."""
+
+    def inputs(self) -> None:
+        """Code, recipe, tasks and the policy that training begins with."""
+        self._kept.mkdir(parents=True, exist_ok=True)
+        partial = self._kept / "code.partial"
+        write_rooms(partial)
+        code = self._keep(partial.read_bytes(), "code.zip")
+        partial.unlink()
+        self._use("userrl-code", "code", files=[code], metadata={"sha256": _sha256(code), "rooms": ROOMS})
+        recipe = self._keep(self._folder.config.read_bytes(), "config.toml")
+        self._use(f"config-{self._name}", "config", files=[recipe])
+        tasks = task_facts(self._config)
+        data = {gym: Path(path).expanduser().resolve() for gym, path in self._config.gyms.data.items()}
+        file = self._keep(json.dumps(tasks, indent=2).encode(), "tasks.json")
+        self._use("tasks", "dataset", files=[file], references=data, metadata=tasks)
+        path = self._config.policy.path
+        if path is not None and is_hub_name(path):
+            self._use(_plain(f"policy-{path}"), "model", files=[], metadata={"hub": path})
+            return
+        policy = self._folder.policy if path is None else Path(path).expanduser()
+        if (policy / "config.json").exists():
+            self._model(f"policy-{self._name if path is None else policy.name}", policy, is_input=True)
+
+    def checkpoints(self) -> None:
+        """Those that were completed since the last look, by reference."""
+        best = self._folder.best
+        for path in (*self._folder.newest_checkpoints, *([best.path] if best else [])):
+            if path in self._told:
+                continue
+            self._told.add(path)
+            score = {"score": best.score, "split": best.split} if best and path == best.path else {}
+            aliases = ["latest", path.name, *(["best"] if score else [])]
+            with suppress(FileNotFoundError, NotADirectoryError):  # a newer one may take its place just now
+                self._log(
+                    f"checkpoint-{self._name}",
+                    "checkpoint",
+                    references={path.name: path.resolve(strict=True)},
+                    metadata={"path": str(path.resolve()), **score},
+                    aliases=aliases,
+                )
+
+    def outputs(self) -> None:
+        """The trained policies, and all that a run has said of itself, once it is over."""
+        self.checkpoints()
+        if not (self._folder.model / "config.json").exists():
+            return
+        for name, model in (("model", self._folder.model), ("best-model", self._folder.best_model)):
+            if (model / "config.json").exists():
+                self._model(f"{name}-{self._name}", model, is_input=False)
+        told = (self._folder.metrics, self._folder.evaluation, self._folder.validation)
+        files = [self._keep(path.read_bytes(), path.name) for path in told if path.exists()]
+        self._log(f"results-{self._name}", "results", files=files)
+        self._log(
+            f"trajectories-{self._name}",
+            "dataset",
+            references={"trajectories": self._folder.trajectories.resolve()},
+        )
+
+    def _model(self, name: str, model: Path, *, is_input: bool) -> None:
+        files = sorted(path for path in model.iterdir() if path.is_file())
+        is_small = sum(path.stat().st_size for path in files) <= MOST_COPIED_BYTES
+        send = self._use if is_input else self._log
+        facts = {"path": str(model.resolve())}
+        if is_small:
+            send(_plain(name), "model", files=files, metadata=facts)
+        else:
+            send(_plain(name), "model", references={model.name: model.resolve()}, metadata=facts)
+
+    def _use(self, name: str, type_: str, **content: Any) -> None:
+        """As an input of the run."""
+        publish(self._run, self._artifact(name, type_, **content), is_input=True)
+
+    def _log(self, name: str, type_: str, *, aliases: list[str] | None = None, **content: Any) -> None:
+        """As an output of the run."""
+        publish(self._run, self._artifact(name, type_, **content), aliases=aliases)
+
+    def _artifact(
+        self,
+        name: str,
+        type_: str,
+        *,
+        files: list[Path] | None = None,
+        references: Mapping[str, Path] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Any:
+        import wandb
+
+        artifact = wandb.Artifact(_plain(name), type=type_, metadata=dict(metadata or {}))
+        for path in files or []:
+            artifact.add_file(str(path.resolve()), name=path.name, policy="immutable")
+        for part, path in (references or {}).items():
+            artifact.add_reference(path.as_uri(), name=part, checksum=False)
+        return artifact
+
+    def _keep(self, content: bytes, name: str) -> Path:
+        """The content under a name of its own in the run folder."""
+        stem, _, ending = name.partition(".")
+        path = self._kept / f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}.{ending}"
+        if not path.exists():
+            path.write_bytes(content)
+        return path
+
+
+def publish(run: Any, artifact: Any, *, aliases: list[str] | None = None, is_input: bool = False) -> Any:
+    """Hands an artifact to W&B's own process, which writes it to the run's file and sends it, and returns at
+    once. W&B's `log_artifact` asks the service first, and waits for it; its `use_artifact` also refuses to be
+    called offline."""
+    artifact.finalize()
+    run._interface.publish_artifact(run, artifact, aliases or ["latest"], use_after_commit=is_input)
+    return artifact
+
+
+def task_facts(config: RunConfig) -> dict[str, Any]:
+    """All that decides which tasks are drawn, and in which order."""
+    return {
+        "gyms": config.gyms.model_dump(mode="json"),
+        "seed": config.run.seed,
+        "personas": config.simulator.personas,
+        "test_tasks_per_gym": config.evaluation.tasks_per_gym,
+        "validation_tasks_per_gym": config.evaluation.validation_tasks_per_gym,
+    }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _plain(name: str) -> str:
+    """W&B takes letters, digits, `.`, `_` and `-`."""
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)[:120]

@@ -1,0 +1,42 @@
+"""Where the policy comes from: a folder or hub name that was given, or a small one made on the spot."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from cluster.config.run_config import RunConfig
+from cluster.preflight.policy import is_hub_name
+from cluster.run_folder.paths import RunFolder, write_folder
+from learners.model.tiny_policy import build
+from simulators.gym_plugins import known_gyms
+
+
+def local_folder(path: str) -> str:
+    """The absolute folder of a model: given as one, or downloaded by its hub name into the local cache."""
+    return snapshot_download(path) if is_hub_name(path) else str(Path(path).expanduser().resolve())
+
+
+def provide_policy(config: RunConfig, folder: RunFolder) -> str:
+    """A folder or name that transformers and vLLM load; a tiny policy is made once a run."""
+    if config.policy.path is not None:
+        return local_folder(config.policy.path)
+    if not (folder.policy / "config.json").exists():
+        write_folder(  # whole or not at all: a run that was killed here must not go on with half of it
+            folder.policy,
+            lambda path: build(
+                path,
+                config.policy.tiny,
+                max_tokens=config.engine.max_model_len,
+                seed=config.run.seed,
+                gyms=known_gyms(config.gyms.modules),
+            ),
+        )
+    return str(folder.policy.resolve())
+
+
+def reference_folder(config: RunConfig, folder: RunFolder) -> str:
+    """Where the KL's reference model lies: the one that the recipe names, or a folder for the learners'
+    own."""
+    if config.learner.reference:
+        return local_folder(config.learner.reference)
+    return str(folder.reference.resolve())

@@ -1,0 +1,177 @@
+"""What a run has beside its driver: users, engines and feeds, and what rollout actors are told of them."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.engines.client import EngineClient
+from actors.engines.vllm_engine import EngineActor
+from actors.engines.vllm_settings import COMES_FIRST
+from actors.rollout_setup import RolloutSetup
+from actors.trajectory import GroupOrder
+from cluster.config.run_config import RunConfig
+from cluster.console.progress import say
+from cluster.ray_cluster.placement import PlannedProcess, gpu_share, planned_processes
+from cluster.ray_cluster.serve_watchdog import ServeWatchdog
+from cluster.ray_cluster.simulator_service import connect_user, quick_apps, start_simulators, stop_simulators
+from cluster.ray_cluster.start import actor_beside_driver
+from cluster.workers.engine_pool import EnginePool
+from learners.buffer.buffer import BufferSizes
+from learners.buffer.buffer_actor import BufferActor
+from learners.buffer.fixed_work_source import FixedWorkSource
+from learners.buffer.zero_advantage import is_flat
+from rewards.reward_functions import RewardContext
+from rewards.scorer import make_scorer
+from simulators.task import TaskSource
+
+STOP_TIMEOUT_S = 20.0
+MOST_OTHER_CALLS = 1024
+"""Of the driver, and of rollout actors that join while the run goes on, which have a few each under way."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Services:
+    """The processes that rollouts lean on. Made by `start_services`, ended by `stop`."""
+
+    config: RunConfig
+    engines: EnginePool
+    buffer: ActorHandle
+    rollout_setup: RolloutSetup
+    replica_watch: ServeWatchdog
+    started_ray: bool
+    """Whether Ray was started here, and so ends here."""
+
+    def wait(self) -> None:
+        """Until the engines have started, too. Raises what one raised by itself."""
+        self.engines.wait()
+        say(f"simulators, buffer and {self.engines.num_wanted} engine(s) are up")
+
+    def stop(self) -> None:
+        """Ends all of them; what does not end in time is killed. Leaves a cluster that was joined as it
+        was."""
+        self.replica_watch.close()
+        closing: Any = self.buffer.close.remote()
+        self.engines.stop(timeout_s=STOP_TIMEOUT_S)
+        ray.wait([closing], timeout=STOP_TIMEOUT_S)
+        ray.kill(self.buffer)
+        stop_simulators(self.config, and_ray=self.started_ray)
+
+
+def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, started_ray: bool) -> Services:
+    """Starts everything that rollouts need, and waits until it is up, but for the engines: these start
+    beside all that comes before the first weights, unless they share GPUs with learners. `started_ray` is
+    what `start_ray` said.
+    """
+    with ExitStack() as undo:  # where something fails, the last that was started ends first
+        if started_ray:
+            undo.callback(ray.shutdown)
+        engines = start_engines(config, policy_folder=policy_folder)
+        undo.callback(engines.stop, timeout_s=STOP_TIMEOUT_S)
+        replica_watch = ServeWatchdog(quick_apps(config))
+        undo.callback(replica_watch.close)
+        start_simulators(config, http=False)
+        if not started_ray:
+            undo.callback(stop_simulators, config, and_ray=False)
+        buffer = create_buffer(config, run_folder=run_folder)
+        undo.callback(ray.kill, buffer)
+        if 0 < resources(config)["engine"].num_gpus < config.engine.tensor_parallel_size:
+            engines.wait()  # vLLM sizes its cache by what is free on the GPU: no learner may be loading there
+        rollout_setup = make_rollout_setup(config, policy_folder=policy_folder)
+        undo.pop_all()
+    return Services(
+        config=config,
+        engines=engines,
+        buffer=buffer,
+        rollout_setup=rollout_setup,
+        replica_watch=replica_watch,
+        started_ray=started_ray,
+    )
+
+
+def start_engines(config: RunConfig, *, policy_folder: str) -> EnginePool:
+    """Begins to start the run's engines."""
+    process = resources(config)["engine"]
+    # A Ray actor's calls run at the same time up to this number; vLLM does the queueing.
+    most_calls = 2 * config.rollout.num_actors * config.rollout.dialogues_per_actor + MOST_OTHER_CALLS
+    create: Any = ray.remote(EngineActor)
+    create = create.options(
+        num_cpus=process.num_cpus,
+        num_gpus=process.num_gpus,
+        resources=process.resources,
+        runtime_env={"env_vars": COMES_FIRST},
+        max_concurrency=most_calls,
+        scheduling_strategy="SPREAD",  # outside the placement group of a Tune trial
+    )
+
+    def create_engine(number: int) -> ActorHandle:
+        return create.remote(policy_folder, config.engine, config.run.seed + number)
+
+    return EnginePool(
+        create_engine,
+        num_engines=config.engine.num_engines,
+        places_each=config.engine.max_num_seqs,
+        start_timeout_s=config.engine.start_timeout_s,
+    )
+
+
+def create_order_list(orders: Sequence[GroupOrder], *, group_timeout_s: float) -> ActorHandle:
+    """A feed of these orders, on the driver's node."""
+    return actor_beside_driver(FixedWorkSource).remote(orders, group_timeout_s=group_timeout_s)
+
+
+def make_rollout_setup(config: RunConfig, *, policy_folder: str) -> RolloutSetup:
+    """What rollout actors need to find the users and the judge; which engines there are they are told with
+    their work. Raises ValueError where the judge's key is not set."""
+    context = RewardContext(
+        gammas={gym: config.learner.credit_of(gym).gamma for gym in config.gyms.evaluated},
+        max_completion_tokens=config.rollout.max_completion_tokens,
+    )
+    return RolloutSetup(
+        config=config.rollout,
+        policy_folder=policy_folder,
+        max_tokens=config.engine.max_model_len,
+        engine_places=config.engine.max_num_seqs * config.engine.num_engines / config.rollout.num_actors,
+        connect_engine=partial(EngineClient, (), timeout_s=config.engine.complete_timeout_s),
+        open_gyms=config.gyms.open,
+        personas=config.simulator.personas,
+        connect_user=partial(connect_user, config),
+        score=make_scorer(config.reward, context=context, num_processes=config.rollout.num_actors),
+    )
+
+
+def resources(config: RunConfig) -> Mapping[str, PlannedProcess]:
+    """What each kind of process asks of Ray, by name."""
+    share = gpu_share(config, num_gpus=int(ray.cluster_resources().get("GPU", 0)))
+    return {process.name: process for process in planned_processes(config, gpu_share=share)}
+
+
+def create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
+    """The feed of training, on the driver's node, where the run folder is."""
+    sizes = BufferSizes(
+        group_size=config.rollout.group_size,
+        groups_per_step=config.buffer.groups_per_step,
+        max_off_policy_steps=config.buffer.max_off_policy_steps,
+        seed=config.run.seed,
+        extra_dialogues=config.rollout.extra_dialogues,
+    )
+    source = TaskSource(
+        config.gyms.trained, split="train", seed=config.run.seed, difficulty=config.gyms.difficulty
+    )
+    return actor_beside_driver(BufferActor).remote(
+        sizes,
+        source=source,
+        run_folder=run_folder,
+        group_timeout_s=config.rollout.group_timeout_s,
+        is_flat=partial(
+            is_flat,
+            credit_of=config.learner.credit_of,
+            masks_truncated=config.learner.truncated == "mask",
+            has_gains=config.learner.information_gain != "none",
+        ),
+    )

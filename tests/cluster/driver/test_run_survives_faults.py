@@ -1,0 +1,107 @@
+"""A whole run, struck in the middle: an engine, its core, the sizes, a learner. Real processes."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.driver.algorithm import GRPO
+from cluster.workers.autoscaler import ask_for_sizes
+from cluster.workers.restart import run_with_restarts
+from tests.cluster.driver.test_algorithm import assert_promises_hold, tiny_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+WAIT_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def algorithm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GRPO]:
+    config = tiny_config(tmp_path_factory.mktemp("runs"), name="struck", max_off_policy_steps=1)
+    algorithm = config.build_algo()
+    assert isinstance(algorithm, GRPO)
+    yield algorithm
+    algorithm.stop()
+
+
+def processes(algorithm: GRPO) -> list[int]:
+    """The only engine's actor, then vLLM's."""
+    (member,) = algorithm.services.engines._members
+    assert member.place is not None
+    return [pid for pid, _ in member.place.processes]
+
+
+def is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("who", ["the actor", "the core"])
+def test_the_only_engine_is_killed_and_the_next_step_is_trained_all_the_same(
+    algorithm: GRPO, who: str
+) -> None:
+    algorithm.train()
+    lost, before = algorithm.services.engines.num_lost, processes(algorithm)
+    os.kill(before[0] if who == "the actor" else max(before[1:]), signal.SIGKILL)
+    began = time.monotonic()
+    algorithm.train()
+    algorithm.train()
+    assert time.monotonic() - began < WAIT_S
+    assert_promises_hold(algorithm.step_metrics, most_age=1)
+    assert algorithm.services.engines.num_lost == lost + 1
+    assert not any(is_alive(pid) for pid in before), "the dead engine's processes are ended, too"
+
+
+def test_sizes_change_while_the_run_goes_on_and_the_ledger_closes(algorithm: GRPO) -> None:
+    def train_until_settled() -> None:
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            algorithm.train()
+            assert_promises_hold(algorithm.step_metrics, most_age=1)
+            assert time.monotonic() < deadline
+            if algorithm.rollouts.crew.is_settled and algorithm.services.engines.is_settled:
+                return
+
+    for sizes in ({"rollouts": 2, "engines": 2, "simulators": 2}, {"rollouts": 1, "engines": 1}):
+        with algorithm.folder.locked():
+            ask_for_sizes(algorithm.folder, wanted=sizes, timeout_s=0.0)
+        train_until_settled()
+        assert algorithm.rollouts.crew.num_here == sizes["rollouts"]
+        assert algorithm.services.engines.num_serving == sizes["engines"]
+
+
+def test_a_learner_that_dies_before_all_are_there_is_a_new_start(tmp_path: Path) -> None:
+    config, began = tiny_config(tmp_path, name="begun", max_off_policy_steps=1), time.time()
+    killed, built = list[int](), list[GRPO]()
+
+    def kill_first_learner() -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not killed and time.monotonic() < deadline:
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if any("_WrappedExecutable" in word for word in process.cmdline()) and not killed:
+                        process.kill()
+                        killed.append(process.pid)
+
+    def build() -> None:
+        algorithm = config.build_algo()
+        assert isinstance(algorithm, GRPO)
+        built.append(algorithm)
+
+    killer = threading.Thread(target=kill_first_learner)
+    killer.start()
+    run_with_restarts(build, place=lambda: "its beginning")
+    killer.join()
+    try:
+        assert killed and len(built) == 1
+        built[0].train()
+        assert built[0].policy_version == 1
+        cores = [one for one in psutil.process_iter() if one.name().startswith("VLLM::Engine")]
+        new = [one for one in cores if one.create_time() > began]
+        assert len(new) == 1, "the engine that was still starting has left nothing behind"
+    finally:
+        built[0].stop()

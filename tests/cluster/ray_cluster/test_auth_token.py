@@ -1,0 +1,87 @@
+"""The cluster's token: where it is found, and that nobody else on the machine can read what is made."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from cluster.config.recipe import BadInput
+from cluster.ray_cluster.auth_token import default_path, find_token, provide_token
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_variable_comes_before_the_named_file_and_that_before_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_token() is None
+    default_path().parent.mkdir()
+    default_path().write_text("home\n")
+    assert find_token() == "home"
+    named = tmp_path / "named"
+    named.write_text(" named ")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(named))
+    assert find_token() == "named"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "variable")
+    assert find_token() == "variable"
+
+
+def test_a_named_file_without_a_token_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(BadInput, match="no token can be read there"):
+        find_token()
+    (tmp_path / "none").touch()
+    with pytest.raises(BadInput, match="this file is empty"):
+        find_token()
+
+
+def test_a_fresh_token_is_long_stays_and_is_read_by_its_owner_only() -> None:
+    provide_token()
+    token = find_token()
+    assert token is not None
+    assert len(token) == 64
+    assert mode(default_path()) == 0o600
+    provide_token()
+    assert find_token() == token
+
+
+def test_a_token_that_everybody_could_read_is_closed_and_kept() -> None:
+    default_path().parent.mkdir()
+    default_path().write_text("from-ray")
+    default_path().chmod(0o644)
+    provide_token()
+    assert (find_token(), mode(default_path())) == ("from-ray", 0o600)
+
+
+def test_an_empty_file_is_replaced() -> None:
+    default_path().parent.mkdir()
+    default_path().touch(mode=0o644)
+    provide_token()
+    assert find_token()
+    assert mode(default_path()) == 0o600
+
+
+def test_a_home_folder_that_takes_no_file_leaves_the_token_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".ray").write_text("a file where the folder should be")
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    provide_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def test_nothing_is_made_where_tokens_are_turned_off(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    provide_token()
+    assert list(home.iterdir()) == []

@@ -1,0 +1,78 @@
+"""Sealed variables: read by who has the token, by nobody else, and by name only on every other road."""
+
+import os
+
+import pytest
+
+from cluster.cli.main import main
+from cluster.config.recipe import BadInput
+from cluster.jobs.submit import sealed_environment
+from cluster.ray_cluster.encrypted_env import SEALED, open_sealed, seal
+
+CANARY = "canary-4711"
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "the-cluster's")
+    monkeypatch.setenv("THE_KEY", CANARY)
+
+
+def test_what_is_sealed_shows_neither_name_nor_value_and_opens_with_the_token() -> None:
+    environment = sealed_environment(["THE_KEY"])
+    assert environment.keys() == {SEALED}
+    assert CANARY not in environment[SEALED]
+    assert "THE_KEY" not in environment[SEALED]
+    del os.environ["THE_KEY"]
+    os.environ |= environment
+    open_sealed()
+    assert os.environ["THE_KEY"] == CANARY
+
+
+def test_another_token_opens_nothing_and_says_nothing() -> None:
+    os.environ[SEALED] = seal({"THE_KEY": CANARY}, token="another")
+    with pytest.raises(RuntimeError, match="node's Ray token is not the one") as error:
+        open_sealed()
+    assert CANARY not in str(error.value)
+
+
+def test_the_same_value_is_another_text_each_time() -> None:
+    assert seal({"A": "1"}, token="t") != seal({"A": "1"}, token="t")
+
+
+def test_a_process_without_sealed_variables_is_left_alone() -> None:
+    before = dict(os.environ)
+    open_sealed()
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("UNSET_HERE", "--env UNSET_HERE: not set here: export it"),
+        (f"THE_KEY={CANARY}", "--env THE_KEY=...: give the name alone"),
+    ],
+)
+def test_a_variable_that_cannot_be_sent_is_refused_without_its_value(name: str, says: str) -> None:
+    with pytest.raises(BadInput) as error:
+        sealed_environment([name])
+    assert says in str(error.value)
+    assert CANARY not in str(error.value)
+
+
+def test_without_a_token_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.jobs.submit.find_token", lambda: None)
+    with pytest.raises(BadInput, match="sealed with the cluster's token, and there is none here"):
+        sealed_environment(["THE_KEY"])
+    assert sealed_environment([]) == {}
+
+
+def test_the_command_line_of_a_job_opens_them_before_it_checks_a_recipe(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    os.environ |= sealed_environment(["THE_KEY"])
+    del os.environ["THE_KEY"]
+    assert main(["check", "nowhere.toml"]) == 2
+    assert os.environ["THE_KEY"] == CANARY
+    assert CANARY not in "".join(capsys.readouterr())

@@ -1,0 +1,32 @@
+"""Where models lie: the reference's folder, and what is asked of one that is named."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.config.recipe import BadInput
+from cluster.config.run_config import RunConfig
+from cluster.preflight.checks import check
+from cluster.run_folder.paths import RunFolder
+from cluster.workers.policy_source import reference_folder
+
+
+def config_of(**learner: object) -> RunConfig:
+    return RunConfig.model_validate({"learner": {"kl": "k2", **learner}})
+
+
+def test_the_reference_lies_in_the_run_folder_unless_one_is_named(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    assert reference_folder(config_of(), folder) == str(tmp_path / "run" / "reference")
+    named = tmp_path / "named"
+    named.mkdir()
+    assert reference_folder(config_of(reference=str(named)), folder) == str(named)
+
+
+def test_a_named_reference_is_looked_for_before_anything_starts(tmp_path: Path):
+    with pytest.raises(BadInput, match=r"learner\.reference=.*no such folder"):
+        check(config_of(reference=str(tmp_path / "none")))
+    with pytest.raises(BadInput, match=r"learner\.reference=.*no config\.json"):
+        check(config_of(reference=str(tmp_path)))
+    (tmp_path / "config.json").write_text("{}")
+    check(config_of(reference=str(tmp_path)))  # it never speaks: no chat template is asked of it
