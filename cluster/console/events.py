@@ -85,6 +85,8 @@ class RelayedLine:
 
 
 Event = LogLine | RunProgress | StepFinished | StageProgress | WaitReason | RelayedLine
+JSON_NAMES = {RunProgress: "run", StepFinished: "step", StageProgress: "stage", WaitReason: "waits"}
+"""The `event` of each type in JSON; a `LogLine` has its `kind` there."""
 
 
 class Listener(Protocol):
@@ -100,7 +102,7 @@ def to_json(event: Event) -> str:
     """
     if isinstance(event, RelayedLine):
         return event.line
-    kind = event.kind if isinstance(event, LogLine) else type(event).__name__.lower()
+    kind = event.kind if isinstance(event, LogLine) else JSON_NAMES[type(event)]
     own = {one.name: getattr(event, one.name) for one in fields(event) if one.name not in ("at", "kind")}
     return json.dumps({"time": round(event.at, 3), "event": kind, **finite(own)}, ensure_ascii=False)
 
