@@ -1,5 +1,5 @@
-"""What became of every group of a run, read off its rows on disk and its last checkpoint, and not from what
-the run says of itself."""
+"""Audit of a run after chaos: counts lost, duplicated and stale groups from the Parquet rows and the last
+checkpoint, not from what the run reports about itself."""
 
 import json
 from collections import Counter, defaultdict

@@ -1,7 +1,7 @@
-"""A Ray cluster of several nodes on this machine, made to be struck, and a run on it in a process of its own.
+"""Local Ray cluster with several nodes as the target of chaos, and the job under test in its own process.
 
-Every process that is struck is found through this cluster's own tables, so that nothing else on the machine
-can be hit.
+Every process that is killed is looked up in this cluster's own tables, so nothing else on the machine can be
+hit.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""What chaos does to a run, when, and when it counts as mended. Pure: it kills nothing itself."""
+"""Catalogue of chaos faults: which process each kind hits, when it may strike, and when the run counts as
+recovered. Pure: kills nothing itself."""
 
 import random
 import re

@@ -1,5 +1,5 @@
-"""One fault after another on a running job: who is struck, how long until it is mended, and what a person who
-watches is told."""
+"""Fault injector: applies one fault after another to a running job, measures each recovery time, and prints
+both."""
 
 import math
 import time

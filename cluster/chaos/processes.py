@@ -1,5 +1,5 @@
-"""The processes of a node: found while its raylet lives, ended for certain once it does not. A number
-that has gone to another process since is never hit."""
+"""Processes of a cluster node: finds them while the raylet lives and kills the survivors once it is dead. A
+process id that the system has reused is never killed."""
 
 from collections.abc import Iterable
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""`userrl chaos`: a real job while its processes are killed at random, and what that cost."""
+"""`userrl chaos`: runs a real job, kills its processes at random, and reports what that cost."""
 
 import json
 from collections import deque

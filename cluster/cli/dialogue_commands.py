@@ -1,5 +1,5 @@
-"""The commands of `userrl` that have dialogues without training: evaluate, serve. Light: what a command
-needs is loaded when it runs."""
+"""`userrl evaluate` and `userrl serve`: arguments and entry points. Heavy imports happen when a command
+runs."""
 
 import argparse
 from pathlib import Path

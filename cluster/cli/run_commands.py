@@ -1,5 +1,5 @@
-"""The commands of `userrl` around a run: train, check, chaos, scale, report. Light: what a command needs is
-loaded when it runs."""
+"""`userrl train`, `check`, `chaos`, `scale` and `report`: arguments and entry points. Heavy imports happen
+when a command runs."""
 
 import argparse
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""The commands of `userrl` with which a person looks: status at a run, play at a dialogue. Light: what a
-command needs is loaded when it runs."""
+"""`userrl status` and `userrl play`: arguments and entry points. Heavy imports happen when a command runs."""
 
 import argparse
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Settings of what is trained on: which gyms, whose rules, whose tasks. Light: no heavy
-imports."""
+"""Config section `gyms`: which gyms are trained on, their weights, rules, difficulty and data files. Light:
+no heavy imports."""
 
 from collections.abc import Sequence
 from pathlib import Path

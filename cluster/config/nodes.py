@@ -1,5 +1,5 @@
-"""Settings of the placement: which nodes of a cluster take which processes. Light: imports neither torch nor
-Ray."""
+"""Config section `ray.nodes`: which cluster nodes each kind of process may use. Light: imports neither torch
+nor Ray."""
 
 import re
 

@@ -1,7 +1,7 @@
-"""The page docs/recipes.md, made of the config classes: `python -m cluster.config.recipe_docs > PAGE`.
+"""Generator of docs/recipes.md from the config classes: `python -m cluster.config.recipe_docs > PAGE`.
 
-A key's type, default and bounds are what pydantic checks, its meaning the docstring under the field, so that
-the page cannot say anything else than the program does.
+Types, defaults and bounds are what pydantic checks, descriptions are the docstrings under the fields, so the
+page cannot differ from the program.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""A run's whole configuration: composes the rooms' configs, and holds the few rules that span rooms.
+"""Root config of a run: composes the config sections of all rooms and holds the few rules that span several
+of them.
 
-Light: no torch, Ray, vLLM or transformers, so that a recipe is checked in an instant. The docstring under a
-field is its help.
+Light: no torch, Ray, vLLM or transformers, so a recipe is checked in an instant. The docstring under a field
+is its help text.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""How long something still takes, by how it went of late. Pure: moments are given, no clock is read."""
+"""Estimate of the remaining time from recent speed. Pure: timestamps are passed in, no clock is read."""
 
 from collections import deque
 

@@ -1,7 +1,5 @@
-"""Who hears what a command tells: its screen, and where it is a run, the record in the run folder.
-
-One for the process, as stderr is. Any thread may tell.
-"""
+"""Event bus of the process: delivers events to the active screen and, in a run, to the log in the run folder.
+Thread-safe."""
 
 import os
 import sys

@@ -1,6 +1,7 @@
-"""What a command has to tell while it works: made once, then shown in any form, and kept in the run folder.
+"""Event types of a command's output (line, stage, step, wait) and their JSON form.
 
-Light: every command loads it.
+Each event is created once, then shown by any screen and stored in the run folder. Light: every command loads
+it.
 """
 
 import json

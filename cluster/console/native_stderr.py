@@ -1,4 +1,4 @@
-"""Stderr below Python: what Ray's C++ writes to file descriptor 2, line by line."""
+"""Capture of writes to file descriptor 2 that bypass Python (Ray's C++ logs), line by line."""
 
 import os
 import sys

@@ -1,6 +1,7 @@
-"""A command's two outputs: results on stdout, all else on stderr, as `--quiet` and `--log-format` ask.
+"""Setup of a command's stdout and stderr: results on stdout, everything else on stderr, in the form that
+`--quiet` and `--log-format` ask for.
 
-A reader that goes away (`| head`) ends a command without a word; one of stderr alone ends nothing.
+A closed stdout (`| head`) ends the command silently; a closed stderr ends nothing.
 """
 
 import argparse

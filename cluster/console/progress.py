@@ -1,6 +1,5 @@
-"""What a command tells people while it works: a line a step, stages with the time that they still take; on
-stderr, since stdout is for results. How it is shown is the screen's.
-"""
+"""Progress output of a running command: lines, stages with remaining time, one line a step. Emits events; the
+screen decides how they look. stderr only, since stdout is for results."""
 
 import logging
 import math

@@ -1,7 +1,5 @@
-"""What stderr shows of a command: bars in a terminal, plain lines elsewhere, JSON lines, or troubles alone.
-
-Stdout is for results and never written here.
-"""
+"""Renderers of stderr: plain lines, JSON lines, or problems only; a terminal's bars are in `terminal.py`.
+stdout is never written here."""
 
 import os
 import sys

@@ -1,4 +1,5 @@
-"""Outcomes out of the tables of rollouts, and their forms on disk: a JSON object, and a row of Parquet."""
+"""Outcomes of evaluation dialogues: extracted from rollout tables, written as JSON objects and Parquet
+rows."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,6 @@
-"""The report of `userrl evaluate`: one JSON for programs and one Markdown page for people, out of the same
-rows.
+"""Report of `userrl evaluate`: one JSON file and one Markdown page from the same rows.
 
-Refuses to know how dialogues are played; `cluster/evaluation/resume_log.py` remembers them.
+Does not play dialogues; `cluster/evaluation/resume_log.py` stores them.
 """
 
 import json

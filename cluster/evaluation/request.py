@@ -1,4 +1,4 @@
-"""What `userrl evaluate` is asked, checked before anything heavy starts. Every refusal is one line."""
+"""Arguments of `userrl evaluate`, validated before anything heavy starts. Every refusal is one line."""
 
 import json
 import tempfile

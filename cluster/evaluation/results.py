@@ -1,7 +1,7 @@
-"""Evaluation rows: one a gym and simulator with its 95 % interval, their averages, `evaluation.json`, and the
-table at the end.
+"""Evaluation results: one row a gym and simulator with its 95 % interval, their averages, `evaluation.json`,
+and the table printed at the end.
 
-A failed dialogue is no score: it is left out and counted. Knows no engine and no Ray.
+Failed dialogues are counted and left out of scores. Knows no engine and no Ray.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""The journal of an evaluation: every finished group of dialogues is one line, so that a killed evaluation
-goes on where it was.
+"""Resume log of an evaluation: one line for each finished group of dialogues, so that a killed evaluation
+resumes.
 
-It lies beside the report and may hold several policies, each under its own settings; it takes part in no
-score.
+One file, next to the report, may hold several policies, each under its own settings. It affects no score.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""Ray's Jobs API as people meet it: connect, send, follow, list, stop. Every refusal is one line.
+"""Client of Ray's Jobs API: connect, submit, follow, list, stop. Every refusal is one line.
 
 Knows no recipe: a job is a command and the files it runs in.
 """

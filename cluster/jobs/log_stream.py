@@ -1,7 +1,6 @@
-"""What a job prints, as whoever submitted it wants it: as it comes, sorted into results and progress, or not
-at all.
+"""Stream of a job's log to the submitter's terminal: raw, sorted into results and progress, or suppressed.
 
-A job's log has both of its outputs in one, so that only JSON lines can be told apart.
+Ray merges a job's stdout and stderr into one log, so only JSON lines can be told apart.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""What a job takes with it: the five rooms, the recipe, gyms of one's own that lie here, and the files that
+"""Working directory of a job as a ZIP archive: the five rooms, the recipe, local gym modules, and files that
 the recipe names by relative path.
 
-Nothing else of the folder leaves this machine: no run, no data, no .git, no .env. What is large belongs on a
-disk that all nodes see, and is named by its absolute path.
+Nothing else leaves this machine: no run, no data, no .git, no .env. Large files belong on a disk that all
+nodes see and are named by absolute path.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""`userrl submit`, `jobs`, `logs` and `stop`: a recipe as a Ray job on a cluster, from this machine.
+"""`userrl submit`, `jobs`, `logs` and `stop`: runs a recipe as a Ray job on a cluster, from this machine.
 
-All that can be checked here is checked before anything is sent. The values of variables named with --env are
-read from this process's environment; they are never printed, and only travel sealed.
+Everything that can be checked here is checked before anything is sent. Values of variables named with --env
+are read from this process's environment, never printed, and only sent encrypted.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""`userrl play`: a person in the terminal, as the agent of the rule-based user, or as the user of a script, a
-checkpoint or an endpoint's model.
+"""`userrl play`: a person in the terminal plays the agent against the rule-based user, or the user against a
+script, a checkpoint or an endpoint's model.
 
-Rewards are told at the end only.
+Rewards are shown at the end only.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
-"""Whom a person meets as the user: a script, a model folder, a run's newest policy, one of its checkpoints,
-or an endpoint's model. All of it in this process: no Ray, no vLLM."""
+"""Policies for `userrl play`: a script, a model folder, a run's newest model or checkpoint, or an endpoint's
+model. All in this process: no Ray, no vLLM."""
 
 import tempfile
 import warnings

@@ -1,4 +1,4 @@
-"""A policy that reads tokens or messages against a person: one rollout like any other, shown as it goes."""
+"""Rollout of a policy against a person in the terminal, printed turn by turn."""
 
 import asyncio
 

@@ -1,6 +1,6 @@
-"""Checks a config against the world before Ray or a model starts: folders, addresses, CPUs and GPUs.
+"""Checks of a config against this machine before Ray or a model starts: folders, addresses, CPUs and GPUs.
 
-Imports no torch, Ray, vLLM or transformers. Every refusal is a `BadInput`, one line: value, rule, cure.
+Imports no torch, Ray, vLLM or transformers. Every refusal is a `BadInput` of one line: value, rule, cure.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a run would do, told without starting anything: `userrl check`."""
+"""`userrl check`: prints what a run would do without starting anything."""
 
 from dataclasses import asdict, dataclass
 

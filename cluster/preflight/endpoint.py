@@ -1,4 +1,4 @@
-"""Whether an endpoint that is to play the policy, or to judge, can be had: its URL, key, model. Asked before
+"""Check of an OpenAI-compatible endpoint that plays the policy or judges: URL, API key and model name, before
 anything starts.
 
 Light: no client library, no Ray.

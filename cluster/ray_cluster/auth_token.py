@@ -1,5 +1,5 @@
-"""The token that a Ray cluster asks of everybody who talks with it: where it is found, and a private one for
-a cluster that starts here. Ray checks it; this file only reads and writes it."""
+"""Ray's cluster authentication token: finds it, or creates a private one for a local cluster. Ray checks it;
+this file only reads and writes it."""
 
 import os
 import secrets

@@ -1,4 +1,5 @@
-"""What this machine has and what a run asks of it: CPUs, GPUs, and the processes that share them."""
+"""CPU and GPU placement: what this machine has, what each kind of process of a run requests, and which share
+GPUs."""
 
 import os
 from collections.abc import Mapping

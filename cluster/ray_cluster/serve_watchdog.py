@@ -1,7 +1,5 @@
-"""Serve replicas that hang before they have ever answered: Serve waits for them without limit. They are ended
-here, and Serve starts others. Of those that it finds again after its controller has died it ends such ones
-itself.
-"""
+"""Watchdog for Serve replicas that hang during start-up, for which Serve waits without a limit: it kills
+them, and Serve starts replacements."""
 
 import threading
 import time

@@ -1,4 +1,5 @@
-"""The simulated users on Ray Serve: an application of rules for a run, and one for each model it hosts."""
+"""Start and scaling of the simulated users on Ray Serve: one application for the rule-based users of a run,
+and one for each hosted model."""
 
 import time
 from functools import partial

@@ -1,4 +1,4 @@
-"""Ray: a cluster that is joined, or one that starts here; and what must run on the driver's own node."""
+"""Start of Ray: joins a running cluster or starts a local one; pins actors to the driver's node."""
 
 import logging
 import os

@@ -1,6 +1,5 @@
-"""A chart: its numbers, and its picture as an SVG that takes its colours from the page, so that one picture
-is right on light and on dark. Drawn by matplotlib; knows nothing of runs.
-"""
+"""A chart and its SVG, drawn by matplotlib with colours from the page's style sheet, so that one picture fits
+light and dark mode. Knows nothing of runs."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""`userrl report`: writes the page of one run, or of several that are compared, or serves it."""
+"""`userrl report`: writes the HTML page of one run, or of several in comparison, or serves it."""
 
 from collections.abc import Sequence
 from pathlib import Path

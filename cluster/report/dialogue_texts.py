@@ -1,5 +1,4 @@
-"""The dialogues that a report shows, read from Parquet: what was said, what each turn earned and was credited
-with, and the tokens that were sampled."""
+"""Dialogues for the report, read from Parquet: texts, rewards and credit of each turn, sampled tokens."""
 
 import math
 import zlib

@@ -1,5 +1,5 @@
-"""The page over HTTP while its runs go on: made anew when a run folder has changed and somebody looks. On the
-loopback interface only, since dialogues are nobody else's business."""
+"""HTTP server of the report page during a run: renders it again when the run folder has changed and the page
+is requested. Loopback interface only, since dialogues are private."""
 
 import os
 import sys

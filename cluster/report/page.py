@@ -1,4 +1,4 @@
-"""Run folders to one HTML page that holds all it needs: styles, scripts, pictures, numbers, dialogues."""
+"""Rendering of run folders to one self-contained HTML page: styles, scripts, pictures, numbers, dialogues."""
 
 import base64
 import hashlib

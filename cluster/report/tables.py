@@ -1,4 +1,4 @@
-"""The tables of a report: runs in few numbers, evaluations, settings. Cells are texts."""
+"""Tables of a report: runs at a glance, evaluations, settings. All cells are texts."""
 
 import math
 import statistics

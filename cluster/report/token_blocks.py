@@ -1,4 +1,4 @@
-"""The sampled tokens that a page carries: ids, logprobs, versions, and the words that the ids stand for."""
+"""Sampled tokens embedded in a report page: ids, logprobs, policy versions, and the texts of the ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which run a person means on a command line."""
+"""Resolution of a run folder from a command-line argument."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""What a run's driver leaves of itself in the run folder, for whoever looks from outside: `status.json`, how
-far it is just now, and `log.jsonl`, every line that it said.
+"""Heartbeat of a run's driver in the run folder: `status.json` with the current progress and `log.jsonl` with
+every printed line.
 
-Small, and never in the way: a disk that refuses them is said once, and the run goes on.
+A disk that refuses writes is reported once, and the run continues.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""The run folder: names every path in it, knows how far its run came, and makes files whole or not at all."""
+"""The run folder: all its paths, its state (fresh, stopped, finished), and atomic writes of files and
+folders."""
 
 import fcntl
 import json

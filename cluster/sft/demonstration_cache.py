@@ -1,7 +1,7 @@
-"""The demonstrations that a run's experts have played, in its folder: a run that goes on imitates the same
-ones, and plays only those again that failed.
+"""Cache of played demonstrations in the run folder: a resumed run imitates the same ones and replays only
+those that failed.
 
-An actor beside the driver reads and writes the files, so that the driver holds references only.
+An actor on the driver's node reads and writes the files, so the driver holds references only.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""Where demonstrations come from: scripted experts, earlier runs' best trajectories, ShareGPT files.
+"""Sources of demonstrations: scripted experts, the best trajectories of earlier runs, ShareGPT files.
 
-Every source gives tables in the object store. Tasks beside the driver read and render; the driver holds
+Every source gives tables in the object store. Tasks read and render in parallel with the driver, which holds
 references and counts.
 """
 

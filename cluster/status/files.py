@@ -1,6 +1,6 @@
-"""What `userrl status` reads of a run's growing files: their ends, and never all of them as JSON.
+"""Tail readers of a run's growing files for `userrl status`: never parses a whole file.
 
-A file may be written while it is read: a last line without its end is left out.
+A file may be written while it is read: an incomplete last line is left out.
 """
 
 import json

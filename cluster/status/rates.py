@@ -1,4 +1,4 @@
-"""How fast a run is and what it waits for, from the last lines of metrics.jsonl. Pure."""
+"""Speed and bottleneck of a run, computed from the last lines of metrics.jsonl. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

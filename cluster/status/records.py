@@ -1,4 +1,4 @@
-"""What `userrl status` says: its fields are the keys of `--json`. Seconds are of now; what nobody knows is
+"""Records of `userrl status`: the fields are the keys of `--json`. Ages are in seconds; unknown values are
 None."""
 
 from collections.abc import Mapping, Sequence

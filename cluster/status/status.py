@@ -1,6 +1,6 @@
-"""`userrl status`: how far a run is, how fast, and what it waits for, read from its folder in an instant.
+"""`userrl status`: progress, speed and bottleneck of a run, read from its folder in an instant.
 
-Starts nothing, asks no process, loads no Ray: it works for a run on another machine, and for a dead one.
+Starts nothing, contacts no process, loads no Ray: it works for a run on another machine and for a dead one.
 """
 
 import shutil

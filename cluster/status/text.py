@@ -1,4 +1,4 @@
-"""A run's status for people: a heading, then a line a subject, each with its name before it."""
+"""Text form of a run's status: a heading, then one labelled line for each subject."""
 
 import time
 from collections.abc import Iterator, Sequence

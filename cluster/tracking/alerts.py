@@ -1,7 +1,7 @@
-"""Alerts: what a person should look at in a run, told on the console and in W&B. Pure: steps' numbers in,
-texts out; every threshold is a constant here, but those that the recipe has.
+"""Alert rules on a run's metrics, shown on the console and in W&B. Pure: metrics of a step in, alert texts
+out; thresholds are constants here unless the recipe sets them.
 
-docs/wandb.md says what each of them means and what to do about it.
+docs/wandb.md explains each alert and its cure.
 """
 
 import math

@@ -1,5 +1,4 @@
-"""What Grafana's dashboard of runs shows: rows of panels, and the PromQL behind them, by the names of the
-metric catalogue. Knows nothing of Grafana's JSON."""
+"""Panels of the Grafana dashboard and their PromQL queries, by the names of the metric catalogue."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""Every number that a run reports: its key in metrics.jsonl, section, unit and meaning, and the name that it
-has at the metrics endpoint. The one list that documentation, dashboards and trackers are made from.
+"""Catalogue of all metrics of a run: key in metrics.jsonl, section, unit, description, and Prometheus name.
+Documentation, dashboards and trackers are made from this list.
 
-Imports nothing of the project. Where numbers are computed is elsewhere; `tests/cluster/
-test_metric_catalogue.py` holds this list and the code together.
+Imports nothing of the project. `tests/cluster/tracking/test_metric_catalogue.py` checks this list against the
+code.
 """
 
 import re

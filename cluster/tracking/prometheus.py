@@ -1,9 +1,9 @@
-"""A run's numbers at the Prometheus endpoints of Ray: docs/metrics.md. The names are `metric_catalogue`'s.
+"""Export of a run's metrics to Ray's Prometheus endpoints (docs/metrics.md), under the names of
+`metric_catalogue`.
 
-Ray's agent on each node serves what the processes there report, with or without a dashboard. A gauge that is
-not set for two of its report intervals (20 s) is gone there, so that a dead process leaves none; hence a
-thread of the driver sets all of them again while a step goes on, however long it is. Watching never stops a
-run: what fails here is tried again, and missed by nobody.
+Ray's agent on each node serves what its processes report, with or without a dashboard. A gauge that is not
+set for two report intervals (20 s) disappears there, so a dead process leaves none; therefore a thread of the
+driver sets all gauges again during long steps. Failures are retried and never stop a run.
 """
 
 import json

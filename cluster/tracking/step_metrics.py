@@ -1,4 +1,5 @@
-"""A step's rollout numbers, from the summaries of its groups. Keys are `room/thing/stat`."""
+"""Rollout and timing metrics of a step, computed from the summaries of its groups. Keys are
+`room/thing/stat`."""
 
 import math
 import time

@@ -1,5 +1,5 @@
-"""The tracker: a step's numbers to metrics.jsonl, the console and W&B, once a step, from the driver; and
-alerts where they look bad."""
+"""Metric tracker of the driver: writes each step's metrics to metrics.jsonl, the console and W&B, and raises
+alerts."""
 
 import json
 import math

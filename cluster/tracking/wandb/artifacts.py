@@ -1,8 +1,8 @@
-"""Lineage: what a run was made from, and what it made, as W&B artifacts. Models and checkpoints are referred
-to where they lie; only what is small is copied.
+"""W&B artifacts of a run's inputs and outputs (lineage). Models and checkpoints are referenced by path; only
+small files are copied.
 
-What an artifact copies is kept in `wandb/lineage/`, under a name that holds its hash: an offline run is sent
-when the files that it was made from may have changed.
+Copies are kept in `wandb/lineage/` under a name that holds their hash: an offline run may be synced after the
+original files have changed.
 """
 
 import hashlib

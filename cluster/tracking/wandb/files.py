@@ -1,4 +1,4 @@
-"""The parts of a W&B run in a run folder: every process that tracked it left one. What is in them, told by
+"""Reader of the offline W&B files in a run folder: one part for each process that tracked the run, read by
 W&B's own reader."""
 
 import json

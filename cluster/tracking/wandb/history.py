@@ -1,7 +1,7 @@
-"""What W&B is told of a run, in order: `wandb/history.jsonl`, a line a row of W&B's own history. A line's
-number is the row's step in W&B, so that a run which goes on knows what is there already and what is not.
+"""Ordered log of what is sent to W&B: `wandb/history.jsonl`, one line a row of W&B's history. The line number
+is the row's step in W&B, so a resumed run knows which rows are there already.
 
-Made of the run folder's other files where a crash came between them and this one. Knows nothing of W&B.
+Rebuilt from the run folder's other files after a crash. Knows nothing of W&B.
 """
 
 import json

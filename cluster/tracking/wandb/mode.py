@@ -1,4 +1,4 @@
-"""Whether a run is tracked online, offline or not at all."""
+"""Choice of W&B's mode for a run: online, offline or disabled."""
 
 import netrc
 import os

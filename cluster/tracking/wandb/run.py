@@ -1,6 +1,5 @@
-"""W&B at arm's length: one thread reads from the disk what W&B is to be told, so that W&B slow, down or
-broken never slows or stops a run. docs/wandb.md says what becomes of what could not be sent.
-"""
+"""W&B run fed by one background thread that reads entries from disk, so that a slow, unreachable or broken
+W&B never slows or stops training. docs/wandb.md says what happens to unsent entries."""
 
 import os
 import queue

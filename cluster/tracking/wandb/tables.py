@@ -1,8 +1,7 @@
-"""What W&B shows of a step's and of an evaluation's dialogues: tables and histograms, read from their Parquet
-file. Arrow and NumPy only; knows nothing of W&B, and reads no token.
+"""Tables and histograms of dialogues for W&B, read from Parquet with Arrow and NumPy. Knows nothing of W&B
+and reads no token ids.
 
-Numbers that a file does not have (its archive is older) or that are null in it (nobody learned from the turn)
-are None.
+Null numbers (a turn that was not trained on) become None.
 """
 
 import math

@@ -1,6 +1,5 @@
-"""The W&B workspace of a recipe's project: what a person wants to see first, section by section. `layout` is
-plain data; `save_workspace` puts it where W&B keeps views, with the library that W&B has for it.
-"""
+"""Default W&B workspace of a project: panels by section as plain data (`layout`), saved to W&B by
+`save_workspace`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
