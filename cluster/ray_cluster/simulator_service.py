@@ -17,7 +17,7 @@ from cluster.ray_cluster.loopback import LOCALHOST
 from cluster.ray_cluster.placement import node_resources, ray_address
 from cluster.ray_cluster.serve_watchdog import ServeWatchdog
 from cluster.ray_cluster.start import beside_driver, start_ray
-from simulators.serving.app import build_app, start_serve
+from simulators.serving.app import DEPLOYMENT, build_app, start_serve
 from simulators.serving.auth import key_hash
 from simulators.serving.hosted_llm import SERVE_PORT, deploy_llm, llm_url, remove_llm
 from simulators.serving.llm_proxy import connect_relay, deploy_relay, relay_name, remove_relay
@@ -79,7 +79,7 @@ def scale_simulators(config: RunConfig, num_replicas: int) -> None:
     the dashboard's own scale request does: `serve.run` again would begin all of them anew. Raises ValueError
     where Serve does not do it now."""
     controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    deployment = DeploymentID(name="Simulator", app_name=app_name(config))
+    deployment = DeploymentID(name=DEPLOYMENT, app_name=app_name(config))
     try:
         scaled = controller.update_deployment_replicas.remote(deployment, num_replicas)
         ray.get(scaled, timeout=DEPLOY_TIMEOUT_S)
@@ -101,7 +101,7 @@ def stop_simulators(config: RunConfig, *, and_ray: bool) -> None:
 
 def connect_user(config: RunConfig, name: str) -> User:
     """The simulator of this name as a rollout actor calls it; of an empty name: the recipe's mix."""
-    handle = serve.get_deployment_handle("Simulator", app_name=app_name(config))
+    handle = serve.get_deployment_handle(DEPLOYMENT, app_name=app_name(config))
     return connect_users(
         config.simulator,
         rules=ServeUser(handle, config.simulator),
