@@ -1,4 +1,5 @@
-"""Configuration of the learning side. Light: imports neither torch, ray nor transformers."""
+"""Config section `learner`: learner processes, loss, advantages, optimizer, LoRA, precision. Light: imports
+neither torch, ray nor transformers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

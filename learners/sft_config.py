@@ -1,4 +1,5 @@
-"""Configuration of the cold start. Light: imports neither torch, ray nor transformers."""
+"""Config section `sft`: demonstrations and optimizer settings of the cold start. Light: imports neither
+torch, ray nor transformers."""
 
 from pathlib import Path
 from typing import Annotated, Literal

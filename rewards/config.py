@@ -1,4 +1,5 @@
-"""Settings of the rewards room. Light: no heavy import, so that a recipe is checked in an instant."""
+"""Config section `reward`: weights of the reward functions and settings of the judge. Light: no heavy import,
+so a recipe is checked in an instant."""
 
 from typing import Self
 

@@ -1,5 +1,5 @@
-"""Scoring: what a rollout actor does with a finished group. Asks the judge, if there is one, and adds the
-rewards."""
+"""Scorer of finished groups inside a rollout actor: runs the reward functions, and the judge if configured,
+and adds the `reward` column."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,5 @@
-"""Settings of the simulated users. Light: imports no Ray, so that a recipe is checked in an instant."""
+"""Config section `simulator`: simulated users, their weights, personas, endpoints and hosted models. Light:
+imports no Ray, so a recipe is checked in an instant."""
 
 import re
 from difflib import get_close_matches

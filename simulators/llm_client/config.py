@@ -1,4 +1,5 @@
-"""How an OpenAI-compatible endpoint is called. Holds the name of a key, never a key."""
+"""Config of an OpenAI-compatible endpoint: URL, model, limits, and the name of the environment variable that
+holds the API key."""
 
 from typing import Self
 from urllib.parse import urlsplit

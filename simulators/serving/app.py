@@ -1,7 +1,8 @@
-"""The simulated users as a Ray Serve application: replicas that answer, and an HTTP face for tools.
+"""Ray Serve application of the rule-based simulated users: replicas that reply, and an optional HTTP API.
 
 Rollout actors call the replicas through `simulators.serving.user_client.ServeUser`; the HTTP face does the
-same."""
+same.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
