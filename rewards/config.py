@@ -10,12 +10,12 @@ from simulators.llm_client.config import ChatConfig
 
 
 class JudgeConfig(ChatConfig):
-    """A model that rates whole dialogues, at any endpoint that speaks OpenAI's chat protocol."""
+    """A model at an OpenAI-compatible endpoint that rates whole dialogues."""
 
     rubric: str = Field(min_length=1)
-    """What to rate, and what makes a dialogue good or bad, in words. The scale, 0 to 10, is added."""
+    """What to rate, and what makes a dialogue good or bad, in words. The scale, 0 to 10, is appended."""
     votes: int = Field(default=3, ge=1)
-    """Independent ratings of each dialogue; their median counts, and more than half must be usable."""
+    """Independent ratings of each dialogue; the median counts, and more than half must be valid."""
 
     @model_validator(mode="after")
     def _votes_differ(self) -> Self:
@@ -28,17 +28,17 @@ class JudgeConfig(ChatConfig):
 
 
 class RewardConfig(BaseModel):
-    """What a turn is worth to the learner: the weighted sum of named reward functions."""
+    """Reward of a turn: the weighted sum of named reward functions."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
     weights: dict[str, float] = {"environment": 1.0}
-    """Reward function to weight; see docs/rewards.md for all of them. Costs (turn, length, no_tool_call) are
-    meant for negative weights. Evaluation reports the environment's alone."""
+    """Weight of each reward function, by name; docs/rewards.md lists them. Costs (turn, length, no_tool_call)
+    are meant for negative weights. Evaluation reports the environment's reward alone."""
     judge: JudgeConfig | None = None
-    """Who rates dialogues, for the weight `judge`."""
+    """The judge model of the reward function `judge`."""
 
     @field_validator("weights")
     @classmethod
