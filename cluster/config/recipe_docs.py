@@ -23,14 +23,14 @@ from rewards.reward_functions import REWARDS
 INTRO = """\
 # Recipes: every key
 
-A recipe is a TOML file with the keys that differ from the defaults below; `recipes/` holds examples. The order
-of precedence is: defaults, recipe, command line. On the command line a key is `--SECTION.KEY VALUE` or
+A recipe is a TOML file with the keys that differ from the defaults below; `recipes/` holds examples. The
+order of precedence is: defaults, recipe, command line. On the command line a key is `--SECTION.KEY VALUE` or
 `SECTION.KEY=VALUE`, with the value as in TOML, text without quotes, and `none` for *unset*. `userrl check
-RECIPE` prints the resulting plan without starting anything. `config.toml` in a run folder is the run's recipe with
-all defaults filled in.
+RECIPE` prints the resulting plan without starting anything. `config.toml` in a run folder is the run's
+recipe with all defaults filled in.
 
-Besides the bounds below, some rules span sections (a turn must fit into the engine's context, for example). A
-violation is refused in one line before anything starts. This page is generated from the code by
+Besides the bounds below, some rules span sections (a turn must fit into the engine's context, for example).
+A violation is refused in one line before anything starts. This page is generated from the code by
 `make reference`.
 """
 NAMES: Mapping[str, Mapping[str, object]] = {
