@@ -56,8 +56,8 @@ class RewardConfig(BaseModel):
     def _judge_is_asked(self) -> Self:
         if ("judge" in self.weights) != (self.judge is not None):
             raise ValueError(
-                "weights.judge needs somebody who judges: give reward.judge base_url, model and rubric"
+                "weights.judge needs a judge: give reward.judge base_url, model and rubric"
                 if self.judge is None
-                else "judge: nobody would ask it: give weights.judge a weight, or leave the section out"
+                else "judge: it would never be used: give weights.judge a weight, or leave the section out"
             )
         return self

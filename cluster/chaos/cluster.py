@@ -78,7 +78,7 @@ class ChaosCluster:
         return frozenset({victim})
 
     def bring_back_nodes(self) -> None:
-        """A node in the place of each that died, by a blow or by itself, as an autoscaler would start it."""
+        """Starts a replacement for each dead node, as an autoscaler would."""
         for node in self._nodes:
             raylet = _raylet_of(node).pid
             if not _lives(node):
@@ -140,7 +140,7 @@ class Job:
         self._recipe.write_text(config.to_toml(), encoding="utf-8")
 
     def start(self) -> None:
-        """Begins the run, or goes on with it."""
+        """Starts or resumes the run."""
         command = [sys.executable, "-m", "cluster.cli", "train", str(self._recipe)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

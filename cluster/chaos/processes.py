@@ -8,14 +8,14 @@ import psutil
 
 
 def processes_below(pid: int) -> list[psutil.Process]:
-    """Those that it has started, and those that they have; none where it is gone."""
+    """All descendants of a process; empty if it has ended."""
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).children(recursive=True)
     return []
 
 
 def end(processes: Iterable[psutil.Process]) -> None:
-    """By SIGKILL, stopped ones too; those that are gone stay gone."""
+    """Kills the processes by SIGKILL, stopped ones included; ignores those that have ended."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()

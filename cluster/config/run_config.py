@@ -163,7 +163,7 @@ class RunConfig(BaseModel):
             )
         if rollout.on_timeout == "resume" and not self.buffer.max_off_policy_steps:
             raise ValueError(
-                "rollout.on_timeout=resume: a dialogue that goes on under newer weights is older than "
+                "rollout.on_timeout=resume: a dialogue that resumes under newer weights is older than "
                 "buffer.max_off_policy_steps=0 allows: give 1 or more, or take on_timeout=mask"
             )
         if self.learner.micro_batch_tokens < context:

@@ -30,7 +30,7 @@ class LogLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunProgress:
-    """A run begins, or goes on after `step`."""
+    """A run starts, or resumes after `step`."""
 
     run: str
     step: int
@@ -47,7 +47,7 @@ class StepFinished:
     text: str
     """The line for people."""
     left_s: float | None
-    """Until the end of the run; None where nobody can say yet."""
+    """Until the end of the run; None while unknown."""
     metrics: Mapping[str, float]
     at: float = field(default_factory=time.time)
 
@@ -70,7 +70,7 @@ class StageProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WaitReason:
-    """What a step waits for just now; empty where it goes on."""
+    """What a step waits for; empty if it is not waiting."""
 
     text: str
     at: float = field(default_factory=time.time)
@@ -91,7 +91,7 @@ JSON_NAMES = {RunProgress: "run", StepFinished: "step", StageProgress: "stage", 
 
 
 class Listener(Protocol):
-    """Who is told."""
+    """Receiver of events."""
 
     def hear(self, event: Event) -> None: ...
 

@@ -27,7 +27,7 @@ LOG_FORMATS = ("text", "jsonl")
 
 
 class ReaderGone(BaseException):
-    """Nobody reads stdout any more. Like KeyboardInterrupt no failure, and nothing to wait out or to try
+    """The reader of stdout has gone. Like KeyboardInterrupt no failure, and nothing to wait out or to try
     again."""
 
 
@@ -43,7 +43,7 @@ def add_output_options(command: argparse.ArgumentParser) -> None:
 
 
 def with_output(words: Sequence[str], command: Callable[[], int]) -> int:
-    """Runs a command whose words may ask for an output of another kind; its exit code."""
+    """Runs a command with the output that its options ask for; returns the exit code."""
     is_quiet = "--quiet" in words or "-q" in words
     screen = choose_screen(is_quiet=is_quiet, is_jsonl=_wants_jsonl(words))
     try:

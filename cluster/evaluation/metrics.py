@@ -49,7 +49,7 @@ class DialogueOutcome:
     opening: str = ""
     feedbacks: tuple[str, ...] = ()  # [num_turns]
     seconds: tuple[float, ...] = field(default=(), compare=False)  # [num_stages]
-    """Where the time of its turns went, by `TURN_STAGES`; empty where nobody knows any more."""
+    """Seconds of its turns by `TURN_STAGES`; empty if not recorded."""
     num_aspects: int = 1
     """What Travel's choice rewards are divided by: the parts of the trip under `published` rules; 1 where the
     rewards of all parts sum to 1 already."""

@@ -65,7 +65,7 @@ def rows_of(
 def write_report(
     path: Path, evaluations: Sequence[EvaluationReport], *, held_out: Collection[str], success_score: float
 ) -> list[EvaluationRow]:
-    """Writes `path` and the Markdown beside it; gives the rows of the last evaluation.
+    """Writes `path` and the Markdown file next to it; returns the rows of the last evaluation.
 
     Rows that are in the file already and belong to none of the evaluations stay there.
     """

@@ -54,7 +54,7 @@ class EvaluationLog:
             self._read(self._path)
         if self.changed and self.previous is not None:
             shutil.copyfile(self._path, self.previous)
-        # Written anew: without what was replaced, what failed, and a last line that a kill left half written.
+        # Rewritten without replaced and failed groups and without an incomplete last line.
         write_whole(self._path, "".join(self._lines()))
         self._file = self._path.open("a", encoding="utf-8")
         return self

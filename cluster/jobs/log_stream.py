@@ -12,7 +12,7 @@ from cluster.console.events import LogLine, RelayedLine
 from cluster.console.output import put
 
 Write = Callable[[str], object]
-"""Takes the parts of a log, in order; raises `ReaderGone` where nobody reads them."""
+"""Writes the parts of a log in order; raises `ReaderGone` if stdout is closed."""
 
 
 def log_writer(*, is_quiet: bool, is_jsonl: bool) -> Write:
@@ -32,7 +32,7 @@ def _drop(text: str) -> None:
 
 
 class SortedLog:
-    """Takes a log of JSON lines: results go to stdout, events and all other lines are told."""
+    """Splits a log of JSON lines: results go to stdout, events and all other lines to the event bus."""
 
     def __init__(self) -> None:
         self._begun = ""

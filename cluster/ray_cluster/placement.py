@@ -59,7 +59,7 @@ def has_cuda() -> bool:
 
 def _count_gpus() -> int:
     if not has_cuda():
-        return 0  # Whatever is plugged in: nothing installed here can use it.
+        return 0  # Even if a GPU is plugged in: no installed package can use it.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])

@@ -24,7 +24,7 @@ CALL_TIMEOUT_S = 10.0
 
 
 class ServeWatchdog:
-    """Watches Serve applications from a thread, whatever their driver waits for, until it is closed."""
+    """Background thread that watches Serve applications until it is closed."""
 
     def __init__(
         self, apps: Sequence[str], *, patience_s: float = PATIENCE_S, look_every_s: float = LOOK_EVERY_S

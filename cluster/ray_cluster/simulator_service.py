@@ -76,8 +76,8 @@ def _deploy(config: RunConfig, http: bool) -> None:
 
 def scale_simulators(config: RunConfig, num_replicas: int) -> None:
     """Serve starts more replicas of the rule-based users, or lets some go once their calls are answered. What
-    the dashboard's own scale request does: `serve.run` again would begin all of them anew. Raises ValueError
-    where Serve does not do it now."""
+    the dashboard's own scale request does: `serve.run` would restart all of them. Raises ValueError if Serve
+    refuses."""
     controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     deployment = DeploymentID(name=DEPLOYMENT, app_name=app_name(config))
     try:

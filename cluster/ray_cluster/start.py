@@ -33,7 +33,7 @@ def start_ray(address: str | None, *, nodes: NodesConfig | None = None) -> bool:
     """Joins the cluster at `address` or, inside a Ray job, the job's; else starts Ray here, which offers all
     of `nodes`, listens on loopback only and asks for a token. True where it was started."""
     os.environ |= ENVIRONMENT
-    auto_init_hook.enable_auto_connect = False  # who asks Ray something after its end must not start it again
+    auto_init_hook.enable_auto_connect = False  # a call to Ray after its shutdown must not start it again
     if ray.is_initialized():
         return False
     runtime_env: dict[str, Any] = {"env_vars": ENVIRONMENT}

@@ -20,7 +20,7 @@ NUM_COLOURS = 8
 SERIES = [f"#0a0b{number:02x}" for number in range(NUM_COLOURS)]
 PAGE_COLOURS = {INK: "var(--muted)", GRID: "var(--grid)"}
 PAGE_COLOURS |= {colour: f"var(--s{number})" for number, colour in enumerate(SERIES)}
-"""Colours that nobody would draw with, and what stands for them in the page."""
+"""Placeholder colours, and the CSS variables that replace them in the page."""
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 """Lines of one colour differ in these; the page's legend shows them too."""
 SVG = "{http://www.w3.org/2000/svg}"

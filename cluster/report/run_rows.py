@@ -29,7 +29,7 @@ EVALUATION = "evaluation-"
 TRAINING = "training"
 """The stage of the dialogues that GRPO plays."""
 MOST_FILES_KEPT = 4096
-"""Files whose dialogues are not read again while a page follows a run."""
+"""Number of files whose dialogues are cached while a page follows a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

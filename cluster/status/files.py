@@ -89,7 +89,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A run's resolved recipe, of whatever version of the program: its keys as they stand there."""
+    """A run's resolved recipe as raw keys, independent of the program's version."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

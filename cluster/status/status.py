@@ -42,7 +42,7 @@ def read_status(path: Path, *, at: float | None = None) -> Status:
     pulse, is_running = read_driver_status(folder.status), folder.is_running
     current = pulse if is_running and pulse and pulse.state == "running" else None
     step = last_step = int(last.get("step", 0))
-    if current:  # it goes on from a checkpoint, and takes the steps behind it again
+    if current:  # it resumes from a checkpoint and repeats the steps after it
         step = current.step
     num_steps = recipe_value(table, "grpo.num_steps")
     rates = rates_of(lines, dialogues_per_group=_dialogues_per_group(table))

@@ -11,9 +11,9 @@ NAME_WIDTH = 11
 HEALTH = {
     "running": "running",
     "finished": "finished",
-    "stopped": "stopped; `userrl train {folder}` goes on",
-    "failed": "failed; mend it, and `userrl train {folder}` goes on",
-    "killed": "not running: its driver was killed; `userrl train {folder}` goes on",
+    "stopped": "stopped; `userrl train {folder}` resumes it",
+    "failed": "failed; fix the cause, then `userrl train {folder}` resumes it",
+    "killed": "not running: its driver was killed; `userrl train {folder}` resumes it",
 }
 LIMITS = {
     "engines": "the rest waits for engines",

@@ -121,7 +121,7 @@ def _time() -> list[GrafanaPanel]:
             },
         ),
         GrafanaPanel(
-            title="A turn, by who takes its time",
+            title="Time of a turn by stage",
             key=STAGE_SHARE,
             lines=[_line(now(STAGE_SHARE, only=f'stage="{stage}"'), stage) for stage in TURN_STAGES],
             is_stacked=True,

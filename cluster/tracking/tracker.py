@@ -86,7 +86,7 @@ class Tracker:
         self._wandb.wake()
 
     def close(self, *, failed: bool = False, goes_on: bool = False) -> None:
-        """`goes_on`: the same run begins anew at once, with a tracker of its own."""
+        """`goes_on`: the same run restarts at once with a new tracker."""
         self._hearing.close()
         self._metrics.close()
         self._history.close()

@@ -56,7 +56,7 @@ class ArtifactLineage:
             self._model(f"policy-{self._name if path is None else policy.name}", policy, is_input=True)
 
     def checkpoints(self) -> None:
-        """Those that were completed since the last look, by reference."""
+        """Checkpoints completed since the last call, by reference."""
         best = self._folder.best
         for path in (*self._folder.newest_checkpoints, *([best.path] if best else [])):
             if path in self._told:

@@ -17,7 +17,7 @@ PLACES = {
     "buffer/": "ledger",
     "checkpoint/": "ledger",
 }
-"""Beginnings of names whose section is not their first word; the first that fits decides."""
+"""Name prefixes with a section other than their first word; the first match decides."""
 STEP, SFT_STEP = "step", "sft/step"
 """The two axes: optimizer steps of GRPO, and of SFT."""
 

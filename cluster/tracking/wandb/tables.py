@@ -176,7 +176,7 @@ def _told(row: Mapping[str, Any]) -> str:
 
 
 def _simulators(rows: pa.Table) -> dict[int, str]:
-    """Who plays the user of each group, by its id; the rules where nobody was asked, as in the metrics."""
+    """Simulator of each group by id; the rules if no user was asked, as in the metrics."""
     first_rows = np.flatnonzero(rows["turn"].to_numpy() == 0)
     ids = rows["group_id"].to_numpy()[first_rows].tolist()
     names = group_simulators(rows["simulator"].to_pylist(), starts=first_rows.tolist(), groups=ids)

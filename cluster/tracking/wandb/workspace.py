@@ -110,8 +110,8 @@ def _eval(gyms: Sequence[str]) -> list[WorkspacePanel]:
 
 
 def save_workspace(config: RunConfig, *, entity: str | None) -> str:
-    """Makes a view of the project in W&B and gives its address. Raises `BadInput` where nobody is logged in,
-    and what W&B raises where it cannot be reached."""
+    """Creates a view of the project in W&B and returns its URL. Raises `BadInput` if not logged in, and what
+    W&B raises where it cannot be reached."""
     import wandb
     from wandb.errors import UsageError
 
