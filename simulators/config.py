@@ -255,5 +255,5 @@ class SimulatorConfig(BaseModel):
         )
 
     def llms(self) -> list[LlmServeConfig]:
-        """The users whose models the run hosts itself: those that play a part."""
+        """Users with a model that the run hosts, if they are used."""
         return [user for user in self.users if isinstance(user, LlmServeConfig) and user.weight > 0]

@@ -78,7 +78,7 @@ class Env(Protocol):
     async def step(self, text: str, *, request_id: str = "", known: UserReply | None = None) -> TurnResult:
         """Takes `[choice] content`. Raises `SimulatorError` where the user fails; the state is then
         unchanged. A step whose `request_id` was taken before gives the same answer and steps nothing. `known`
-        is what the user replied to this step when the dialogue was first played: nobody is asked again."""
+        is the user's recorded reply when a partial rollout is replayed: the user is not called again."""
         ...
 
     async def close(self) -> None: ...
@@ -106,7 +106,7 @@ def unknown_choice(state: Any) -> ActionOutcome:
 
 
 def too_long(state: Any) -> ActionOutcome:
-    """What text beyond `MAX_ACTION_CHARS` brings, under all rules: a lost turn, and nobody reads it."""
+    """Result of a text longer than `MAX_ACTION_CHARS`, under all rules: a lost turn; the text is not read."""
     return ActionOutcome(state=state, feedback=f"Too long: at most {MAX_ACTION_CHARS} characters.", score=0.0)
 
 
@@ -116,7 +116,7 @@ def one_end(action: Action | None, done: bool, is_last: bool) -> tuple[bool, boo
 
 
 def nothing_to_see(state: Any) -> Mapping[str, Any]:
-    """The view of a user who knows nothing of the dialogue but what was said."""
+    """Empty view: the user knows nothing but what was said."""
     return {}
 
 
@@ -136,7 +136,8 @@ def own_words(action: Action | None, feedback: str, reply: UserReply | None) -> 
 
 
 def meaning(action: Action | None, feedback: str, reply: UserReply | None) -> str:
-    """A user's reply is news by what it meant, whoever worded it; other feedback by its own text."""
+    """Key of new information in the feedback: a user's reply by its facts, independent of wording; other
+    feedback by its text."""
     return json.dumps(dict(reply.facts), sort_keys=True) if reply and reply.facts else feedback
 
 
@@ -184,8 +185,8 @@ class Gym:
     flag: Callable[[Action | None, bool, bool], tuple[bool, bool]] = one_end
     """(action, done, last turn of the budget) to (terminated, truncated); either ends the episode."""
     gold: Callable[[Task], Sequence[Action]] = no_gold
-    """The calls that solve the task, for somebody who knows its hidden part; empty where none are known. What
-    the rules want asked or looked up before is not among them."""
+    """The calls that solve the task, given its hidden part; empty if unknown. What the rules want asked or
+    looked up before is not among them."""
     progress: Callable[[Task, Any], float] = no_progress
     """(task, state): how far a dialogue has come, in [0, 1] and 0 before the first turn, for potential-based
     shaping: what was learned of the hidden part, and what was done. Never shown to the policy."""

@@ -152,7 +152,7 @@ def find_gym(name: str, gyms: Mapping[str, Gym]) -> Gym:
 
 
 def load_tasks(gym: Gym, path: Path) -> list[Task]:
-    """The published tasks in a file, read anew only where the file has changed."""
+    """The published tasks in a file, read again only if the file has changed."""
     if not path.exists():
         raise ValueError(f"data={path}: no such file: give {gym.name}'s published tasks, or leave it out")
     status = os.stat(path)

@@ -84,7 +84,7 @@ def _expert(gym: Gym, task: Task) -> Act:
     def act(feedback: str | None) -> str:
         try:
             return str(next(expert) if feedback is None else expert.send(feedback))
-        except StopIteration:  # as in a run: who has nothing more to say ends the dialogue
+        except StopIteration:  # as in a run: an expert without a next action ends the dialogue
             return "[finish]"
 
     return act
@@ -113,7 +113,7 @@ def _guarded(gym: Gym, work: Callable[[], _ResultT], *, when: str) -> _ResultT:
     """What it gives; what it raises becomes one line with the place in the gym's own file."""
     try:
         return work()
-    except Exception as error:  # somebody's rules: the line is theirs
+    except Exception as error:  # the plug-in's rules: the line is in its file
         cause = error.__cause__ or error  # a rule-based user wraps what its rule raised
         last = traceback.extract_tb(cause.__traceback__)[-1]
         reason = str(cause).partition("\n")[0]

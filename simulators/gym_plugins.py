@@ -58,7 +58,7 @@ def _gym_of(module: str) -> Gym:
             f"{module}: no such module: give the name of a Python file in {here}, without .py, or of an "
             "installed package"
         ) from error
-    except Exception as error:  # whatever somebody's code does while it is imported
+    except Exception as error:  # anything that the plug-in's code raises while it is imported
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{module}: cannot be imported: {type(error).__name__}: {reason}") from error
     if not isinstance(gym, Gym):

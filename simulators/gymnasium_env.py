@@ -58,7 +58,7 @@ class AnyText(Text):
         return isinstance(x, str) and self.min_length <= len(x) <= self.max_length
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """A text of letters and digits. Refuses masks: nobody has a weight for each character there is."""
+        """A text of letters and digits. Masks are refused: there are too many characters for a mask."""
         if mask is not None or probability is not None:
             raise ValueError("a sample of any text takes no mask and no probability: leave both out")
         length = int(self.np_random.integers(self.min_length, SAMPLE_LENGTH + 1))

@@ -16,7 +16,7 @@ class LlmRole:
     """The LLM form of one gym's user. All functions are pure."""
 
     instructions: Callable[[UserCall], str]
-    """Who the model is and how to decide, the scenario included. Never a word of the agent's: that travels
+    """The model's role and how to decide, including the scenario. Never the agent's words: those travel
     apart, as JSON."""
     schema: Callable[[UserCall], dict[str, Any]]
     """JSON schema of the verdict: a flat object of enums, booleans and capped strings."""

@@ -14,7 +14,7 @@ PersonaMix = Literal["plain", "varied"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Persona:
-    """Traits in [0, 1]. The defaults are a plain person, who says what is asked and nothing else."""
+    """Traits in [0, 1]. The defaults are a plain person that says what is asked and nothing else."""
 
     cooperativeness: float = 1.0
     """Chance to answer a question at once; else it is put off until it is asked again."""

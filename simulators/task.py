@@ -46,8 +46,7 @@ class Task:
 def split_of(meaning: str) -> Split:
     """The split that owns a meaning (a function, an entity, a travel part): disjoint by construction.
 
-    Example: every task whose hidden function is `2*a+b` is in the split `split_of("2*a+b")`, whatever its
-    seed.
+    Example: every task with the hidden function `2*a+b` is in the split `split_of("2*a+b")`, for any seed.
     """
     bucket = int.from_bytes(hashlib.blake2b(meaning.encode(), digest_size=4).digest()) % 100
     for split, share in zip(SPLITS, SPLIT_SHARES, strict=True):

@@ -15,7 +15,7 @@ from simulators.persona import PLAIN, Persona
 RULES = "rules"
 """The name of the rule-based user, in recipes and in rows."""
 WEB = "web"
-"""Who answers searches of the web, in rows. It plays nobody."""
+"""Name of the web search in rows; it is not a simulated user."""
 
 
 class Failure(StrEnum):
@@ -43,7 +43,7 @@ class SimulatorError(Exception):
         super().__init__(text, failure, simulator)  # all of them, so that it survives pickling
         self.failure = failure
         self.simulator = simulator
-        """Who failed; empty where that is not known."""
+        """Name of the simulator that failed; empty if unknown."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -80,7 +80,7 @@ class UserReply:
     decoy: str = ""
     """Another thing that this person might have said; a persona that changes its mind says it first."""
     simulator: str = RULES
-    """Who answered: the name of a simulator in the recipe."""
+    """Name of the simulator in the recipe that replied."""
     model: str = ""
     """The model behind it; empty for rules and people."""
     prompt_hash: str = ""

@@ -27,7 +27,7 @@ def parse_rule(text: str) -> Rule:
     """The function of [a, b, c, d] that `text` writes down. Raises ValueError where it writes none.
 
     The function raises ArithmeticError where it has no value (division by zero, overflow), and TypeError or
-    ValueError never. It works in floats whatever it is given, so that no power runs away.
+    never ValueError. Computes in floats for all inputs, so that powers cannot explode.
 
     Example: `parse_rule("c * b ** 2")([1, 3, 5, 7])` is 45.0.
     """

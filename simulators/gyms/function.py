@@ -40,7 +40,7 @@ VARIABLES = "abcd"
 HUNDREDS = (100, 200, 300, 400)
 STAIRS = (1, 2, 3, 4)
 STEEP = (70, 67, 56, 43)
-"""The expert's probes beside zero and the units."""
+"""The expert's probes besides zero and the unit vectors."""
 
 Term = tuple[int, tuple[int, ...]]
 """(coefficient, indices of the variables multiplied)."""

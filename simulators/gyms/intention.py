@@ -104,7 +104,7 @@ TOPICS = ("budget", "type", "size", "format", "level", "time", "purpose", "locat
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
     told: frozenset[str] = frozenset()
-    """Slots whose wish the user has told."""
+    """Slots with a wish that the user has stated."""
     hesitated: frozenset[str] = frozenset()
     num_attempts: int = 0
     score: float = 0.0

@@ -72,7 +72,8 @@ def _statable(values: list[str]) -> list[str]:
 
 
 def named_values(values: list[str], stems: frozenset[str]) -> set[str]:
-    """The values of one slot that these stems name; one whose words are part of another's is that other."""
+    """The values of one slot that these stems name; a value contained in a longer match is that longer
+    one."""
     found = {
         value: own for value in values if len((own := stems_of_fixed(value)) & stems) >= COVERAGE * len(own)
     }

@@ -66,7 +66,7 @@ TOPICS: dict[str, str] = {
     "nature": "Birds and frogs would have more room.",
     "food": "There would be enough on every plate.",
 }
-"""Topic to what a person says who does not name it."""
+"""Topic to an indirect phrasing that does not name it."""
 EVIDENCE: tuple[str, ...] = (
     *("survey", "trial", "census", "audit", "poll", "map", "chart", "diary", "film", "photo", "letter"),
     *("ledger", "sample", "memo", "log", "atlas", "scan", "tape", "graph", "index", "archive", "panel"),
@@ -101,7 +101,7 @@ WHY = re.compile(
 )
 NOT_ASKED = "You can ask me why."
 NOT_HEARD = "You have not heard my reason."
-"""To an answer before the reason at hand was told: it costs a try, so that it pays to ask."""
+"""Feedback to an answer given before the current reason was stated: it costs a try, so asking pays."""
 VERDICTS: dict[str, str] = {
     "rebutted": "You are right.",
     "missed": "That is not my point.",
@@ -120,7 +120,7 @@ class State:
     num_misses: int = 0
     """Tries lost on the reason at hand."""
     is_told: bool = False
-    """Whether the person has told the reason at hand: what nobody has heard, nobody can answer."""
+    """Whether the user has stated the current reason; an unstated reason cannot be answered."""
     moved: float = 0.0
     """Steps that the stance has moved; it never moves back."""
 
@@ -207,8 +207,8 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def expert(opening: str, rng: random.Random, haste: float) -> Expert:
-    """Asks why, looks up the reason's topic in the dossier and cites what stands beside it, until the end. In
-    haste: cites some piece without having asked."""
+    """Asks why, looks up the reason's topic in the dossier and cites its evidence, until the end. In haste:
+    cites some piece without having asked."""
     pieces = [piece.split() for piece in opening.partition("Evidence: ")[2].rstrip(".").split("; ")]
     evidence = {piece[0]: piece[1] for piece in pieces if len(piece) == 2}
     while True:
@@ -219,7 +219,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
         if evidence:
             said = _letters(feedback)
             topic = next((t for t in evidence if _letters(t) <= said or _letters(TOPICS[t]) <= said), "")
-            # As it stands in the dossier: whoever learns from this has only to copy on.
+            # Verbatim from the dossier: a policy that imitates this only has to copy.
             yield Action(choice="answer", content=f"the {topic} {evidence.get(topic, '')}")
         else:
             words = " ".join(content_of(feedback)[:12])
@@ -277,7 +277,7 @@ def _after(task: Task, state: State, *, is_right: bool) -> State:
 
 
 def _tell(call: UserCall, rng: random.Random) -> UserReply:
-    """The reason at hand; a person who changes its mind first names one that it does not hold."""
+    """The current reason; a persona that changes its mind first names one that it does not hold."""
     at = call.view["reason"]
     reason, not_held = call.scenario["reasons"][at], call.scenario["not_held"]
     facts = {"reason": at, "topic": reason["topic"]}

@@ -1,7 +1,7 @@
 """Generated corpus of the search gym: facts, documents that state them, and BM25 search over the documents.
 
-A world is the same in every process. Shops and people belong to a split, each with all who are linked to
-them; cities and rivers are common ground. Knows no questions and no users.
+A world is the same in every process. Shops and people belong to a split, each together with all people linked
+to them; cities and rivers are common ground. Knows no questions and no users.
 """
 
 import random
@@ -103,7 +103,7 @@ def make_world() -> FactWorld:
         num_shops = len(of_split[split])
         group, people = people[:num_shops], people[num_shops:]
         for relation, subjects in (("owner", of_split[split]), ("cook", of_split[split]), ("friend", group)):
-            # A shift of a shuffled circle: everybody once, and nobody is a friend of oneself.
+            # A shift of a shuffled circle: everyone occurs once, and no one is their own friend.
             circle = list(group) if relation == "friend" else rng.sample(group, num_shops)
             facts |= {(subject, relation): circle[(i + 1) % num_shops] for i, subject in enumerate(subjects)}
         # Every city as often as any other: a name that is right more often than the rest could be guessed.

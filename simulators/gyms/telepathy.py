@@ -41,14 +41,14 @@ ATTRIBUTES: tuple[tuple[str, ...], ...] = (
 PROPERTIES = tuple(word for words in (KINDS, *KINDS.values(), *ATTRIBUTES) for word in words)
 """All that one can ask about."""
 LEVELS: tuple[tuple[int, int], ...] = ((0, 12), (1, 20), (2, 32))
-"""Level to (attributes beside family and kind, cards on the table)."""
+"""Level to (attributes besides family and kind, cards on the table)."""
 NUMBERS = tuple(str(number) for number in range(10, 100))
 """What the cards are called."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-    """The guess ends the dialogue; before it, nothing changes but what was told."""
+    """The guess ends the dialogue; before it, only the stated facts change."""
 
     heard: frozenset[tuple[str, bool]] = frozenset()
     """(property, whether the card has it), as the user said."""

@@ -90,7 +90,7 @@ ENTITY_ROLE = LlmRole(
 
 
 def is_right(scenario: Mapping[str, Any], guess: str) -> bool:
-    """Whether a guess is one of the entity's names, whatever its case, marks and articles."""
+    """Whether a guess is one of the entity's names, ignoring case, punctuation and articles."""
     return _bare(guess) in map(_bare, names_of(scenario))
 
 

@@ -2,11 +2,11 @@
 
 Each part of a trip (flight, hotel, ...) has options with three slots and a price; the traveller cares about
 some slots. For every wish there is a cheaper option that breaks only this wish, and others that are dearer,
-so no price tells the best option to whoever has not asked for all wishes. Levels: 0 one part with two wishes;
-1 two parts with two; 2 three parts with three. Splits are disjoint by trip part (the part with its wishes).
-One recommendation a part; an option that was never shown cannot be recommended. It is worth as much as the
-share of the part's wishes that the traveller has told: the catalogue itself shows to whoever searches enough
-which values stand together most often.
+so no price reveals the best option unless all wishes were asked for. Levels: 0 one part with two wishes; 1
+two parts with two; 2 three parts with three. Splits are disjoint by trip part (the part with its wishes). One
+recommendation a part; an option that was never shown cannot be recommended. It is worth as much as the share
+of the part's wishes that the traveller has stated: enough searches of the catalogue alone would reveal which
+values stand together most often.
 """
 
 import random
@@ -89,7 +89,7 @@ class State:
     shown: frozenset[str] = frozenset()
     """Ids of all options that a search has shown."""
     told: frozenset[str] = frozenset()
-    """Slots whose wish the traveller has told; no slot belongs to two parts."""
+    """Slots with a wish that the traveller has stated; no slot belongs to two parts."""
     booked: frozenset[str] = frozenset()
     """Parts with a recommendation."""
     score: float = 0.0
@@ -193,7 +193,7 @@ def _draw_options(rng: random.Random, *, part: str, wished: Mapping[str, str]) -
     """Options of a part: the best, a dearer one that fits, such pairs for each value that breaks only one
     wish, and others.
 
-    The pairs look alike: who has not asked for a wish can tell by no price which of the slot's values it is.
+    The pairs look alike: without asking for a wish, no price tells which of the slot's values it is.
     """
     slots = PARTS[part]
     ids = rng.sample(range(10, 100), NUM_OPTIONS)

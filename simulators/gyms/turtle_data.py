@@ -28,7 +28,7 @@ FRAME = stems_of(
 
 
 def load(path: Path) -> list[Task]:
-    """Tasks from the released stories (JSON), without those whose surface is lost. Raises ValueError with
+    """Tasks from the released stories (JSON), except those with a lost surface text. Raises ValueError with
     file, row and field; the gym's Parquet file holds no statements and is refused."""
     fields = {"new_title": str, "new_surface": str, "new_bottom": str, "evaluation": list}
     return [
@@ -72,8 +72,8 @@ def _load_row(path: Path, row: int, record: Mapping[str, Any]) -> Task:
 def told_statements(scenario: Mapping[str, Any], answer_stems: frozenset[str]) -> list[str]:
     """The statements of which an answer has most of the words that the story itself has.
 
-    None, where most of an answer is about something else: who lists many words tells no story. Words of
-    the surface count on neither side.
+    None if most of an answer is about something else: a list of words tells no story. Words of the surface
+    count on neither side.
     """
     surface, bottom = stems_of_fixed(scenario["surface"]), stems_of_fixed(scenario["bottom"])
     story = bottom.union(*map(stems_of_fixed, scenario["statements"])) - surface

@@ -26,7 +26,7 @@ CHANGED = 1.5
 """A rate that differs by more from the last one at the same limit is another server's: all is measured
 anew."""
 LEAST_CALLS = 64
-"""Calls whose mean latency is trusted; more where more run at a time."""
+"""Number of calls for a reliable mean latency; larger if more run concurrently."""
 OVERLOADED = (408, 429, 503, 529)
 """HTTP statuses of a server that has too much to do."""
 MOST_REFUSED = 0.05
@@ -44,11 +44,11 @@ class LimitedCall:
     move: int
     """Moves of the limit before it began."""
     is_full: bool
-    """No other could have begun beside it. Only such calls tell what a limit is worth."""
+    """No other call could have started in parallel. Only such calls measure a limit."""
 
 
 class AdaptiveLimit:
-    """The limit, on a ladder from 1 to `most`. Pure: it is told what began and how it ended."""
+    """The limit, on a ladder from 1 to `most`. Pure: the caller reports starts and ends of calls."""
 
     def __init__(self, most: int):
         self._ladder = [most]
@@ -80,7 +80,7 @@ class AdaptiveLimit:
         if not call.is_full:
             return
         self._num_calls += 1
-        # The first round still runs beside, or behind, what began under another limit.
+        # The first round still overlaps with calls that started under another limit.
         if self._num_calls <= self.limit:
             return
         self._sum_s += latency_s
@@ -99,7 +99,7 @@ class AdaptiveLimit:
             self._move(max(rung for rung, size in enumerate(self._ladder) if size <= half))
 
     def _decide(self, rate: float) -> None:
-        """Where to go from this rung, whose rate has just been measured."""
+        """The next rung after the rate of this one was measured."""
         before = self._rates.get(self._rung)
         if before and not 1 / CHANGED < rate / before < CHANGED:
             self._rates, self._hold = {}, HOLD
@@ -188,7 +188,7 @@ class CallPermits:
 
 @dataclass(kw_only=True, slots=True)
 class CallOutcome:
-    """How a call ended, said by who made it; left as it is, nothing is learnt from it."""
+    """How a call ended, set by the caller; if left unset, nothing is learned from it."""
 
     is_answered: bool = False
     is_refused: bool = False

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from openai import APIStatusError
 
 MAX_WAIT_S = 60.0
-"""No wait before a retry is longer, whatever an endpoint asks for."""
+"""Maximum wait before a retry, even if an endpoint asks for more."""
 MAX_ERROR_CHARS = 300
 """An endpoint's own error text is cut here."""
 MIN_SECRET_CHARS = 4

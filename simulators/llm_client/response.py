@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_CHARS_PER_TOKEN = 32
-"""On average. Who sends more than `max_tokens` of such tokens did not keep to the limit, and is cut off."""
+"""On average. A response with more than `max_tokens` of such tokens exceeded the limit and is cut off."""
 MAX_NAME_CHARS = 200
 """Of a model's own name, and a tool's."""
 MAX_TOOL_CALLS = 8
@@ -67,7 +67,7 @@ def read_response(
 
 
 def _calls(called: object, *, most: int, clean: Callable[[str], str]) -> tuple[tuple[str, str], ...]:
-    """(name, arguments) of the first tool calls, whatever the endpoint put in their place."""
+    """(name, arguments) of the first tool calls; tolerates any malformed value."""
     listed = called[:MAX_TOOL_CALLS] if isinstance(called, list) else []
     functions = [getattr(call, "function", None) for call in listed]
     calls = [(getattr(one, "name", None), getattr(one, "arguments", None)) for one in functions]

@@ -59,7 +59,8 @@ def published_gyms(constants: PublishedSetting) -> dict[str, Gym]:
 
 
 def _showing_reward(gym: Gym) -> Gym:
-    """The gym whose feedback ends with the turn's reward: under published rules, the outcome's score."""
+    """Wraps a gym so that its feedback ends with the turn's reward: under published rules, the outcome's
+    score."""
     return replace(
         gym,
         apply=partial(_shown, gym.apply),

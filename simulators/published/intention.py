@@ -97,8 +97,8 @@ def apply(
 
 
 def answer(call: UserCall, rng: random.Random) -> UserReply:
-    """Covers the remaining details whose description or inquiry shares a telling word with the question; says
-    the first option of each, whatever it is."""
+    """Covers the remaining details that share a content word with the question in their description or
+    inquiry; says the first option of each."""
     task_words = stems_of_fixed(str(call.scenario["task"]))
     asked = stems_of(call.question) - task_words
     remaining = call.view["remaining"]

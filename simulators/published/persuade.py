@@ -1,8 +1,8 @@
 """Published PersuadeGym rules: argue until a user who holds a claim gives it up.
 
-Every argument asks the user, who is its own judge. It sees `UserCall.view` {"stance": its stance so far},
-the claim and its argument in the scenario, and `choice` action or answer, which mean the same. Verdict
-facts: {"stance": one of `STANCES`}, the stance after this argument; the reply's text is what the user says.
+Every argument calls the user, which judges itself. It sees `UserCall.view` {"stance": its stance so far}, the
+claim and its argument in the scenario, and `choice` action or answer, which mean the same. Verdict facts:
+{"stance": one of `STANCES`}, the stance after this argument; the reply's text is what the user says.
 
 Kept as released: a turn pays the levels moved towards disagreement, over 6; moves back cost nothing, so the
 way can be paid again; a stance that is not on the scale is kept, and the next move from it earns nothing.

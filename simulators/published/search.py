@@ -1,9 +1,9 @@
 """Published SearchGym rules: answer a question with at most five web searches.
 
-A search asks the user, who is then the search engine: it sees `choice` search, and the reply's text is the
-result list; no facts. An answer that is not literally right asks the user, who is then the judge: it sees
-`choice` answer and the question and gold answer in the scenario. Verdict facts: {"judgment": "Yes" or
-"No"}; the judge's text is discarded, as released.
+A search calls the user as the search engine: it sees `choice` search, and the reply's text is the result
+list; no facts. An answer that is not literally right calls the user as the judge: it sees `choice` answer and
+the question and gold answer in the scenario. Verdict facts: {"judgment": "Yes" or "No"}; the judge's text is
+discarded, as released.
 
 Kept as released: an exact match of letters and digits needs no judge; wrong answers are free and without
 limit; from the sixth search on it is refused; an empty query counts, an empty answer is not judged; `finish`

@@ -21,7 +21,7 @@ its model fails; here a failing user raises `SimulatorError` and the dialogue is
 
 
 def each_turn(best: float, score: float) -> float:
-    """Pays the turn's own reward, whatever was paid before."""
+    """Pays the turn's own reward, independent of earlier pay."""
     return score
 
 

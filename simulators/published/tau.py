@@ -5,12 +5,12 @@ customer's stop word). The grade is all or nothing, given at that reply or at a 
 the database equals that of the gold actions, and every required output stands somewhere in what the agent
 said (lower case, commas left out, also inside other words).
 
-Kept as released: a transfer ends and is graded whoever asked for it, so that tasks without a change pay for
-it at once and finished changes need no goodbye; the policy is never shown; tools are listed once and without
-types, enums or required marks; arguments are not checked before a tool runs; `finish` pays nothing; the
-opening is the cached line, and whoever plays the customer has not said it; a search is exactly tools or help;
-a call of `respond` speaks to the customer; an unknown tool is told so; text without a tag is refused and
-costs nothing but the turn. Chosen here: calls longer than `MAX_CALL_CHARS` or with more than `MAX_BRACKETS`
+Kept as released: a transfer ends and is graded regardless of its reason, so that tasks without a change pay
+for it at once and finished changes need no goodbye; the policy is never shown; tools are listed once and
+without types, enums or required marks; arguments are not checked before a tool runs; `finish` pays nothing;
+the opening is the cached line, not one of the simulated customer; a search is exactly tools or help; a call
+of `respond` speaks to the customer; an unknown tool is told so; text without a tag is refused and costs
+nothing but the turn. Chosen here: calls longer than `MAX_CALL_CHARS` or with more than `MAX_BRACKETS`
 brackets are refused unread.
 """
 

@@ -1,14 +1,13 @@
 """Published TelepathyGym rules: twenty questions about an entity that the user thinks of.
 
-Every turn asks the user, who remembers nothing. It sees the entity (`target_entity`, `title`) in the
+Every turn calls the user, which keeps no memory. It sees the entity (`target_entity`, `title`) in the
 scenario, `choice` action for a question or answer for a guess. Verdict facts: {"response": "Yes", "No" or
 "Maybe"} for a question, shown as it is; {"judgment": "Yes" or "No"} for a guess, whose reply's text is shown.
 
-Kept as released: the response is never checked, so whatever the user can be made to say reaches the agent
+Kept as released: the response is never checked, so anything the user can be made to say reaches the agent
 (the LLM form leaves it free as well); a guess is as right as the judge finds it, lists of guesses included;
 wrong guesses are free; untagged text, and any tag but the three, loses its first eight letters and is a
-question.
-Chosen where the facts are silent: a fixed text after a guess where the judge says nothing.
+question. Chosen where the facts are silent: a fixed text after a guess where the judge says nothing.
 """
 
 import random
@@ -97,7 +96,7 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def is_named(name: str, *, text: str) -> bool:
-    """Whether all words of a name stand in the text in a row, whatever their case and marks."""
+    """Whether all words of a name occur consecutively in the text, ignoring case and punctuation."""
     spelled = [norm(word) for word in re.findall(r"\w+", name)]
     given = [norm(word) for word in re.findall(r"\w+", text)]
     return any(given[at : at + len(spelled)] == spelled for at in range(len(given))) if spelled else False

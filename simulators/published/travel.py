@@ -7,7 +7,7 @@ preference, 3 a concrete question about anything else, 4 a vague one; with 2 als
 the view}; a type may be text, ids are P1, P2 … in the order of the data, over all aspects. A `[search]` that
 is not made to fail asks the user as well. Verdict facts, under the released judge's names (or `aligned` and
 `aspect`): {"alignment_judgement": "True", "False" or "N/A", "alignment_aspect": name}. The reply's text is
-what the user says; types 3, 4 and searches have fixed texts. An `[answer]` asks nobody.
+what the user says; types 3, 4 and searches have fixed texts. An `[answer]` does not call the user.
 
 Kept as released: every fifth search fails, with the words of a backend issue; only the text "True" counts (a
 boolean is a backend issue); the first aligned search of an aspect pays and shows all of its options, later
@@ -75,7 +75,7 @@ class State:
     num_quiet: int = 0
     """`[action]` turns in a row without a preference."""
     shown: frozenset[str] = frozenset()
-    """Aspects whose options were shown."""
+    """Aspects with options already shown."""
     answered: frozenset[str] = frozenset()
     """Letters of the ids recommended so far."""
     chosen: frozenset[str] = frozenset()

@@ -1,7 +1,7 @@
 """ASGI middleware in front of the HTTP API of simulated users: API key check and request limits.
 
-The key itself never leaves the environment of whoever starts the application: what travels to its replicas is
-a hash, from which nobody gets back to a long key.
+The key itself never leaves the environment of the starting process: its replicas get a hash, which cannot be
+inverted for a long key.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody else on the network reaches it."""
+    """Whether only this machine can reach it."""
     return host in LOOPBACK or host.startswith("127.")
 
 
@@ -100,7 +100,7 @@ async def _body(receive: Receive, *, most: int) -> bytes | None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Gives the body once more, then whatever comes."""
+    """Replays the body, then passes later messages through."""
     is_given = False
 
     async def again() -> MutableMapping[str, Any]:

@@ -2,8 +2,8 @@
 model and from there to its local HTTP port.
 
 Serve's proxies run only on nodes with a replica, and listen on loopback: a rollout actor on a node of its own
-has none. This replica has one beside it wherever it runs. So no port is opened to the network, and the way is
-guarded by Ray's token.
+has none. This replica always has a local proxy. So no port is opened to the network, and access is guarded by
+Ray's token.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from simulators.serving.port_binding import listen_on_node
 MAX_ONGOING_REQUESTS = 4096
 """Requests that the replica carries at a time: it only waits."""
 KEPT_HEADERS = ("content-type", "retry-after")
-"""Of an answer; the others are about a connection that nobody sees."""
+"""Response headers that are passed on; the others concern the internal connection."""
 ProxyResponse = tuple[int, dict[str, str], bytes]
 """Status, headers, body."""
 
@@ -34,7 +34,7 @@ class LlmProxy:
         listen_on_node()
         self._client = httpx.AsyncClient(
             base_url=f"http://{LOCALHOST}:{port}",
-            timeout=None,  # who asks has its own
+            timeout=None,  # the caller has its own
             limits=httpx.Limits(max_connections=None),
             headers=PLAIN,
             event_hooks=cap(),

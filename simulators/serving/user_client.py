@@ -22,8 +22,8 @@ PendingReply = asyncio.Future[UserReply | SimulatorError]
 
 MAX_CALLS_PER_REQUEST = 64
 COALESCE_S = 0.005
-"""Calls of one event loop within this time travel as one request. A request costs client and replica 1 to
-2 ms of CPU each, a call inside one 0.04 ms; the wait is short beside any turn."""
+"""Calls of one event loop within this time travel as one request. A request costs client and replica 1 to 2
+ms of CPU each, a call inside one 0.04 ms; the wait is short compared to a turn."""
 
 
 class ServeUser:
@@ -78,13 +78,14 @@ class ServeUser:
         task.add_done_callback(self._requests.discard)
 
     async def _request(self, batch: list[tuple[UserCall, PendingReply]]) -> None:
-        """Sends one request within the time limit; whatever comes of it comes to every call of the batch."""
+        """Sends one request within the time limit; its result or error is delivered to every call of the
+        batch."""
         replies: Sequence[UserReply | SimulatorError]
         try:
             response = self._handle.reply.remote([call for call, _ in batch])
             async with asyncio.timeout(self._config.timeout_s):
                 replies = await response
-        except Exception as error:  # handed to the callers, who know which errors to try again
+        except Exception as error:  # passed to the callers, which decide what to retry
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)

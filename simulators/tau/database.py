@@ -38,8 +38,8 @@ class Database:
         return Database(tables=self.tables, changes={**self.changes, (table, key): record})
 
     def state_hash(self) -> str:
-        """SHA-256 of the records that differ from the tables: equal for equal contents, whatever the way
-        there. Numbers are compared as written: 5 and 5.0 differ, as in the published grade."""
+        """SHA-256 of the records that differ from the tables: equal for equal contents, independent of the
+        way there. Numbers are compared as written: 5 and 5.0 differ, as in the published grade."""
         written = [
             [table, key, record]
             for (table, key), record in sorted(self.changes.items(), key=lambda change: change[0])

@@ -9,11 +9,11 @@ from simulators.tau.database import Database
 from simulators.tau.tools import TRANSFER, TauToolCall, Tool, run_call
 
 MAX_NUMBERS = 40
-"""A message with more numbers says nothing: who recites them all has not answered."""
+"""A message with more numbers counts as no answer: reciting all numbers is not answering."""
 
 
 def replay(database: Database, gold: Iterable[Mapping[str, Any]], tools: Mapping[str, Tool]) -> Database:
-    """The database after the gold actions; those that fail or end the conversation change nothing."""
+    """The database after the gold actions; actions that fail or end the conversation change nothing."""
     for action in gold:
         if action["name"] != TRANSFER:
             call = TauToolCall(name=action["name"], arguments=action["arguments"])
@@ -33,7 +33,7 @@ def writes(database: Database, gold: Sequence[Mapping[str, Any]], tools: Mapping
 
 
 def told_all(outputs: Iterable[str], said: Sequence[str]) -> bool:
-    """Whether each output was said to the customer: as whole words, whatever the case, without commas."""
+    """Whether each output was said to the customer: as whole words, ignoring case and commas."""
     clear = [_plain(text) for text in said]
     spoken = [text for text in clear if len(re.findall(r"\d+(?:\.\d+)?", text)) <= MAX_NUMBERS]
     return all(

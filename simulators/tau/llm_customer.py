@@ -34,7 +34,7 @@ def schema(call: UserCall) -> dict[str, Any]:
 
 
 def read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
-    """The model's words as they are; it counts as told whatever it wants to tell."""
+    """The model's words as they are; everything it wants to say counts as told."""
     return UserReply(text=str(verdict["say"])[:MAX_SAY], facts={"stop": verdict["done"] is True})
 
 

@@ -1,9 +1,9 @@
 """Loader of published customer service tasks: UserRL's JSON and Parquet files (retail and airline) and tau2's
 retail tasks.
 
-The path is the tasks file, or a folder that holds it. The databases are found on their own: `db.json` beside
-the tasks, or `retail/` and `airline/` (in a folder `tau/` or not) beside them or up to three folders above.
-Each has `policy.md` beside its tables, which the agent is shown.
+The path is the tasks file, or a folder that holds it. The databases are located automatically: `db.json` next
+to the tasks, or `retail/` and `airline/` (in a folder `tau/` or not) next to them or up to three folders
+above. Each has `policy.md` next to its tables, which the agent is shown.
 """
 
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ def _parquet_tasks(path: Path) -> list[Task]:
     tasks: list[Task] = []
     for index, row in enumerate(rows):
         if row["reward_model.id"] not in known:
-            problem = f"names task {row['reward_model.id']!r}, which no tau*.json beside it holds"
+            problem = f"names task {row['reward_model.id']!r}, which no tau*.json next to it holds"
             raise wrong_record(path, row=index, field="reward_model.id", problem=problem)
         tasks.append(known[row["reward_model.id"]])
     return tasks
@@ -146,7 +146,7 @@ def _task(path: Path, index: int, scenario: dict[str, Any]) -> Task:
 def _policy(folder: Path) -> str:
     path = folder / "policy.md"
     if not path.is_file():
-        raise ValueError(f"data={path}: no such file: put the shop's policy beside its tables")
+        raise ValueError(f"data={path}: no such file: put the shop's policy next to its tables")
     return path.read_text(encoding="utf-8").strip()
 
 
@@ -186,7 +186,7 @@ def _database_folder(beside: Path, domain: str) -> Path:
 
 
 def _user_of(source: Path, known: Mapping[str, str], gold: list[dict[str, Any]]) -> str:
-    """The user whom the instruction or the gold actions are about; empty where neither tells."""
+    """The user that the instruction or the gold actions are about; empty if unknown."""
     if "user_id" in known:
         return known["user_id"]
     database = Database(tables=read_tables(str(source), "retail"))

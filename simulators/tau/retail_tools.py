@@ -13,7 +13,7 @@ from simulators.tau.tools import ToolError
 REASONS = ("no longer needed", "ordered by mistake")
 ADDRESS = ("address1", "address2", "city", "state", "country", "zip")
 MODIFIED = "pending (item modified)"
-"""Status of an order whose items were modified: it can be changed no more."""
+"""Status of an order with modified items: it cannot be changed again."""
 
 
 def find_user_id_by_email(database: Database, email: str) -> tuple[Database, str]:

@@ -27,7 +27,8 @@ IDENTITY: Mapping[str, tuple[str, str]] = {
     "email": (r"\be-?mail", "My email is {}."),
     "user_id": (r"\b(user|customer|account|profile|member) ?id\b", "My user id is {}."),
 }
-"""What one may be asked about oneself: the words that ask for it, and how it is told."""
+"""Personal details that the agent may ask for: the words that ask for each, and the phrasing of the
+answer."""
 DETAILS = {
     "payment": r"\bpay|\brefund|\bcard\b|\bpaypal\b|\bmethod\b",
     "reason": r"\breason\b|\bwhy\b",

@@ -76,7 +76,7 @@ def _check(path: Path, table: str, key: str, record: Record, domain: str) -> Non
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(
-            f"data={path}: no such file: put the shop's database beside the tasks or in a folder tau/"
+            f"data={path}: no such file: put the shop's database next to the tasks or in a folder tau/"
         )
     check_file_size(path.stat().st_size, place=f"data={path}")
     try:

@@ -28,7 +28,7 @@ NAME = "human"
 
 
 class HumanUser:
-    """A `User` who types. Dialogues that ask at the same moment wait: there is one terminal."""
+    """A `User` that types. Concurrent dialogues wait: there is one terminal."""
 
     def __init__(
         self,

@@ -18,12 +18,12 @@ class MixedUser:
             )
         if any(weight < 0 for weight in weights.values()) or not any(weights.values()):
             raise ValueError(f"weights={dict(weights)}: none may be below 0, and one must be above")
-        # Sorted: the order in which a recipe lists its users must not change who plays which dialogue.
+        # Sorted: the order of users in a recipe must not change which user plays which dialogue.
         self._users = {name: users[name] for name in sorted(users) if weights[name] > 0}
         self._weights = [weights[name] for name in self._users]
 
     def pick(self, call: UserCall) -> str:
-        """Who plays the dialogue of this call: all calls of a dialogue carry the same seed."""
+        """The user of this call's dialogue: all calls of a dialogue carry the same seed."""
         return random.Random(f"user-mix-{call.seed}").choices(list(self._users), self._weights)[0]
 
     async def reply(self, call: UserCall) -> UserReply:

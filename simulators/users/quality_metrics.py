@@ -55,7 +55,7 @@ class GaugeCounts:
     """Dialogues that the user ended before it had reason to."""
     replies: int = 0
     leaks: int = 0
-    """Replies that name a hidden value which nobody had asked for."""
+    """Replies that reveal a hidden value without being asked."""
     facts: int = 0
     """Values in the facts of all replies, in dialogues in which two or more replies have any."""
     first_facts: int = 0
@@ -86,7 +86,7 @@ SHARES = {
     "contradictions": ("contradictions", "told_again"),
     "early_stop": ("left", "dialogues"),
 }
-"""Gauge to the two counts whose quotient it is."""
+"""Metric to its numerator and denominator."""
 
 
 def count(scenario: Mapping[str, Any], turns: Sequence[UserTurn], *, user_left: bool = False) -> GaugeCounts:
@@ -95,7 +95,9 @@ def count(scenario: Mapping[str, Any], turns: Sequence[UserTurn], *, user_left: 
     proposals, assents = _count_assents(turns)
     told_again, contradictions = _count_contradictions(turns)
     num_facts = [_num_values(turn.reply.facts) for turn in turns]
-    if sum(num > 0 for num in num_facts) < 2:  # whoever is asked one good question can only tell all at once
+    if (
+        sum(num > 0 for num in num_facts) < 2
+    ):  # a single good question can only be answered with everything at once
         num_facts = [0]
     return GaugeCounts(
         dialogues=1,

@@ -1,8 +1,8 @@
 """Recording and replay of user replies: a run can be repeated without its user model.
 
-A reply is found again by who was asked (the version of the gym's user, the persona), what was said before,
-and the question with its seed. Files are JSON lines, one file a process, one write a reply: a killed process
-spoils at most its last line.
+A reply is looked up by the user (the version of the gym's user, the persona), what was said before, and the
+question with its seed. Files are JSON lines, one file a process, one write a reply: a killed process spoils
+at most its last line.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ class RecordingUser:
 
 
 class ReplayUser:
-    """A `User` that answers from a record; rows name who answered then."""
+    """A `User` that answers from a recording; rows name the recorded simulator."""
 
     def __init__(self, path: Path | str, *, gyms: Mapping[str, Gym], name: str = "replay"):
         """Reads a folder of a record or one of its files. Raises ValueError where it is none. `name` is the
@@ -112,7 +112,7 @@ class ReplayUser:
             text = (
                 f"{self._name}: {call.gym}: the record {self._path} holds no reply to {call.question[:80]!r} "
                 f"after {len(call.history)} replies (seed {call.seed}, persona {call.persona.name}): replay "
-                "the run with its own seed, recipe, policy and version, or record it anew"
+                "the run with its own seed, recipe, policy and version, or record it again"
             )
             raise SimulatorError(text, Failure.ERROR, self._name)
         return reply

@@ -106,7 +106,7 @@ async def test_another_call_is_another_key(tmp_path: Path, change: dict[str, obj
     await RecordingUser(Moody(), tmp_path, gyms=GYMS).reply(CALL)
     user = ReplayUser(tmp_path, gyms=GYMS)
     assert (await user.reply(CALL)).text == "reply 1"
-    with pytest.raises(SimulatorError, match=r"holds no reply to .* or record it anew") as error:
+    with pytest.raises(SimulatorError, match=r"holds no reply to .* or record it again") as error:
         await user.reply(replace(CALL, **change))  # pyright: ignore[reportArgumentType]
     assert error.value.simulator == "replay"
 
@@ -114,7 +114,7 @@ async def test_another_call_is_another_key(tmp_path: Path, change: dict[str, obj
 async def test_another_version_of_a_gyms_user_is_not_replayed(tmp_path: Path):
     await RecordingUser(Moody(), tmp_path, gyms=GYMS).reply(CALL)
     gyms = {**GYMS, "travel": replace(GYMS["travel"], system="Other rules.")}
-    with pytest.raises(SimulatorError, match="record it anew"):
+    with pytest.raises(SimulatorError, match="record it again"):
         await ReplayUser(tmp_path, gyms=gyms).reply(CALL)
 
 
