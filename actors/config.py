@@ -14,9 +14,10 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     num_engines: int = Field(default=1, ge=1)
-    """Engines that share the load; each holds a whole copy of the policy."""
+    """Engines that share the load; each holds a full copy of the policy."""
     max_engines: int | None = Field(default=None, ge=1)
-    """Where all others wait for them their number grows up to this one. Not given: it stays as it is."""
+    """Autoscaling limit: engines are added, up to this number, while they are the bottleneck. Unset: fixed at
+    num_engines."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs over which one engine splits the policy."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
@@ -30,15 +31,15 @@ class EngineConfig(BaseModel):
     gpu_memory_utilization: float = Field(default=0.8, gt=0, le=1)
     """Share of a GPU's memory that one engine takes."""
     num_threads: int = Field(default=0, ge=0)
-    """CPU threads that one engine computes with; 0 takes half of the cores."""
+    """CPU threads of an engine; 0: half of the cores."""
     weight_transport: WeightTransport | Literal["auto"] = "auto"
     """How weights come from the learners. shared_memory: a file in this machine's memory, for CPUs; across
     machines it travels through Ray's object store. nccl: GPU to GPU. ipc: between processes that share a GPU.
     auto: by where engines and learners lie."""
     start_timeout_s: float = Field(default=300.0, gt=0)
-    """Longest wait for an engine to start, and for its first weights."""
+    """Timeout for an engine to start and to receive its first weights."""
     complete_timeout_s: float = Field(default=300.0, gt=0)
-    """Longest wait for one completion, and for an engine in the place of one that died."""
+    """Timeout of a completion, and for the replacement of a dead engine."""
 
     @model_validator(mode="after")
     def _engines_grow(self) -> Self:
@@ -51,38 +52,39 @@ class EngineConfig(BaseModel):
 
 
 class RolloutConfig(BaseModel):
-    """How dialogues are run; training and evaluation take the same settings."""
+    """Settings of rollouts, the same in training and evaluation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     num_actors: int = Field(default=1, ge=1)
     """Rollout actors, each with one event loop."""
     max_actors: int | None = Field(default=None, ge=1)
-    """Where the rest waits for dialogues their number grows up to this one. Not given: it stays as it is."""
+    """Autoscaling limit: rollout actors are added, up to this number, while they are the bottleneck. Unset:
+    fixed at num_actors."""
     cpus_per_actor: float = Field(default=0.1, gt=0)
-    """CPUs that Ray reserves for each. Small where all share a machine; on nodes of their own give what an
-    actor needs, about 1, so that an autoscaler starts as many nodes as are needed."""
+    """CPUs that Ray reserves for each actor. Small if all share one machine; about 1 on separate nodes, so
+    that an autoscaler starts enough nodes."""
     dialogues_per_actor: int = Field(default=64, ge=1)
-    """Most dialogues that one actor runs at the same time; fewer where they keep the engines busy."""
+    """Maximum number of concurrent dialogues of an actor; fewer if that keeps the engines busy."""
     group_size: int = 8
-    """Trajectories of each task, compared with each other: at least 2."""
+    """Trajectories of a group (one task); at least 2."""
     max_turns: int | None = Field(default=None, ge=1)
-    """Turns after which a dialogue ends; all of them are executed. Not given: the gym's own: 16, tau 30."""
+    """Turn budget of a dialogue; all turns are executed. Unset: the gym's own: 16, tau 30."""
     max_completion_tokens: int = Field(default=96, ge=1)
-    """Most tokens that the policy may sample in one turn."""
+    """Maximum number of tokens that the policy samples in one turn."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; 1 samples from the policy as it is."""
 
     extra_dialogues: int = Field(default=0, ge=0)
-    """Dialogues of each training group begun beyond `group_size`; once `group_size` have ended, the rest is
-    cut. What is kept is quick rather than long."""
+    """Extra dialogues started per training group beyond `group_size`; once `group_size` have ended, the rest
+    is cancelled. This favours short dialogues."""
     dialogue_timeout_s: float | None = Field(default=None, gt=0)
-    """Longest time of one dialogue, after which `on_timeout` says what becomes of it. Not given: no limit."""
+    """Timeout of a dialogue, handled as `on_timeout` says. Unset: no limit."""
     on_timeout: OnTimeout = "mask"
-    """mask: the dialogue is cut, and neither scored nor trained. resume: it lets others who wait for a place
-    in its actor go first, then goes on, with whatever weights are live by then."""
+    """mask: the dialogue is cancelled, neither scored nor trained. resume: it yields its slot to waiting
+    dialogues and continues later with the weights that are live then."""
     group_timeout_s: float = Field(default=1800.0, gt=0)
-    """A group that has been with a rollout actor for longer is taken to be lost and given to another."""
+    """Timeout of a group at one rollout actor, after which the group is assigned to another."""
 
     @model_validator(mode="after")
     def _actors_grow(self) -> Self:

@@ -1,1 +1,2 @@
-"""Scored groups into gradients: buffer, advantage, loss, learner, weights on their way out."""
+"""The learning side: buffer, advantages, losses, the learner with its model, SFT, and weights on their way to
+the engines."""

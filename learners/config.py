@@ -1,4 +1,5 @@
-"""Configuration of the learning side. Light: imports neither torch, ray nor transformers."""
+"""Config section `learner`: learner processes, loss, advantages, optimizer, LoRA, precision. Light: imports
+neither torch, ray nor transformers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ CreditName = Literal["naive", "equalized", "reward_to_go", "exponential"]
 
 
 class TinyPolicyConfig(BaseModel):
-    """The small Qwen3-architecture policy that is made where no `policy.path` is given."""
+    """The tiny Qwen3-architecture policy that is created if `policy.path` is unset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -24,7 +25,7 @@ class TinyPolicyConfig(BaseModel):
     num_layers: int = Field(default=4, ge=1)
     """Decoder layers."""
     num_heads: int = Field(default=4, ge=1)
-    """Attention heads; as many for keys and values."""
+    """Attention heads; the same number for keys and values."""
     head_dim: int = Field(default=32, multiple_of=32, gt=0)
     """Width of one head."""
     intermediate_size: int = Field(default=384, ge=16)

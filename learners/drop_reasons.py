@@ -1,4 +1,4 @@
-"""Why a trajectory gives the learner nothing, read from its group's table. NumPy and Arrow only; the same on
+"""Drop reasons: why a trajectory of a group's table cannot be trained on. NumPy and Arrow only; the same on
 every rank."""
 
 from collections import Counter

@@ -1,4 +1,5 @@
-"""The learner as RLlib knows learners: a `TorchLearner` that fetches tables for a `PolicyLearner`.
+"""The learner as an RLlib `TorchLearner`: fetches tables from the object store and hands them to a
+`PolicyLearner`.
 
 The driver calls its methods through Ray, on every rank alike: all but `saved`, `credits` and `get_state` are
 collective. There is no RLModule: dialogues are sampled by the engine, and the policy's weights travel through

@@ -1,4 +1,5 @@
-"""One training rank: the policy with its optimizer, its reference and its stage. Tables in, metrics out.
+"""One training rank: the policy with its optimizer, reference model and training stage (SFT or GRPO). Tables
+in, metrics out.
 
 Every method but `saved` and `credits` is collective: all ranks call it alike, with the same arguments. Knows
 no Ray.

@@ -1,4 +1,5 @@
-"""Configuration of the cold start. Light: imports neither torch, ray nor transformers."""
+"""Config section `sft`: demonstrations and optimizer settings of the cold start. Light: imports neither
+torch, ray nor transformers."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,25 +11,26 @@ AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().abs
 
 
 class SftConfig(BaseModel):
-    """The cold start: imitation of demonstrations, token-mean cross-entropy on the policy's turns. What the
-    sources give is joined."""
+    """The cold start: imitation of demonstrations by token-mean cross-entropy on the policy's turns. All
+    sources are combined."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     demonstrator: Literal["expert", "hasty"] = "expert"
-    """Who is imitated: the expert at its best, or in a hurry, acting at times before it has asked enough."""
+    """The scripted demonstrator: the expert, or a hasty one that sometimes acts before it has asked
+    enough."""
     num_demonstrations: int = Field(default=600, ge=0)
-    """Dialogues of the scripted experts, over all gyms by their weights; 0 leaves the experts out."""
+    """Dialogues played by the scripted demonstrator, over all gyms by their weights; 0: none."""
     runs: tuple[AbsolutePath, ...] = ()
-    """Folders of earlier runs, whose best dialogues on training tasks are imitated."""
+    """Folders of earlier runs whose best dialogues on training tasks are imitated."""
     best_per_gym: int = Field(default=200, ge=1)
-    """How many dialogues of each gym are taken from those runs together."""
+    """Dialogues per gym taken from those runs in total."""
     files: tuple[AbsolutePath, ...] = ()
-    """Dialogues in the ShareGPT form: JSON, or JSON lines."""
+    """Files of dialogues in ShareGPT format: JSON or JSON lines."""
     num_epochs: float = Field(default=2.0, gt=0)
     """Passes over the demonstrations."""
     batch_size: int = Field(default=16, ge=1)
-    """Samples that one optimizer step takes."""
+    """Samples per optimizer step."""
     lr: float = Field(default=3e-3, gt=0)
     """Learning rate after warm-up. The default suits the tiny policy; take about 1e-5 for a pretrained
     one."""

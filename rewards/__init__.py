@@ -1,1 +1,1 @@
-"""What a trajectory is worth: one number a turn."""
+"""Rewards: what each turn of a trajectory is worth to the learner, as one number."""

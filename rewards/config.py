@@ -1,4 +1,5 @@
-"""Settings of the rewards room. Light: no heavy import, so that a recipe is checked in an instant."""
+"""Config section `reward`: weights of the reward functions and settings of the judge. Light: no heavy import,
+so a recipe is checked in an instant."""
 
 from typing import Self
 
@@ -9,12 +10,12 @@ from simulators.llm_client.config import ChatConfig
 
 
 class JudgeConfig(ChatConfig):
-    """A model that rates whole dialogues, at any endpoint that speaks OpenAI's chat protocol."""
+    """A model at an OpenAI-compatible endpoint that rates whole dialogues."""
 
     rubric: str = Field(min_length=1)
-    """What to rate, and what makes a dialogue good or bad, in words. The scale, 0 to 10, is added."""
+    """What to rate, and what makes a dialogue good or bad, in words. The scale, 0 to 10, is appended."""
     votes: int = Field(default=3, ge=1)
-    """Independent ratings of each dialogue; their median counts, and more than half must be usable."""
+    """Independent ratings of each dialogue; the median counts, and more than half must be valid."""
 
     @model_validator(mode="after")
     def _votes_differ(self) -> Self:
@@ -27,17 +28,17 @@ class JudgeConfig(ChatConfig):
 
 
 class RewardConfig(BaseModel):
-    """What a turn is worth to the learner: the weighted sum of named reward functions."""
+    """Reward of a turn: the weighted sum of named reward functions."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
     weights: dict[str, float] = {"environment": 1.0}
-    """Reward function to weight; see docs/rewards.md for all of them. Costs (turn, length, no_tool_call) are
-    meant for negative weights. Evaluation reports the environment's alone."""
+    """Weight of each reward function, by name; docs/rewards.md lists them. Costs (turn, length, no_tool_call)
+    are meant for negative weights. Evaluation reports the environment's reward alone."""
     judge: JudgeConfig | None = None
-    """Who rates dialogues, for the weight `judge`."""
+    """The judge model of the reward function `judge`."""
 
     @field_validator("weights")
     @classmethod
@@ -55,8 +56,8 @@ class RewardConfig(BaseModel):
     def _judge_is_asked(self) -> Self:
         if ("judge" in self.weights) != (self.judge is not None):
             raise ValueError(
-                "weights.judge needs somebody who judges: give reward.judge base_url, model and rubric"
+                "weights.judge needs a judge: give reward.judge base_url, model and rubric"
                 if self.judge is None
-                else "judge: nobody would ask it: give weights.judge a weight, or leave the section out"
+                else "judge: it would never be used: give weights.judge a weight, or leave the section out"
             )
         return self

@@ -1,4 +1,4 @@
-"""A model as judge of whole dialogues: several votes, their median, and no number without most of them.
+"""LLM judge of whole dialogues: several votes, their median, and no score unless most votes are valid.
 
 It reads what was said, as JSON data beside a rubric from the recipe; never token ids, and nothing of the
 task's hidden part. A judge that fails is not a score: the trajectory gets NaN and is dropped as unscored.

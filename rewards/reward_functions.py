@@ -1,5 +1,5 @@
-"""Reward functions: a group's table in, one number a turn out. They read text, outcomes and how many tokens
-there are, never which.
+"""Reward functions: a group's table in, one number a turn out. They see texts, outcomes and token counts,
+never token ids.
 
 A new reward is one function and one line in `REWARDS`. What each is for, with its formula and an example:
 docs/rewards.md. Arrow is not imported here: the configuration reads the names of `REWARDS` in an instant.

@@ -1,5 +1,5 @@
-"""Scoring: what a rollout actor does with a finished group. Asks the judge, if there is one, and adds the
-rewards."""
+"""Scorer of finished groups inside a rollout actor: runs the reward functions, and the judge if configured,
+and adds the `reward` column."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,8 +57,7 @@ def _with_problems(table: pa.Table, ratings: Sequence[Rating]) -> pa.Table:
 def with_rewards(table: pa.Table, weights: Mapping[str, float], context: RewardContext) -> pa.Table:
     """The table with its `reward` column: the weighted sum, NaN on every turn of a trajectory that failed.
 
-    A failure is never a score: whoever averages these numbers must leave failed trajectories out, and sees it
-    if not.
+    A failure is never a score: averages must leave failed trajectories out, and NaN shows it if they do not.
     """
     parts = (weight * REWARDS[name](table, context) for name, weight in weights.items())
     total = sum(parts, np.zeros(table.num_rows))

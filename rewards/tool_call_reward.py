@@ -1,5 +1,5 @@
-"""ToolRL's fine-grained correctness of tool calls (arXiv 2504.13958 §3.3): name, argument names, argument
-values, each with its own credit.
+"""ToolRL's reward for the correctness of tool calls (arXiv 2504.13958 §3.3): separate credit for tool name,
+argument names and argument values.
 
 With G the gold calls and P the calls that were made,
 

@@ -1,4 +1,5 @@
-"""Settings of the simulated users. Light: imports no Ray, so that a recipe is checked in an instant."""
+"""Config section `simulator`: simulated users, their weights, personas, endpoints and hosted models. Light:
+imports no Ray, so a recipe is checked in an instant."""
 
 import re
 from difflib import get_close_matches
@@ -28,11 +29,12 @@ class NamedUserConfig(BaseModel):
     model_config = FROZEN
 
     name: str
-    """The simulator's name: in rows, reports, and where one is named for an evaluation."""
+    """The simulator's name in rows, reports and evaluation arguments."""
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Share of the dialogues it plays. 0: kept out of training, to be named for an evaluation."""
+    """Share of the training dialogues that it plays. 0: excluded from training; can be named in an
+    evaluation."""
     record: AbsolutePathText | None = None
-    """Folder to which its replies are recorded, to be replayed later."""
+    """Folder in which its replies are recorded for a later replay."""
 
     @field_validator("name")
     @classmethod
@@ -47,9 +49,9 @@ class RulesUserConfig(NamedUserConfig):
 
     type: Literal["rules"] = "rules"
     name: str = RULES
-    """Always this one."""
+    """Always `rules`."""
     delay_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Mean seconds that each reply takes, as if a model gave it: to rehearse with slow users."""
+    """Mean artificial delay of a reply, to rehearse a slow user model."""
 
     @field_validator("name")
     @classmethod
@@ -60,35 +62,35 @@ class RulesUserConfig(NamedUserConfig):
 
 
 class LlmServeConfig(NamedUserConfig):
-    """A model from Hugging Face, hosted by the run itself on Ray Serve and vLLM."""
+    """A Hugging Face model, hosted by the run on Ray Serve and vLLM."""
 
     type: Literal["llm"] = "llm"
     model: str
     """A folder, or a hub name."""
     num_replicas: int = Field(default=1, ge=1)
-    """Replicas that are always up."""
+    """Minimum number of replicas."""
     max_replicas: int | None = Field(default=None, ge=1)
-    """Under load their number grows up to this one. Not given: it stays as it is."""
+    """Autoscaling limit: replicas are added under load, up to this number. Unset: fixed at num_replicas."""
     num_cpus: int = Field(default=1, ge=1)
     """CPUs of one replica."""
     num_gpus: int = Field(default=0, ge=0)
-    """GPUs of one replica; the model is cut over them (tensor parallel). 0: it runs on CPUs."""
+    """GPUs of one replica, used by tensor parallelism. 0: runs on CPUs."""
     max_model_len: int = Field(default=8192, ge=256)
     """Longest prompt and reply together, in tokens."""
     kv_cache_gib: int = Field(default=2, ge=1)
-    """Memory for the attention cache of a replica on CPUs; on a GPU vLLM takes what is free."""
+    """Memory of the KV cache of a replica on CPUs; on a GPU vLLM uses the free memory."""
     temperature: float = Field(default=0.7, ge=0)
     """Sampling temperature."""
     max_tokens: int = Field(default=512, ge=1)
-    """Longest reply, reasoning included."""
+    """Maximum length of a reply, reasoning included."""
     timeout_s: float = Field(default=120.0, gt=0)
-    """Longest wait for one try of one call."""
+    """Timeout of one attempt of a call."""
     max_retries: int = Field(default=8, ge=0)
-    """Tries after the first. With the backoff they outlast the restart of a replica beside one that runs."""
+    """Retries. With the backoff they outlast the restart of one of several replicas."""
     max_concurrency: int = Field(default=256, ge=1)
-    """Calls in flight at a time, over all processes of the run."""
+    """Maximum number of concurrent calls, over all processes of the run."""
     start_timeout_s: float = Field(default=900.0, gt=0)
-    """Longest wait for the first replicas, download included."""
+    """Timeout for the first replicas to be ready, download included."""
 
     @model_validator(mode="after")
     def _replicas_grow(self) -> "LlmServeConfig":
@@ -101,7 +103,7 @@ class LlmServeConfig(NamedUserConfig):
 
 
 class EndpointConfig(NamedUserConfig, ChatConfig):
-    """Any endpoint that speaks OpenAI's chat protocol. The key stays in the environment."""
+    """An OpenAI-compatible chat endpoint. The API key stays in the environment."""
 
     type: Literal["endpoint"] = "endpoint"
 
@@ -111,7 +113,7 @@ class ReplayConfig(NamedUserConfig):
 
     type: Literal["replay"] = "replay"
     path: AbsolutePathText
-    """The folder, or one file of it."""
+    """Folder of the recording, or one file of it."""
 
     @model_validator(mode="after")
     def _is_not_recorded_again(self) -> "ReplayConfig":
@@ -132,15 +134,15 @@ class WebSearchConfig(BaseModel):
     model_config = FROZEN
 
     url: str
-    """Takes POST with the query in `query_field`."""
+    """URL that takes POST requests with the query in `query_field`."""
     api_key_env: str = ""
-    """The environment variable with the key; empty where the endpoint wants none."""
+    """Environment variable that holds the API key; empty if the endpoint requires none."""
     api_key_header: str = "X-API-KEY"
     """The HTTP header that carries the key."""
     query_field: str = "q"
     """The field of the request's JSON that holds the query."""
     results_field: str = "organic"
-    """Where the answer's list of objects with `title` and `snippet` is; dots lead inside."""
+    """Path to the response's list of objects with `title` and `snippet`; dots separate nested fields."""
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Self:
@@ -159,53 +161,55 @@ class WebSearchConfig(BaseModel):
 
 
 class GaugeLimits(BaseModel):
-    """When the users of a run are alarming: a gauge above its limit, measured on enough cases."""
+    """Alert limits of the users' quality metrics."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     goal_leaks: float = Field(default=0.02, ge=0, le=1)
-    """Share of replies that name a hidden value which nobody had asked for."""
+    """Share of replies that reveal a hidden value without having been asked for it."""
     front_loading: float = Field(default=0.8, ge=0, le=1)
-    """Share of all facts that stand in a dialogue's first reply."""
+    """Share of all facts that are in a dialogue's first reply."""
     agreeableness: float = Field(default=0.9, ge=0, le=1)
     """Share of yes-or-no questions and proposals that are answered with yes."""
     repetition: float = Field(default=0.5, ge=0, le=1)
-    """Share of whole-sentence replies that an earlier, different question got, too."""
+    """Share of whole-sentence replies that repeat the reply to an earlier, different question."""
     contradictions: float = Field(default=0.02, ge=0, le=1)
-    """Share of the properties told again that are told otherwise."""
+    """Share of repeated facts that contradict the earlier statement."""
     early_stop: float = Field(default=0.1, ge=0, le=1)
-    """Share of dialogues that the user ended before it had reason to."""
+    """Share of dialogues that the user ended without a reason."""
     min_cases: int = Field(default=20, ge=1)
-    """A share of fewer cases alarms nobody."""
+    """Minimum number of cases for an alert."""
 
 
 class SimulatorConfig(BaseModel):
-    """The simulated users of a run: who they are, and how the rule-based ones are hosted and called."""
+    """The simulated users of a run, and how rule-based ones are hosted and called."""
 
     model_config = FROZEN
 
     users: tuple[UserConfig, ...] = (RulesUserConfig(),)
-    """The kinds of users, mixed by weight; each dialogue has one from beginning to end."""
+    """The simulated users, mixed by weight; one user plays each dialogue from beginning to end."""
     personas: Literal["plain", "varied"] = "plain"
-    """How these people talk: `varied` draws a manner of talking for each task."""
+    """Personas of the users: `varied` draws a way of talking for each task."""
     web_search: WebSearchConfig | None = None
-    """What searches the web for the search gym's published questions. Not given: they cannot be searched."""
+    """Web search endpoint for the search gym's published questions. Unset: they cannot be searched."""
     alarms: GaugeLimits = GaugeLimits()
-    """Gauges of the users above these limits are reported at every step."""
+    """Limits of the users' quality metrics; a metric above its limit raises an alert."""
     num_replicas: int = Field(default=1, ge=1)
-    """Serve replicas that answer for the rule-based users."""
+    """Serve replicas of the rule-based users."""
     max_replicas: int | None = Field(default=None, ge=1)
-    """Where dialogues wait for them their number grows up to this one. Not given: it stays as it is."""
+    """Autoscaling limit: replicas are added, up to this number, while dialogues wait for them. Unset: fixed
+    at num_replicas."""
     host: str = "127.0.0.1"
-    """Where `userrl serve` listens. Beyond this machine it asks for a key."""
+    """Address that `userrl serve` listens on. An API key is required for any but the loopback address."""
     api_key_env: str = "USERRL_SIMULATOR_KEY"
-    """The environment variable with that key; where it is set, it is asked for on this machine, too."""
+    """Environment variable that holds the API key; if it is set, the key is required on the loopback address,
+    too."""
     num_cpus_per_replica: float = Field(default=0.1, ge=0)
-    """CPUs that Ray reserves for each replica; rules need little."""
+    """CPUs that Ray reserves for each replica."""
     timeout_s: float = Field(default=30.0, gt=0)
-    """Longest wait for one try of one call."""
+    """Timeout of one attempt of a call."""
     max_retries: int = Field(default=4, ge=0)
-    """Tries after the first, where a replica died or was too slow."""
+    """Retries after a replica died or timed out."""
     backoff_s: float = Field(default=0.25, gt=0)
     """Mean wait before the first retry; it doubles with every further one."""
 

@@ -1,4 +1,4 @@
-"""Published data files to records: JSON lists, JSON objects and the released Parquet files, all checked.
+"""Reader of published dataset files (JSON lists, JSON objects, Parquet) into validated records.
 
 Knows files, rows, fields and types; what a record means is its gym's own affair.
 """

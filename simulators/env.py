@@ -1,4 +1,5 @@
-"""The environment's contract, in Gymnasium's words, and the one environment that plays every gym's rules.
+"""The environment interface in Gymnasium's terms, the `Gym` record of a gym's rules, and the one environment
+that plays any gym.
 
 A gym gives pure functions; the environment holds the state, asks the user and pays the best-so-far
 difference.

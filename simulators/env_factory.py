@@ -1,4 +1,4 @@
-"""One environment in Python, by name: which rules, which task, which user, which persona.
+"""Factory of environments by gym name: `make_env("travel", index=3)` with rules, task, user and persona.
 
 import asyncio
 from simulators import make_env

@@ -1,4 +1,4 @@
-"""What a gym of somebody's own is asked before a run begins: the laws that are cheap to see broken.
+"""Validation of a gym plug-in before a run: plays short dialogues and reports broken rules in one line.
 
 In the middle of a run a gym's mistake is a failed dialogue; here it is one line before anything starts. All
 the laws: tests/simulators/test_gyms.py.

@@ -1,4 +1,5 @@
-"""Gyms of your own code: a recipe names their modules, and they stand beside ours in every process.
+"""Loading of gym plug-ins: Python modules named in a recipe whose gyms join the built-in ones in every
+process.
 
 Knows where a gym comes from and what it is called, and nothing of what it does.
 """

@@ -1,4 +1,5 @@
-"""The Gymnasium face of every gym: `gymnasium.make("userrl/Travel-v0")`, once `simulators` is imported.
+"""Gymnasium adapter of every gym: `gymnasium.make("userrl/Travel-v0")`, registered when `simulators` is
+imported.
 
 Synchronous over the one asynchronous environment. Actions are `[choice] content`; the first observation is
 the rules and the user's opening, every later one the feedback.

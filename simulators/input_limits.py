@@ -1,4 +1,4 @@
-"""What a model, a person or an endpoint wrote, before anything looks into it: how long it may be, how deep.
+"""Size and depth limits for untrusted text and files, applied before any parsing.
 
 A text here is data from outside. No reader of it takes time that grows faster than its length, and no parser
 is driven into its recursion limit. All limits with their places: docs/safety.md.

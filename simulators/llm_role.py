@@ -1,4 +1,4 @@
-"""What a gym tells a language model that plays its user: role, schema of verdicts, and how to read one.
+"""LLM form of a gym's user: role prompt, JSON schema of verdicts, and the reading of a verdict.
 
 The model never writes a score. It says which of the gym's own facts the agent's text touches, as validated
 JSON; the gym's rules make the reply and the reward of that.

@@ -1,4 +1,5 @@
-"""Messages and the one tool: the language that environments, users and policies speak. Knows no tokens."""
+"""Chat messages, actions and the `interact_with_env` tool: the data that environments, users and policies
+exchange. Knows no tokens."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
-"""Personas: how a person talks, apart from what it knows. Sampled once a task, the same for its group.
+"""Personas: how a simulated user talks, independent of what it knows. Sampled once a task, the same for the
+whole group.
 
 A persona changes words and order, never facts: what a rule-based user means stays what its gym said, so an
 agent that asks again, reads past a slip of the tongue or waits out small talk can always get there.

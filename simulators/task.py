@@ -1,4 +1,4 @@
-"""Tasks: what to live through, drawn from seeds. A task can always be made again from its `TaskKey`."""
+"""Tasks and their source: drawn from seeds and reproducible from a `TaskKey`."""
 
 import hashlib
 import random

@@ -1,4 +1,4 @@
-"""The simulated user's protocol: a pure question with its whole history in, a reply out.
+"""The simulated user's interface: a stateless question with its whole history in, a reply out.
 
 A user keeps no state between calls, so any replica can answer any call and a retry never steps anything
 twice.

@@ -1,5 +1,5 @@
-"""What became of every group of a run, read off its rows on disk and its last checkpoint, and not from what
-the run says of itself."""
+"""Audit of a run after chaos: counts lost, duplicated and stale groups from the Parquet rows and the last
+checkpoint, not from what the run reports about itself."""
 
 import json
 from collections import Counter, defaultdict
@@ -28,7 +28,7 @@ class ChaosAudit:
     """Groups that were ordered and are neither settled on disk nor still open in the last checkpoint, and
     trajectories that the ledger has settled and the rows lack."""
     duplicated: int
-    """Groups with rows under two steps, or with the same turn twice: trained twice, had nobody noticed."""
+    """Groups with rows under two steps, or with a duplicated turn: trained twice."""
     stale: int
     """Groups trained on a token older than the bound, at the moment of use."""
 

@@ -1,7 +1,7 @@
-"""A Ray cluster of several nodes on this machine, made to be struck, and a run on it in a process of its own.
+"""Local Ray cluster with several nodes as the target of chaos, and the job under test in its own process.
 
-Every process that is struck is found through this cluster's own tables, so that nothing else on the machine
-can be hit.
+Every process that is killed is looked up in this cluster's own tables, so nothing else on the machine can be
+hit.
 """
 
 import os
@@ -78,7 +78,7 @@ class ChaosCluster:
         return frozenset({victim})
 
     def bring_back_nodes(self) -> None:
-        """A node in the place of each that died, by a blow or by itself, as an autoscaler would start it."""
+        """Starts a replacement for each dead node, as an autoscaler would."""
         for node in self._nodes:
             raylet = _raylet_of(node).pid
             if not _lives(node):
@@ -140,7 +140,7 @@ class Job:
         self._recipe.write_text(config.to_toml(), encoding="utf-8")
 
     def start(self) -> None:
-        """Begins the run, or goes on with it."""
+        """Starts or resumes the run."""
         command = [sys.executable, "-m", "cluster.cli", "train", str(self._recipe)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -1,4 +1,5 @@
-"""What chaos does to a run, when, and when it counts as mended. Pure: it kills nothing itself."""
+"""Catalogue of chaos faults: which process each kind hits, when it may strike, and when the run counts as
+recovered. Pure: kills nothing itself."""
 
 import random
 import re
@@ -11,10 +12,10 @@ FaultKind = Literal[
     "rollout", "engine", "core", "replica", "controller", "learner", "buffer", "driver", "node",
     "hung_rollout", "hung_engine", "hung_replica", "slow_node",
 ]  # fmt: skip
-"""Who is struck. `core` is vLLM's own process, `engine` the actor around it, `buffer` the owner of all
-finished groups in the object store, `node` a worker node with everything on it. A hung one is stopped, not
-killed. A slow one has a network that stutters: its raylet, through which all that other nodes send to it or
-fetch from it goes, and its heartbeats, is stopped and let go in turn."""
+"""The process that a fault hits. `core` is vLLM's own process, `engine` the actor around it, `buffer` the
+owner of all finished groups in the object store, `node` a worker node with everything on it. A hung one is
+stopped, not killed. A slow one has a network that stutters: its raylet, through which all that other nodes
+send to it or fetch from it goes, and its heartbeats, is stopped and let go in turn."""
 KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "rollout": ("RolloutActor",),
@@ -42,11 +43,11 @@ class Fault:
     calm_s: float
     """Seconds to wait for it once the one before is mended."""
     pick: float
-    """In [0, 1): which of those that it could strike."""
+    """In [0, 1): selects one of the possible targets."""
 
     @property
     def role(self) -> str:
-        """Whose process is struck: a key of `CLASSES`, `driver` or `node`."""
+        """Kind of the target process: a key of `CLASSES`, `driver` or `node`."""
         return {"core": "engine", "slow_node": "node"}.get(self.kind, self.kind.removeprefix("hung_"))
 
     @property

@@ -1,5 +1,5 @@
-"""One fault after another on a running job: who is struck, how long until it is mended, and what a person who
-watches is told."""
+"""Fault injector: applies one fault after another to a running job, measures each recovery time, and prints
+both."""
 
 import math
 import time
@@ -15,7 +15,7 @@ MEND_TIMEOUT_S = 300.0
 """A fault that is not mended by then never is; the next one comes."""
 LOOK_EVERY_S = 0.5
 MOST_RESTARTS = 5
-"""Of a driver that ended by itself, as whoever submits jobs would start it again."""
+"""Restarts of a driver that exited, as a job supervisor would do."""
 
 
 class FaultInjector:
@@ -69,8 +69,8 @@ class FaultInjector:
         return code == 0 or (code is not None and self._num_restarts == MOST_RESTARTS)
 
     def _wait(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
-        """Whether it came true before the time was over, or the run. A driver that ends by itself before its
-        run does is started again."""
+        """Whether the condition became true before the timeout and before the end of the run. A driver that
+        ends by itself before its run does is started again."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if self._is_over or time.monotonic() > deadline:
@@ -83,7 +83,7 @@ class FaultInjector:
         return True
 
     def _look(self) -> Snapshot:
-        """Without those that hang: they are neither struck again nor counted as what the run has."""
+        """Excludes hung processes: they are neither hit again nor counted as running."""
         self._cluster.bring_back_nodes()
         seen = look(self._cluster, self._job)
         self._hung &= frozenset[int]().union(*seen.alive.values())

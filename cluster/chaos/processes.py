@@ -1,5 +1,5 @@
-"""The processes of a node: found while its raylet lives, ended for certain once it does not. A number
-that has gone to another process since is never hit."""
+"""Processes of a cluster node: finds them while the raylet lives and kills the survivors once it is dead. A
+process id that the system has reused is never killed."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -8,14 +8,14 @@ import psutil
 
 
 def processes_below(pid: int) -> list[psutil.Process]:
-    """Those that it has started, and those that they have; none where it is gone."""
+    """All descendants of a process; empty if it has ended."""
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).children(recursive=True)
     return []
 
 
 def end(processes: Iterable[psutil.Process]) -> None:
-    """By SIGKILL, stopped ones too; those that are gone stay gone."""
+    """Kills the processes by SIGKILL, stopped ones included; ignores those that have ended."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()

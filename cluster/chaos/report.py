@@ -1,5 +1,5 @@
-"""What `userrl chaos` tells a person: how long each kind of fault took to mend, what was lost, and the
-rewards with faults beside those without."""
+"""Output of `userrl chaos`: recovery time by kind of fault, losses, and rewards with faults next to those
+without."""
 
 import math
 from collections.abc import Sequence

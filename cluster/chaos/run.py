@@ -1,4 +1,4 @@
-"""`userrl chaos`: a real job while its processes are killed at random, and what that cost."""
+"""`userrl chaos`: runs a real job, kills its processes at random, and reports what that cost."""
 
 import json
 from collections import deque
@@ -22,7 +22,7 @@ from cluster.run_folder.paths import RunFolder, write_whole
 def chaos(config: RunConfig, *, num_kills: int, seed: int, as_json: bool) -> None:
     """Trains `NAME-chaos-SEED` under `num_kills` faults, and where that run is through before the last of
     them `NAME-chaos-SEED-2` and so on; prints the fixed JSON, or what a person wants to know, which takes an
-    undisturbed run, `NAME-calm`, beside them."""
+    undisturbed run, `NAME-calm`, for comparison."""
     if num_kills < 1:
         raise BadInput(f"--kills {num_kills}: nothing would happen: give at least 1")
     name = f"{config.run.name}-chaos-{seed}"

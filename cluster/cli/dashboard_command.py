@@ -1,4 +1,5 @@
-"""`userrl dashboard`: a new W&B project opens on a useful view. Light: W&B is loaded when it runs."""
+"""`userrl dashboard` command: saves the default W&B workspace for a project. Imports W&B only when it
+runs."""
 
 import argparse
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""The commands of `userrl` that have dialogues without training: evaluate, serve. Light: what a command
-needs is loaded when it runs."""
+"""`userrl evaluate` and `userrl serve`: arguments and entry points. Heavy imports happen when a command
+runs."""
 
 import argparse
 from pathlib import Path
@@ -55,7 +55,7 @@ def add_dialogue_commands(add: AddCommand) -> None:
         "--output",
         type=Path,
         metavar="FILE.json",
-        help="writes the report there, .md and .parquet beside it; the same command again goes on",
+        help="writes the report there, with .md and .parquet files next to it; the same command resumes",
     )
     evaluate.add_argument("--json", action="store_true", help="machine-readable results on stdout")
     add_output_options(evaluate)

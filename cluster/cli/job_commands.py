@@ -1,4 +1,4 @@
-"""The commands of `userrl` that speak to a cluster: submit, jobs, logs, stop. Light: Ray is loaded when one
+"""`userrl submit`, `jobs`, `logs` and `stop`: arguments and entry points. Ray is imported when a command
 runs."""
 
 import argparse

@@ -1,6 +1,6 @@
-"""`userrl`: its commands. Reads the command line, checks it, calls one function.
+"""The `userrl` command line: parses the arguments, checks them, and calls one function.
 
-Heavy imports stand inside the commands, so that `--help` and a refusal take an instant.
+Heavy imports stand inside the commands, so `--help` and refusals are instant.
 """
 
 import argparse

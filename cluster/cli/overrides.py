@@ -1,4 +1,4 @@
-"""From a command's arguments to the config that it works with: short options stand for a recipe's keys."""
+"""Command-line arguments to a validated config: short options stand for recipe keys."""
 
 import argparse
 import json

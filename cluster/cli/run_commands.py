@@ -1,5 +1,5 @@
-"""The commands of `userrl` around a run: train, check, chaos, scale, report. Light: what a command needs is
-loaded when it runs."""
+"""`userrl train`, `check`, `chaos`, `scale` and `report`: arguments and entry points. Heavy imports happen
+when a command runs."""
 
 import argparse
 from pathlib import Path
@@ -17,7 +17,10 @@ def add_run_commands(add: AddCommand) -> None:
     """Adds the five to a command line."""
     train = add("train", _train, text="SFT, then GRPO, with an evaluation before, between and after.")
     train.add_argument(
-        "recipe", type=Path, metavar="RECIPE|RUN_FOLDER", help="a .toml, or a stopped run to go on with"
+        "recipe",
+        type=Path,
+        metavar="RECIPE|RUN_FOLDER",
+        help="a .toml file, or the folder of a stopped run to resume",
     )
     add_output_options(train)
     check = add("check", _check, text="Checks a recipe and prints the plan; starts and writes nothing.")
@@ -35,12 +38,12 @@ def add_run_commands(add: AddCommand) -> None:
     for command in (train, check, chaos):
         command.add_argument("--run", metavar="NAME", help="the run's name, instead of the recipe's")
         command.add_argument("--json", action="store_true", help="machine-readable results on stdout")
-    scale = add("scale", _scale, text="Changes how many processes a run has, while it goes on.")
+    scale = add("scale", _scale, text="Changes the number of processes of a running run.")
     scale.add_argument("run_folder", type=Path, metavar="RUN", help="its folder, or its name in runs/")
     scale.add_argument("--rollouts", type=int, metavar="N", help="rollout actors")
     scale.add_argument("--engines", type=int, metavar="N", help="policy engines")
     scale.add_argument("--simulators", type=int, metavar="N", help="replicas of the rule-based users")
-    report = add("report", _report, text="Writes a run, or several beside each other, as one HTML page.")
+    report = add("report", _report, text="Writes one run, or several in comparison, as one HTML page.")
     report.add_argument(
         "runs",
         type=Path,

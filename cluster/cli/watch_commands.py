@@ -1,5 +1,4 @@
-"""The commands of `userrl` with which a person looks: status at a run, play at a dialogue. Light: what a
-command needs is loaded when it runs."""
+"""`userrl status` and `userrl play`: arguments and entry points. Heavy imports happen when a command runs."""
 
 import argparse
 from pathlib import Path
@@ -17,17 +16,21 @@ def add_watch_commands(add: AddCommand) -> None:
     status.add_argument("run_folder", type=Path, metavar="RUN", help="its folder, or its name in runs/")
     status.add_argument("--json", action="store_true", help="machine-readable results on stdout")
     play = add(
-        "play", _play, text="One dialogue with a person in this terminal; rewards are told at the end."
+        "play", _play, text="One dialogue with a person in this terminal; rewards are shown at the end."
     )
     play.add_argument("gyms", type=str.lower, metavar="GYM", help="its name")
     play.add_argument(
-        "--as", dest="side", choices=("agent", "user"), default="agent", help="who you are; default: agent"
+        "--as",
+        dest="side",
+        choices=("agent", "user"),
+        default="agent",
+        help="your side of the dialogue; default: agent",
     )
     play.add_argument(
         "--policy",
         metavar="POLICY",
-        help=f"whom you meet as the user: {'|'.join(SCRIPTED_POLICIES)} (default: expert), a run folder, "
-        "one of its checkpoints, a model folder or hub name, or an OpenAI-compatible base URL",
+        help=f"the policy that you meet as the user: {'|'.join(SCRIPTED_POLICIES)} (default: expert), "
+        "a run folder, one of its checkpoints, a model folder or hub name, or an OpenAI-compatible base URL",
     )
     play.add_argument(
         "--model", metavar="NAME", help="with a base URL: which of its models; default: the only one"

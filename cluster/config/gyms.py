@@ -1,5 +1,5 @@
-"""Settings of what is trained on: which gyms, whose rules, whose tasks. Light: no heavy
-imports."""
+"""Config section `gyms`: which gyms are trained on, their weights, rules, difficulty and data files. Light:
+no heavy imports."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from simulators.gyms import GYMS
 
 
 class GymsConfig(BaseModel):
-    """What to train on."""
+    """The gyms to train on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -23,18 +23,19 @@ class GymsConfig(BaseModel):
     """Python modules with gyms of your own, by the names that `import` takes; with commas between on the
     command line. They are installed, or lie in the folder where the command runs. See docs/add-a-gym.md."""
     weights: dict[str, float] = dict.fromkeys(GYMS, 1.0)
-    """Share of each gym among the training tasks, by name; a weight of 0 leaves the gym out."""
+    """Share of each gym among the training tasks, by name; weight 0 excludes the gym."""
     held_out: tuple[str, ...] = ()
-    """Gyms that are never trained on, whatever their weight; evaluation has them and reports them apart."""
+    """Gyms that are never trained on, regardless of their weight; evaluation includes them and reports them
+    separately."""
     difficulty: int = Field(default=0, ge=0)
-    """0 is the easiest; each gym says what its levels mean."""
+    """Difficulty level; 0 is the easiest, docs/gyms.md lists each gym's levels."""
     preset: Literal["default", "published"] = "default"
-    """Whose rules: ours, or those of the released UserRL gyms, for comparison."""
+    """Rules of the gyms: this project's, or those of the released UserRL gyms, for comparison."""
     constants: Literal["training", "evaluation"] = "training"
-    """Which of the released constants, where `preset` is published. `userrl evaluate` takes those of
-    evaluation unless told otherwise."""
+    """Which of the released constants to use if `preset` is published. The default of `userrl evaluate` is
+    evaluation."""
     data: dict[str, Path] = {}
-    """Files of published tasks, by gym; gyms without one generate theirs."""
+    """Files of published tasks, by gym; a gym without a file generates its tasks."""
 
     def open(self, *, with_data: bool = True) -> dict[str, Gym]:
         """The gyms by name, under these rules; with data, their tasks come from the files. Raises ValueError

@@ -1,5 +1,5 @@
-"""Settings of the placement: which nodes of a cluster take which processes. Light: imports neither torch nor
-Ray."""
+"""Config section `ray.nodes`: which cluster nodes each kind of process may use. Light: imports neither torch
+nor Ray."""
 
 import re
 
@@ -10,17 +10,17 @@ RAY_RESOURCES = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
 
 
 class NodesConfig(BaseModel):
-    """Which nodes take which processes: those that offer the custom Ray resource of this name. Not given: any
-    node. Two kinds with one name share those nodes; a Ray that starts here offers every name."""
+    """Which nodes each kind of process may use: those with the custom Ray resource of this name. Unset: any
+    node. Two kinds with one name share those nodes; a local Ray offers every name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     engine: str | None = None
-    """Nodes of the policy engines. An engine with `tensor_parallel_size` GPUs has them all on one node."""
+    """Nodes of the policy engines. The `tensor_parallel_size` GPUs of an engine are on one node."""
     learner: str | None = None
-    """Nodes of the learners. Under another name than the engines' the two never share a GPU."""
+    """Nodes of the learners. With another name than the engines', the two never share a GPU."""
     simulator: str | None = None
-    """Nodes of the simulated users: the rule-based ones' replicas, and the models'."""
+    """Nodes of the simulated users: replicas of rule-based users and of hosted models."""
     rollout: str | None = None
     """Nodes of the rollout actors; they may come and go."""
 

@@ -1,6 +1,7 @@
-"""Recipes: TOML and `--key value` into a config, a config into TOML, every mistake into one line for people.
+"""Recipe parsing: TOML files and `--key value` overrides to a config, a config to TOML, and validation errors
+to one line each.
 
-Knows pydantic models in general, and no key of ours in particular.
+Knows pydantic models in general and none of this project's keys.
 """
 
 import difflib

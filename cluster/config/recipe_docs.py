@@ -1,7 +1,7 @@
-"""The page docs/recipes.md, made of the config classes: `python -m cluster.config.recipe_docs > PAGE`.
+"""Generator of docs/recipes.md from the config classes: `python -m cluster.config.recipe_docs > PAGE`.
 
-A key's type, default and bounds are what pydantic checks, its meaning the docstring under the field, so that
-the page cannot say anything else than the program does.
+Types, defaults and bounds are what pydantic checks, descriptions are the docstrings under the fields, so the
+page cannot differ from the program.
 """
 
 import json
@@ -23,14 +23,14 @@ from rewards.reward_functions import REWARDS
 INTRO = """\
 # Recipes: every key
 
-A recipe is a TOML file that names what differs from the defaults below; `recipes/` holds some. Defaults come
-first, then the recipe, then the command line, where each key is `--SECTION.KEY VALUE` or `SECTION.KEY=VALUE`:
-a value is written as in TOML, text without quotes, and `none` for *not given*. `userrl check RECIPE` says
-what a recipe comes to, and starts nothing. What a run was trained with, all defaults filled in, is
-`config.toml` in its folder; it is a recipe, too.
+A recipe is a TOML file with the keys that differ from the defaults below; `recipes/` holds examples. The
+order of precedence is: defaults, recipe, command line. On the command line a key is `--SECTION.KEY VALUE` or
+`SECTION.KEY=VALUE`, with the value as in TOML, text without quotes, and `none` for *unset*. `userrl check
+RECIPE` prints the resulting plan without starting anything. `config.toml` in a run folder is the run's
+recipe with all defaults filled in.
 
-Beyond the bounds below, sections must fit each other (a turn must fit the engine's context, say):
-what does not is refused in one line, before anything starts. This page is made from the code by
+Besides the bounds below, some rules span sections (a turn must fit into the engine's context, for example).
+A violation is refused in one line before anything starts. This page is generated from the code by
 `make reference`.
 """
 NAMES: Mapping[str, Mapping[str, object]] = {
@@ -145,7 +145,7 @@ def _plural(annotation: Any) -> str:
 def _default(info: FieldInfo) -> str:
     if info.is_required():
         return "**required**"
-    return "not given" if info.default is None else f"`{_toml(info.default)}`"
+    return "unset" if info.default is None else f"`{_toml(info.default)}`"
 
 
 def _toml(value: object) -> str:

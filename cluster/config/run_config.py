@@ -1,7 +1,8 @@
-"""A run's whole configuration: composes the rooms' configs, and holds the few rules that span rooms.
+"""Root config of a run: composes the config sections of all rooms and holds the few rules that span several
+of them.
 
-Light: no torch, Ray, vLLM or transformers, so that a recipe is checked in an instant. The docstring under a
-field is its help.
+Light: no torch, Ray, vLLM or transformers, so a recipe is checked in an instant. The docstring under a field
+is its help text.
 """
 
 import re
@@ -25,16 +26,16 @@ FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class RunNameConfig(BaseModel):
-    """Which run this is."""
+    """Identity of the run."""
 
     model_config = FROZEN
 
     name: str = "run"
-    """The run's name: its folder's name, and its name in W&B."""
+    """The run's name: its folder's name and its name in W&B."""
     folder: str = "runs"
-    """Where run folders lie."""
+    """Folder that holds the run folders."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Every random draw of the run derives from it."""
+    """Seed from which every random draw of the run derives."""
 
     @field_validator("name")
     @classmethod
@@ -50,33 +51,34 @@ class PolicyConfig(BaseModel):
     model_config = FROZEN
 
     path: str | None = None
-    """A Hugging Face causal LM: a folder, or a hub name. Not given: a tiny policy with random weights."""
+    """A Hugging Face causal LM: a folder or a hub name. Unset: a tiny policy with random weights."""
     tiny: TinyPolicyConfig = TinyPolicyConfig()
 
 
 class RayConfig(BaseModel):
-    """The cluster."""
+    """The Ray cluster."""
 
     model_config = FROZEN
 
     address: str | None = None
-    """A Ray cluster to join: HOST:PORT, ray://HOST:PORT, or auto. Not given: Ray starts here."""
+    """Address of a Ray cluster to join: HOST:PORT, ray://HOST:PORT, or auto. Unset: starts Ray on this
+    machine."""
     nodes: NodesConfig = NodesConfig()
 
 
 class BufferConfig(BaseModel):
-    """Scored groups waiting for the learners."""
+    """The buffer of scored groups."""
 
     model_config = FROZEN
 
     groups_per_step: int = Field(default=8, ge=1)
-    """Groups that one optimizer step takes."""
+    """Groups per optimizer step."""
     max_off_policy_steps: int = Field(default=0, ge=0)
-    """How many policy versions old a trained token may be; 0 is synchronous training."""
+    """Maximum age of a trained token in policy versions; 0 is synchronous training."""
 
 
 class GrpoRunConfig(BaseModel):
-    """Length of the GRPO stage; its loss is the learner's."""
+    """The GRPO stage; its loss is configured in `learner`."""
 
     model_config = FROZEN
 
@@ -90,25 +92,26 @@ class EvaluationConfig(BaseModel):
     model_config = FROZEN
 
     tasks_per_gym: int = Field(default=200, ge=1)
-    """Held-out tasks of each gym, one dialogue each."""
+    """Held-out tasks per gym, one dialogue each."""
     every_steps: int = Field(default=0, ge=0)
-    """GRPO steps between two scores on validation tasks, by which the best checkpoint is kept; 0 is never."""
+    """GRPO steps between two validations, which choose the best checkpoint; 0: never."""
     validation_tasks_per_gym: int = Field(default=25, ge=1)
-    """Validation tasks of each trained gym; neither trained on nor among the held-out ones."""
+    """Validation tasks per trained gym; disjoint from training and held-out tasks."""
 
 
 class CheckpointConfig(BaseModel):
-    """What a stopped run goes on from."""
+    """Checkpoints, from which a stopped run resumes."""
 
     model_config = FROZEN
 
     every_steps: int = Field(default=10, ge=1)
-    """GRPO steps between two checkpoints; one more is saved when the run ends or is stopped."""
+    """GRPO steps between two checkpoints; another is saved when the run ends or is stopped."""
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints that stay on disk; beside them the best, where `evaluation.every_steps` is set."""
+    """Number of newest checkpoints kept on disk, in addition to the best one if `evaluation.every_steps` is
+    set."""
     mirror: str = ""
-    """A place on any file system of pyarrow or fsspec, such as s3://bucket/runs, to which new checkpoints
-    are copied: where the run folder is lost, the run goes on from there."""
+    """A location on any pyarrow or fsspec file system, such as s3://bucket/runs, to which new checkpoints are
+    copied; a run whose folder is lost resumes from there."""
 
 
 class TrackingConfig(BaseModel):
@@ -119,10 +122,9 @@ class TrackingConfig(BaseModel):
     project: str = "userrl"
     """The W&B project."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto is online where a W&B key is found and offline where none is."""
+    """auto: online if a W&B key is found, else offline."""
     dialogues_per_step: int = Field(default=8, ge=0)
-    """Dialogues of each step, and of each evaluation, in the tables of W&B: whole groups, at least one; 0 is
-    none."""
+    """Dialogues of each step and evaluation in W&B tables: whole groups, at least one; 0: none."""
 
 
 class RunConfig(BaseModel):
@@ -161,7 +163,7 @@ class RunConfig(BaseModel):
             )
         if rollout.on_timeout == "resume" and not self.buffer.max_off_policy_steps:
             raise ValueError(
-                "rollout.on_timeout=resume: a dialogue that goes on under newer weights is older than "
+                "rollout.on_timeout=resume: a dialogue that resumes under newer weights is older than "
                 "buffer.max_off_policy_steps=0 allows: give 1 or more, or take on_timeout=mask"
             )
         if self.learner.micro_batch_tokens < context:

@@ -1,4 +1,4 @@
-"""How long something still takes, by how it went of late. Pure: moments are given, no clock is read."""
+"""Estimate of the remaining time from recent speed. Pure: timestamps are passed in, no clock is read."""
 
 from collections import deque
 
@@ -65,8 +65,8 @@ class RunClock:
             self._evaluation_s = elapsed_s
 
     def step_over(self, step: int, *, at: float) -> float | None:
-        """Seconds until the end of the run; None after the first step of a process, whose beginning nobody
-        has measured. A step that comes again begins the count anew."""
+        """Seconds until the end of the run; None after a process's first step, whose start was not measured.
+        A repeated step restarts the count."""
         if self._steps is None or step <= self._steps.done:
             self._steps = EtaEstimator(total=self._num_steps, at=at, done=step)
         else:

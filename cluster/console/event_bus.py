@@ -1,7 +1,5 @@
-"""Who hears what a command tells: its screen, and where it is a run, the record in the run folder.
-
-One for the process, as stderr is. Any thread may tell.
-"""
+"""Event bus of the process: delivers events to the active screen and, in a run, to the log in the run folder.
+Thread-safe."""
 
 import os
 import sys
@@ -26,7 +24,7 @@ class EventBus:
         self._lock = threading.RLock()  # a signal's handler tells in the middle of another telling
 
     def tell(self, event: Event) -> None:
-        """Everybody hears it, one event after the other."""
+        """Delivers the event to all listeners, one event at a time."""
         with self._lock:
             for other in self._others:
                 other.hear(event)
@@ -34,12 +32,12 @@ class EventBus:
                 self._screen = choose_screen(is_quiet=False, is_jsonl=False)
             try:
                 self._screen.hear(event)
-            except OSError:  # a closed pipe or terminal: who watched has gone, and the work goes on
+            except OSError:  # a closed pipe or terminal: the reader has gone, the work continues
                 with suppress(*GONE):
                     self._screen.close()
                 self._screen = NullListener()
                 to_nowhere(sys.stderr)
-            except ValueError:  # somebody has closed stderr: nobody looks now
+            except ValueError:  # stderr is closed: no reader is left
                 return
 
     def is_shown_by(self, kind: type[Screen]) -> bool:
@@ -71,7 +69,7 @@ class NullListener:
     """In the place of a screen that has gone."""
 
     def hear(self, event: Event) -> None:
-        """Nobody looks."""
+        """Listener that ignores all events."""
 
     def close(self) -> None:
         """Nothing is open."""

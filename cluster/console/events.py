@@ -1,6 +1,7 @@
-"""What a command has to tell while it works: made once, then shown in any form, and kept in the run folder.
+"""Event types of a command's output (line, stage, step, wait) and their JSON form.
 
-Light: every command loads it.
+Each event is created once, then shown by any screen and stored in the run folder. Light: every command loads
+it.
 """
 
 import json
@@ -29,7 +30,7 @@ class LogLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunProgress:
-    """A run begins, or goes on after `step`."""
+    """A run starts, or resumes after `step`."""
 
     run: str
     step: int
@@ -46,7 +47,7 @@ class StepFinished:
     text: str
     """The line for people."""
     left_s: float | None
-    """Until the end of the run; None where nobody can say yet."""
+    """Until the end of the run; None while unknown."""
     metrics: Mapping[str, float]
     at: float = field(default_factory=time.time)
 
@@ -69,7 +70,7 @@ class StageProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WaitReason:
-    """What a step waits for just now; empty where it goes on."""
+    """What a step waits for; empty if it is not waiting."""
 
     text: str
     at: float = field(default_factory=time.time)
@@ -85,10 +86,12 @@ class RelayedLine:
 
 
 Event = LogLine | RunProgress | StepFinished | StageProgress | WaitReason | RelayedLine
+JSON_NAMES = {RunProgress: "run", StepFinished: "step", StageProgress: "stage", WaitReason: "waits"}
+"""The `event` of each type in JSON; a `LogLine` has its `kind` there."""
 
 
 class Listener(Protocol):
-    """Who is told."""
+    """Receiver of events."""
 
     def hear(self, event: Event) -> None: ...
 
@@ -100,7 +103,7 @@ def to_json(event: Event) -> str:
     """
     if isinstance(event, RelayedLine):
         return event.line
-    kind = event.kind if isinstance(event, LogLine) else type(event).__name__.lower()
+    kind = event.kind if isinstance(event, LogLine) else JSON_NAMES[type(event)]
     own = {one.name: getattr(event, one.name) for one in fields(event) if one.name not in ("at", "kind")}
     return json.dumps({"time": round(event.at, 3), "event": kind, **finite(own)}, ensure_ascii=False)
 

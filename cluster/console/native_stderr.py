@@ -1,4 +1,4 @@
-"""Stderr below Python: what Ray's C++ writes to file descriptor 2, line by line."""
+"""Capture of writes to file descriptor 2 that bypass Python (Ray's C++ logs), line by line."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ class NativeStderr:
 
     @staticmethod
     def is_stderr() -> bool:
-        """Whether Python's own stderr is the descriptor: not where somebody has put another in its place."""
+        """Whether Python's stderr writes to descriptor 2, so it has not been replaced."""
         with suppress(OSError, ValueError):
             return sys.stderr.fileno() == 2
         return False
@@ -40,6 +40,6 @@ class NativeStderr:
     def _listen(self, reading: int) -> None:
         with os.fdopen(reading, encoding="utf-8", errors="backslashreplace") as lines:
             for line in lines:
-                with suppress(OSError, ValueError):  # read on: whoever writes must not wait for us
+                with suppress(OSError, ValueError):  # keep reading, so that writers never block
                     if line.strip():
                         self._hear(line.rstrip())

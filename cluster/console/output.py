@@ -1,6 +1,7 @@
-"""A command's two outputs: results on stdout, all else on stderr, as `--quiet` and `--log-format` ask.
+"""Setup of a command's stdout and stderr: results on stdout, everything else on stderr, in the form that
+`--quiet` and `--log-format` ask for.
 
-A reader that goes away (`| head`) ends a command without a word; one of stderr alone ends nothing.
+A closed stdout (`| head`) ends the command silently; a closed stderr ends nothing.
 """
 
 import argparse
@@ -26,7 +27,7 @@ LOG_FORMATS = ("text", "jsonl")
 
 
 class ReaderGone(BaseException):
-    """Nobody reads stdout any more. Like KeyboardInterrupt no failure, and nothing to wait out or to try
+    """The reader of stdout has gone. Like KeyboardInterrupt no failure, and nothing to wait out or to try
     again."""
 
 
@@ -42,7 +43,7 @@ def add_output_options(command: argparse.ArgumentParser) -> None:
 
 
 def with_output(words: Sequence[str], command: Callable[[], int]) -> int:
-    """Runs a command whose words may ask for an output of another kind; its exit code."""
+    """Runs a command with the output that its options ask for; returns the exit code."""
     is_quiet = "--quiet" in words or "-q" in words
     screen = choose_screen(is_quiet=is_quiet, is_jsonl=_wants_jsonl(words))
     try:

@@ -1,6 +1,5 @@
-"""What a command tells people while it works: a line a step, stages with the time that they still take; on
-stderr, since stdout is for results. How it is shown is the screen's.
-"""
+"""Progress output of a running command: lines, stages with remaining time, one line a step. Emits events; the
+screen decides how they look. stderr only, since stdout is for results."""
 
 import logging
 import math
@@ -69,7 +68,7 @@ def warn(line: str) -> None:
 
 
 def waits_for(text: str) -> None:
-    """Tells what the step at hand waits for; empty once it goes on."""
+    """Reports what the current step waits for; empty once it no longer waits."""
     AUDIENCE.tell(WaitReason(text=text))
 
 
@@ -177,7 +176,7 @@ def stage_progress(title: str, *, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def set_up(parts: Sequence[str]) -> Iterator[None]:
-    """Tells how far the set-up is, whose parts are of `SETUP_S`; each begins with its `setting_up`."""
+    """Reports progress of the set-up, whose parts are named in `SETUP_S`; `setting_up` starts each part."""
     expected_s = {**SETUP_S, **_RUN.setup_s}
     began_at, begun = time.time(), list[str]()
 
@@ -212,6 +211,6 @@ def set_up(parts: Sequence[str]) -> Iterator[None]:
 
 
 def setting_up(part: str) -> None:
-    """This part of a set-up begins. Nothing is told of it where nobody has begun one by `set_up`."""
+    """Starts a part of the set-up. No effect outside of `set_up`."""
     if _RUN.setting_up:
         _RUN.setting_up(part)

@@ -1,7 +1,5 @@
-"""What stderr shows of a command: bars in a terminal, plain lines elsewhere, JSON lines, or troubles alone.
-
-Stdout is for results and never written here.
-"""
+"""Renderers of stderr: plain lines, JSON lines, or problems only; a terminal's bars are in `terminal.py`.
+stdout is never written here."""
 
 import os
 import sys
@@ -41,7 +39,7 @@ class PlainScreen:
 
     def __init__(self) -> None:
         self._num_lines: dict[str, int] = {}
-        """Of each stage that goes on."""
+        """By running stage."""
 
     def hear(self, event: Event) -> None:
         if isinstance(event, LogLine | StepFinished):
@@ -79,7 +77,7 @@ class JsonScreen:
     def __init__(self, *, is_quiet: bool):
         self._is_quiet = is_quiet
         self._shown_at: dict[str, float] = {}
-        """When each stage that goes on was last shown."""
+        """When each running stage was last shown."""
         self._waits = False
         self._lock = RLock()
         self._before = sys.stderr

@@ -1,5 +1,5 @@
-"""Stderr as a terminal: lines scroll by above, and at the foot stand the bars of the run and of its stage,
-each with the time that it still takes."""
+"""Terminal renderer of stderr: scrolling lines, with progress bars of the run and of its current stage at the
+bottom."""
 
 import sys
 import time

@@ -1,5 +1,5 @@
-"""Evaluation: a rollout without a learner. The same actors, turn budget, observations and sampling as in
-training."""
+"""Evaluation of a policy: rollouts without a learner, on the same actors and with the same turn budget,
+observations and sampling as in training."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,6 +1,5 @@
-"""Everything that decides how an evaluation's dialogues go, as plain JSON: only under equal settings are
-finished dialogues taken over, and only then may numbers be compared.
-"""
+"""Fingerprint of an evaluation: every setting that affects its dialogues, as plain JSON. Finished dialogues
+are reused, and numbers compared, only if fingerprints are equal."""
 
 import hashlib
 from collections.abc import Iterable

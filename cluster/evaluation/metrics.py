@@ -1,8 +1,9 @@
-"""What evaluation dialogues are worth: the paper's numbers, and those that it should have. Pure numpy.
+"""Evaluation metrics: scores, 95 % intervals, pass^k, pass@k, effective turns and the paper's numbers. Pure
+NumPy.
 
-A task is the unit: a gym's score is the mean over its tasks of the mean over each task's trials, and
-intervals resample tasks, since the trials of one task are not independent. A failed dialogue is counted and
-never scored. `docs/evaluation.md` says where each formula is from.
+The unit is a task: a gym's score is the mean over tasks of the mean over each task's trials, and intervals
+resample tasks, since the trials of one task are not independent. A failed dialogue is counted, never scored.
+`docs/evaluation.md` gives the source of each formula.
 """
 
 import math
@@ -48,7 +49,7 @@ class DialogueOutcome:
     opening: str = ""
     feedbacks: tuple[str, ...] = ()  # [num_turns]
     seconds: tuple[float, ...] = field(default=(), compare=False)  # [num_stages]
-    """Where the time of its turns went, by `TURN_STAGES`; empty where nobody knows any more."""
+    """Seconds of its turns by `TURN_STAGES`; empty if not recorded."""
     num_aspects: int = 1
     """What Travel's choice rewards are divided by: the parts of the trip under `published` rules; 1 where the
     rewards of all parts sum to 1 already."""

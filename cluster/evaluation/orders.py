@@ -1,4 +1,4 @@
-"""Orders for dialogues that are not trained by GRPO: demonstrations and evaluations."""
+"""Group orders for dialogues outside GRPO: demonstrations and evaluations."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,5 @@
-"""Outcomes out of the tables of rollouts, and their forms on disk: a JSON object, and a row of Parquet."""
+"""Outcomes of evaluation dialogues: extracted from rollout tables, written as JSON objects and Parquet
+rows."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -130,8 +131,8 @@ def write_parquet(
 def group_simulators(
     answerers: Sequence[str], *, starts: Sequence[int], groups: Sequence[int]
 ) -> list[str]:  # [D]
-    """Who plays the user of each dialogue: a group has one. Where nobody was asked in the whole group, the
-    rules, as in the metrics (`cluster/tracking/step_metrics.py`)."""
+    """Simulator of each dialogue; a group has one. If no user was asked in the whole group: the rules, as in
+    the metrics (`cluster/tracking/step_metrics.py`)."""
     of_group: dict[int, str] = {}
     ends = [*starts[1:], len(answerers)]
     for group, start, end in zip(groups, starts, ends, strict=True):

@@ -1,7 +1,6 @@
-"""The report of `userrl evaluate`: one JSON for programs and one Markdown page for people, out of the same
-rows.
+"""Report of `userrl evaluate`: one JSON file and one Markdown page from the same rows.
 
-Refuses to know how dialogues are played; `cluster/evaluation/resume_log.py` remembers them.
+Does not play dialogues; `cluster/evaluation/resume_log.py` stores them.
 """
 
 import json
@@ -66,7 +65,7 @@ def rows_of(
 def write_report(
     path: Path, evaluations: Sequence[EvaluationReport], *, held_out: Collection[str], success_score: float
 ) -> list[EvaluationRow]:
-    """Writes `path` and the Markdown beside it; gives the rows of the last evaluation.
+    """Writes `path` and the Markdown file next to it; returns the rows of the last evaluation.
 
     Rows that are in the file already and belong to none of the evaluations stay there.
     """

@@ -1,4 +1,4 @@
-"""What `userrl evaluate` is asked, checked before anything heavy starts. Every refusal is one line."""
+"""Arguments of `userrl evaluate`, validated before anything heavy starts. Every refusal is one line."""
 
 import json
 import tempfile
@@ -18,8 +18,8 @@ from simulators.task import Split
 
 PolicyKind = Literal["script", "folder", "endpoint"]
 SIBLINGS = (".md", ".parquet", ".dialogues.jsonl")
-"""What is written beside the JSON: the report for people, a row a dialogue, and the memory of a killed
-evaluation."""
+"""Files written next to the JSON: the Markdown report, one Parquet row a dialogue, and the resume log of a
+killed evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +128,7 @@ def check_output(output: Path) -> None:
     nothing."""
     if output.suffix in (".md", ".parquet", ".jsonl"):
         raise BadInput(
-            f"--output={output}: names the JSON, with {output.suffix} beside it: end it with .json"
+            f"--output={output}: names the JSON file, not the {output.suffix} next to it: end it with .json"
         )
     for path in (output, *(output.with_suffix(suffix) for suffix in SIBLINGS)):
         if path.is_dir():

@@ -1,7 +1,7 @@
-"""Evaluation rows: one a gym and simulator with its 95 % interval, their averages, `evaluation.json`, and the
-table at the end.
+"""Evaluation results: one row a gym and simulator with its 95 % interval, their averages, `evaluation.json`,
+and the table printed at the end.
 
-A failed dialogue is no score: it is left out and counted. Knows no engine and no Ray.
+Failed dialogues are counted and left out of scores. Knows no engine and no Ray.
 """
 
 import json
@@ -44,7 +44,7 @@ class EvaluationRow:
     stage: str
     """untrained, sft or grpo; elsewhere the policy's name."""
     policy: str
-    """Who played: a script, a model folder or hub name, an endpoint's model; in a run, the stage."""
+    """The policy: a script, a model folder or hub name, an endpoint's model; in a run, the stage."""
     gym: str
     """A gym, or what joins several: `average` and `macro` count gyms alike, `micro` counts tasks alike,
     `held_out` is the macro average of the gyms that were not trained on."""
@@ -70,7 +70,7 @@ class EvaluationRow:
     pass_at_k: tuple[float, ...] = ()  # [num_trials]
     """Unbiased pass@k for k = 1, 2, ..."""
     split: str = "test"
-    """Whose tasks were played: what is chosen by validation tasks is never chosen by test tasks."""
+    """The split of the tasks: checkpoints are selected by validation tasks, never by test tasks."""
 
 
 def evaluation_rows(

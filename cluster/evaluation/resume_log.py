@@ -1,8 +1,7 @@
-"""The journal of an evaluation: every finished group of dialogues is one line, so that a killed evaluation
-goes on where it was.
+"""Resume log of an evaluation: one line for each finished group of dialogues, so that a killed evaluation
+resumes.
 
-It lies beside the report and may hold several policies, each under its own settings; it takes part in no
-score.
+One file, next to the report, may hold several policies, each under its own settings. It affects no score.
 """
 
 import fcntl
@@ -55,7 +54,7 @@ class EvaluationLog:
             self._read(self._path)
         if self.changed and self.previous is not None:
             shutil.copyfile(self._path, self.previous)
-        # Written anew: without what was replaced, what failed, and a last line that a kill left half written.
+        # Rewritten without replaced and failed groups and without an incomplete last line.
         write_whole(self._path, "".join(self._lines()))
         self._file = self._path.open("a", encoding="utf-8")
         return self

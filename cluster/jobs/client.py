@@ -1,4 +1,4 @@
-"""Ray's Jobs API as people meet it: connect, send, follow, list, stop. Every refusal is one line.
+"""Client of Ray's Jobs API: connect, submit, follow, list, stop. Every refusal is one line.
 
 Knows no recipe: a job is a command and the files it runs in.
 """
@@ -31,7 +31,7 @@ REQUEST_TIMEOUT_S = 60.0
 """Longest silence of the cluster within one request; Ray's own client waits for ever."""
 RECONNECT_S = 2.0
 PATIENCE_S = 300.0
-"""A cluster that cannot be reached for so long is given up by who follows a job; the job is not."""
+"""After this long without a connection `follow` gives up; the job itself continues."""
 STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "1800"}
 """A stop is a Ctrl-C: the run ends its step and saves, and W&B's process outlives it. Ray's own way, SIGTERM
 to both and the end after 3 s, would cut it off."""
@@ -40,7 +40,8 @@ FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobState:
-    """One job, without its environment: Ray keeps that in plain text, and it is nobody's to print."""
+    """One job, without its environment variables: Ray keeps those in plain text, and they must not be
+    printed."""
 
     job: str
     status: str
@@ -71,7 +72,7 @@ class Jobs:
     """The jobs of one cluster. Its methods raise `BadInput`."""
 
     def __init__(self, address: str | None = None):
-        """`address` is the dashboard's; not given, it is looked for as Ray does, then on this machine."""
+        """`address` is the dashboard's; None: looked up as Ray does, then on this machine."""
         self.address = http_address(address)
         _expect_listener(self.address)
         token = find_token()
@@ -165,7 +166,8 @@ class Jobs:
 
 @contextmanager
 def _asked_for(address: str) -> Iterator[None]:
-    """Ray's client takes the address from its variables, whatever it is given: so they hold it meanwhile."""
+    """Ray's client prefers the address in its environment variables to its argument, so they are set for the
+    call."""
     variable = ADDRESS_VARIABLES[0]
     before = os.environ.get(variable)
     os.environ[variable] = address
@@ -218,7 +220,7 @@ def _expect_listener(url: str) -> None:
         socket.create_connection((str(parts.hostname), port), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise BadInput(
-            f"--address {url}: nobody answers within {CONNECT_TIMEOUT_S:g} s ({error}): start the cluster, "
+            f"--address {url}: no answer within {CONNECT_TIMEOUT_S:g} s ({error}): start the cluster, "
             "forward its dashboard's port (8265) to here, or correct the address"
         ) from None
 

@@ -1,7 +1,6 @@
-"""What a job prints, as whoever submitted it wants it: as it comes, sorted into results and progress, or not
-at all.
+"""Stream of a job's log to the submitter's terminal: raw, sorted into results and progress, or suppressed.
 
-A job's log has both of its outputs in one, so that only JSON lines can be told apart.
+Ray merges a job's stdout and stderr into one log, so only JSON lines can be told apart.
 """
 
 import json
@@ -13,7 +12,7 @@ from cluster.console.events import LogLine, RelayedLine
 from cluster.console.output import put
 
 Write = Callable[[str], object]
-"""Takes the parts of a log, in order; raises `ReaderGone` where nobody reads them."""
+"""Writes the parts of a log in order; raises `ReaderGone` if stdout is closed."""
 
 
 def log_writer(*, is_quiet: bool, is_jsonl: bool) -> Write:
@@ -33,7 +32,7 @@ def _drop(text: str) -> None:
 
 
 class SortedLog:
-    """Takes a log of JSON lines: results go to stdout, events and all other lines are told."""
+    """Splits a log of JSON lines: results go to stdout, events and all other lines to the event bus."""
 
     def __init__(self) -> None:
         self._begun = ""

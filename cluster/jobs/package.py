@@ -1,8 +1,8 @@
-"""What a job takes with it: the five rooms, the recipe, gyms of one's own that lie here, and the files that
+"""Working directory of a job as a ZIP archive: the five rooms, the recipe, local gym modules, and files that
 the recipe names by relative path.
 
-Nothing else of the folder leaves this machine: no run, no data, no .git, no .env. What is large belongs on a
-disk that all nodes see, and is named by its absolute path.
+Nothing else leaves this machine: no run, no data, no .git, no .env. Large files belong on a disk that all
+nodes see and are named by absolute path.
 """
 
 import os
@@ -51,7 +51,8 @@ def _files(config: RunConfig, *, recipe: Path) -> tuple[dict[str, Path], dict[st
 
 def _named(config: RunConfig) -> dict[str, str]:
     """Files and folders here that the recipe names, relative to this folder, by key. Absolute paths are the
-    cluster's own; those that a config makes absolute by itself count as relative where they lie in here."""
+    cluster's own; paths that the config has made absolute count as relative if they are inside this
+    folder."""
     here = Path.cwd()
     written = {f"gyms.data.{gym}": str(path) for gym, path in config.gyms.data.items()}
     for key, path in (("policy.path", config.policy.path), ("learner.reference", config.learner.reference)):

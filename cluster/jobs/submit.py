@@ -1,7 +1,7 @@
-"""`userrl submit`, `jobs`, `logs` and `stop`: a recipe as a Ray job on a cluster, from this machine.
+"""`userrl submit`, `jobs`, `logs` and `stop`: runs a recipe as a Ray job on a cluster, from this machine.
 
-All that can be checked here is checked before anything is sent. The values of variables named with --env are
-read from this process's environment; they are never printed, and only travel sealed.
+Everything that can be checked here is checked before anything is sent. Values of variables named with --env
+are read from this process's environment, never printed, and only sent encrypted.
 """
 
 import os
@@ -85,7 +85,7 @@ def check_for_cluster(config: RunConfig, *, recipe: Path) -> None:
     if recipe.is_dir():
         raise BadInput(
             f"{recipe}: a run folder: give its recipe again, with the same run.name and run.folder: the job "
-            "goes on with the run that it finds there"
+            "resumes a run that exists there"
         )
     if config.ray.address is not None:
         raise BadInput(
@@ -104,7 +104,7 @@ def sealed_environment(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         if "=" in name:
             raise BadInput(
-                f"--env {name.partition('=')[0]}=...: give the name alone, and export the value: everybody "
+                f"--env {name.partition('=')[0]}=...: give the name alone and export the value: everyone "
                 "on this machine reads command lines"
             )
         if not os.environ.get(name, "").strip():
@@ -126,7 +126,7 @@ def follow(jobs: Jobs, job: str, *, write: Write = put_part) -> bool:
         state = jobs.follow(job, write)
     except KeyboardInterrupt:
         at = f"--address {jobs.address}"
-        say(f"{job} goes on; `userrl logs {job} {at}` follows it, `userrl stop {job} {at}` ends it")
+        say(f"{job} continues; `userrl logs {job} {at}` follows it, `userrl stop {job} {at}` ends it")
         raise
     has_succeeded = state.status == "SUCCEEDED"
     say(_verdict(state), kind="line" if has_succeeded else "failed")

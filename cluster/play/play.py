@@ -1,7 +1,7 @@
-"""`userrl play`: a person in the terminal, as the agent of the rule-based user, or as the user of a script, a
-checkpoint or an endpoint's model.
+"""`userrl play`: a person in the terminal plays the agent against the rule-based user, or the user against a
+script, a checkpoint or an endpoint's model.
 
-Rewards are told at the end only.
+Rewards are shown at the end only.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ def play(
     elif rules.role is None:
         terminal.show(f"The user of {rules.name} only computes: the rules answer in your place.")
     terminal.show(f"\nuser: {task.opening}")
-    # Whoever waits for a line is best stopped by the system: nothing is open that would want closing.
+    # Default SIGINT handling while waiting for input: nothing is open that needs closing.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if opponent is None:
         _play_here(config, rules, task, side=side, script=policy.policy or DEFAULT, terminal=terminal)
@@ -124,7 +124,7 @@ async def talk(env: GymEnv, agent: Agent, *, terminal: Terminal, rewards: list[f
 
 
 def person(terminal: Terminal) -> Agent:
-    """Whoever types. Ends with the input."""
+    """Actions typed in the terminal, until the input ends."""
     while True:
         try:
             line = terminal.read_line("you: ").strip()

@@ -1,5 +1,5 @@
-"""Whom a person meets as the user: a script, a model folder, a run's newest policy, one of its checkpoints,
-or an endpoint's model. All of it in this process: no Ray, no vLLM."""
+"""Policies for `userrl play`: a script, a model folder, a run's newest model or checkpoint, or an endpoint's
+model. All in this process: no Ray, no vLLM."""
 
 import tempfile
 import warnings
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "expert"
 NO_CONTEXT_LIMIT = 2**24
-"""Tokens of a dialogue whose policy reads messages."""
+"""Context limit, in tokens, for a policy that reads messages."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +158,8 @@ def _model(place: PolicyLocation, config: RunConfig, scratch: Path) -> Opponent:
 
 def export_checkpoint(run: RunFolder, checkpoint: Path, folder: Path) -> Path:
     """Writes a checkpoint's policy into `folder` as transformers loads it, by one learner in this process,
-    while the run may go on. Raises `BadInput` where the checkpoint goes away or is damaged."""
+    while the run may still be running. Raises `BadInput` if the checkpoint is deleted meanwhile or
+    damaged."""
     import torch
 
     from cluster.workers.policy_source import local_folder

@@ -1,4 +1,4 @@
-"""A policy that reads tokens or messages against a person: one rollout like any other, shown as it goes."""
+"""Rollout of a policy against a person in the terminal, printed turn by turn."""
 
 import asyncio
 
@@ -23,7 +23,8 @@ ENDINGS = {
 
 
 class ShownEngine:
-    """An engine whose words the person reads before anybody answers them. Implements `PolicyEngine`."""
+    """Engine wrapper that prints each completion before the environment replies. Implements
+    `PolicyEngine`."""
 
     def __init__(self, engine: PolicyEngine, *, renderer: Renderer, terminal: Terminal):
         self._engine = engine
@@ -68,7 +69,7 @@ def play_policy(config: RunConfig, gym: Gym, task: Task, *, opponent: Opponent, 
 
 
 def ending_of(played: Trajectory) -> str:
-    """Why it ended, and what it was worth where it ended by itself: a failure is no score."""
+    """Why the dialogue ended, and its score unless it failed: a failure is no score."""
     if played.stop_reason.failed:
         why = printable(played.error) or played.stop_reason.value
         return f"The dialogue broke off ({why}): no score."

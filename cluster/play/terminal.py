@@ -1,4 +1,4 @@
-"""Where the person of `userrl play` sits, and the receipt that they get."""
+"""Terminal input and output of `userrl play`, and the summary printed at the end."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Checks a config against the world before Ray or a model starts: folders, addresses, CPUs and GPUs.
+"""Checks of a config against this machine before Ray or a model starts: folders, addresses, CPUs and GPUs.
 
-Imports no torch, Ray, vLLM or transformers. Every refusal is a `BadInput`, one line: value, rule, cure.
+Imports no torch, Ray, vLLM or transformers. Every refusal is a `BadInput` of one line: value, rule, cure.
 """
 
 import os
@@ -35,7 +35,7 @@ CHANGEABLE = (
     *("learner.micro_batch_tokens", "learner.recompute_activations", "learner.max_logprob_gap"),
     *("reward.judge.base_url", "reward.judge.api_key_env", "reward.judge.max_", "reward.judge.timeout_s"),
 )
-"""Keys that a stopped run may go on with changed; every other key would make it another run."""
+"""Keys that may change when a stopped run resumes; any other change would make it another run."""
 
 
 def check(config: RunConfig) -> None:
@@ -98,7 +98,7 @@ def check_users(config: RunConfig) -> None:
 
 
 def simulator_keys(config: RunConfig) -> list[tuple[str, str]]:
-    """Who among the users that play a part needs a key, and the name of the variable that holds it."""
+    """Users that need an API key, with the environment variable that holds it."""
     search = config.simulator.web_search
     playing = [user for user in config.simulator.users if user.weight > 0]
     keys = [("web_search", search.api_key_env)] if search else []
@@ -139,7 +139,7 @@ def check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise BadInput(
-            f"ray.address={address!r}: nobody answers within {CONNECT_TIMEOUT_S:g} s ({error}): "
+            f"ray.address={address!r}: no answer within {CONNECT_TIMEOUT_S:g} s ({error}): "
             "start the cluster, correct the address, or leave it out to start Ray here"
         ) from None
 
@@ -212,7 +212,7 @@ def check_same_run(config: RunConfig) -> None:
         if before.get(key) != now.get(key) and not key.startswith(CHANGEABLE):
             raise BadInput(
                 f"{key}={now.get(key)!r}: {folder.path} holds a run with {before.get(key)!r}: "
-                f"give --run NAME for a new run, or go on with that one by `userrl train {folder.path}`"
+                f"give --run NAME for a new run, or resume that one by `userrl train {folder.path}`"
             )
 
 

@@ -1,5 +1,5 @@
-"""Whether demonstrations can be had: runs with an archive of a policy like this one, files that hold
-dialogues, row by row. Looks at text alone, so that a mistake is refused before anything starts."""
+"""Check of demonstration sources: archives of earlier runs with a matching policy, ShareGPT files row by row.
+Reads text only, so mistakes are refused before anything starts."""
 
 from pathlib import Path
 

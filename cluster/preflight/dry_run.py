@@ -1,4 +1,4 @@
-"""What a run would do, told without starting anything: `userrl check`."""
+"""`userrl check`: prints what a run would do without starting anything."""
 
 from dataclasses import asdict, dataclass
 
@@ -17,7 +17,7 @@ class Plan:
 
     run: str
     state: str
-    """fresh, stopped (then it goes on) or finished."""
+    """fresh, stopped (then it resumes) or finished."""
     processes: list[PlannedProcess]
     num_slots: int
     """Groups that may be in flight at the same time: the staleness bound."""

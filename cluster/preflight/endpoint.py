@@ -1,4 +1,4 @@
-"""Whether an endpoint that is to play the policy, or to judge, can be had: its URL, key, model. Asked before
+"""Check of an OpenAI-compatible endpoint that plays the policy or judges: URL, API key and model name, before
 anything starts.
 
 Light: no client library, no Ray.
@@ -53,7 +53,8 @@ def endpoint_of(
 
 
 def check_endpoint(config: ChatConfig, *, section: str) -> None:
-    """Raises `BadInput` where the key of this section's endpoint is not set or refused, or nobody answers."""
+    """Raises `BadInput` if the API key of this section's endpoint is unset or refused, or the endpoint is
+    unreachable."""
     key = os.environ.get(config.api_key_env, "").strip() if config.api_key_env else ""
     if config.api_key_env and not key:
         raise BadInput(
@@ -72,8 +73,9 @@ def _only(models: list[str], *, url: str) -> str:
 
 
 def _ask_models(url: str, *, key: str, option: str, key_option: str) -> list[str]:
-    """The names that GET /models lists; none where the endpoint has no such list. Raises `BadInput` where
-    nobody answers, or the key is refused; `option` and `key_option` are where they were given."""
+    """The names that GET /models lists; none where the endpoint has no such list. Raises `BadInput` where the
+    endpoint is unreachable or the key is refused; `option` and `key_option` name the options they came
+    from."""
     request = urllib.request.Request(f"{url}/models")
     if key:
         request.add_header("Authorization", f"Bearer {key}")
@@ -90,7 +92,7 @@ def _ask_models(url: str, *, key: str, option: str, key_option: str) -> list[str
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise BadInput(
-            f"{option}={url}: nobody answers within {ASK_TIMEOUT_S:g} s ({reason}): start the endpoint, or "
+            f"{option}={url}: no answer within {ASK_TIMEOUT_S:g} s ({reason}): start the endpoint, or "
             "correct the URL, which ends with its version, as in http://127.0.0.1:8000/v1"
         ) from None
     except ValueError:

@@ -1,6 +1,6 @@
-"""Whether a policy can be had: a scripted one by name, a model folder with a chat template, or a hub name.
+"""Check of a policy: the name of a scripted one, a model folder with a chat template, or a hub name.
 
-Reads files by hand: transformers would take seconds to say the same.
+Reads the files directly: importing transformers would take seconds.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""The token that a Ray cluster asks of everybody who talks with it: where it is found, and a private one for
-a cluster that starts here. Ray checks it; this file only reads and writes it."""
+"""Ray's cluster authentication token: finds it, or creates a private one for a local cluster. Ray checks it;
+this file only reads and writes it."""
 
 import os
 import secrets
@@ -43,10 +43,10 @@ def find_token() -> str | None:
 
 
 def provide_token() -> None:
-    """Makes sure that a Ray which starts here finds a token that nobody else on this machine can read.
+    """Ensures that a local Ray finds a token that is readable by this user alone.
 
-    Ray would make one itself, in a file that everybody can read. Where the home folder takes no file, the
-    token lives in this process's environment only. Nothing is done where RAY_AUTH_MODE turns tokens off.
+    Ray's own token file would be world-readable. If the home folder is not writable, the token lives in this
+    process's environment only. Nothing is done where RAY_AUTH_MODE turns tokens off.
     """
     if os.environ.get(MODE, "token").lower() != "token":
         return
@@ -60,7 +60,7 @@ def provide_token() -> None:
 def _write(path: Path, token: str) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # an empty one, whose mode a new open would keep
+        path.unlink(missing_ok=True)  # an empty file: opening it again would keep its mode
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(token)

@@ -1,8 +1,8 @@
-"""Environment variables on their way to a cluster, sealed with its token.
+"""Encryption of environment variables that are sent to a cluster, with the cluster's token as the key.
 
-Ray keeps the variables of a job's runtime environment in plain text, shows them to everybody who lists jobs,
-and writes them into log files on every node. So the values travel as one ciphertext; only processes that have
-the cluster's token, whose owner may run anything there anyway, read it.
+Ray stores the variables of a job's runtime environment in plain text, shows them to everyone who can list
+jobs, and writes them into log files on every node. So the values travel as one ciphertext; only processes
+with the cluster's token can read it.
 """
 
 import base64

@@ -1,4 +1,5 @@
-"""Ray on the loopback address: started so that every port stays there, joined where it listens only there."""
+"""Ray restricted to the loopback address: started so that every port stays on it, or joined when it listens
+only there."""
 
 import socket
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""What this machine has and what a run asks of it: CPUs, GPUs, and the processes that share them."""
+"""CPU and GPU placement: what this machine has, what each kind of process of a run requests, and which share
+GPUs."""
 
 import os
 from collections.abc import Mapping
@@ -58,7 +59,7 @@ def has_cuda() -> bool:
 
 def _count_gpus() -> int:
     if not has_cuda():
-        return 0  # Whatever is plugged in: nothing installed here can use it.
+        return 0  # Even if a GPU is plugged in: no installed package can use it.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])

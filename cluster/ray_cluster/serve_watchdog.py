@@ -1,7 +1,5 @@
-"""Serve replicas that hang before they have ever answered: Serve waits for them without limit. They are ended
-here, and Serve starts others. Of those that it finds again after its controller has died it ends such ones
-itself.
-"""
+"""Watchdog for Serve replicas that hang during start-up, for which Serve waits without a limit: it kills
+them, and Serve starts replacements."""
 
 import threading
 import time
@@ -25,7 +23,7 @@ CALL_TIMEOUT_S = 10.0
 
 
 class ServeWatchdog:
-    """Watches Serve applications from a thread, whatever their driver waits for, until it is closed."""
+    """Background thread that watches Serve applications until it is closed."""
 
     def __init__(
         self, apps: Sequence[str], *, patience_s: float = PATIENCE_S, look_every_s: float = LOOK_EVERY_S

@@ -1,4 +1,5 @@
-"""The simulated users on Ray Serve: an application of rules for a run, and one for each model it hosts."""
+"""Start and scaling of the simulated users on Ray Serve: one application for the rule-based users of a run,
+and one for each hosted model."""
 
 import time
 from functools import partial
@@ -14,7 +15,7 @@ from cluster.ray_cluster.placement import node_resources, ray_address
 from cluster.ray_cluster.ray_internals import scale_deployment
 from cluster.ray_cluster.serve_watchdog import ServeWatchdog
 from cluster.ray_cluster.start import beside_driver, start_ray
-from simulators.serving.app import build_app, start_serve
+from simulators.serving.app import DEPLOYMENT, build_app, start_serve
 from simulators.serving.auth import key_hash
 from simulators.serving.hosted_llm import SERVE_PORT, deploy_llm, llm_url, remove_llm
 from simulators.serving.llm_proxy import connect_relay, deploy_relay, relay_name, remove_relay
@@ -73,9 +74,9 @@ def _deploy(config: RunConfig, http: bool) -> None:
 
 def scale_simulators(config: RunConfig, num_replicas: int) -> None:
     """Serve starts more replicas of the rule-based users, or lets some go once their calls are answered.
-    Raises ValueError if Serve does not do it now."""
+    Raises ValueError if Serve refuses."""
     try:
-        scaled = scale_deployment("Simulator", app=app_name(config), num_replicas=num_replicas)
+        scaled = scale_deployment(DEPLOYMENT, app=app_name(config), num_replicas=num_replicas)
         ray.get(scaled, timeout=DEPLOY_TIMEOUT_S)
     except RayError as error:  # its controller is being started again, say
         raise ValueError(f"Serve did not scale the simulators: {type(error).__name__}") from error
@@ -95,7 +96,7 @@ def stop_simulators(config: RunConfig, *, and_ray: bool) -> None:
 
 def connect_user(config: RunConfig, name: str) -> User:
     """The simulator of this name as a rollout actor calls it; of an empty name: the recipe's mix."""
-    handle = serve.get_deployment_handle("Simulator", app_name=app_name(config))
+    handle = serve.get_deployment_handle(DEPLOYMENT, app_name=app_name(config))
     return connect_users(
         config.simulator,
         rules=ServeUser(handle, config.simulator),

@@ -1,4 +1,4 @@
-"""Ray: a cluster that is joined, or one that starts here; and what must run on the driver's own node."""
+"""Start of Ray: joins a running cluster or starts a local one; pins actors to the driver's node."""
 
 import logging
 import os
@@ -33,7 +33,7 @@ def start_ray(address: str | None, *, nodes: NodesConfig | None = None) -> bool:
     """Joins the cluster at `address` or, inside a Ray job, the job's; else starts Ray here, which offers all
     of `nodes`, listens on loopback only and asks for a token. True where it was started."""
     os.environ |= ENVIRONMENT
-    disable_auto_init()
+    disable_auto_init()  # a call to Ray after its shutdown must not start it again
     if ray.is_initialized():
         return False
     runtime_env: dict[str, Any] = {"env_vars": ENVIRONMENT}

@@ -1,4 +1,4 @@
-"""The data of a page: all that its charts show, and as many dialogues as it has room for."""
+"""Data embedded in a report page: the numbers of all charts and as many dialogues as fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,4 @@
-"""Which charts a report has, heading by heading, and the numbers of its reward curves: those of one run, or
-of several beside each other."""
+"""List of a report's charts by heading, and the reward-curve numbers of one or several runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

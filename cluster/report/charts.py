@@ -1,6 +1,5 @@
-"""A chart: its numbers, and its picture as an SVG that takes its colours from the page, so that one picture
-is right on light and on dark. Drawn by matplotlib; knows nothing of runs.
-"""
+"""A chart and its SVG, drawn by matplotlib with colours from the page's style sheet, so that one picture fits
+light and dark mode. Knows nothing of runs."""
 
 import io
 import math
@@ -21,7 +20,7 @@ NUM_COLOURS = 8
 SERIES = [f"#0a0b{number:02x}" for number in range(NUM_COLOURS)]
 PAGE_COLOURS = {INK: "var(--muted)", GRID: "var(--grid)"}
 PAGE_COLOURS |= {colour: f"var(--s{number})" for number, colour in enumerate(SERIES)}
-"""Colours that nobody would draw with, and what stands for them in the page."""
+"""Placeholder colours, and the CSS variables that replace them in the page."""
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 """Lines of one colour differ in these; the page's legend shows them too."""
 SVG = "{http://www.w3.org/2000/svg}"

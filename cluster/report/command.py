@@ -1,4 +1,4 @@
-"""`userrl report`: writes the page of one run, or of several that are compared, or serves it."""
+"""`userrl report`: writes the HTML page of one run, or of several in comparison, or serves it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ def report(folders: Sequence[Path], *, output: Path | None, serve: bool, port: i
 
 
 def default_output(paths: Sequence[Path]) -> Path:
-    """In the run folder; a comparison lies beside the first run's folder."""
+    """In the run folder; a comparison is written next to the first run's folder."""
     if len(paths) == 1:
         return paths[0] / "report.html"
     return paths[0].resolve().parent / f"compare-{'-'.join(path.resolve().name for path in paths)}.html"

@@ -1,6 +1,6 @@
-"""Reward curves: a moving mean over steps with its 95 % interval, from the dialogues themselves. Pure NumPy.
+"""Reward curves: moving mean over steps with its 95 % interval, computed from the dialogues. Pure NumPy.
 
-A group is the unit, as a task is in an evaluation: the dialogues of one group are not independent.
+The unit is a group: the dialogues of one group are not independent.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,4 @@
-"""The dialogues that a report shows, read from Parquet: what was said, what each turn earned and was credited
-with, and the tokens that were sampled."""
+"""Dialogues for the report, read from Parquet: texts, rewards and credit of each turn, sampled tokens."""
 
 import math
 import zlib
@@ -84,7 +83,7 @@ def read_dialogues(chosen: Sequence[Chosen]) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=MOST_FILES_KEPT)
 def _read_groups(file: FileDialogues, groups: tuple[int, ...]) -> list[dict[str, Any]]:
-    """The dialogues of these groups of a file. A file that is written anew is another `FileDialogues`."""
+    """The dialogues of these groups of a file. A rewritten file is another `FileDialogues`."""
     with pq.ParquetFile(file.path) as parquet:
         names = set(parquet.schema_arrow.names)
         table = parquet.read([name for name in TEXTS if name in names]).combine_chunks()

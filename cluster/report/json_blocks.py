@@ -1,8 +1,5 @@
-"""Blocks: JSON documents that a page carries and unpacks when it needs them.
-
-A block is base64 of gzip, which browsers unpack by themselves (DecompressionStream). Nothing in it can end a
-script element, whatever a model or a user has said.
-"""
+"""JSON documents compressed into a page: base64 of gzip, which browsers unpack (DecompressionStream). No
+content can close the script element."""
 
 import base64
 import gzip

@@ -1,5 +1,5 @@
-"""The page over HTTP while its runs go on: made anew when a run folder has changed and somebody looks. On the
-loopback interface only, since dialogues are nobody else's business."""
+"""HTTP server of the report page during a run: renders it again when the run folder has changed and the page
+is requested. Loopback interface only, since dialogues are private."""
 
 import os
 import sys
@@ -51,7 +51,7 @@ def version_of(paths: Sequence[Path]) -> str:
         folder = RunFolder(path)
         files = [folder.config, folder.metrics, folder.evaluation, folder.validation]
         for file in (*files, *sorted(folder.trajectories.glob("*.parquet"))):
-            with suppress(FileNotFoundError):  # a run that goes on takes some away
+            with suppress(FileNotFoundError):  # a running run may delete some
                 stat = file.stat()
                 parts.append(f"{file.name} {stat.st_mtime_ns} {stat.st_size}")
     return f"{zlib.crc32(os.linesep.join(parts).encode()):08x}"

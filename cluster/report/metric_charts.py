@@ -1,4 +1,4 @@
-"""Charts of what metrics.jsonl says, of one run or of several beside each other."""
+"""Charts of metrics.jsonl, for one run or several in comparison."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Run folders to one HTML page that holds all it needs: styles, scripts, pictures, numbers, dialogues."""
+"""Rendering of run folders to one self-contained HTML page: styles, scripts, pictures, numbers, dialogues."""
 
 import base64
 import hashlib
@@ -23,9 +23,9 @@ SCRIPTS = ("data.js", "charts.js", "dialogue.js", "browser.js", "live.js")
 MOST_BYTES = 9_500_000
 """Of a page."""
 NUM_TRIES = 5
-"""A run that goes on may take files away between listing and reading them, once."""
+"""Retries after a running run deleted files between listing and reading them."""
 HERO = "reward"
-"""The section whose picture is drawn a second time for wide screens."""
+"""The section that is drawn a second time for wide screens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +39,8 @@ class Page:
 
 
 def page_of(paths: Sequence[Path], *, version: str = "") -> Page:
-    """The page of the runs in these folders, which may go on meanwhile. Raises FileNotFoundError where their
-    files go away faster than they are read."""
+    """The page of the runs in these folders, which may be running. Raises FileNotFoundError if files are
+    deleted faster than they can be read."""
     for _ in range(NUM_TRIES - 1):
         with suppress(FileNotFoundError):
             return render(read_runs(paths), version=version)

@@ -1,4 +1,4 @@
-"""The reward curve: metrics.jsonl and evaluation.json as one picture."""
+"""The picture reward_curve.png, drawn from metrics.jsonl and evaluation.json."""
 
 import json
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""What a run folder says of a run: its steps, its scores and its dialogues, as rows; all other numbers of the
-report are made of these.
+"""Reader of a run folder for the report: steps, scores and dialogues as rows, from which all other numbers of
+the report are computed.
 
-Reads and never writes; a file that a running job is about to replace is met whole, or not at all.
+Never writes; a file that a running job is replacing is read either whole or not at all.
 """
 
 import json
@@ -29,7 +29,7 @@ EVALUATION = "evaluation-"
 TRAINING = "training"
 """The stage of the dialogues that GRPO plays."""
 MOST_FILES_KEPT = 4096
-"""Files whose dialogues are not read again while a page follows a run."""
+"""Number of files whose dialogues are cached while a page follows a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""The tables of a report: runs in few numbers, evaluations, settings. Cells are texts."""
+"""Tables of a report: runs at a glance, evaluations, settings. All cells are texts."""
 
 import math
 import statistics
@@ -55,7 +55,7 @@ def facts(run: RunRows) -> list[tuple[str, str]]:
 
 
 def runs_table(runs: Sequence[RunRows]) -> Table:
-    """The facts of several runs beside each other."""
+    """Key facts of several runs in comparison."""
     of_runs = [dict(facts(run)) for run in runs]
     names = dict.fromkeys(name for of_run in of_runs for name in of_run)
     return Table(

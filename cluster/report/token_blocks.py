@@ -1,4 +1,4 @@
-"""The sampled tokens that a page carries: ids, logprobs, versions, and the words that the ids stand for."""
+"""Sampled tokens embedded in a report page: ids, logprobs, policy versions, and the texts of the ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ MOST_TOKENS = 2_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenBlocks:
-    """Blocks `tokens-0`, ... beside those of the texts, None in place of dialogues without; and `words`: by
-    run the text of each id, none where the run folder has no tokenizer."""
+    """Blocks `tokens-0`, ... parallel to those of the texts, None for dialogues without tokens; and `words`:
+    by run the text of each id, none where the run folder has no tokenizer."""
 
     packed: dict[str, str]
     num_dialogues: int
@@ -28,7 +28,7 @@ class TokenBlocks:
 def token_blocks(
     runs: Sequence[RunRows], dialogues: Sequence[dict[str, Any]], *, per_block: int, room: int
 ) -> TokenBlocks:
-    """The tokens of as many whole groups as there is room for, those that were drawn first."""
+    """The tokens of as many whole groups as fit, the earliest drawn first."""
     by_rank = sorted(range(len(dialogues)), key=lambda place: dialogues[place]["rank"])
     wanted, num_tokens = [], 0
     for place in by_rank:

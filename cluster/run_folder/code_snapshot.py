@@ -1,6 +1,6 @@
 """Code snapshot: the five rooms as one ZIP archive, the same bytes for the same code.
 
-Jobs take one along, and W&B keeps one beside a run."""
+Sent along with jobs, and kept by W&B for each run."""
 
 import os
 import zipfile

@@ -1,4 +1,4 @@
-"""Which run a person means on a command line."""
+"""Resolution of a run folder from a command-line argument."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ RUNS = Path("runs")
 
 
 def find_run(path: Path) -> RunFolder:
-    """The folder as given, or that name in runs/: one with a recipe, or one whose driver has just begun.
+    """The folder as given, or that name in runs/: one with a recipe, or one whose driver is just starting.
     Raises `BadInput` where there is none."""
     for folder in map(RunFolder, (path, RUNS / path)):
         if folder.config.exists() or folder.status.exists():

@@ -1,7 +1,7 @@
-"""What a run's driver leaves of itself in the run folder, for whoever looks from outside: `status.json`, how
-far it is just now, and `log.jsonl`, every line that it said.
+"""Heartbeat of a run's driver in the run folder: `status.json` with the current progress and `log.jsonl` with
+every printed line.
 
-Small, and never in the way: a disk that refuses them is said once, and the run goes on.
+A disk that refuses writes is reported once, and the run continues.
 """
 
 import json
@@ -57,7 +57,7 @@ class DriverStatus:
     stage_total: int = 0
     stage_ends_at: float | None = None
     waits: str = ""
-    """What its step waits for; empty where it goes on."""
+    """What its step waits for; empty if it is not waiting."""
     waits_since: float = 0.0
     reason: str = ""
     """Why it failed."""
@@ -111,7 +111,7 @@ class Heartbeat:
             setup_s=self.expected_s,
         )
         self._part = ""
-        """Of the set-up, that goes on."""
+        """Of the running set-up."""
         self._part_began_at = now
         self._written_at = 0.0
         self._is_refused = False
@@ -199,7 +199,7 @@ def _end(at: float, left_s: float | None) -> float | None:
 
 
 def _last_setup_s(folder: RunFolder) -> dict[str, float]:
-    """Of this run's last set-up, or the newest among the runs beside it."""
+    """From this run's last set-up, or the newest one among its sibling runs."""
     beside = folder.path.resolve().parent.glob(f"*/{folder.status.name}")
     files = [folder.status, *sorted(beside, key=_changed_at, reverse=True)]
     known = (pulse.setup_s for pulse in map(read_driver_status, files) if pulse is not None)

@@ -1,4 +1,5 @@
-"""The run folder: names every path in it, knows how far its run came, and makes files whole or not at all."""
+"""The run folder: all its paths, its state (fresh, stopped, finished), and atomic writes of files and
+folders."""
 
 import fcntl
 import json
@@ -33,7 +34,7 @@ class BestCheckpoint:
     score: float
     """Macro average over the trained gyms."""
     split: str
-    """Whose tasks it was scored on."""
+    """The split of the tasks that it was scored on."""
 
 
 class RunFolder:
@@ -65,14 +66,14 @@ class RunFolder:
         self.best_model = path / "best_model"
         """The policy of the best checkpoint, in the same form."""
         self.reference = path / "reference"
-        """The policy as GRPO began, where the recipe asks for its KL: written anew whenever GRPO begins."""
+        """The policy at the start of GRPO, if the recipe has a KL: rewritten whenever GRPO starts."""
         self.reward_curve = path / "reward_curve.png"
         self.wandb = path / "wandb"
         self.scale = path / "scale.json"
-        """The sizes that somebody has asked for while the run goes on; the other file is the driver's."""
+        """Sizes requested by `userrl scale` during the run; the other file is the driver's."""
         self.scale_answer = path / "scale-answer.json"
         self.scrape_targets = path / "prometheus.json"
-        """Where the metrics endpoints of the run's nodes are, while it goes on: docs/metrics.md."""
+        """Addresses of the metrics endpoints of the run's nodes, while it runs: docs/metrics.md."""
         self.status = path / "status.json"
         """How far the driver is just now, in its own words."""
         self.log = path / "log.jsonl"
@@ -158,7 +159,7 @@ class RunFolder:
 
     @property
     def place(self) -> str:
-        """Where a new start would go on, in words: another one whenever it is further."""
+        """Where a restart would resume, in words; changes whenever the run has progressed."""
         if state := self._newest_state():
             return f"step {self.latest_step}" if self.cold_started else f"SFT step {state['num_sft_steps']}"
         firsts = {path.name.partition("-")[0] for path in self.demonstrations.glob("*.parquet")}
@@ -183,7 +184,7 @@ class RunFolder:
         return final
 
     def keep_newest(self, count: int, *, beside: int) -> None:
-        """Deletes all but the newest complete checkpoints; not that of step `beside`, whatever its age."""
+        """Deletes all but the newest complete checkpoints and that of step `beside`."""
         for step, old in sorted(self._complete("step").items())[:-count]:
             if step != beside:
                 self._delete(old)
@@ -209,7 +210,7 @@ class RunFolder:
         return best is not None and own.exists() and own.samefile(best.path / STATE_FILE)
 
     def keep_best(self, step: int, *, score: float) -> BestCheckpoint:
-        """Keeps the complete checkpoint of `step` as the best, whatever becomes of it among the newest."""
+        """Keeps the complete checkpoint of `step` as the best, even when it is no longer among the newest."""
         before, final = list(self.checkpoints.glob("best-*")), self.checkpoints / f"best-{step:05d}"
         partial = self.checkpoints / f"partial-best-{step:05d}"
         shutil.copytree(self.checkpoint(step), partial, copy_function=_link)

@@ -1,4 +1,4 @@
-"""The cold start: the learners imitate demonstrations (SFT)."""
+"""The cold start: drives supervised fine-tuning (SFT) of the learners on demonstrations."""
 
 from collections.abc import Callable, Mapping
 

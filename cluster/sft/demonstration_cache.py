@@ -1,7 +1,7 @@
-"""The demonstrations that a run's experts have played, in its folder: a run that goes on imitates the same
-ones, and plays only those again that failed.
+"""Cache of played demonstrations in the run folder: a resumed run imitates the same ones and replays only
+those that failed.
 
-An actor beside the driver reads and writes the files, so that the driver holds references only.
+An actor on the driver's node reads and writes the files, so the driver holds references only.
 """
 
 import re
@@ -39,7 +39,7 @@ class CachedFile:
     path: Path
     group_ids: frozenset[int] = frozenset()
     failed_ids: frozenset[int] = frozenset()
-    """Those of them whose dialogue failed."""
+    """Those whose dialogue failed."""
     trouble: str = ""
     """Why it cannot be used: it holds nothing then."""
 
@@ -83,8 +83,8 @@ def _read(path: Path) -> tuple[pa.Table | None, str]:
 class DemonstrationCache:
     """The tables of one run's demonstrations. Ray must run.
 
-    A disk that gives or takes no file is told of and stops nothing: what cannot be read is played again, what
-    was not written is missing where the run goes on.
+    Disk errors are reported and stop nothing: unreadable demonstrations are replayed, unwritten ones are
+    missing after a resume.
     """
 
     def __init__(self, folder: Path):
@@ -115,11 +115,11 @@ class DemonstrationCache:
 
     @property
     def tables(self) -> list[ray.ObjectRef]:
-        """All that there are, in an order that depends on nobody's speed."""
+        """All tables, in an order that does not depend on timing."""
         return [self._tables[name] for name in sorted(self._tables)]
 
     def missing(self, orders: Sequence[GroupOrder], *, are_failed_missing: bool) -> list[GroupOrder]:
-        """Those that no file has."""
+        """Orders without a cached dialogue."""
         there: set[int] = set()
         for played in self._played:
             there |= played.group_ids - played.failed_ids if are_failed_missing else played.group_ids
@@ -146,7 +146,7 @@ class DemonstrationCache:
             name, trouble = next(iter(troubles.items()))
             warn(
                 f"{len(troubles)} of {len(self._writing)} files of demonstrations were not written "
-                f"({self._folder / name}: {trouble}): a run that goes on after a kill is without them"
+                f"({self._folder / name}: {trouble}): a run that resumes after a kill lacks them"
             )
 
 

@@ -1,6 +1,6 @@
-"""Where demonstrations come from: scripted experts, earlier runs' best trajectories, ShareGPT files.
+"""Sources of demonstrations: scripted experts, the best trajectories of earlier runs, ShareGPT files.
 
-Every source gives tables in the object store. Tasks beside the driver read and render; the driver holds
+Every source gives tables in the object store. Tasks read and render in parallel with the driver, which holds
 references and counts.
 """
 
@@ -53,7 +53,7 @@ class DemonstrationSet:
 
     tables: Sequence[ray.ObjectRef]
     num_samples: Mapping[str, int]
-    """By source, but for the experts, of whose failures only the learners know."""
+    """By source, except the experts, whose failures only the learners know."""
 
 
 def gather_demonstrations(
@@ -77,8 +77,7 @@ def gather_demonstrations(
 
 
 def _from_experts(config: RunConfig, *, player: OrderPlayer, has_begun: bool) -> list[ray.ObjectRef]:
-    """Dialogues like any other, with the expert in the engine's place; those that the run folder has are not
-    played again."""
+    """Rollouts with the scripted expert in place of the engine; cached ones are not played again."""
     seed = config.run.seed
     source = TaskSource(config.gyms.trained, split="train", seed=seed, difficulty=config.gyms.difficulty)
     orders = [

@@ -1,6 +1,6 @@
-"""What `userrl status` reads of a run's growing files: their ends, and never all of them as JSON.
+"""Tail readers of a run's growing files for `userrl status`: never parses a whole file.
 
-A file may be written while it is read: a last line without its end is left out.
+A file may be written while it is read: an incomplete last line is left out.
 """
 
 import json
@@ -89,7 +89,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A run's resolved recipe, of whatever version of the program: its keys as they stand there."""
+    """A run's resolved recipe as raw keys, independent of the program's version."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How fast a run is and what it waits for, from the last lines of metrics.jsonl. Pure."""
+"""Speed and bottleneck of a run, computed from the last lines of metrics.jsonl. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,10 +33,9 @@ class WaitStatus:
     """What the step at hand waits for; empty where it goes on."""
     since_s: float | None
     orders: Sequence[str]
-    """The orders that it names: those out for longest, with whom and for how long, and lost ones."""
+    """The group orders that it names: the oldest ones with their rollout actor and age, and lost ones."""
     limit: Bottleneck
-    """What the rest waits for, over the last steps: engines, dialogues or learners; empty: nobody waits
-    much."""
+    """The bottleneck over the last steps: engines, dialogues or learners; empty: none waits much."""
     learner_idle: float | None
     engine_idle: float | None
     """Shares of the last steps."""

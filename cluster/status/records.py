@@ -1,4 +1,4 @@
-"""What `userrl status` says: its fields are the keys of `--json`. Seconds are of now; what nobody knows is
+"""Records of `userrl status`: the fields are the keys of `--json`. Ages are in seconds; unknown values are
 None."""
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,8 @@ from cluster.status.files import LoggedProblem
 from cluster.status.rates import Rates, WaitStatus
 
 RunHealth = Literal["running", "finished", "stopped", "failed", "killed"]
-"""`stopped` saved first and goes on by `userrl train RUN`; so does `killed`, which said nothing."""
+"""`stopped` saved a checkpoint and resumes by `userrl train RUN`; so does `killed`, which wrote no end
+state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +56,7 @@ class SizesNow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointNow:
-    """What the run would go on from."""
+    """The checkpoint that the run would resume from."""
 
     step: int
     age_s: float

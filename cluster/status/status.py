@@ -1,6 +1,6 @@
-"""`userrl status`: how far a run is, how fast, and what it waits for, read from its folder in an instant.
+"""`userrl status`: progress, speed and bottleneck of a run, read from its folder in an instant.
 
-Starts nothing, asks no process, loads no Ray: it works for a run on another machine, and for a dead one.
+Starts nothing, contacts no process, loads no Ray: it works for a run on another machine and for a dead one.
 """
 
 import shutil
@@ -42,7 +42,7 @@ def read_status(path: Path, *, at: float | None = None) -> Status:
     pulse, is_running = read_driver_status(folder.status), folder.is_running
     current = pulse if is_running and pulse and pulse.state == "running" else None
     step = last_step = int(last.get("step", 0))
-    if current:  # it goes on from a checkpoint, and takes the steps behind it again
+    if current:  # it resumes from a checkpoint and repeats the steps after it
         step = current.step
     num_steps = recipe_value(table, "grpo.num_steps")
     rates = rates_of(lines, dialogues_per_group=_dialogues_per_group(table))

@@ -1,4 +1,4 @@
-"""A run's status for people: a heading, then a line a subject, each with its name before it."""
+"""Text form of a run's status: a heading, then one labelled line for each subject."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ NAME_WIDTH = 11
 HEALTH = {
     "running": "running",
     "finished": "finished",
-    "stopped": "stopped; `userrl train {folder}` goes on",
-    "failed": "failed; mend it, and `userrl train {folder}` goes on",
-    "killed": "not running: its driver was killed; `userrl train {folder}` goes on",
+    "stopped": "stopped; `userrl train {folder}` resumes it",
+    "failed": "failed; fix the cause, then `userrl train {folder}` resumes it",
+    "killed": "not running: its driver was killed; `userrl train {folder}` resumes it",
 }
 LIMITS = {
     "engines": "the rest waits for engines",

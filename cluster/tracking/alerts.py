@@ -1,7 +1,7 @@
-"""Alerts: what a person should look at in a run, told on the console and in W&B. Pure: steps' numbers in,
-texts out; every threshold is a constant here, but those that the recipe has.
+"""Alert rules on a run's metrics, shown on the console and in W&B. Pure: metrics of a step in, alert texts
+out; thresholds are constants here unless the recipe sets them.
 
-docs/wandb.md says what each of them means and what to do about it.
+docs/wandb.md explains each alert and its cure.
 """
 
 import math
@@ -103,7 +103,7 @@ class RunAlerts:
         usual = f", where the usual one takes {usual_s:.0f} s" if usual_s else ""
         alert = _stuck(
             f"{text.partition(':')[0]}, for {waited_s:.0f} s by now{usual}: the console says which orders "
-            "are waited for, and with whom they are"
+            "are waited for and which actors hold them"
         )
         return [alert] if self._is_due(alert, step=self._last_step) else []
 
@@ -182,7 +182,7 @@ class RunAlerts:
             reissued = known.get("buffer/reissued", 0.0)
             yield _stuck(
                 f"time/wait_s={wait_s:.0f}: over {WAIT_FACTOR:g} times the usual {usual_s:.1f} s, with "
-                f"{reissued:.0f} groups issued again so far: the console says who held them; look at "
+                f"{reissued:.0f} groups reassigned so far: the console names their actors; look at "
                 "users/*/failed, rollout/engine/num_serving and rollout.dialogue_timeout_s"
             )
 

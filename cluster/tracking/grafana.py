@@ -1,5 +1,5 @@
-"""Grafana's dashboard of runs as the JSON that it imports: `python -m cluster.tracking.grafana` writes
-cluster/manifests/grafana.json anew."""
+"""Generator of the Grafana dashboard: `python -m cluster.tracking.grafana` writes
+cluster/manifests/grafana.json."""
 
 import json
 import sys

@@ -1,5 +1,4 @@
-"""What Grafana's dashboard of runs shows: rows of panels, and the PromQL behind them, by the names of the
-metric catalogue. Knows nothing of Grafana's JSON."""
+"""Panels of the Grafana dashboard and their PromQL queries, by the names of the metric catalogue."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,7 +121,7 @@ def _time() -> list[GrafanaPanel]:
             },
         ),
         GrafanaPanel(
-            title="A turn, by who takes its time",
+            title="Time of a turn by stage",
             key=STAGE_SHARE,
             lines=[_line(now(STAGE_SHARE, only=f'stage="{stage}"'), stage) for stage in TURN_STAGES],
             is_stacked=True,

@@ -1,8 +1,8 @@
-"""Every number that a run reports: its key in metrics.jsonl, section, unit and meaning, and the name that it
-has at the metrics endpoint. The one list that documentation, dashboards and trackers are made from.
+"""Catalogue of all metrics of a run: key in metrics.jsonl, section, unit, description, and Prometheus name.
+Documentation, dashboards and trackers are made from this list.
 
-Imports nothing of the project. Where numbers are computed is elsewhere; `tests/cluster/
-test_metric_catalogue.py` holds this list and the code together.
+Imports nothing of the project. `tests/cluster/tracking/test_metric_catalogue.py` checks this list against the
+code.
 """
 
 import re
@@ -83,7 +83,7 @@ AMOUNTS = frozenset(
         *("rollout/policy_tokens", "rollout/user_retries", "users/{simulator}/failed/{reason}"),
     }
 )
-"""Keys whose value is an amount of the one step."""
+"""Keys with an amount of one step."""
 
 TRAIN = _section(
     "train",
@@ -138,7 +138,7 @@ ROLLOUT = _section(
         "rollout/tokens_per_s": ("tokens/s", "`rollout/policy_tokens` by the step's seconds"),
         "rollout/group_duration_s/max": ("s", "The slowest group, from its order to its rewards"),
         "rollout/user_retries": ("calls", "Calls to simulated users that had to be made again"),
-        "rollout/num_actors": ("processes", "Rollout actors, those that are being started again included"),
+        "rollout/num_actors": ("processes", "Rollout actors, including those being restarted"),
         "engine/num_serving": ("processes", "Engines that serve"),
         "engine/num_lost": ("processes", "Engines that died or hung, so far"),
         "engine/requests/mean": ("requests", "In flight at an engine, mean over time and engines"),
@@ -147,11 +147,11 @@ ROLLOUT = _section(
 USERS = _section(
     "users",
     {
-        "users/{simulator}/goal_leaks": ("share", "Replies that name a hidden value nobody had asked for"),
+        "users/{simulator}/goal_leaks": ("share", "Replies that reveal a hidden value without being asked"),
         "users/{simulator}/front_loading": ("share", "Facts that stand in a dialogue's first reply"),
         "users/{simulator}/agreeableness": ("share", "Yes-or-no questions and proposals answered with yes"),
         "users/{simulator}/repetition": ("share", "Replies that another question got before"),
-        "users/{simulator}/contradictions": ("share", "Properties told again that are told otherwise"),
+        "users/{simulator}/contradictions": ("share", "Repeated facts that contradict the earlier statement"),
         "users/{simulator}/early_stop": ("share", "Dialogues that the user ended without reason"),
         "users/{simulator}/{gauge}/num_cases": ("", "Cases that the gauge is a share of"),
         "users/{simulator}/failed/{reason}": ("trajectories", "Ended by a failure of this user"),
@@ -192,7 +192,7 @@ LEDGER = _section(
         "buffer/span/max": ("versions", "The most of them"),
         "buffer/groups_ready": ("groups", "Finished and fresh, waiting for a step"),
         "buffer/slots_taken": ("groups", "Ordered, and their weights not live yet"),
-        "buffer/puts_ignored": ("groups", "Came home twice, or too late, since the buffer started"),
+        "buffer/puts_ignored": ("groups", "Groups delivered twice or too late since the buffer started"),
         "buffer/reissued": (
             "groups",
             "Taken from their holders, given to others, since the buffer started",
@@ -203,7 +203,7 @@ LEDGER = _section(
     },
 )
 CATALOGUE: tuple[Metric, ...] = (*TRAIN, *ROLLOUT, *USERS, *TIME, *LEDGER)
-"""What a line of metrics.jsonl may hold beside its `step`."""
+"""Keys that a line of metrics.jsonl may hold besides `step`."""
 
 STEP = Metric(key="step", section="train", unit="", meaning="Optimizer steps of GRPO behind the policy")
 STEP_AT = Metric(

@@ -1,5 +1,5 @@
-"""The tables of docs/metrics.md, from the metric catalogue: `python -m cluster.tracking.metric_docs` writes
-them anew."""
+"""Generator of the tables in docs/metrics.md from the metric catalogue: `python -m
+cluster.tracking.metric_docs`."""
 
 import sys
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""A run's numbers at the Prometheus endpoints of Ray: docs/metrics.md. The names are `metric_catalogue`'s.
+"""Export of a run's metrics to Ray's Prometheus endpoints (docs/metrics.md), under the names of
+`metric_catalogue`.
 
-Ray's agent on each node serves what the processes there report, with or without a dashboard. A gauge that is
-not set for two of its report intervals (20 s) is gone there, so that a dead process leaves none; hence a
-thread of the driver sets all of them again while a step goes on, however long it is. Watching never stops a
-run: what fails here is tried again, and missed by nobody.
+Ray's agent on each node serves what its processes report, with or without a dashboard. A gauge that is not
+set for two report intervals (20 s) disappears there, so a dead process leaves none; therefore a thread of the
+driver sets all gauges again during long steps. Failures are retried and never stop a run.
 """
 
 import json
@@ -40,7 +40,7 @@ class MetricsEndpoint:
         self, *, run: str, targets: Path, live: Callable[[], Mapping[str, float]], beat_s: float = BEAT_S
     ):
         """`run` is the label that tells runs apart. `targets` is a file that says where the endpoints are,
-        for Prometheus. `live` gives numbers of now, in another thread than the driver's."""
+        for Prometheus. `live` returns current values and is called in another thread than the driver's."""
         self._run = run
         self._targets = targets
         self._live = live
@@ -91,7 +91,7 @@ class MetricsEndpoint:
             self._targets.unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        """Consumes what `live` gives, waits for the next beat, produces the gauges anew."""
+        """Consumes the values of `live`, waits for the next interval, sets the gauges again."""
         known: list[str] = []
         while True:
             # Anything may fail here, Ray's calls above all: while a node dies, or the run ends.
@@ -110,7 +110,7 @@ class MetricsEndpoint:
                 return
 
     def _look(self) -> dict[Shown, float]:
-        """The gauges among the numbers of now; none where nobody answers, and those of the step stay."""
+        """The gauges among the current values; empty if the calls fail, so those of the step stay."""
         if not ray.is_initialized():
             return {}
         try:

@@ -1,4 +1,5 @@
-"""A step's rollout numbers, from the summaries of its groups. Keys are `room/thing/stat`."""
+"""Rollout and timing metrics of a step, computed from the summaries of its groups. Keys are
+`room/thing/stat`."""
 
 import math
 import time
@@ -146,7 +147,7 @@ def expect_agreement(metrics: Mapping[str, float], *, max_logprob_gap: float) ->
     if gap > max_logprob_gap:
         raise LogprobGapError(
             f"learner/logprob_gap/mean={gap:.4f}: engine and learner must agree on sampled tokens within "
-            f"learner.max_logprob_gap={max_logprob_gap}: go on by `userrl train RUN_FOLDER`, with a higher "
+            f"learner.max_logprob_gap={max_logprob_gap}: resume by `userrl train RUN_FOLDER` with a higher "
             "limit where it is rounding; to give learner.dtype and engine.dtype alike, begin a new run "
             "with --run NAME"
         )

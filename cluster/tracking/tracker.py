@@ -1,5 +1,5 @@
-"""The tracker: a step's numbers to metrics.jsonl, the console and W&B, once a step, from the driver; and
-alerts where they look bad."""
+"""Metric tracker of the driver: writes each step's metrics to metrics.jsonl, the console and W&B, and raises
+alerts."""
 
 import json
 import math
@@ -86,7 +86,7 @@ class Tracker:
         self._wandb.wake()
 
     def close(self, *, failed: bool = False, goes_on: bool = False) -> None:
-        """`goes_on`: the same run begins anew at once, with a tracker of its own."""
+        """`goes_on`: the same run restarts at once with a new tracker."""
         self._hearing.close()
         self._metrics.close()
         self._history.close()

@@ -1,5 +1,5 @@
-"""Advantages: turn rewards of one group in, one number a turn out. Pure NumPy; knows only how many
-tokens a turn has.
+"""Advantage estimators (GRPO, RLOO, turn-level ones): turn rewards of one group in, one advantage a turn out.
+Pure NumPy; of the tokens only their number per turn is known.
 
 `make_estimator` gives what the learner calls: ragged rewards [group_size][num_turns] to ragged advantages of
 the same shape. A trajectory with a non-finite reward failed: it is left out of all that its group is

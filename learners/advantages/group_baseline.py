@@ -1,4 +1,5 @@
-"""One number a trajectory, compared within its group. Pure NumPy; knows no turns.
+"""Group baselines: one score a trajectory compared with the other trajectories of its group. Pure NumPy;
+knows no turns.
 
 A score that is not finite belongs to a trajectory that failed: it is left out of every mean and deviation,
 and its advantage is NaN. Fewer than two scores, or equal ones, leave nothing to compare: zeros.

@@ -1,4 +1,4 @@
-"""Advantages that differ from turn to turn because the turns' own rewards do. Pure NumPy; rewards are finite.
+"""Turn-level advantage estimators, for rewards that differ from turn to turn. Pure NumPy; rewards are finite.
 
 Ragged in, ragged out: `rewards[i][t]` is turn t of trajectory i, and so is the advantage. A trajectory
 without turns gives an empty row.

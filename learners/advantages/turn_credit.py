@@ -1,5 +1,5 @@
-"""Credit inside one trajectory: its turn rewards as one score, and as one weight a turn. NumPy, but for the
-released arithmetic; knows no group and no tokens beyond their number.
+"""Credit inside one trajectory: reduces its turn rewards to one score, and spreads an advantage over its
+turns by weights. Pure NumPy.
 
 The published scheme is UserRL's (arXiv 2509.19736 §4.2 to §4.4): score x credit, any pair. The functions
 named `userrl_...` are what its released code computes, which differs; take them to reproduce a published

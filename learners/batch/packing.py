@@ -1,5 +1,5 @@
-"""Micro-batches: a plan that every learner makes alike, and packed tensors without padding. Knows no model
-and no Ray.
+"""Micro-batches: the packing plan, which every learner computes identically, and packed tensors without
+padding. Knows no model and no Ray.
 
 Legend: T tokens of a row, L of them in the loss, K turns with a token in the loss.
 """

@@ -1,5 +1,5 @@
-"""Samples to train on, read from the Arrow tables of groups and demonstrations. Knows no model, no torch,
-no Ray."""
+"""Training samples, read from the Arrow tables of groups and demonstrations. Knows no model, no torch, no
+Ray."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

@@ -1,5 +1,5 @@
-"""The archive: settled groups as Parquet, one row as in their table plus its outcome and credit. Names its
-files. No group is in two of them, though a run goes on from a checkpoint before the last.
+"""Trajectory archive: groups with a known outcome as Parquet files, one row a turn with outcome and credit.
+Every group is in at most one file, also after a resume from an earlier checkpoint.
 
 Writing happens beside training: a full disk or a lost table is counted and said once, and stops nothing. What
 was not written yet when everything was killed is in the ledger alone.

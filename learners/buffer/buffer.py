@@ -1,4 +1,4 @@
-"""The buffer: slots, a ledger, and whole groups bounded in age. No Ray, no clock, no tokens.
+"""The buffer: slots, ledger, and whole groups bounded in age. No Ray, no clock, no tokens.
 
 A slot is taken when a group is ordered and freed when the weights of the step that used it are live, which is
 some time after the group is booked as trained, or when the group is dropped. With

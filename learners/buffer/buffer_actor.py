@@ -1,5 +1,5 @@
-"""The buffer as a Ray actor: long polls around `Buffer`, the archive of what was settled, and the journal
-from which it goes on after a crash: docs/resume.md.
+"""The buffer as a Ray actor: long polls around `Buffer`, the trajectory archive, and the write-ahead log from
+which a run resumes after a crash (docs/resume.md).
 
 `ray.remote` is applied in cluster/. One event loop; nothing here fetches a table but the archive.
 """

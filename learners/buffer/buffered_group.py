@@ -1,4 +1,4 @@
-"""Groups as the buffer holds them: finished, then settled."""
+"""Records of a group inside the buffer: finished, and with a known outcome."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

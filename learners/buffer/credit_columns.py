@@ -1,6 +1,5 @@
-"""The columns that say what a learner made of each turn, and their way from a step's table to the archive's
-rows. Arrow only; what the numbers mean: docs/credit.md.
-"""
+"""Credit columns of the archive (advantage, value, credit, gain of each turn), and the join from a step's
+credit table to archived rows. Arrow only; docs/credit.md explains the numbers."""
 
 import numpy as np
 import pyarrow as pa

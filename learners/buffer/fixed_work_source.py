@@ -1,4 +1,5 @@
-"""A fixed list of orders as a Ray actor: the feed of evaluation. Nothing is dropped, nothing trained."""
+"""Work source with a fixed list of group orders, as a Ray actor: used by evaluation. Drops nothing, trains
+nothing."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,5 +1,5 @@
-"""Where a group's table lies while it travels: rows of a table in the object store that the groups of one
-delivery share."""
+"""References to groups' tables in the object store: the groups of one delivery share one table, and each is a
+range of its rows."""
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass

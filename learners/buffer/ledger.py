@@ -1,4 +1,5 @@
-"""The ledger: where every trajectory that was ever ordered has gone. Counts trajectories, knows no tokens."""
+"""Ledger of all trajectories that were ever ordered: issued = trained + dropped (by reason) + in flight.
+Counts trajectories, knows no tokens."""
 
 import math
 from collections import Counter

@@ -1,4 +1,5 @@
-"""Turns of dialogues that are not over yet, kept as they came until somebody else goes on with them."""
+"""Store of partial rollouts: the completed turns of unfinished dialogues, kept until another actor resumes
+them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

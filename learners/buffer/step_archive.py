@@ -1,4 +1,4 @@
-"""Groups whose fate is known, on their way into the archive and into the report of a step."""
+"""Groups with a known outcome, collected per step for the archive and for the step's report."""
 
 from collections.abc import Awaitable, Mapping, Sequence
 

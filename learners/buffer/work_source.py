@@ -1,4 +1,5 @@
-"""What a rollout actor asks for orders and gives results to: the part that training and evaluation share.
+"""Work source: hands group orders to rollout actors by long poll and takes finished groups back. Shared by
+training and evaluation.
 
 A feed lives in one Ray actor, on one event loop. It refuses to know what becomes of a result.
 """

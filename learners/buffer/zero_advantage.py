@@ -1,4 +1,5 @@
-"""Whether a group would teach nothing, from the numbers that travel without its tokens. Pure NumPy."""
+"""Test for groups without a gradient: whether the group's estimator gives every token an advantage of zero.
+Pure NumPy."""
 
 from collections.abc import Callable
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""The entropy bonus that holds a target: how its coefficient follows the policy's entropy. No tensors."""
+"""Adaptive entropy bonus: adjusts its coefficient so that the policy's entropy meets a target. No tensors."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Importance weights against what the engine sampled from: (log_ratio, segments) -> weights, without a
+"""Importance weights against the engine's sampling distribution: (log_ratio, segments) -> weights, without a
 gradient. Knows no loss.
 
 Legend: L tokens in the loss. A segment is a token, a turn or a sequence; its ratio is the product of its

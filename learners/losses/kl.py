@@ -1,4 +1,4 @@
-"""The KL term to the reference model: pure functions of logprobs. Knows no model.
+"""KL terms to the reference model (k1, k2, k3) as pure functions of logprobs. Knows no model.
 
 Three ways to hold the policy near the reference, all estimates of KL(policy || reference) at the sampled
 tokens. `k2` and `k3` are added to the loss. `k1` is taken from the advantages: as a loss its gradient has

@@ -1,4 +1,5 @@
-"""The losses, on selected tokens: pure functions of logprobs. Knows no model, no batch, no Ray.
+"""Policy losses (PPO clip, GSPO, turn clip, CISPO, SAPO, REINFORCE) and the SFT loss on selected tokens, as
+pure functions of logprobs. Knows no model, no batch, no Ray.
 
 A policy loss gives every token an objective (to be maximised); `policy_loss` adds the objectives up, each
 times its token's weight, and divides by the token count of the whole step, so that gradients add up over

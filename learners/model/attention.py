@@ -1,6 +1,5 @@
-"""Causal attention over packed samples: exact isolation without a mask and without padding, through the
-attention interface of transformers, so that any of its models that supports the interface can train packed.
-"""
+"""Causal attention over packed samples, registered with transformers' attention interface: samples of one row
+never see each other, without a mask and without padding."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's weights are those of the policy that would load it, by their names and shapes."""
+"""Check that a checkpoint fits a policy: compares parameter names and shapes."""
 
 from collections.abc import Mapping
 from pathlib import Path

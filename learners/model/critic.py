@@ -1,5 +1,5 @@
-"""The critic: what the policy can expect before a turn, read off the policy's own hidden state. A head of a
-few weights; it never moves the policy.
+"""The critic: a small value head on the policy's hidden state that predicts the return before each turn. Its
+gradient never reaches the policy.
 
 Used where a gym's advantage is `turn_gae` (Turn-PPO, arXiv 2512.17008). Knows no tables and no Ray.
 """

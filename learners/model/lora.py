@@ -1,5 +1,5 @@
-"""LoRA (arXiv 2106.09685) through peft: an adapter beside each linear layer of the decoder, and the weights
-that base and adapter are together.
+"""LoRA adapters (arXiv 2106.09685) through peft: one next to each linear layer of the decoder, and the merged
+weights of base and adapter.
 
 Adapters are put into the model's own modules, so that the model stays what it was to everyone else.
 """

@@ -1,4 +1,4 @@
-"""The policy as the learner sees it: a Hugging Face causal LM that gives logprobs of selected tokens, sharded
+"""The policy model in the learner: a Hugging Face causal LM that returns logprobs of selected tokens, sharded
 by FSDP2.
 
 Weights that train are float32; matrix products may run in bfloat16 (autocast, and under FSDP2 on weights

@@ -1,4 +1,5 @@
-"""The reference model: a frozen copy of the policy as GRPO began, or another model that was named.
+"""The reference model of the KL term: a frozen copy of the policy at the start of GRPO, or another named
+model.
 
 It is kept as a model folder, so that a run that was stopped goes on with the very same one.
 """

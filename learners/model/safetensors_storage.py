@@ -1,4 +1,5 @@
-"""How a checkpoint lies on disk: tensors as safetensors, all else as JSON. Nothing in it is ever run.
+"""Checkpoint storage for torch.distributed.checkpoint without pickles: tensors as safetensors, everything
+else as JSON.
 
 What `torch.distributed.checkpoint` writes by itself are pickles: its index, and each value that is no tensor.
 Who reads them runs whatever is in them. So these are its seams, planner and storage, once more: a file for

@@ -1,5 +1,5 @@
-"""A small policy from nothing: a Qwen3-architecture model with random weights and a tokenizer of the gyms'
-own language.
+"""Tiny policy for CPU runs: a Qwen3-architecture model with random weights and a tokenizer trained on the
+gyms' language.
 
 It makes a folder that `from_pretrained` and vLLM load like any downloaded one, so the rest of the system
 knows no difference. Numbers are tokenised digit by digit; text that never varies (a gym's rules, a tool

@@ -1,4 +1,5 @@
-"""The policy's weights as others want them: whole, under their Hugging Face names, adapters merged in."""
+"""Export of the policy's weights: gathered from all ranks, under Hugging Face names, with LoRA adapters
+merged in."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,5 @@
-"""Weights as one payload for the engines: the bytes of a safetensors file. Knows no Ray and no engine."""
+"""Weight payload for the engines: the policy's weights as the bytes of one safetensors file. Knows no Ray and
+no engine."""
 
 import json
 import math

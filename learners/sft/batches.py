@@ -1,5 +1,5 @@
-"""The cold start's own parts: what its tables give, and which demonstrations make which step. Its loss is
-`loss.sft_loss`."""
+"""SFT batches: samples of the demonstration tables, and which of them make which step. The loss is
+`policy_loss.sft_loss`."""
 
 import math
 from collections.abc import Sequence

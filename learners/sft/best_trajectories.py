@@ -1,4 +1,4 @@
-"""The best trajectories of earlier runs, read from their archives: the same ids as were sampled.
+"""Selection of the best trajectories of earlier runs from their archives, with the token ids as sampled.
 
 A file of the archive is one step's groups. All of them are looked through without their tokens, a file at a
 time; tokens are read of what was chosen, and of nothing else.

@@ -1,5 +1,5 @@
-"""Rows of a JSON list or of JSON lines, one after the other and strictly: what another reader would take in
-another way, or not at all, is refused. Each refusal is a ValueError of one line: place, rule, cure."""
+"""Strict streaming reader of rows in a JSON list or JSON lines file. Anything ambiguous is refused with a
+ValueError of one line: place, rule, cure."""
 
 import json
 import re

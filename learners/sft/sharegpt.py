@@ -1,4 +1,4 @@
-"""Reads dialogues in the ShareGPT form, strictly: what is not understood is refused in one line.
+"""Strict parser of dialogues in ShareGPT format; what it does not understand is refused in one line.
 
 A row is `{"conversations": [{"from": ..., "value": ...}, ...], "system": ..., "tools": ...}`. Light: it knows
 no tokens, so that a file is checked before anything starts.

@@ -1,4 +1,5 @@
-"""Dialogues of a ShareGPT file as the table that their rollout would have made: same ids, same masks.
+"""ShareGPT dialogues rendered as trajectory tables: the same ids and masks that a rollout of the dialogue
+would give.
 
 The policy's turns are its completions, token for token as `Renderer.encode` gives them and with the token
 that ends a turn; all else is context, as the policy's own chat template renders it.

@@ -1,6 +1,5 @@
-"""The advantages that a loss makes of those that it is given, in the mean over each turn's tokens. Only a KL
-that is taken from the advantages makes others (`kl=k1`).
-"""
+"""Effective advantages: what the loss uses after a KL was subtracted (`kl=k1`), averaged over each turn's
+tokens."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Scoring passes: numbers that only the policy itself can give, forward alone, shared out over the ranks.
+"""Forward-only scoring passes of the policy over samples, shared out over the ranks.
 
 Knows no reward and no table. Every rank calls with the same samples and gets all numbers, the same on any
 number of ranks.

@@ -1,4 +1,4 @@
-"""Information gain: what a turn's feedback was worth, read off the policy itself, as a reward of that turn.
+"""Information-gain rewards: how much a turn's feedback was worth, measured by the policy's own probabilities.
 
 Two ways. `gold_answer` (IGPO, arXiv 2510.14967): how much more probable the feedback made the gold answer.
 `masked_feedback` (InfoPO, arXiv 2603.00656): how much more probable it made what the policy did next, against

@@ -1,5 +1,5 @@
-"""One optimizer step: gradients summed over micro-batches and learners, clipped, applied or refused. Knows
-no Ray."""
+"""One optimizer step: gradients summed over micro-batches and learners, clipped, applied, or refused if not
+finite. Knows no Ray."""
 
 import math
 from collections.abc import Callable, Iterable

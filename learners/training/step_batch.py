@@ -1,6 +1,5 @@
-"""A step's samples from its groups: gains that the policy itself gives are added to the rewards, the critic
-is asked, and every turn gets its advantage. No Ray; every rank computes the same.
-"""
+"""Training batch of a step from its groups: adds information gains to the rewards, queries the critic,
+computes advantages, and reads the samples. No Ray; every rank computes the same."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence

@@ -1,6 +1,5 @@
-"""What each turn of a step was credited with, as the table that goes to the archive. Every rank has the same
-numbers; no token is looked at.
-"""
+"""Credit table of a step for the archive: advantage, value, credit and gain of each turn. The same on every
+rank; reads no token ids."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

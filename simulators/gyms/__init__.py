@@ -1,4 +1,4 @@
-"""The gyms: one file each, one line here."""
+"""The built-in gyms by name: one file each, one line here."""
 
 from simulators.env import Gym
 from simulators.gyms import function, intention, persuade, search, tau, telepathy, travel, turtle

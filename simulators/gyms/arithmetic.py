@@ -1,4 +1,4 @@
-"""Arithmetic over four variables, read from text without ever running the text.
+"""Parser and evaluator of arithmetic expressions over four variables; text is never executed.
 
 Knows `+ - * / **`, the names a, b, c, d and numbers; anything else is refused.
 """

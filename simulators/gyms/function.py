@@ -1,4 +1,4 @@
-"""Function: find a hidden function of four integers by asking for its values, then pass an exam on three
+"""Function gym: find a hidden function of four integers by asking for its values, then pass an exam on three
 unseen inputs.
 
 The user holds the function. Levels: 0 one variable and a constant; 1 two weighted variables and a constant; 2

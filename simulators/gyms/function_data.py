@@ -1,4 +1,4 @@
-"""Published functions: how their file is read, and such a function under the default rules.
+"""Published function tasks: file reader, and such a task under the default rules.
 
 Their rules divide and take powers, so a value may be no integer; the exam's inputs are drawn where it is.
 """

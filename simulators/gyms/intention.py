@@ -1,4 +1,4 @@
-"""Intention: the user has a vague wish; learn its hidden details by asking, then state them all.
+"""Intention gym: the user has a vague wish; learn its hidden details by asking, then state them all.
 
 A thing has slots, some of which hold a wish; the opening names the thing and, at level 0, the slots. Levels:
 0 three slots with two or three wishes; 1 six slots with three or four; 2 six slots with four or five wishes

@@ -1,4 +1,4 @@
-"""Intention's released tasks: their file, and how rules tell which of a detail's options a text names.
+"""Published intention tasks: file reader, and matching of a detail's options in free text.
 
 The hidden value of each detail is drawn from its options by the task's id.
 """

@@ -1,4 +1,4 @@
-"""Persuade: change a user's stance on a claim by answering the reasons that it is held for, one by one.
+"""Persuade gym: change a user's stance on a claim by answering the reasons behind it one by one.
 
 What the person holds (reasons) is kept apart from what judges (whether an answer fits the reason at hand).
 The stance moves only when the reason at hand, once it has been told, is answered by the one piece of

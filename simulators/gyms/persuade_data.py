@@ -1,4 +1,4 @@
-"""Published views: how their rows are read, and what the rule-based user makes of an answer in free words.
+"""Published persuasion tasks: file reader, and the rule-based user's reading of free-text arguments.
 
 A published row has no dossier. The rules only see that an answer takes up the words of the reason at hand
 with a counter-stance; whether it is good needs a model.

@@ -1,4 +1,4 @@
-"""Search: find out what the question is about, follow its facts hop by hop with a search tool, answer once.
+"""Search gym: find out what the question is about, follow facts hop by hop with a search tool, answer once.
 
 Half of a generated question stays with the user: which shop is meant must be asked. Every hop is one
 document of the generated corpus; no document tells two hops. Levels: 0 two hops, one short document a

@@ -1,4 +1,4 @@
-"""The generated world of the search gym: its facts, the documents that tell them, and BM25 search in these.
+"""Generated corpus of the search gym: facts, documents that state them, and BM25 search over the documents.
 
 A world is the same in every process. Shops and people belong to a split, each with all who are linked to
 them; cities and rivers are common ground. Knows no questions and no users.

@@ -1,4 +1,4 @@
-"""Words of a free text, stripped to their stems: what rule-based users compare. Knows no gym."""
+"""Stemming of free text to sets of word stems, which rule-based users compare. Knows no gym."""
 
 import re
 from functools import lru_cache

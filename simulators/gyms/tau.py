@@ -1,4 +1,5 @@
-"""Tau: customer service with real tools over a database, graded by the state in which the database is left.
+"""Tau gym: customer service with real tools over a database, graded by the final state of the database (after
+tau-bench).
 
 The customer knows what it wants and some facts; the records hold the rest; the shop's policy is shown.
 Levels: 0 a stall with a handful of tools, 1 a retail shop and one wish, 2 two wishes. Splits are disjoint by

@@ -1,4 +1,5 @@
-"""Telepathy: the user thinks of one of the numbered cards; find it with yes-or-no questions, then guess once.
+"""Telepathy gym: the user thinks of one of the numbered cards; find it by yes-or-no questions, then guess
+once.
 
 A card shows one of a family's kinds and, above level 0, more attributes; no two cards look alike. Levels set
 how many attributes and cards there are. Splits are disjoint by the card thought of, its look and number; no

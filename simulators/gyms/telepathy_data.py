@@ -1,4 +1,4 @@
-"""Published entities: how their files are read, and such an entity under the default rules.
+"""Published entities for telepathy: file reader, and such an entity under the default rules.
 
 The rule-based user compares words with the entity's one-sentence description; a guess must be a name of the
 entity and nothing else, so a list of names is no guess.

@@ -1,4 +1,4 @@
-"""Travel: learn what a traveller wants by asking, search with it, and book the cheapest option that fits.
+"""Travel gym: learn a traveller's wishes by asking, search with them, and book the cheapest option that fits.
 
 Each part of a trip (flight, hotel, ...) has options with three slots and a price; the traveller cares about
 some slots. For every wish there is a cheaper option that breaks only this wish, and others that are dearer,

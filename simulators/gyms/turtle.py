@@ -1,4 +1,5 @@
-"""Turtle: a mystery whose story only the user knows; find it out by yes-or-no questions, then tell it whole.
+"""Turtle gym: a mystery whose story only the user knows; find it out by yes-or-no questions, then tell it
+whole.
 
 A generated story has facts (who, place, how, why), each one of the values that the opening lists. Levels: 0
 three facts with three values each; 1 four facts; 2 four facts with six values each, and facts hang together:

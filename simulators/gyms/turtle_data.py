@@ -1,4 +1,4 @@
-"""Turtle's released stories: their file, and how rules read free text against a story.
+"""Published turtle-soup stories: file reader, and rule-based matching of free text against a story.
 
 A question is taken by the words that it shares with the story. An answer tells a statement by the words that
 they share, and nothing at all if most of it is about something else.

@@ -1,4 +1,4 @@
-"""How many calls one server gets at a time: as many as pay, found out while they run.
+"""Adaptive concurrency limit of calls to one server, learned from throughput and refusals while calls run.
 
 A limit that pays is one whose calls come back sooner, altogether, than with fewer at a time. By Little's law
 (1961) `limit` calls that take `latency` each make `limit / latency` a second, so that a wait for the latency

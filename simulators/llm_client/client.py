@@ -1,6 +1,5 @@
-"""The one client of OpenAI-compatible endpoints, for simulated users and judges: limits, retries, a budget,
-and a key that no text of ours ever shows. Knows no gym and no role.
-"""
+"""Async client of OpenAI-compatible endpoints for simulated users and judges: concurrency limits, retries,
+token budget, and API keys kept out of every text."""
 
 import asyncio
 import os

@@ -1,4 +1,5 @@
-"""How an OpenAI-compatible endpoint is called. Holds the name of a key, never a key."""
+"""Config of an OpenAI-compatible endpoint: URL, model, limits, and the name of the environment variable that
+holds the API key."""
 
 from typing import Self
 from urllib.parse import urlsplit
@@ -14,30 +15,30 @@ class ChatConfig(BaseModel):
     )
 
     base_url: str
-    """Where the endpoint is, up to and with its version: http://127.0.0.1:8000/v1."""
+    """Base URL of the endpoint, including the version: http://127.0.0.1:8000/v1."""
     model: str
-    """The model's name as the endpoint knows it."""
+    """The model's name at the endpoint."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; empty for an endpoint that wants none."""
+    """Environment variable that holds the API key; empty if the endpoint requires none."""
     max_concurrency: int = Field(default=64, ge=1)
-    """Most calls in flight at a time, over all processes of the run; fewer where more of them do not pay."""
+    """Maximum number of concurrent calls, over all processes of the run; reduced automatically when more do
+    not raise throughput."""
     timeout_s: float = Field(default=60.0, gt=0)
-    """Longest wait for one try of one call."""
+    """Timeout of one attempt of a call."""
     max_retries: int = Field(default=5, ge=0)
-    """Tries after the first: on lost connections, time-outs, and statuses 429 and 5xx."""
+    """Retries on lost connections, timeouts, and statuses 429 and 5xx."""
     backoff_s: float = Field(default=0.5, gt=0)
     """Mean wait before the first retry; it doubles with every further one."""
     max_calls: int | None = Field(default=None, ge=1)
-    """Calls that a run may make, retries included. Not given: no limit."""
+    """Budget of calls of a run, retries included. Unset: no limit."""
     max_total_tokens: int | None = Field(default=None, ge=1)
-    """Tokens, read and written, that a run may use. Not given: no limit."""
+    """Budget of tokens of a run, prompt and completion. Unset: no limit."""
     temperature: float | None = Field(default=0.7, ge=0)
-    """Sampling temperature. Not given: the endpoint's own."""
+    """Sampling temperature. Unset: the endpoint's default."""
     max_tokens: int = Field(default=512, ge=1)
-    """Longest reply, reasoning included."""
+    """Maximum length of a reply, reasoning included."""
     structured: bool = True
-    """Whether the endpoint can hold a reply to a JSON schema (`response_format`). Replies are validated
-    anyway."""
+    """Whether the endpoint supports JSON schemas (`response_format`). Replies are validated in any case."""
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Self:

@@ -1,4 +1,4 @@
-"""HTTP answers from outside, cut off before they fill the memory. Knows no protocol above HTTP.
+"""Size limits on HTTP responses: an oversized response is cut off before it fills the memory.
 
 Compressed answers are refused: a small one may unpack to any size.
 """

@@ -1,4 +1,5 @@
-"""What an endpoint answered, as far as it may be read: of any form and length, perhaps with the key in it.
+"""Validated form of an endpoint's response: text, tool calls and token usage within limits, with the API key
+removed.
 
 Pure; knows no HTTP.
 """

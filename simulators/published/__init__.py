@@ -1,4 +1,5 @@
-"""The released rules of all gyms, turn by turn, so that numbers can be compared; never the default.
+"""Published rules: the released UserRL rules of all gyms, turn by turn, for comparable numbers; never the
+default.
 
 Each gym's docstring says what was kept, hacks included, and which verdict facts its user gives. Where the
 released code turns a failing model into reward 0 and a friendly text, a failing user is a `SimulatorError`

@@ -1,4 +1,4 @@
-"""Published FunctionGym: guess a hidden arithmetic function of four numbers, then answer one test case.
+"""Published FunctionGym rules: guess a hidden arithmetic function of four numbers, then answer one test case.
 
 No user is asked, so there are no verdict facts: the rules compute everything.
 

@@ -1,4 +1,4 @@
-"""Published IntentionGym: uncover the missing details of a vague task by asking about them.
+"""Published IntentionGym rules: uncover the missing details of a vague task by asking about them.
 
 Every question asks the user. It sees `UserCall.view` {"remaining": [{"description", "importance",
 "inquiry", "options"}, ...]}, the details not yet covered, in order. Verdict facts: {"covered": [positions in

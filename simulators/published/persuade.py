@@ -1,4 +1,4 @@
-"""Published PersuadeGym: argue until a user who holds a claim gives it up.
+"""Published PersuadeGym rules: argue until a user who holds a claim gives it up.
 
 Every argument asks the user, who is its own judge. It sees `UserCall.view` {"stance": its stance so far},
 the claim and its argument in the scenario, and `choice` action or answer, which mean the same. Verdict

@@ -1,4 +1,4 @@
-"""Published SearchGym: answer a question with at most five web searches.
+"""Published SearchGym rules: answer a question with at most five web searches.
 
 A search asks the user, who is then the search engine: it sees `choice` search, and the reply's text is the
 result list; no facts. An answer that is not literally right asks the user, who is then the judge: it sees

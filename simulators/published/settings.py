@@ -1,5 +1,4 @@
-"""The constants of the released training and of the released evaluation (UserRL, arXiv 2509.19736, as
-shipped).
+"""Constants of the released training and evaluation settings (UserRL, arXiv 2509.19736, as shipped).
 
 The released step penalty is 0 in both and is left out; so are its reward scale of 1 and its clipping where
 a reward cannot leave [0, 1].

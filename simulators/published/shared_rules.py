@@ -1,5 +1,4 @@
-"""What all published rules share: pay, tasks that only data can give, tags of eight letters, how texts
-are compared.
+"""Parts that all published rules share: pay, loading of tasks from data, action tags, text comparison.
 
 Every published gym pays each turn as its own rules say: pay never looks at the best so far, so what the
 released rules let one collect twice is paid twice.

@@ -1,4 +1,4 @@
-"""Published TauGym: tau-bench's tools and grade behind a wrapper, without tau-bench's policy.
+"""Published TauGym rules: tau-bench's tools and grade behind a wrapper, without tau-bench's policy text.
 
 Verdict facts of the customer: {"stop": bool}, True where it says that it is satisfied (the released
 customer's stop word). The grade is all or nothing, given at that reply or at a transfer, and nowhere else:

@@ -1,4 +1,4 @@
-"""Published TelepathyGym: twenty questions about an entity that the user thinks of.
+"""Published TelepathyGym rules: twenty questions about an entity that the user thinks of.
 
 Every turn asks the user, who remembers nothing. It sees the entity (`target_entity`, `title`) in the
 scenario, `choice` action for a question or answer for a guess. Verdict facts: {"response": "Yes", "No" or

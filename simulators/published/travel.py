@@ -1,5 +1,5 @@
-"""Published TravelGym: ask for preferences, search, recommend one option an aspect; the asynchronous branch
-of the released code, which its training and its evaluation use.
+"""Published TravelGym rules: ask for preferences, search, recommend one option an aspect; the asynchronous
+branch of the released code, which its training and its evaluation use.
 
 An `[action]` asks the user. It sees `UserCall.view` {"remaining": [{"id", "aspect", "subcategory",
 "preference", "hint"}, ...]}. Verdict facts: {"type": 1 small talk, 2 a concrete question about a remaining

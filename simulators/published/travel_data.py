@@ -1,6 +1,5 @@
-"""The data of the published TravelGym, whose files the public release lacks: laid out as its loader reads
-them.
-"""
+"""Data format of the published TravelGym, whose files the public release lacks: read as its loader reads
+them."""
 
 import re
 from collections.abc import Mapping

@@ -1,6 +1,5 @@
-"""The people around the published TravelGym: its rule-based traveller and search judge, their LLM form, and
-a simple scripted expert.
-"""
+"""Users of the published TravelGym: the rule-based traveller and search judge, their LLM form, and a simple
+scripted expert."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Published TurtleGym: tell the hidden story behind a strange surface.
+"""Published TurtleGym rules: tell the hidden story behind a strange surface.
 
 Every turn asks the user. It sees the story and its criteria in the scenario, `choice` action for a question
 or answer for a told story. Verdict facts: {"response": "Yes", "No" or "Maybe"} for a question, shown as it

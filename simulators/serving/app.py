@@ -1,7 +1,8 @@
-"""The simulated users as a Ray Serve application: replicas that answer, and an HTTP face for tools.
+"""Ray Serve application of the rule-based simulated users: replicas that reply, and an optional HTTP API.
 
 Rollout actors call the replicas through `simulators.serving.user_client.ServeUser`; the HTTP face does the
-same."""
+same.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ MAX_ONGOING_REQUESTS = 256
 HEALTH_CHECK: Mapping[str, Any] = {"health_check_period_s": 1.0, "health_check_timeout_s": 2.0}
 """Serve ends a replica after three checks in a row without an answer; at its own 30 s a run has a user that
 hangs for minutes."""
+DEPLOYMENT = "Simulator"
+"""The deployment's name in Serve."""
 MAX_NAME_CHARS = 100
 MAX_HISTORY = 100
 """Earlier (question, reply) pairs in one request."""
@@ -161,7 +164,7 @@ def build_app(
     whose hash is `expected`. `gyms` is for tests; `resources` are custom Ray resources that each replica
     takes, and so the nodes where it may run."""
     simulator = serve.deployment(
-        name="SimulatorReplica",
+        name=DEPLOYMENT,
         num_replicas=config.num_replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         **HEALTH_CHECK,

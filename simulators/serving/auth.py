@@ -1,4 +1,4 @@
-"""Who may ask the simulated users over HTTP, and how much at once. Stands before an application as ASGI.
+"""ASGI middleware in front of the HTTP API of simulated users: API key check and request limits.
 
 The key itself never leaves the environment of whoever starts the application: what travels to its replicas is
 a hash, from which nobody gets back to a long key.

@@ -1,4 +1,4 @@
-"""Models from Hugging Face as simulated users: `ray.serve.llm` hosts each behind its own route.
+"""Hosting of Hugging Face models as simulated users through `ray.serve.llm`, each on its own route.
 
 One Serve application a simulator, so that each scales, fails and ends alone. It speaks OpenAI's chat
 protocol; `simulators.llm_client.client` is its client, and tries again where a replica died.

@@ -1,5 +1,5 @@
-"""From any node of a cluster to the models that the run hosts: a request goes through Ray to a replica here,
-and from there to the HTTP port of that replica's own machine.
+"""Proxy from any cluster node to the hosted models: a request travels through Ray to a replica next to the
+model and from there to its local HTTP port.
 
 Serve's proxies run only on nodes with a replica, and listen on loopback: a rollout actor on a node of its own
 has none. This replica has one beside it wherever it runs. So no port is opened to the network, and the way is

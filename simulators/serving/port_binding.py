@@ -1,4 +1,4 @@
-"""A Serve replica's own port, on its node's address alone.
+"""Restriction of a Serve replica's gRPC port to its node's own address.
 
 Every replica of Ray 2.60 has a gRPC server for calls of other replicas (ray/serve/_private/replica.py). It
 unpickles what it is sent, asks for no token, and would listen on all interfaces of the machine.

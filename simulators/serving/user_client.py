@@ -1,4 +1,5 @@
-"""The client of the simulated users: a `User` behind a Ray Serve handle.
+"""Client of the served simulated users: a `User` on top of a Ray Serve handle, with retries when a replica
+dies.
 
 Serve does not retry a request whose replica died; this does. A call has its whole history in it, so any
 replica can answer it and a retry steps nothing twice.

@@ -1,1 +1,1 @@
-"""Customer service with real tools: databases, tools, customers, grading and tasks of the gym `tau`."""
+"""Customer service domains of the tau gym: databases, tools, customers, grading and tasks."""

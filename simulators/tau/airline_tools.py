@@ -1,4 +1,4 @@
-"""The airline's tools over the tables users, reservations and flights, with the effects of tau-bench's tools.
+"""Airline tools over the tables users, reservations and flights, with the effects of tau-bench's tools.
 
 As there, the policy's rules (who may cancel, whose bags are free) are the agent's to keep: the tools check
 ids, seats and money only. A change of flights leaves the reservation's cabin field as it was, as in the

@@ -1,4 +1,5 @@
-"""How a customer words a wish: the tool call that would fulfil it, told without ids that only the shop knows.
+"""Wording of a customer's wish: states the tool call that would fulfil it, without ids that only the shop
+knows.
 
 Payment, reason and address are left out: a good agent asks for them. The scripted expert finds the things a
 wish names by the same labels, so one wording serves generated and published tasks.

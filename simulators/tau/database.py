@@ -1,4 +1,5 @@
-"""A database as shared tables and an overlay of changed records: states are pure, small, cheap to compare."""
+"""Copy-on-write database: shared tables plus an overlay of changed records, so states are immutable, small
+and cheap to compare."""
 
 import hashlib
 import json

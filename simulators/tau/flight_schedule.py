@@ -1,4 +1,4 @@
-"""The airline's timetable: which flights and connections can be booked on a day. Reads only."""
+"""Flight schedule of the airline: flights and connections that can be booked on a day. Read-only."""
 
 import json
 from collections.abc import Iterator

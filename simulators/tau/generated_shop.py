@@ -1,5 +1,5 @@
-"""A generated retail shop in the record form of the published databases: levels 1 and 2 work without any
-file."""
+"""Generated retail shop in the record format of the published databases: levels 1 and 2 of the tau gym
+without any file."""
 
 import random
 from collections.abc import Mapping

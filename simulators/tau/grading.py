@@ -1,5 +1,5 @@
-"""When a customer was served: the database is as the gold actions would leave it, and all that had to be said
-was."""
+"""Grading of a tau dialogue: the final database must equal that after the gold actions, and required
+statements must have been made."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

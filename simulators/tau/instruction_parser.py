@@ -1,4 +1,4 @@
-"""Reads a published instruction to a customer: what the customer knows of itself, and what it would say.
+"""Parser of a published customer instruction: what the customer knows about itself and what it would say.
 Pure."""
 
 import re

@@ -1,4 +1,4 @@
-"""The customer as a language model plays it: free words, and whether it is done. It sees no database."""
+"""LLM role of the tau customer: free text and whether it is satisfied. It sees no database."""
 
 import json
 from collections.abc import Mapping

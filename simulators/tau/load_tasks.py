@@ -1,5 +1,5 @@
-"""Published customer service tasks: UserRL's JSON and Parquet files (retail and airline) and tau2's retail
-tasks.
+"""Loader of published customer service tasks: UserRL's JSON and Parquet files (retail and airline) and tau2's
+retail tasks.
 
 The path is the tasks file, or a folder that holds it. The databases are found on their own: `db.json` beside
 the tasks, or `retail/` and `airline/` (in a folder `tau/` or not) beside them or up to three folders above.

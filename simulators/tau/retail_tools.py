@@ -1,4 +1,4 @@
-"""The retail shop's tools over the tables users, orders and products, with the effects of tau-bench's tools.
+"""Retail tools over the tables users, orders and products, with the effects of tau-bench's tools.
 
 Errors are checked in tau-bench's order, and a record that is written has its fields (sorted item lists,
 rounded price differences, statuses), so that final states compare equal with those of the published grade.

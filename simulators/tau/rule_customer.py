@@ -1,4 +1,4 @@
-"""The customer, rule-based: works from the task alone, on free text, and says what it is asked.
+"""Rule-based tau customer: answers free text from its task alone.
 
 Facts: `wish` the index of the wish it tells (-1: its whole request), `values` what the words carry,
 `confirmed` whether it agrees, `stop` True with its goodbye. A text that asks for nothing it knows has no

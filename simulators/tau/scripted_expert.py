@@ -1,5 +1,5 @@
-"""Scripted experts: they know the opening and what they are told, ask, look up, get a yes, act and say
-goodbye."""
+"""Scripted experts of the tau gym: ask, look up, get a confirmation, act and say goodbye, from what they are
+told alone."""
 
 import json
 import random

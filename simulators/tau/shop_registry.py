@@ -1,5 +1,5 @@
-"""The three kinds of shops by name, and how a task's database is opened: generated, or read from a folder
-once."""
+"""Registry of the tau domains by name, and opening of a task's database, generated or read once from a
+folder."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
-"""The tools of the retail shop and of the airline, with schemas; names and arguments are tau-bench's."""
+"""Tool definitions of the retail shop and the airline with JSON schemas; names and arguments are
+tau-bench's."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

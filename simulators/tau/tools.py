@@ -1,4 +1,4 @@
-"""What a tool is, how a policy calls one, and the tools that every shop has.
+"""Tool records, the parser of tool calls in a policy's text, and the tools that every tau domain has.
 
 A call is text: `{"name": ..., "arguments": {...}}`, `name {...}`, `name: {...}` or `name key=value ...`.
 Errors are texts for the policy and change nothing.

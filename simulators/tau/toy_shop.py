@@ -1,4 +1,4 @@
-"""The smallest shop: numbered orders of one thing each. Level 0 of the gym, learnable by a tiny policy.
+"""Toy shop of the tau gym (level 0): numbered orders of one item each, learnable by a tiny policy.
 
 The customer knows the order's number and what it wants; only the record says whether the order can still be
 cancelled, and how it was paid. Tools take any word, so a wrong guess is written and cannot be taken back.

@@ -1,4 +1,4 @@
-"""A user that takes its time: another one behind a delay, to rehearse a model's latency without the model."""
+"""User wrapper that delays replies, to rehearse a model's latency without the model."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""From a recipe's list of users to the one `User` that environments talk to."""
+"""Factory of the simulated user of a run from the recipe's list of users."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil

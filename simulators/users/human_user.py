@@ -1,4 +1,5 @@
-"""A person in the terminal as the simulated user: reads the scenario, hears the agent, picks the verdict.
+"""A person in the terminal as the simulated user: shows scenario and agent messages, reads the person's
+verdict.
 
 The verdict is that of the gym's LLM form, so a person decides exactly what a model would, and the gym's rules
 make reply and reward of it. Nothing here blocks the event loop.

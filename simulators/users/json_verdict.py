@@ -1,4 +1,4 @@
-"""A model's text into a verdict: the one JSON object in it that fits a schema, or an error. Pure.
+"""Parser of a model's verdict: extracts the one JSON object that fits a schema, or raises. Pure.
 
 Lenient about wrapping (reasoning, code fences, talk around the object), strict about the object. In doubt
 there is no verdict: a wrong one would become a reward, while a missing one is asked for again.

@@ -1,4 +1,4 @@
-"""A language model as the simulated user of every gym that has an LLM form.
+"""LLM-based simulated user for every gym that has an LLM form.
 
 The model reads the agent's text as JSON data and gives a verdict in the gym's own enums; the gym makes reply
 and facts of it. Every way in which a model fails to play the user is a `Failure` of its own, never a score.

@@ -1,4 +1,4 @@
-"""A weighted mix of users: one of them plays each dialogue from beginning to end."""
+"""Weighted mix of simulated users: one of them plays each dialogue from beginning to end."""
 
 import random
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
-"""How a persona says what a rule-based user means; and the ear of a scripted expert, which undoes it.
+"""Persona style of rule-based replies (small talk, typos, put-offs, corrections), and its inverse for
+scripted experts.
 
 The meaning is never changed: a reply is put off (its facts with it) at most once a question, corrected in the
 same breath, slowed by a slip of the keyboard, or wrapped in small talk.

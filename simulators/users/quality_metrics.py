@@ -1,4 +1,5 @@
-"""Simulator gauges: what finished dialogues say of the people in them. Each is a share in [0, 1].
+"""Quality metrics of simulated users (goal leaks, front-loading, agreeableness, repetition, ...), measured on
+finished dialogues. Each is a share in [0, 1].
 
 Counted per dialogue where it was played, added up over groups and steps, then divided. No gauge is a score:
 they tell when a simulated user has stopped being one.

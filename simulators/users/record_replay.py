@@ -1,4 +1,4 @@
-"""Recording what users say and saying it again: a run can be repeated without its model.
+"""Recording and replay of user replies: a run can be repeated without its user model.
 
 A reply is found again by who was asked (the version of the gym's user, the persona), what was said before,
 and the question with its seed. Files are JSON lines, one file a process, one write a reply: a killed process

@@ -1,4 +1,4 @@
-"""The rule-based simulated user, in process: each gym's own rules behind the `User` protocol."""
+"""Rule-based simulated user, in process: each gym's own rules behind the `User` interface."""
 
 import random
 from collections.abc import Mapping

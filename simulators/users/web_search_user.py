@@ -1,4 +1,5 @@
-"""Searches of the search gym sent to an HTTP endpoint: a `User` around the one who answers everything else.
+"""User wrapper that answers the search gym's searches from an HTTP search endpoint and leaves all else to
+another user.
 
 A search is part of the dialogue like a question, so it has the same fate: an answer, or a `SimulatorError`
 that ends the trajectory without a score. The key comes from the environment at each request and is kept

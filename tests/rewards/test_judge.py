@@ -283,7 +283,7 @@ async def test_a_scorer_travels_and_its_key_does_not(monkeypatch: pytest.MonkeyP
     ("settings", "says"),
     [
         ({"weights": {"judge": 1.0}}, "give reward.judge base_url, model and rubric"),
-        ({"judge": {"base_url": "http://h/v1", "model": "m", "rubric": "r"}}, "nobody would ask it"),
+        ({"judge": {"base_url": "http://h/v1", "model": "m", "rubric": "r"}}, "it would never be used"),
         (
             {
                 "weights": {"judge": 1.0},

@@ -1,8 +1,8 @@
-"""Lineage: what a run was made from, and what it made, as W&B artifacts. Models and checkpoints are referred
-to where they lie; only what is small is copied.
+"""W&B artifacts of a run's inputs and outputs (lineage). Models and checkpoints are referenced by path; only
+small files are copied.
 
-What an artifact copies is kept in `wandb/lineage/`, under a name that holds its hash: an offline run is sent
-when the files that it was made from may have changed.
+Copies are kept in `wandb/lineage/` under a name that holds their hash: an offline run may be synced after the
+original files have changed.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ class ArtifactLineage:
             self._model(f"policy-{self._name if path is None else policy.name}", policy, is_input=True)
 
     def checkpoints(self) -> None:
-        """Those that were completed since the last look, by reference."""
+        """Checkpoints completed since the last call, by reference."""
         best = self._folder.best
         for path in (*self._folder.newest_checkpoints, *([best.path] if best else [])):
             if path in self._told:

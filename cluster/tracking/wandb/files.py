@@ -1,4 +1,4 @@
-"""The parts of a W&B run in a run folder: every process that tracked it left one. What is in them, told by
+"""Reader of the offline W&B files in a run folder: one part for each process that tracked the run, read by
 W&B's own reader."""
 
 import json
@@ -15,7 +15,7 @@ SYNCED = ".wandb.synced"
 
 
 def run_id(folder: Path, *, anew: bool = False) -> str:
-    """The run's id in W&B, kept in its folder, so that a resumed run goes on as the same W&B run."""
+    """The run's id in W&B, kept in its folder, so that a resumed run continues the same W&B run."""
     path = folder / "run_id"
     if anew or not path.exists():
         path.write_text(secrets.token_hex(4))

@@ -1,7 +1,7 @@
-"""What W&B is told of a run, in order: `wandb/history.jsonl`, a line a row of W&B's own history. A line's
-number is the row's step in W&B, so that a run which goes on knows what is there already and what is not.
+"""Ordered log of what is sent to W&B: `wandb/history.jsonl`, one line a row of W&B's history. The line number
+is the row's step in W&B, so a resumed run knows which rows are there already.
 
-Made of the run folder's other files where a crash came between them and this one. Knows nothing of W&B.
+Rebuilt from the run folder's other files after a crash. Knows nothing of W&B.
 """
 
 import json
@@ -56,7 +56,7 @@ def sft_entry(sft_step: int, *, metrics: Mapping[str, float]) -> HistoryEntry:
 
 
 def evaluation_entry(rows: Sequence[EvaluationRow], *, step: int) -> HistoryEntry:
-    """Of one evaluation, whose policy has `step` GRPO steps behind it."""
+    """Entry of one evaluation of the policy after `step` GRPO steps."""
     numbers = ("score", "low", "high", "turns")
     values = {f"eval/{row.split}/{row.gym}/{name}": getattr(row, name) for row in rows for name in numbers}
     return HistoryEntry(
@@ -79,7 +79,7 @@ def _named(numbers: Mapping[str, float | None]) -> dict[str, float]:
 
 
 class WandbHistory:
-    """The file. Whatever is added is in it, and outlives the process, before `add` returns."""
+    """The log file. An added entry is on disk before `add` returns."""
 
     def __init__(self, folder: RunFolder, *, resume_step: int):
         """Keeps what is of steps up to `resume_step`, and adds what the folder knows beyond it."""
@@ -91,7 +91,7 @@ class WandbHistory:
         """Whether W&B may have been told of steps that never were."""
         write_whole(self.path, "".join(_line(entry) for entry in kept))
         self._told: dict[tuple[HistoryKind, str], int] = {}
-        """The last step of each kind and stage: they come in order, but for those that are taken again."""
+        """The last step of each kind and stage; steps arrive in order, except repeated ones."""
         for entry in kept:
             self._is_new(entry)
         self._file = self.path.open("a", encoding="utf-8")
@@ -143,7 +143,7 @@ def follow(path: Path, *, wait: Callable[[], bool]) -> Iterator[HistoryEntry]:
 
 def better_than(best: Mapping[str, float], entry: HistoryEntry) -> dict[str, float]:
     """What an entry changes in the summary of a run: its best training reward and its best scores, and at
-    which steps. What is last, W&B notes by itself.
+    which steps. W&B keeps the last value itself.
 
     Example: `{"rollout/reward/mean/best": 0.75, "rollout/reward/mean/best_step": 42}`.
     """

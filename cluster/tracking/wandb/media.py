@@ -1,4 +1,4 @@
-"""The tables and histograms of an entry as W&B's own objects, made when W&B is told of it."""
+"""W&B tables and histograms of a history entry, built when the entry is sent."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether a run is tracked online, offline or not at all."""
+"""Choice of W&B's mode for a run: online, offline or disabled."""
 
 import netrc
 import os
@@ -20,7 +20,7 @@ def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = os.environ.get("WANDB_BASE_URL", DEFAULT_URL).split("//")[-1].split("/")[0].split(":")[0]
-    try:  # RuntimeError: somebody without a home
+    try:  # RuntimeError: no home folder
         path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
         return netrc.netrc(path).authenticators(host) is not None
     except (OSError, RuntimeError, UnicodeError, netrc.NetrcParseError):

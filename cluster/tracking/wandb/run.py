@@ -1,6 +1,5 @@
-"""W&B at arm's length: one thread reads from the disk what W&B is to be told, so that W&B slow, down or
-broken never slows or stops a run. docs/wandb.md says what becomes of what could not be sent.
-"""
+"""W&B run fed by one background thread that reads entries from disk, so that a slow, unreachable or broken
+W&B never slows or stops training. docs/wandb.md says what happens to unsent entries."""
 
 import os
 import queue
@@ -28,7 +27,7 @@ from cluster.tracking.wandb.sections import SECTIONS, SFT_STEP, STEP, axis_of
 
 OwnMode = Literal["online", "offline"]
 OWN_DATA_DIR = os.environ.get("WANDB_DATA_DIR")
-"""Where somebody wants artifacts to be staged; not in the run folder, then."""
+"""The user's own staging folder for artifacts, instead of the run folder."""
 QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 """What W&B has to say of itself is no news to a run, and what it reports about itself would wait for a
 service that is down."""
@@ -37,13 +36,13 @@ INIT_TIMEOUT_S = 20.0
 FINISH_TIMEOUT_S = 30.0
 """At the end, for what is not sent yet."""
 CLOSE_TIMEOUT_S = 45.0
-"""For all of it. W&B's own process is ended after that: what it was told is in its file by then."""
+"""Total timeout. W&B's own process is killed after that: received entries are in its file by then."""
 NEW_START_TIMEOUT_S = 5.0
-"""The same where the run goes on at once: the next one sends what this one could not."""
+"""Timeout if the run restarts at once: the next tracker sends what is left."""
 SERVICE = "wandb-core"
 """The name of W&B's own process."""
 FLUSH_INTERVAL_S = 1.0
-"""Between two writes of W&B's own file: what a kill -9 of everything may cost it until the run goes on."""
+"""Interval between writes of W&B's own file: what a kill -9 may lose until the run resumes."""
 LOOK_INTERVAL_S = 1.0
 ALERT_WAIT_S = 1800.0
 """W&B sends alerts of one title no more often than this."""
@@ -99,7 +98,7 @@ class WandbRun:
     def _warn(self, reason: str) -> None:
         if not self._warned and not self._is_given_up:
             self._warned = True
-            warn(f"W&B: {reason}; the run goes on, docs/wandb.md says how to send the rest")
+            warn(f"W&B: {reason}; the run continues, docs/wandb.md says how to send the rest")
 
     def _work(self) -> None:
         """Consumes the history, waits for W&B, produces its files. A fault of W&B ends this work, not the
@@ -122,7 +121,7 @@ class WandbRun:
         modes: tuple[OwnMode, ...] = ("online", "offline") if self.mode == "online" else ("offline",)
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
-        self._let_go()  # of what was ended in the middle, where the run has begun anew
+        self._let_go()  # of an interrupted step, after a restart of the run
         for mode in modes:
             if self._is_given_up:
                 break
@@ -194,7 +193,7 @@ class WandbRun:
             self._try(lineage.outputs)
 
     def _try(self, work: Callable[[], Any]) -> Any:
-        """What is beside the numbers may fail, by a file that is gone, say, and costs no number."""
+        """Media may fail (a deleted file, for example) without affecting the numbers."""
         try:
             return work()
         except Exception as error:
@@ -214,7 +213,7 @@ class WandbRun:
         return True
 
     def _num_rows(self, parts: list[Path]) -> int:
-        """Rows that the run's earlier parts have; where nobody can tell, all that there are by now."""
+        """Rows in the run's earlier parts; if unknown, all existing rows."""
         try:
             return num_rows(parts)
         except (OSError, ValueError, subprocess.SubprocessError) as error:

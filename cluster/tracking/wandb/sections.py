@@ -1,7 +1,7 @@
-"""The sections of the W&B dashboard. W&B opens a section for what stands before a name's first slash, so a
-number of metrics.jsonl keeps its whole name there and gets its section in front, where that is another word.
+"""Metric names in W&B: section in front of the full metrics.jsonl key. W&B groups panels by the part before
+the first slash.
 
-Pure: knows names, no numbers.
+Pure: maps names, no values.
 """
 
 SECTIONS = ("train", "rollout", "users", "time", "ledger", "eval", "sft")
@@ -17,7 +17,7 @@ PLACES = {
     "buffer/": "ledger",
     "checkpoint/": "ledger",
 }
-"""Beginnings of names whose section is not their first word; the first that fits decides."""
+"""Name prefixes with a section other than their first word; the first match decides."""
 STEP, SFT_STEP = "step", "sft/step"
 """The two axes: optimizer steps of GRPO, and of SFT."""
 

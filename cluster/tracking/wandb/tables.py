@@ -1,8 +1,7 @@
-"""What W&B shows of a step's and of an evaluation's dialogues: tables and histograms, read from their Parquet
-file. Arrow and NumPy only; knows nothing of W&B, and reads no token.
+"""Tables and histograms of dialogues for W&B, read from Parquet with Arrow and NumPy. Knows nothing of W&B
+and reads no token ids.
 
-Numbers that a file does not have (its archive is older) or that are null in it (nobody learned from the turn)
-are None.
+Null numbers (a turn that was not trained on) become None.
 """
 
 import math
@@ -177,7 +176,7 @@ def _told(row: Mapping[str, Any]) -> str:
 
 
 def _simulators(rows: pa.Table) -> dict[int, str]:
-    """Who plays the user of each group, by its id; the rules where nobody was asked, as in the metrics."""
+    """Simulator of each group by id; the rules if no user was asked, as in the metrics."""
     first_rows = np.flatnonzero(rows["turn"].to_numpy() == 0)
     ids = rows["group_id"].to_numpy()[first_rows].tolist()
     names = group_simulators(rows["simulator"].to_pylist(), starts=first_rows.tolist(), groups=ids)

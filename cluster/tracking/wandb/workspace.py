@@ -1,6 +1,5 @@
-"""The W&B workspace of a recipe's project: what a person wants to see first, section by section. `layout` is
-plain data; `save_workspace` puts it where W&B keeps views, with the library that W&B has for it.
-"""
+"""Default W&B workspace of a project: panels by section as plain data (`layout`), saved to W&B by
+`save_workspace`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,8 +110,8 @@ def _eval(gyms: Sequence[str]) -> list[WorkspacePanel]:
 
 
 def save_workspace(config: RunConfig, *, entity: str | None) -> str:
-    """Makes a view of the project in W&B and gives its address. Raises `BadInput` where nobody is logged in,
-    and what W&B raises where it cannot be reached."""
+    """Creates a view of the project in W&B and returns its URL. Raises `BadInput` if not logged in, and what
+    W&B raises where it cannot be reached."""
     import wandb
     from wandb.errors import UsageError
 

@@ -1,4 +1,4 @@
-"""Orders and summaries as the journal's headers hold them: JSON, read back as they were."""
+"""JSON form of group orders and summaries in the headers of the write-ahead log."""
 
 from collections.abc import Mapping
 from typing import Any

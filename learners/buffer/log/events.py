@@ -1,6 +1,5 @@
-"""What a buffer remembers beyond its process: every event goes into the journal, and after a crash the
-journal says what came after a checkpoint. Knows which events there are; plays none of them.
-"""
+"""Event log of the buffer: appends every state change to the write-ahead log; after a restart returns the
+events since a checkpoint. Replaying them is `replay.py`."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

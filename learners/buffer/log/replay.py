@@ -1,6 +1,5 @@
-"""The events around a checkpoint, gone through again: what was finished lies in the buffer as it did, and the
-steps since come one at a time, while the driver repeats its calls.
-"""
+"""Replay of logged events after a crash: restores the finished groups into the buffer and repeats the steps
+since the checkpoint one at a time, as the driver repeats its calls."""
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence

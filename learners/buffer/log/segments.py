@@ -1,5 +1,5 @@
-"""The journal's files: entries as checked frames, in segments that are named by their first entry. Knows no
-entry's meaning.
+"""File format of the write-ahead log: checksummed frames in segment files that are named by their first
+entry. Knows no entry's meaning.
 
 A frame is magic, the lengths of header and body, a CRC-32 of all that follows it, a JSON header and a body of
 any bytes. Entries are numbered from 0 on; what is read is a prefix of what was written, whatever a crash left

@@ -1,4 +1,4 @@
-"""The journal: entries in one order, written and synced by one thread, whatever the disk does.
+"""Write-ahead log: one thread appends entries in order and syncs them to disk, retrying while the disk fails.
 
 What arrives while a sync is under way goes with the next: many entries share one. A write that fails is said,
 and tried again in a new segment until it succeeds; nobody is told that an entry is there before it is.

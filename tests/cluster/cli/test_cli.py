@@ -44,7 +44,7 @@ def test_overrides_are_taken_out_in_all_their_forms() -> None:
         (["check", QUICKSTART, "--learner.num_learners", "4096"], "learner.num_learners=4096: "),
         (["train", QUICKSTART, "--rollout.group_size", "1"], "a group needs at least 2 trajectories"),
         (["train", QUICKSTART, "--policy.path", "./none"], "policy.path='./none': no such folder"),
-        (["train", QUICKSTART, "--ray.address", "127.0.0.1:1"], "nobody answers within 1 s"),
+        (["train", QUICKSTART, "--ray.address", "127.0.0.1:1"], "no answer within 1 s"),
         (["train", QUICKSTART, "--gyms.weights.functon", "1"], "did you mean function?"),
         (["train", QUICKSTART, "--learner.lr"], "--learner.lr: a value is missing"),
         (["train", "nowhere.toml"], "nowhere.toml: no such recipe"),

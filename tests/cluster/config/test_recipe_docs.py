@@ -40,14 +40,14 @@ def test_no_row_is_without_a_meaning():
     ("section", "key", "cells"),
     [
         ("[engine]", "gpu_memory_utilization", ["number", "`0.8`", "share", "> 0, ≤ 1"]),
-        ("[rollout]", "dialogue_timeout_s", ["number", "not given", "seconds", "> 0"]),
+        ("[rollout]", "dialogue_timeout_s", ["number", "unset", "seconds", "> 0"]),
         ("[run]", "seed", ["whole number", "`0`", "", "≥ 0, < 2,147,483,648"]),
         ("[policy.tiny]", "head_dim", ["whole number", "`32`", "", "> 0, a multiple of 32"]),
         ("[rollout]", "on_timeout", ["`mask`, `resume`", '`"mask"`', "", ""]),
         ("[sft]", "files", ["list of paths", "`[]`", "", ""]),
         ("[simulator]", "users", ["list of tables", '`[{ type = "rules" }]`', "", ""]),
         ('[[simulator.users]], type = "llm"', "model", ["text", "**required**", "", ""]),
-        ("[learner.by_gym.NAME]", "gamma", ["number", "not given", "", "> 0, ≤ 1"]),
+        ("[learner.by_gym.NAME]", "gamma", ["number", "unset", "", "> 0, ≤ 1"]),
         ("[reward.judge]", "rubric", ["text", "**required**", "", ""]),
     ],
 )

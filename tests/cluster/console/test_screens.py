@@ -177,14 +177,14 @@ BARS = (
     + """
 import time
 from cluster.console.progress import say, stage_progress, tell_step, waits_for, join_run
-from cluster.console.events import Run
+from cluster.console.events import RunProgress
 from cluster.console.output import put, with_output
 from cluster.console.eta import RunClock
 from cluster.console.event_bus import AUDIENCE
 
 def work():
     with join_run(RunClock(num_steps=9), setup_s={}):
-        AUDIENCE.tell(Run(run="mine", step=0, num_steps=9))
+        AUDIENCE.tell(RunProgress(run="mine", step=0, num_steps=9))
         with stage_progress("SFT", total=4) as advance:
             for _ in range(4):
                 time.sleep(0.4)

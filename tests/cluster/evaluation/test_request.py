@@ -165,7 +165,7 @@ def test_the_key_is_sent_and_never_shown(endpoint: Served) -> None:
 @pytest.mark.parametrize(
     ("url", "api_key_env", "says"),
     [
-        ("http://127.0.0.1:1/v1", None, "nobody answers"),
+        ("http://127.0.0.1:1/v1", None, "no answer"),
         ("http://user:secret@127.0.0.1/v1", None, "neither a password nor a query"),
         ("http://127.0.0.1:1/v1", "NO_SUCH_VARIABLE", "this environment variable is not set"),
         ("http://127.0.0.1:1/v1", KEY, "the NAME of an environment variable"),

@@ -130,7 +130,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(
         assert server.jobs[job]["status"] == "RUNNING"
     err = capsys.readouterr().err
     assert err == (
-        f"{job} goes on; `userrl logs {job} --address {server.url}` follows it, "
+        f"{job} continues; `userrl logs {job} --address {server.url}` follows it, "
         f"`userrl stop {job} --address {server.url}` ends it\n"
     )
 
@@ -198,7 +198,7 @@ def test_an_address_where_nobody_listens_and_an_unknown_job_are_one_line(
         taken.bind(("127.0.0.1", 0))  # taken, and nobody listens
         assert main(words(f"127.0.0.1:{taken.getsockname()[1]}")) == 2
     err = capsys.readouterr().err
-    assert "nobody answers within 5 s" in err
+    assert "no answer within 5 s" in err
     assert err.count("\n") == 1
     with serve_jobs() as server:
         assert main(["logs", "gone", "--address", server.url]) == 2

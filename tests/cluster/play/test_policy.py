@@ -264,7 +264,7 @@ def test_a_person_plays_the_user_of_other_scripts() -> None:
         (["--as", "user", "--policy", "exprt"], "did you mean expert?"),
         (["--as", "user", "--policy", "./nowhere"], "no such folder"),
         (["--as", "user", "--policy", "expert", "--model", "m"], "--model='m': goes with a base URL"),
-        (["--as", "user", "--policy", "http://127.0.0.1:1/v1", "--model", "m"], "nobody answers"),
+        (["--as", "user", "--policy", "http://127.0.0.1:1/v1", "--model", "m"], "no answer"),
     ],
 )
 def test_a_policy_that_cannot_play_is_one_line_and_exit_code_2(

@@ -218,7 +218,7 @@ def test_the_command_prints_lines_or_one_object(
     assert {"sizes", "checkpoint", "troubles", "driver", "health", "scores"} <= read.keys()
     assert (read["run"], read["step"], read["rates"]["step_s"]) == ("mine", 2, 2.0)
     assert main(["status", "runs/mine"]) == 0
-    assert capsys.readouterr().out.startswith("runs/mine: stopped; `userrl train runs/mine` goes on\n")
+    assert capsys.readouterr().out.startswith("runs/mine: stopped; `userrl train runs/mine` resumes it\n")
 
 
 def test_a_folder_without_a_run_is_refused_in_one_line(

@@ -270,7 +270,7 @@ def test_wandb_that_hangs_does_not_hold_the_run(
             tracker.log_step(step, metrics=METRICS)
     assert time.monotonic() - start < 4
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
-    assert told.startswith("W&B: it did not finish within 0.1 s; the run goes on")
+    assert told.startswith("W&B: it did not finish within 0.1 s; the run continues")
 
 
 def test_stage_progress_is_sparse_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

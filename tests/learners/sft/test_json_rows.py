@@ -57,7 +57,7 @@ BAD: dict[str, tuple[object, str]] = {
         {**turns(("system", "a"), ("human", "b")), "system": "c"},
         "the row has a `system` already",
     ),
-    "nobody answers": (turns(("human", "a")), "no turn of the policy: give at least one"),
+    "no answer": (turns(("human", "a")), "no turn of the policy: give at least one"),
     "system is no text": ({**ROW, "system": 3}, "system=3: must be text"),
     "system is false": ({**ROW, "system": False}, "system=false: must be text"),
     "system is an empty list": ({**ROW, "system": []}, r"system=\[\]: must be text"),
