@@ -19,7 +19,8 @@ from cluster.config.run_config import BufferConfig, RunConfig
 from cluster.driver.algorithm_config import create_rollouts
 from cluster.workers.buffer_client import BufferClient
 from cluster.workers.engine_pool import no_engines
-from cluster.workers.rollout_pool import RolloutPool
+from cluster.workers.rollout_pool import Assignment, RolloutPool
+from cluster.workers.supervisor import Supervisor
 
 CALL_TIMEOUT_S = 60.0
 
@@ -51,7 +52,8 @@ class Loop:
         self._setup = partial(scripted_setup, policy_folder=self._policy_folder, delay_s=user_delay_s)
         self._num_actors = 1
         run = _run_config(num_actors=1, dialogues_per_actor=GROUP_SIZE, groups_per_step=1)
-        self._rollouts: RolloutPool = create_rollouts(run, self._setup(run.rollout), engines=no_engines())
+        self._engines = no_engines()
+        self._rollouts: RolloutPool = create_rollouts(run, self._setup(run.rollout), engines=self._engines)
         self._env_runners: Any = self._rollouts._env_runners
 
     def grow(self, num_actors: int) -> None:
@@ -73,12 +75,16 @@ class Loop:
         )
         self._each(partial(give_up, setup=self._setup(config.rollout)))
         buffer = create_buffer(config, run_folder=self._folder)
-        groups = BufferClient(buffer, run=config, rollouts=self._rollouts, archive=self._folder)
+        client = BufferClient(buffer, run=config, archive=self._folder)
+        training = Assignment(source=buffer, group_size=config.rollout.num_dialogues)
+        supervisor = Supervisor(
+            self._rollouts, self._engines, deliver_weights=lambda: None, training=training
+        )
         try:
             for _ in range(warm_up):
-                _step(groups)
+                _step(client, supervisor)
             before = self._clocks(buffer)
-            num_trajectories = sum(_step(groups) for _ in range(num_steps))
+            num_trajectories = sum(_step(client, supervisor) for _ in range(num_steps))
             passed = [now - then for now, then in zip(self._clocks(buffer), before, strict=True)]
         finally:
             self._each(partial(give_up, setup=None))
@@ -123,13 +129,13 @@ def _process_time(actor: object) -> float:
     return time.process_time()
 
 
-def _step(groups: BufferClient) -> int:
+def _step(client: BufferClient, supervisor: Supervisor) -> int:
     """What the driver does in a step, without learners and engines. Trajectories."""
-    taken = groups.take(policy_version=0, check=lambda: None)
-    groups.book(taken, step=1)
-    groups.release(taken, policy_version=0, live=[])
-    groups.finish_release()
-    groups.metrics()
+    taken = client.take(policy_version=0, supervisor=supervisor)
+    client.mark_trained(taken, step=1)
+    client.release(taken, policy_version=0, live=[])
+    client.finish_release()
+    client.metrics()
     return sum(len(group.usable) for group in taken)
 
 

@@ -38,6 +38,9 @@ from cluster.tracking.tracker import Tracker
 from cluster.workers.buffer_client import BufferClient
 from cluster.workers.engine_pool import no_engines
 from cluster.workers.learner_replay import LearnerCall, LearnerReplay
+from cluster.workers.play_orders import OrderPlayer
+from cluster.workers.rollout_pool import Assignment
+from cluster.workers.supervisor import Supervisor
 
 STEPS_OF_A_DAY = 21_600
 """Of 4 s each, as the quick start's are."""
@@ -73,12 +76,15 @@ class Day:
         self.folder = RunFolder.of(self._run)
         self.folder.create(self._run)
         setup = scripted_setup(self._run.rollout, policy_folder=write_policy(folder / "policy"), delay_s=0.0)
-        self._rollouts = create_rollouts(self._run, setup, engines=no_engines())
+        engines = no_engines()
+        self._rollouts = create_rollouts(self._run, setup, engines=engines)
         self._buffer = create_buffer(self._run, run_folder=self.folder.path)
-        self._groups = BufferClient(
-            self._buffer, run=self._run, rollouts=self._rollouts, archive=self.folder.trajectories
+        self._groups = BufferClient(self._buffer, run=self._run, archive=self.folder.trajectories)
+        training = Assignment(source=self._buffer, group_size=self._run.rollout.num_dialogues)
+        self._supervisor = Supervisor(
+            self._rollouts, engines, deliver_weights=lambda: None, training=training
         )
-        self._history = LearnerReplay(most_steps=4 * CHECKPOINT_STEPS)
+        self._history = LearnerReplay(max_steps=4 * CHECKPOINT_STEPS)
         self._tracker = Tracker(self.folder, config=self._run)
         self._endpoint = MetricsEndpoint(
             run=self._run.run.name, targets=self.folder.scrape_targets, live=self._groups.metrics
@@ -89,14 +95,14 @@ class Day:
     def step(self, number: int) -> None:
         """What the driver does in a step. The scripted policy has no version: all are of the first."""
         laps = StageTimer()
-        groups = self._groups.take(policy_version=0, check=lambda: None)
+        groups = self._groups.take(policy_version=0, supervisor=self._supervisor)
         laps.end("wait")
         rows = [group.payload for group in groups]
         self._history.add(
             LearnerCall(stage="grpo", work=lambda learner: learner.update_groups(rows, step=number))
         )
         laps.end("update")
-        settled = self._groups.book(groups, step=number)
+        settled = self._groups.mark_trained(groups, step=number)
         self._groups.release(groups, policy_version=0, live=[])
         laps.end("weights")
         self._groups.finish_release()
@@ -134,7 +140,7 @@ class Day:
         """The buffer's part, as a run's driver writes it; then older files of the archive go, for room."""
         state = self._groups.state()
         write_whole(self.folder.path / "driver.json", json.dumps(state))
-        self._groups.forget_journal(before=state["journal"]["first"])
+        self._groups.trim_log(before=state["journal"]["first"])
         self._history.rebase(self.folder.path, moment=self._history.moment)
         for path in sorted(self.folder.trajectories.glob("*.parquet"))[:-CHECKPOINT_STEPS]:
             path.unlink()
@@ -144,7 +150,7 @@ class Day:
         archive = self.folder.trajectories / "evaluation-memory.parquet"
         play(
             orders,
-            rollouts=self._rollouts,
+            player=OrderPlayer(self._rollouts, self._supervisor),
             policy="engine",
             title="evaluate",
             keep=lambda tables: None,

@@ -18,8 +18,9 @@ from cluster.console.progress import quiet_libraries
 from cluster.driver.algorithm_config import create_rollouts
 from cluster.ray_cluster.start import start_ray
 from cluster.workers.engine_pool import serve_own_weights
-from cluster.workers.rollout_pool import RolloutPool
-from cluster.workers.services import Services, create_order_list, start_services
+from cluster.workers.play_orders import create_fixed_source
+from cluster.workers.rollout_pool import Assignment, RolloutPool
+from cluster.workers.services import Services, start_services
 from learners.buffer.group_store import fetch_groups
 
 TIMEOUT_S = 600.0
@@ -35,14 +36,14 @@ class OurRollout:
 
     @property
     def engine(self) -> ActorHandle:
-        return self.services.engines.actors[0]
+        return self.services.engines.running[0]
 
     def play(self, orders: Sequence[GroupOrder]) -> tuple[float, list[pa.Table]]:
         """Seconds from the orders to the last finished group in the feed, and the groups' tables."""
-        feed = create_order_list(orders, group_timeout_s=TIMEOUT_S)
+        feed = create_fixed_source(orders, group_timeout_s=TIMEOUT_S)
         ray.get(feed.finished_since.remote(0), timeout=TIMEOUT_S)  # its process is up: a run has one feed
         began = time.perf_counter()
-        self.rollouts.supervise(feed, group_size=orders[0].group_size)
+        self.rollouts.poll(Assignment(source=feed, group_size=orders[0].group_size))
         groups = ray.get(feed.results.remote(timeout_s=TIMEOUT_S), timeout=TIMEOUT_S)
         seconds = time.perf_counter() - began
         tables = fetch_groups([group.payload for group in groups], timeout_s=TIMEOUT_S)

@@ -149,7 +149,7 @@ def measure_size(name: str, shape: Mapping[str, int], *, runs: int) -> list[Row]
             folder, LearnerConfig(num_threads=1, num_gpus_per_learner=int(on_gpu))
         )
         ray.get(engine.start.remote(), timeout=TIMEOUT_S)
-        learners = LearnerPool(SimpleNamespace(_workers=[learner]), most_steps=1, timeout_s=TIMEOUT_S)
+        learners = LearnerPool(SimpleNamespace(_workers=[learner]), max_steps=1, timeout_s=TIMEOUT_S)
         transport = find_transport(config, learners=learners, engines=[engine])
         way = WeightRoute(learners=learners, transport=transport, dtype=config.dtype)
         _sync(way, engine, 0)

@@ -14,9 +14,8 @@ import ray
 from actors.rollout_actor import RolloutActor
 from actors.rollout_setup import RolloutSetup
 from cluster.config.run_config import RunConfig
-from cluster.driver.algorithm import GRPO
-from cluster.driver.algorithm_config import GRPOConfig, merged
-from cluster.workers.buffer_client import BufferClient
+from cluster.driver.algorithm import GRPO, GRPOConfig
+from cluster.driver.algorithm_config import merged
 from cluster.workers.services import create_buffer, make_rollout_setup
 
 CALL_TIMEOUT_S = 60.0
@@ -62,20 +61,21 @@ class Trials:
 
     def _begin(self, run: RunConfig) -> None:
         algorithm = self.algorithm
-        algorithm._finish_sync()
+        algorithm.parts.finish_sync()
         setup = self._setup(run)
         self._set_aside(setup)
-        ray.kill(algorithm.services.buffer)
+        services = algorithm.parts.services
+        ray.kill(services.buffer)
         buffer = create_buffer(run, run_folder=algorithm.folder.path)
         algorithm.run = run
-        algorithm.services = replace(algorithm.services, config=run, buffer=buffer, rollout_setup=setup)
-        algorithm.groups = BufferClient(
-            buffer, run=run, rollouts=algorithm.rollouts, archive=algorithm.folder.trajectories
-        )
+        services = replace(services, config=run, buffer=buffer, rollout_setup=setup)
+        algorithm.parts.connect_services(run, services)
         algorithm.restore_from_path(self._start)
 
     def _setup(self, run: RunConfig) -> RolloutSetup:
-        return make_rollout_setup(run, policy_folder=self.algorithm.services.rollout_setup.policy_folder)
+        return make_rollout_setup(
+            run, policy_folder=self.algorithm.parts.services.rollout_setup.policy_folder
+        )
 
     def _set_aside(self, setup: RolloutSetup) -> None:
         """Rollout actors give up their work, and work by `setup` from here on."""

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
 
 from cluster.chaos.faults import CLASSES, NUM_STUTTERS, STUTTER_S, Fault, Snapshot, has_role
 from cluster.chaos.processes import end, largest_below, processes_below
 from cluster.config.run_config import RunConfig
 from cluster.ray_cluster.placement import Machine
+from cluster.ray_cluster.ray_internals import PROCESS_TYPE_RAYLET
 
 NUM_WORKER_NODES = 2
 LOOPBACK = "127.0.0.1"

@@ -100,7 +100,7 @@ class Snapshot:
 
 
 SERVES = r"^engine \d+ .*serves"
-REBUILT = r"^new learners went on"
+REBUILT = r"^new learners resumed"
 UP = r"^simulators, .* are up"
 STEP = r"^step \d+/\d+"
 OWNED = ("rollout", "engine", "learner", "buffer")

@@ -99,11 +99,11 @@ def _chaos(arguments: argparse.Namespace, config: RunConfig) -> None:
 
 
 def _scale(arguments: argparse.Namespace, config: RunConfig) -> None:
-    from cluster.workers.autoscaler import ask_for_sizes
+    from cluster.workers.autoscaler import request_counts
 
     asked = {name: getattr(arguments, name) for name in ("rollouts", "engines", "simulators")}
     wanted = {name: number for name, number in asked.items() if number is not None}
-    put(ask_for_sizes(find_run(arguments.run_folder), wanted=wanted))
+    put(request_counts(find_run(arguments.run_folder), wanted=wanted))
 
 
 def _report(arguments: argparse.Namespace, config: RunConfig) -> None:

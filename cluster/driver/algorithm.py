@@ -1,33 +1,53 @@
-"""GRPO as RLlib knows algorithms: `GRPOConfig(...).build_algo()`, then `algo.train()`.
+"""GRPO as an RLlib algorithm: `GRPOConfig(...).build_algo()`, then `algo.train()` for each step.
 
-The driver's loop is `training_step`: take whole groups, update, send weights, book, release. It holds
-references, never tokens.
+    simulated users (Serve)     +---------- engines (vLLM) <-- weights ---- WeightSync <-- weights ---+
+            ^                   |               ^                                                     |
+            | replies           | completions   | prompts                                             |
+            v                   v               |                                                     |
+        rollout actors <--------+---------------+                                                     |
+            ^     |                                                                                   |
+     orders |     | scored groups: table in the object store, summary in the call                     |
+            |     v                                                                                   |
+        buffer (log, ledger, archive) -- whole groups --> driver (`training_step`) -- references --> learners
+            ^                                                |
+            +------- mark_trained, release <-----------------+
+
+rollout actors: consume orders, completions and replies; wait for engines and users; produce scored groups of
+    `group_size` dialogues; are unblocked by a free slot in the buffer.
+buffer: consumes tasks and scored groups; waits for `groups_per_step` groups that are young enough; produces
+    one step's groups; is unblocked by `release`, which frees their slots and so bounds the age of groups.
+learners: consume groups by reference and fetch the tables themselves; wait for the driver; produce the next
+    weights and every turn's credit.
+weight sync: consumes a policy version; waits for the version before and the learners' packing; produces live
+    weights in every engine; is unblocked by the engines' answers, in parallel with the next step.
+driver: consumes whole groups, by reference, never tokens; waits for groups, then for learners; produces one
+    step's metrics. Each wait ticks the Supervisor, which replaces dead processes. In synchronous training
+    (`max_off_policy_steps = 0`) it also waits for the weights.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, cast
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from actors.trajectory import GroupSummary
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
 from cluster.console.progress import setting_up
-from cluster.driver.algorithm_config import GRPOConfig, config_for_actors, run_of_trial
-from cluster.driver.checkpoint_mirror import mirror_of
-from cluster.driver.checkpoints import Checkpoints
-from cluster.driver.saved_algorithm import CheckpointedAlgorithm
-from cluster.driver.tune_tracking import TrackedAlgorithm
+from cluster.driver.algorithm_config import RunAlgorithmConfig, config_for_actors, run_of_trial
+from cluster.driver.checkpoints import DriverState
+from cluster.driver.rllib_checkpoints import PickleFreeAlgorithm
+from cluster.driver.run_parts import RunParts
+from cluster.driver.tune_tracking import TrialTracking
 from cluster.evaluation.evaluate import evaluate
 from cluster.evaluation.results import EvaluationRow, rows_as_json
 from cluster.preflight.checks import check_same_run
 from cluster.ray_cluster.placement import ray_address
-from cluster.ray_cluster.simulator_service import scale_simulators
 from cluster.ray_cluster.start import start_ray
-from cluster.run_folder.paths import RunFolder
+from cluster.run_folder.paths import BestCheckpoint, RunFolder, write_folder
 from cluster.sft.cold_start import SftLog, cold_start
-from cluster.tracking.prometheus import MetricsEndpoint
 from cluster.tracking.step_metrics import (
     StageTimer,
     age_metrics,
@@ -35,246 +55,243 @@ from cluster.tracking.step_metrics import (
     expect_agreement,
     step_metrics,
 )
-from cluster.workers.autoscaler import Autoscaler
-from cluster.workers.buffer_client import BufferClient
-from cluster.workers.learner_pool import LearnerPool
 from cluster.workers.policy_source import provide_policy, reference_folder
 from cluster.workers.restart import cleanup_on_failure
-from cluster.workers.rollout_pool import PROBE_TIMEOUT_S, RolloutPool
+from cluster.workers.rollout_pool import PROBE_TIMEOUT_S
 from cluster.workers.services import start_services
-from cluster.workers.weight_sync import connect
 from learners.buffer.log.segments import LogError, check_format
 from simulators.task import Split
 
-CLOSE_TIMEOUT_S = 20.0
-"""Longest wait of a run that ends for weights on their way."""
-MOST_INTERVALS_KEPT = 4
-"""Checkpoint intervals whose groups are kept for learners that take the place of others."""
 SETUP_PARTS = ("Ray", "the policy", "users, buffer", "learners, rollout actors", "engines", "weights")
-"""Of `setup`, for people who wait for it."""
+"""Parts of `setup`, for its progress line."""
 
 
-class GRPO(TrackedAlgorithm, CheckpointedAlgorithm):
-    """Trains one run. `train()` is one GRPO step, after the cold start."""
+class GRPO(PickleFreeAlgorithm):
+    """Trains one run. `train()` is one GRPO step; the first one runs the cold start before it."""
 
-    @classmethod
-    def get_default_config(cls) -> GRPOConfig:
-        return GRPOConfig(cls)
+    def __init__(self, config: Any = None, *args: Any, **kwargs: Any):
+        self._trial = TrialTracking.of(config)  # RLlib drops Tune's entry when it resolves the config
+        self._running = ExitStack()
+        """Ends what was started, in reverse order."""
+        super().__init__(config, *args, **kwargs)
 
     def setup(self, config: AlgorithmConfig) -> None:
-        """Starts everything, and gives the engines the learners' weights before anything is sampled. Raises
-        `LostSetupError` where a process has died meanwhile; whatever it raises, nothing is left of it."""
-        run = cast(GRPOConfig, self.config).resolved()
-        self.run: RunConfig = run if self.trial is None else run_of_trial(run, self.trial.trial_id)
+        """Starts every process, and brings the learners' weights to the engines. Raises `LostSetupError` if a
+        process died meanwhile; whatever it raises, nothing is left running."""
+        run = cast(RunAlgorithmConfig, self.config).resolved()
+        self.run: RunConfig = run_of_trial(run, self._trial.trial_id) if self._trial else run
         check_same_run(self.run)
         self.folder = RunFolder(RunFolder.of(self.run).path.resolve())
-        """Absolute: actors write into it from wherever they run."""
+        """Absolute: actors with other working folders write into it."""
         try:
             check_format(self.folder.journal)
         except LogError as error:
             raise BadInput(str(error)) from None
         self.folder.create(self.run)
         self.policy_version, self.num_sft_steps, self.cold_started = 0, 0, False
+        """Optimizer steps of GRPO and of SFT behind the policy, and whether SFT is done."""
         self.step_metrics: dict[str, float] = {}
-        """The last step's numbers, keys `room/thing/stat`."""
-        self.built_from = self.config
+        """The last step's metrics, keys `room/thing/stat`."""
         with cleanup_on_failure(self.cleanup):
-            self._start()
-
-    def _start(self) -> None:
-        setting_up("Ray")
-        started_ray = start_ray(ray_address(self.run), nodes=self.run.ray.nodes)
-        setting_up("the policy")
-        policy_folder = provide_policy(self.run, self.folder)
-        setting_up("users, buffer")
-        self.services = start_services(
-            self.run, policy_folder=policy_folder, run_folder=self.folder.path, started_ray=started_ray
-        )
-        self.config = config_for_actors(
-            cast(GRPOConfig, self.config),
-            run=self.run,
-            rollout_setup=self.services.rollout_setup,
-            reference_folder=reference_folder(self.run, self.folder),
-        )
-        setting_up("learners, rollout actors")
-        super().setup(self.config)
-        setting_up("engines")
-        self.services.wait()
-        self.learners = LearnerPool(
-            self.learner_group,
-            most_steps=MOST_INTERVALS_KEPT * self.run.checkpoint.every_steps,
-            replaced=lambda group: setattr(self, "learner_group", group),
-        )
-        self.weights = connect(self.learners, self.services.engines, config=self.run.engine)
-        self.rollouts = RolloutPool(
-            self.env_runner_group,
-            engines=self.services.engines,
-            restore=lambda: self.restore_env_runners(self.env_runner_group),
-            group_timeout_s=self.run.rollout.group_timeout_s,
-        )
-        self.groups = BufferClient(
-            self.services.buffer, run=self.run, rollouts=self.rollouts, archive=self.folder.trajectories
-        )
-        self.rollouts.beside = self._look_beside
-        self.checkpoints = Checkpoints(
-            self.folder,
-            keep=self.run.checkpoint.keep,
-            learners=self.learners,
-            forget=lambda before: self.groups.forget_journal(before=before),
-            mirror=mirror_of(self.run),
-        )
-        self.scaling = Autoscaler(
-            self.run,
-            self.folder,
-            set_sizes={
-                "rollouts": self.rollouts.scale,
-                "engines": self.services.engines.scale,
-                "simulators": partial(scale_simulators, self.run),
-            },
-        )
-        self.endpoint = MetricsEndpoint(
-            run=self.run.run.name,
-            targets=self.folder.scrape_targets,
-            live=lambda: {**self.groups.metrics(), **self._sizes()},
-        )
-        setting_up("weights")
-        self._send_weights()
+            self._start_processes(recipe=run.to_toml())
+            setting_up("weights")
+            self.parts.send_weights(self.policy_version)
 
     def training_step(self) -> None:
-        """One GRPO step: consumes whole scored groups, sends the next policy version to the engines. It
-        arrives beside the next step, unless training is synchronous."""
+        """One GRPO step. Its weights are live in the engines at the end of the next step, or of this one if
+        training is synchronous. Raises if engine and learner disagree."""
         self.cold_start()
-        laps = StageTimer()
-        groups = self.groups.take(policy_version=self.policy_version, check=self._keep_up)
+        parts, laps = self.parts, StageTimer()
+        groups = parts.buffer.take(policy_version=self.policy_version, supervisor=parts.supervisor)
         laps.end("wait")
-        update, credits = self.learners.update(
-            [group.payload for group in groups], step=self.policy_version, meanwhile=self.groups.keep_working
+        payloads = [group.payload for group in groups]
+        update, credits = parts.learners.update(
+            payloads, step=self.policy_version, supervisor=parts.supervisor
         )
         laps.end("update")
         self.policy_version += 1
-        self._finish_sync()  # of the version before
+        parts.finish_sync()  # of the version before
         laps.end("sync")
-        live = self.weights.send(self.policy_version)
+        live = parts.weights.send(self.policy_version)
         laps.end("weights")
-        self.groups.keep_working()
-        settled = self.groups.book(groups, step=self.policy_version, credits=credits)
-        self.groups.release(groups, policy_version=self.policy_version, live=live)
+        parts.supervisor.tick("update")
+        settled = parts.buffer.mark_trained(groups, step=self.policy_version, credits=credits)
+        parts.buffer.release(groups, policy_version=self.policy_version, live=live)
         laps.end("report")
         if self.run.buffer.max_off_policy_steps == 0:
-            self._finish_sync()
+            parts.finish_sync()
             laps.end("sync")
-        if self.checkpoints.keep_up(every_steps=self.run.checkpoint.every_steps):
+        if parts.checkpoints.is_overdue(every_steps=self.run.checkpoint.every_steps):
             self.begin_checkpoint()
-        state = {**self.groups.metrics(), **engine_metrics(self.rollouts.engine_usage())}
+        state = {**parts.buffer.metrics(), **engine_metrics(parts.services.engines.usage())}
         laps.end("report")
-        self._report(
-            {
-                **step_metrics(laps.metrics(), update=update, settled=settled),
-                **age_metrics([group.summary for group in groups], policy_version=self.policy_version - 1),
-                **self.weights.metrics,
-                **state,
-                **self._sizes(),
-                "learner/rebuilds": float(self.learners.num_rebuilds),
-                "checkpoint/failures": float(self.checkpoints.num_failed),
-            },
-            settled=settled,
-        )
+        self.step_metrics = {
+            **step_metrics(laps.metrics(), update=update, settled=settled),
+            **age_metrics([group.summary for group in groups], policy_version=self.policy_version - 1),
+            **parts.weights.metrics,
+            **state,
+            **parts.process_counts(),
+            "learner/rebuilds": float(parts.learners.num_rebuilds),
+            "checkpoint/failures": float(parts.checkpoints.num_failed),
+        }
+        parts.endpoint.note_step(self.policy_version, self.step_metrics, settled)
+        for key, value in self.step_metrics.items():
+            self.metrics.log_value(key, value, reduce="item")
+        parts.autoscaler.adapt(self.step_metrics, is_stable=parts.is_stable)
+        expect_agreement(self.step_metrics, max_logprob_gap=self.run.learner.max_logprob_gap)
 
     def cold_start(self, log: SftLog = lambda step, metrics: None) -> None:
-        """The SFT stage; nothing where it is done. `log` may raise to stop it: a checkpoint goes on."""
+        """The SFT stage, if it is not done yet. `log` may raise to stop it; a checkpoint resumes there."""
         if self.cold_started:
             return
 
         def note(step: int, metrics: Mapping[str, float]) -> None:
             self.num_sft_steps = step
-            self.checkpoints.settle(wait=False)
+            self.parts.checkpoints.complete(wait=False)
             log(step, metrics)
 
         cold_start(
             self.run,
-            learners=self.learners,
-            rollouts=self.rollouts,
-            policy_folder=self.services.rollout_setup.policy_folder,
+            learners=self.parts.learners,
+            player=self.parts.player,
+            supervisor=self.parts.supervisor,
+            policy_folder=self.parts.services.rollout_setup.policy_folder,
             done=self.num_sft_steps,
             log=note,
             save=self.begin_checkpoint,
-            look=self._look_around,
-            give=self.weights.check,
         )
         self.cold_started = True
-        self._send_weights()
+        self.parts.send_weights(self.policy_version)
 
     def evaluate(self, parallel_train_future: object = None) -> dict[str, Any]:
-        """Scores the policy on test tasks, as RLlib asks for it: `{"rows": [...]}` as in evaluation.json."""
+        """RLlib's evaluation: scores the policy on test tasks, `{"rows": [...]}` as in evaluation.json."""
         return dict(rows_as_json(self.evaluate_stage(f"step-{self.policy_version:05d}")))
 
     def evaluate_stage(self, stage: str, *, split: Split = "test") -> list[EvaluationRow]:
         """Scores the policy on tasks that it is not trained on; `stage` names the rows and the file of their
         dialogues."""
-        self._finish_sync()
+        self.parts.finish_sync()
         rows = evaluate(
-            self.run, rollouts=self.rollouts, split=split, stage=stage, archive=self.folder.trajectories
+            self.run, player=self.parts.player, split=split, stage=stage, archive=self.folder.trajectories
         )
-        self.endpoint.note_scores(rows)
+        self.parts.endpoint.note_scores(rows)
         return rows
 
+    def begin_checkpoint(self, *, score: float | None = None) -> None:
+        """Begins a checkpoint in the run folder, written in parallel with training. With a `score` on
+        validation tasks it is kept as the best."""
+        self.parts.checkpoints.begin(self._state(), score=score)
+
+    def finish_checkpoint(self) -> None:
+        """Waits for the pending checkpoint; one that fails is reported and counted."""
+        self.parts.checkpoints.complete(wait=True)
+
+    def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:
+        """Writes a checkpoint, complete when this returns, into a folder, a new one if `path` is None. Any
+        number of learners can resume from it. Raises OSError."""
+        folder = Path(path or mkdtemp(prefix="userrl-")).resolve()
+        self.parts.checkpoints.save(folder, self._state())
+        return str(folder)
+
+    def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Resumes from a checkpoint: weights, optimizer, task order, ledger; later steps are taken anew.
+        Raises RuntimeError if groups were ordered already."""
+        self._restore(Path(path).resolve(), replay=False)
+
+    def resume(self) -> int:
+        """Resumes a stopped or killed run from its newest checkpoint. The steps that had begun since are
+        repeated on the same groups as `train` is called: returns how many, -1 if the log does not reach
+        back."""
+        if self.folder.latest_step is None:
+            # A repeated cold start gives other weights than those that sampled what is in the log.
+            return self.parts.buffer.restore(None, step=0, replay=not self.run.sft.has_sources)
+        return self._restore(self.folder.checkpoint(self.folder.latest_step), replay=True)
+
+    def write_model(self) -> Path:
+        """Writes the policy as a folder that transformers and vLLM load."""
+        return write_folder(self.folder.model, self.parts.learners.export)
+
+    def write_best_model(self, best: BestCheckpoint) -> Path:
+        """Writes the policy of the best checkpoint in the same form."""
+        return self.parts.checkpoints.export_best(best, policy_version=self.policy_version)
+
+    def log_result(self, result: dict[str, Any]) -> None:
+        """Called by Tune's `train` after each step."""
+        super().log_result(result)
+        if self._trial:
+            self._trial.log_step(
+                self.policy_version, metrics=self.step_metrics, folder=self.folder, run=self.run
+            )
+
     def cleanup(self) -> None:
-        """Ends every process of the run; again, and after an unfinished `setup`, nothing."""
-        if not hasattr(self, "services"):
-            return
-        if hasattr(self, "endpoint"):
-            self.endpoint.close()
-        if hasattr(self, "checkpoints"):
-            self.checkpoints.close()
-            self.weights.close(timeout_s=CLOSE_TIMEOUT_S)
-        super().cleanup()
-        self.services.stop()
-        del self.services
+        """Ends every process of the run; does nothing the second time."""
+        self._running.close()
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Restarted rollout actors take part again. They hold no weights, so nothing is sent to them."""
+        """RLlib's hook after a step: restarted rollout actors hold no weights, so none are sent to them."""
         return env_runner_group.probe_unhealthy_env_runners(timeout_seconds=PROBE_TIMEOUT_S)
 
-    def _look_around(self) -> None:
-        """While learners work and nobody plays."""
-        self.rollouts.look()
-        self.groups.expect_buffer()
+    def _start_processes(self, *, recipe: str) -> None:
+        if self._trial:
+            self._running.callback(self._trial.close)
+        setting_up("Ray")
+        started_ray = start_ray(ray_address(self.run), nodes=self.run.ray.nodes)
+        setting_up("the policy")
+        policy_folder = provide_policy(self.run, self.folder)
+        setting_up("users, buffer")
+        services = start_services(
+            self.run, policy_folder=policy_folder, run_folder=self.folder.path, started_ray=started_ray
+        )
+        self._running.callback(services.stop)
+        self.config = config_for_actors(
+            cast(RunAlgorithmConfig, self.config),
+            run=self.run,
+            rollout_setup=services.rollout_setup,
+            reference_folder=reference_folder(self.run, self.folder),
+        )
+        setting_up("learners, rollout actors")
+        self._running.callback(super().cleanup)
+        super().setup(self.config)
+        setting_up("engines")
+        services.wait()
+        self.parts = RunParts(
+            self.run,
+            self.folder,
+            recipe=recipe,
+            services=services,
+            env_runners=self.env_runner_group,
+            learner_group=self.learner_group,
+            on_rebuild=lambda group: setattr(self, "learner_group", group),
+            running=self._running,
+        )
 
-    def _look_beside(self) -> None:
-        """While dialogues are played that no step waits for."""
-        self.learners.look()
-        self.groups.expect_buffer()
+    def _state(self) -> DriverState:
+        return DriverState(
+            policy_version=self.policy_version,
+            num_sft_steps=self.num_sft_steps,
+            cold_started=self.cold_started,
+            iteration=self.iteration,
+            buffer=self.parts.buffer.state(),
+        )
 
-    def _keep_up(self) -> None:
-        """While groups are waited for. Raises where waiting is in vain."""
-        self.weights.check()
-        self.scaling.look()
+    def _restore(self, folder: Path, *, replay: bool) -> int:
+        parts, state = self.parts, self.parts.checkpoints.read(folder)
+        parts.finish_sync()
+        parts.buffer.require_unissued()
+        parts.checkpoints.load(folder)  # before the archive is rolled back: it may raise
+        num_steps = parts.buffer.restore(state.buffer, step=state.policy_version, replay=replay)
+        self.policy_version, self._iteration = state.policy_version, state.iteration
+        self.num_sft_steps, self.cold_started = state.num_sft_steps, state.cold_started
+        parts.send_weights(self.policy_version)
+        return num_steps
 
-    def _sizes(self) -> dict[str, float]:
-        """How many processes there are just now, and how many engines were replaced so far."""
-        return {
-            "rollout/num_actors": float(self.rollouts.crew.num_here),
-            "engine/num_serving": float(self.services.engines.num_serving),
-            "engine/num_lost": float(self.services.engines.num_lost),
-        }
 
-    def _send_weights(self) -> None:
-        """The policy version is live in every engine when this returns: from here on they could be busy."""
-        self.weights.send(self.policy_version)
-        self._finish_sync()
-        self.rollouts.engine_usage()
+class GRPOConfig(RunAlgorithmConfig):
+    """The recipe of a GRPO run.
 
-    def _finish_sync(self) -> None:
-        """Waits until the version that was sent is live in every engine, and its step's slots are free."""
-        self.weights.finish()
-        self.groups.finish_release()
+    Example: `GRPOConfig().environment(gyms={"weights": {"travel": 1.0}}).training(lr=1e-3, grpo={"num_steps":
+    10})`.
+    """
 
-    def _report(self, metrics: dict[str, float], *, settled: Sequence[GroupSummary]) -> None:
-        """Keeps and logs the step's numbers. Raises where engine and learner disagree."""
-        self.step_metrics = metrics
-        self.endpoint.note_step(self.policy_version, metrics, settled)
-        for key, value in metrics.items():
-            self.metrics.log_value(key, value, reduce="item")
-        is_settled = self.rollouts.crew.is_settled and self.services.engines.is_settled
-        self.scaling.note(metrics, is_settled=is_settled)
-        expect_agreement(metrics, max_logprob_gap=self.run.learner.max_logprob_gap)
+    def __init__(self, algo_class: type | None = None, *, run: RunConfig | None = None):
+        super().__init__(algo_class or GRPO, run=run)

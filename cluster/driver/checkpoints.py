@@ -1,6 +1,7 @@
-"""A run's checkpoints while they are written behind training: one at a time, named when every rank is done.
+"""The checkpoints of a run: a recipe, the driver's numbers and the learners' shards in one folder, written in
+parallel with training. A checkpoint gets its name when every rank has written its part.
 
-One that cannot be written is said, counted and left out; those before it stay.
+One that cannot be written is reported, counted and left out; earlier ones stay.
 """
 
 import json
@@ -23,9 +24,11 @@ from cluster.workers.learner_pool import LearnerPool, SaveError
 from cluster.workers.learner_rpc import LearnerError
 from learners.model.checkpoint import withdraw
 
-OWN_SAVE_AFTER = 2
-"""Checkpoint intervals without a checkpoint of the run, after which the algorithm saves one by itself: for
-those who call `train` alone, learners can be replaced, too."""
+RECIPE = "config.toml"
+"""The resolved recipe, in every checkpoint."""
+OVERDUE_INTERVALS = 2
+"""Checkpoint intervals without a checkpoint after which the algorithm makes one by itself: learners can be
+replaced even if the caller only calls `train`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,79 +45,76 @@ class DriverState:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Begun:
+class _PendingCheckpoint:
     step: int
     moment: int
     """Of the learners, for `LearnerPool.rebase`."""
     score: float | None
-    """On validation tasks, where it is the best so far."""
+    """On validation tasks, if it is the best so far."""
 
 
 class Checkpoints:
-    """Begins, settles and counts them."""
+    """Writes, names, counts and reads the checkpoints of one run."""
 
     def __init__(
         self,
         folder: RunFolder,
         *,
+        recipe: str,
         keep: int,
         learners: LearnerPool,
-        forget: Callable[[int], object] = lambda before: None,
+        trim_log: Callable[[int], object] = lambda before: None,
         mirror: CheckpointMirror | None = None,
     ):
-        """`forget` is told which entry of the journal is the first that a checkpoint needs."""
-        self._num_failed = 0
-        self._forget = forget
-        self._mirror = mirror
+        """`recipe` is the resolved TOML; `trim_log` gets the first log entry that a kept checkpoint needs."""
         self._folder = folder
+        self._recipe = recipe
         self._keep = keep
         self._learners = learners
-        self._begun: _Begun | None = None
+        self._trim_log = trim_log
+        self._mirror = mirror
+        self._num_failed = 0
+        self._pending: _PendingCheckpoint | None = None
 
     @property
     def num_failed(self) -> int:
         """Checkpoints that could not be written, here or at their mirror."""
         return self._num_failed + (self._mirror.num_failed if self._mirror else 0)
 
-    def begin(self, step: int, *, write: Callable[[Path], int], score: float | None = None) -> None:
-        """Has `write` fill a folder, as far as it does so at once; it returns the learners' moment. With a
-        `score` the checkpoint is kept as the best."""
-        self.settle(wait=True)
+    def begin(self, state: DriverState, *, score: float | None = None) -> None:
+        """Begins a checkpoint in the run folder, after the one before is complete. With a `score` it is kept
+        as the best."""
+        self.complete(wait=True)
+        step = state.policy_version
         try:
-            moment = write(self._folder.begin_checkpoint(step))
+            moment = self._write(self._folder.begin_checkpoint(step), state)
         except OSError as error:
-            self._fail(step, error)
+            self._handle_failure(step, error)
             return
-        self._begun = _Begun(step=step, moment=moment, score=score)
+        self._pending = _PendingCheckpoint(step=step, moment=moment, score=score)
 
-    def write(self, folder: Path, state: DriverState) -> int:
-        """Writes the driver's part, and begins with the learners': all of one moment, which is returned."""
-        write_whole(folder / STATE_FILE, json.dumps(asdict(state)))
-        return self._learners.save(folder / LEARNER_FOLDER)
-
-    def write_whole(self, folder: Path, state: DriverState) -> None:
-        """As `write`, whole when this returns. Raises OSError."""
-        self.write(folder, state)
+    def save(self, folder: Path, state: DriverState) -> None:
+        """Writes a checkpoint into any folder, complete when this returns. Raises OSError."""
+        self.complete(wait=True)
+        withdraw(folder / LEARNER_FOLDER)  # an older one there is none while this one is written
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write(folder, state)
         try:
             self._learners.saved(wait=True)
         except SaveError as error:
             raise OSError(f"{folder}: {error}") from None
-
-    def withdraw(self, folder: Path) -> None:
-        """What lies there is no checkpoint any more."""
-        withdraw(folder / LEARNER_FOLDER)
 
     def read(self, folder: Path) -> DriverState:
         """The driver's part of any checkpoint."""
         return DriverState(**json.loads((folder / STATE_FILE).read_text()))
 
     def load(self, folder: Path) -> None:
-        """Brings the learners to where they were at this checkpoint."""
+        """Brings the learners to this checkpoint's state."""
         self._learners.load(folder / LEARNER_FOLDER)
 
     def export_best(self, best: BestCheckpoint, *, policy_version: int) -> Path:
-        """Writes the best checkpoint's policy as a folder that transformers and vLLM load.
-        `policy_version` is the learners' own."""
+        """Writes the best checkpoint's policy as a folder that transformers and vLLM load. `policy_version`
+        is the learners' own."""
         source = best.path / LEARNER_FOLDER
         if self._folder.is_best(policy_version):
             return write_folder(self._folder.best_model, self._learners.export)
@@ -122,64 +122,71 @@ class Checkpoints:
             self._folder.best_model, lambda folder: self._learners.export_checkpoint(source, folder)
         )
 
-    def settle(self, *, wait: bool) -> None:
-        """Names the checkpoint that was begun, if it is whole or once it is."""
-        if self._begun is None:
+    def complete(self, *, wait: bool) -> None:
+        """Names the pending checkpoint if every rank has written its part; with `wait`, once it has."""
+        if self._pending is None:
             return
-        begun = self._begun
+        pending = self._pending
         try:
             if not self._learners.saved(wait=wait):
                 return
-            self._begun = None
-            final = self._folder.complete_checkpoint(begun.step)
+            self._pending = None
+            final = self._folder.complete_checkpoint(pending.step)
         except (OSError, SaveError) as error:
-            self._begun = None
-            self._fail(begun.step, error)
+            self._pending = None
+            self._handle_failure(pending.step, error)
             return
-        self._learners.rebase(final / LEARNER_FOLDER, moment=begun.moment)
-        self._tidy(begun)
+        self._learners.rebase(final / LEARNER_FOLDER, moment=pending.moment)
+        self._tidy(pending)
         if self._mirror:
             self._mirror.copy(final, keep=self._keep)
 
-    def keep_up(self, *, every_steps: int) -> bool:
-        """Names what is written by now. Whether the last checkpoint is so far back that nobody else seems to
-        make any, `every_steps` or otherwise."""
-        self.settle(wait=False)
-        return self._learners.num_steps_to_replay >= OWN_SAVE_AFTER * every_steps
+    def is_overdue(self, *, every_steps: int) -> bool:
+        """Whether the last complete checkpoint is so far back that the caller seems to make none, every
+        `every_steps` or otherwise."""
+        self.complete(wait=False)
+        return self._learners.num_steps_to_replay >= OVERDUE_INTERVALS * every_steps
 
     def close(self) -> None:
-        """Names what is written already; for a run that ends, whatever state its learners are in."""
+        """Names the pending checkpoint if it is complete; for a run that ends, whatever its learners'
+        state."""
+        reason = "the learners have not finished writing it"
         try:
-            self.settle(wait=False)
-            reason = "the learners have not said that it is whole"
+            self.complete(wait=False)
         except LearnerError as error:
             reason = str(error)
-        if self._begun is not None:
-            warn(f"the last checkpoint is not named: {reason}")
+        if self._pending is not None:
+            warn(f"the last checkpoint is incomplete: {reason}")
         if self._mirror:
             self._mirror.finish()
 
-    def _tidy(self, begun: _Begun) -> None:
-        """What the disk refuses here leaves the checkpoint as good as it is."""
-        if begun.score is not None:
+    def _write(self, folder: Path, state: DriverState) -> int:
+        """Writes the driver's part, and begins the learners' part of the same moment, which is returned."""
+        write_whole(folder / RECIPE, self._recipe)
+        write_whole(folder / STATE_FILE, json.dumps(asdict(state)))
+        return self._learners.save(folder / LEARNER_FOLDER)
+
+    def _tidy(self, pending: _PendingCheckpoint) -> None:
+        """Keeps the best, deletes old ones. If the disk refuses this, the checkpoint itself is still good."""
+        if pending.score is not None:
             try:
-                self._folder.keep_best(begun.step, score=begun.score)
+                self._folder.keep_best(pending.step, score=pending.score)
             except OSError as error:
-                warn(f"checkpoint of step {begun.step} is written, but not kept as the best: {error}")
+                warn(f"checkpoint of step {pending.step} is written, but not kept as the best: {error}")
         try:
-            self._folder.keep_newest(self._keep, beside=begun.step)
-            self._forget(min(self._first_entry(path) for path in self._folder.newest_checkpoints))
+            self._folder.keep_newest(self._keep, beside=pending.step)
+            self._trim_log(min(self._first_entry(path) for path in self._folder.newest_checkpoints))
         except OSError as error:
-            warn(f"checkpoint of step {begun.step} is written, but older ones are not deleted: {error}")
+            warn(f"checkpoint of step {pending.step} is written, but older ones are not deleted: {error}")
 
     def _first_entry(self, checkpoint: Path) -> int:
-        """Of the journal, that going on from this checkpoint needs."""
+        """The first log entry that resuming from this checkpoint needs."""
         state = checkpoint / STATE_FILE
         return self.read(checkpoint).buffer.get("journal", {"first": 0})["first"] if state.exists() else 0
 
-    def _fail(self, step: int, error: Exception) -> None:
+    def _handle_failure(self, step: int, error: Exception) -> None:
         self._num_failed += 1
         before = self._folder.latest_step
         kept = "none is on disk" if before is None else f"the one of step {before} stays"
-        warn(f"checkpoint of step {step} was not written: {error}; {kept}, training goes on")
+        warn(f"checkpoint of step {step} was not written: {error}; {kept}, training continues")
         self._folder.clear_partial()

@@ -1,6 +1,5 @@
-"""`userrl evaluate`: plays a scripted policy, a model folder or an endpoint's model on tasks, and reports. A
-rollout without a learner; killed, it goes on where it was.
-"""
+"""The driver of `userrl evaluate`: plays a scripted policy, a model folder or an endpoint's model on tasks,
+and reports. Rollouts without a learner; after a kill it resumes where it was."""
 
 import math
 import tempfile
@@ -30,25 +29,26 @@ from cluster.ray_cluster.serve_watchdog import ServeWatchdog
 from cluster.ray_cluster.simulator_service import quick_apps, start_simulators, stop_simulators
 from cluster.ray_cluster.start import start_ray
 from cluster.workers.engine_pool import no_engines, serve_own_weights
+from cluster.workers.play_orders import OrderPlayer
 from cluster.workers.policy_source import local_folder
-from cluster.workers.rollout_pool import RolloutPool
 from cluster.workers.services import STOP_TIMEOUT_S, make_rollout_setup, start_engines
+from cluster.workers.supervisor import Supervisor
 from learners.model.tiny_policy import build
 from rewards.config import RewardConfig
 from simulators.gym_plugins import known_gyms
 
 NO_CONTEXT_LIMIT = 2**24
-"""Tokens of a dialogue whose policy reads messages, and so has no context of ours to fill."""
+"""Tokens of a dialogue whose policy reads messages instead of tokens."""
 SETUP_PARTS = ("Ray", "users", "rollout actors", "engines")
 
 
 def evaluate_command(config: RunConfig, request: EvaluationRequest) -> None:
-    """Prints the table; with an output, writes report and dialogues there as they are finished."""
+    """Prints the table; with an output, writes the report and the dialogues there as they are finished."""
     quiet_libraries()
     orders = evaluation_orders(config, split=request.split, num_trials=request.num_trials)
     with tempfile.TemporaryDirectory() as folder:
         if request.kind != "folder":
-            # It needs no model, but its dialogues are rendered with a tokenizer like any other.
+            # No model is needed, but a tokenizer that renders the dialogues.
             build(
                 Path(folder),
                 config.policy.tiny,
@@ -60,19 +60,20 @@ def evaluate_command(config: RunConfig, request: EvaluationRequest) -> None:
         settings = settings_of(config, request, policy_folder=policy_folder)
         path = None if request.output is None else request.output.with_suffix(".dialogues.jsonl")
         with EvaluationLog(path, policy=request.name, settings=settings) as journal:
-            _say_what_is_there(journal, orders, request)
+            _report_finished(journal, orders, request)
             _play_missing(config, request, orders, journal=journal, policy_folder=policy_folder)
             rows = _report(config, request, journal)
     print_rows(rows, as_json=request.as_json)
 
 
-def _say_what_is_there(
+def _report_finished(
     journal: EvaluationLog, orders: Sequence[GroupOrder], request: EvaluationRequest
 ) -> None:
     if journal.changed:
         changed = ", ".join(journal.changed)
         say(
-            f"{request.name} was evaluated here with other {changed}: its dialogues are in {journal.previous}"
+            f"{request.name} was evaluated here with other {changed}: "
+            f"those dialogues are in {journal.previous}"
         )
     num_done = sum(len(orders) - len(_missing(orders, journal, name)) for name in request.simulators)
     if num_done:
@@ -91,7 +92,7 @@ def _play_missing(
     journal: EvaluationLog,
     policy_folder: str,
 ) -> None:
-    """Plays what the journal lacks, simulator after simulator. Starts nothing where that is nothing."""
+    """Plays what the journal lacks, one simulator after the other. Starts nothing if nothing is missing."""
     missing = {name: _missing(orders, journal, name) for name in request.simulators}
     if not any(missing.values()):
         return
@@ -99,12 +100,12 @@ def _play_missing(
     config = with_users(config, [name for name in missing if missing[name]])
     with ExitStack() as stack:
         with set_up(SETUP_PARTS):
-            rollouts = stack.enter_context(_rollouts(config, request, policy_folder=policy_folder))
+            player = stack.enter_context(_started(config, request, policy_folder=policy_folder))
         for simulator, todo in missing.items():
             if todo:
                 play(
                     todo,
-                    rollouts=rollouts,
+                    player=player,
                     policy=request.policy if request.kind == "script" else "engine",
                     simulator=simulator,
                     title=f"{request.name} with {simulator}",
@@ -123,13 +124,13 @@ def _keep(
 
 
 @contextmanager
-def _rollouts(config: RunConfig, request: EvaluationRequest, *, policy_folder: str) -> Iterator[RolloutPool]:
-    """Rollout actors with everything that they lean on; all of it ends with the block."""
-    # What is reported is the environment's reward; nobody else need be there.
+def _started(config: RunConfig, request: EvaluationRequest, *, policy_folder: str) -> Iterator[OrderPlayer]:
+    """Rollout actors with everything that they need; all of it ends with the block."""
+    # Only the environment's reward is reported: no judge is needed.
     config = config.model_copy(update={"reward": RewardConfig()})
     setting_up("Ray")
     started_ray = start_ray(ray_address(config), nodes=config.ray.nodes)
-    replica_watch = ServeWatchdog(quick_apps(config))
+    serve_watchdog = ServeWatchdog(quick_apps(config))
     engines = no_engines()
     try:
         setting_up("users")
@@ -141,16 +142,17 @@ def _rollouts(config: RunConfig, request: EvaluationRequest, *, policy_folder: s
         rollouts = create_rollouts(config, _setup_for(request, setup), engines=engines)
         setting_up("engines")
         engines.wait()
-        serve_own_weights(engines, timeout_s=config.engine.start_timeout_s)
-        yield rollouts
+        deliver_weights = partial(serve_own_weights, engines, timeout_s=config.engine.start_timeout_s)
+        deliver_weights()
+        yield OrderPlayer(rollouts, Supervisor(rollouts, engines, deliver_weights=deliver_weights))
     finally:
-        replica_watch.close()
+        serve_watchdog.close()
         engines.stop(timeout_s=STOP_TIMEOUT_S)
         stop_simulators(config, and_ray=started_ray)
 
 
 def _setup_for(request: EvaluationRequest, setup: RolloutSetup) -> RolloutSetup:
-    """Who reads messages has no context of ours; an endpoint stands where the engine does."""
+    """A policy that reads messages has no context limit here; an endpoint takes the engine's place."""
     if request.kind == "folder":
         return setup
     setup = replace(setup, max_tokens=NO_CONTEXT_LIMIT)
@@ -161,7 +163,7 @@ def _setup_for(request: EvaluationRequest, setup: RolloutSetup) -> RolloutSetup:
 
 
 def _report(config: RunConfig, request: EvaluationRequest, journal: EvaluationLog) -> list[EvaluationRow]:
-    """Writes JSON, Markdown and Parquet where there is an output; the rows of this evaluation."""
+    """Writes JSON, Markdown and Parquet if there is an output: returns the rows of this evaluation."""
     evaluations = journal.evaluations()
     held_out = config.gyms.held_out
     if request.output is None:

@@ -1,5 +1,4 @@
-"""Ctrl-C and `kill`, taken between two steps: a step that has begun is ended and saved, so that nothing is
-trained twice."""
+"""Deferred handling of SIGINT and SIGTERM: the current step is finished and saved first."""
 
 import signal
 from collections.abc import Iterator
@@ -10,24 +9,24 @@ from cluster.console.progress import say
 
 
 class StopSignal:
-    """Whether somebody asked this process to stop."""
+    """Whether this process was asked to stop."""
 
     def __init__(self) -> None:
         self.asked = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        say("stopping after this step, then saving; once more stops at once, without saving")
+        say("stopping after this step, then saving; a second signal stops at once, without saving")
 
 
 @contextmanager
 def stop_between_steps() -> Iterator[StopSignal]:
-    """While it lasts, the first signal is only noted and the second raises KeyboardInterrupt. Main thread
+    """While it lasts, the first signal is only recorded and the second raises KeyboardInterrupt. Main thread
     only."""
     stop = StopSignal()
-    before = {number: signal.signal(number, stop._note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop._handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

@@ -1,45 +1,39 @@
-"""Tracking of sweeps: a trial of Ray Tune has a run folder and a W&B run of its own, grouped under the
-recipe's name. Outside Tune nothing is tracked here: `userrl train` does it by itself.
+"""Tracking of a Ray Tune trial: its own run folder and W&B run, grouped under the recipe's name. Outside Tune
+`userrl train` does the tracking.
 """
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from ray.tune.result import TRIAL_INFO
 
 from cluster.config.run_config import RunConfig
-from cluster.driver.rllib_checkpoints import StatelessAlgorithm
 from cluster.run_folder.paths import RunFolder
 from cluster.tracking.tracker import Tracker
 
 
-class TrackedAlgorithm(StatelessAlgorithm):
-    """Tells metrics.jsonl, the console and W&B of every step of a trial."""
+class TrialTracking:
+    """Logs the steps of one trial to metrics.jsonl, the console and W&B."""
 
-    run: RunConfig
-    folder: RunFolder
-    policy_version: int
-    step_metrics: dict[str, float]
-    tracker: Tracker | None = None
+    def __init__(self, trial: Any):
+        """`trial` is Tune's TrialInfo."""
+        self.trial_id: str = trial.trial_id
+        self._tracker: Tracker | None = None
 
-    def __init__(self, config: Any = None, *args: Any, **kwargs: Any):
-        # RLlib leaves it out of what it makes of `config`.
-        self.trial: Any = config.get(TRIAL_INFO) if type(config) is dict else None
-        """What Tune says of the trial; None outside Tune."""
-        super().__init__(cast(Any, config), *args, **kwargs)
+    @classmethod
+    def of(cls, config: Any) -> "TrialTracking | None":
+        """For the config that RLlib's constructor gets from Tune, a dict; None outside Tune."""
+        trial = config.get(TRIAL_INFO) if type(config) is dict else None
+        return None if trial is None else cls(trial)
 
-    def log_result(self, result: dict[str, Any]) -> None:
-        """Called by Tune's `train` after each step."""
-        super().log_result(result)
-        if self.trial is None:
-            return
-        if self.tracker is None:  # only now is it known from where a restored trial has gone on
-            name = self.run.run.name.removesuffix(f"-{self.trial.trial_id}")
-            before = self.policy_version - 1
-            self.tracker = Tracker(self.folder, config=self.run, resume_step=before, group=name)
-        self.tracker.log_step(self.policy_version, metrics=self.step_metrics)
+    def log_step(self, step: int, *, metrics: Mapping[str, float], folder: RunFolder, run: RunConfig) -> None:
+        """Opens the tracker at the first step: only then is it known where a restored trial resumes."""
+        if self._tracker is None:
+            name = run.run.name.removesuffix(f"-{self.trial_id}")
+            self._tracker = Tracker(folder, config=run, resume_step=step - 1, group=name)
+        self._tracker.log_step(step, metrics=metrics)
 
-    def cleanup(self) -> None:
-        if self.tracker is not None:
-            self.tracker.close()
-            self.tracker = None
-        super().cleanup()
+    def close(self) -> None:
+        if self._tracker is not None:
+            self._tracker.close()
+            self._tracker = None

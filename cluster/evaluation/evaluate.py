@@ -14,7 +14,7 @@ from cluster.evaluation.metrics import DialogueOutcome
 from cluster.evaluation.orders import orders_for
 from cluster.evaluation.outcomes import outcomes_of
 from cluster.evaluation.results import EvaluationRow, evaluation_rows
-from cluster.workers.rollout_pool import RolloutPool
+from cluster.workers.play_orders import OrderPlayer
 from simulators.env_factory import load_tasks
 from simulators.task import Split
 
@@ -24,7 +24,7 @@ THE_MIX = ""
 
 
 def evaluate(
-    config: RunConfig, *, rollouts: RolloutPool, stage: str, archive: Path | None, split: Split = "test"
+    config: RunConfig, *, player: OrderPlayer, stage: str, archive: Path | None, split: Split = "test"
 ) -> list[EvaluationRow]:
     """One dialogue on each held-out task, or on each validation task of the trained gyms; its tables go to
     `evaluation-<stage>.parquet` in the archive folder."""
@@ -41,7 +41,7 @@ def evaluate(
             outcomes.extend(outcomes_of(table, policy=stage, simulator=mix, num_aspects=aspects))
 
     path = None if archive is None else archive / f"evaluation-{stage}.parquet"
-    play(orders, rollouts=rollouts, policy="engine", title=f"evaluate {stage}", keep=keep, archive=path)
+    play(orders, player=player, policy="engine", title=f"evaluate {stage}", keep=keep, archive=path)
     return evaluation_rows(
         outcomes, stage=stage, seed=config.run.seed, held_out=config.gyms.held_out, split=split
     )
@@ -50,7 +50,7 @@ def evaluate(
 def play(
     orders: Sequence[GroupOrder],
     *,
-    rollouts: RolloutPool,
+    player: OrderPlayer,
     policy: str,
     simulator: str = THE_MIX,
     title: str,
@@ -65,7 +65,7 @@ def play(
             keep(tables)
             advance(len(tables), "")
 
-        feed, _ = rollouts.run(orders, policy=policy, simulator=simulator, finish=finish)
+        feed, _ = player.run(orders, policy=policy, simulator=simulator, finish=finish)
     if archive is not None:
         ray.get(feed.write.remote(archive), timeout=WRITE_TIMEOUT_S)
     ray.kill(feed)  # what is wanted of it is here or on disk

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from ray._private import ray_constants, services
+from cluster.ray_cluster.ray_internals import keep_loopback_address, outer_address, running_cluster
 
 LOCALHOST = "127.0.0.1"
 CONNECT_TIMEOUT_S = 1.0
@@ -16,23 +16,17 @@ def on_loopback() -> Iterator[None]:
     """A Ray that is started while this lasts has the address 127.0.0.1, and listens nowhere else.
 
     Ray's processes (GCS, raylet, workers, object manager, agents, metrics) listen on all interfaces unless
-    their node's address is 127.0.0.1; and on Linux `ray.init` puts the machine's outer address in its place,
-    since other nodes might want to join. The switch below leaves it: it is how Ray starts on macOS. Ray reads
-    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER into it once, when it is imported, which has happened by now.
+    their node's address is 127.0.0.1.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
+    with keep_loopback_address():
         yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
 def as_it_listens(address: str) -> Iterator[None]:
     """While this lasts, `ray.init` finds the cluster at `address`, also one that listens on the loopback
     address alone: Ray would put the machine's outer address in its place, and ask there in vain, for ever."""
-    found = services.get_ray_address_from_environment(address, None) if address == "auto" else address
+    found = running_cluster(address) if address == "auto" else address
     with on_loopback() if found and _is_on_loopback(found) else nullcontext():
         yield
 
@@ -43,4 +37,4 @@ def _is_on_loopback(address: str) -> bool:
         return False
     with socket.socket() as outside:
         outside.settimeout(CONNECT_TIMEOUT_S)
-        return outside.connect_ex((services.get_node_ip_address(), int(port))) != 0
+        return outside.connect_ex((outer_address(), int(port))) != 0

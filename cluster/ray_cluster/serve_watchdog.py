@@ -8,11 +8,10 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray._private.state import state
 from ray.exceptions import RayError
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from cluster.console.progress import warn
+from cluster.ray_cluster.ray_internals import actor_table, serve_controller, serve_replica
 
 UNBORN = "STARTING"
 """Serve's state of a replica that has not answered yet."""
@@ -49,7 +48,7 @@ class ServeWatchdog:
 
     def _look(self) -> None:
         for name in self._births.overdue(unborn(self._apps)):
-            ray.kill(ray.get_actor(name, namespace=SERVE_NAMESPACE))
+            ray.kill(serve_replica(name))
             warn(f"{name} has hung since its birth: it is ended, and Serve starts another")
 
 
@@ -75,8 +74,7 @@ class ReplicaStarts:
 def unborn(apps: Sequence[str]) -> list[str]:
     """The actors, by name, of replicas that have a process and have not answered yet. One without a process
     waits for room, which is no fault of its own. Raises what Ray raises where Serve does not answer."""
-    controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    serve: Any = ray.get(controller.get_serve_instance_details.remote(), timeout=CALL_TIMEOUT_S)
+    serve: Any = ray.get(serve_controller().get_serve_instance_details.remote(), timeout=CALL_TIMEOUT_S)
     waited_for = {
         replica["actor_name"]
         for app in apps
@@ -86,5 +84,5 @@ def unborn(apps: Sequence[str]) -> list[str]:
     }
     if not waited_for:
         return []
-    actors = [actor for actor in state.actor_table(None).values() if actor["Name"] in waited_for]
+    actors = [actor for actor in actor_table() if actor["Name"] in waited_for]
     return [actor["Name"] for actor in actors if actor["Pid"] and actor["State"] != "DEAD"]

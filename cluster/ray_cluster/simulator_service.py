@@ -3,18 +3,16 @@ and one for each hosted model."""
 
 import time
 from functools import partial
-from typing import Any
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve._private.common import DeploymentID
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from cluster.config.run_config import RunConfig
 from cluster.console.progress import quiet_libraries, say
 from cluster.ray_cluster.loopback import LOCALHOST
 from cluster.ray_cluster.placement import node_resources, ray_address
+from cluster.ray_cluster.ray_internals import scale_deployment
 from cluster.ray_cluster.serve_watchdog import ServeWatchdog
 from cluster.ray_cluster.start import beside_driver, start_ray
 from simulators.serving.app import DEPLOYMENT, build_app, start_serve
@@ -75,13 +73,10 @@ def _deploy(config: RunConfig, http: bool) -> None:
 
 
 def scale_simulators(config: RunConfig, num_replicas: int) -> None:
-    """Serve starts more replicas of the rule-based users, or lets some go once their calls are answered. What
-    the dashboard's own scale request does: `serve.run` would restart all of them. Raises ValueError if Serve
-    refuses."""
-    controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    deployment = DeploymentID(name=DEPLOYMENT, app_name=app_name(config))
+    """Serve starts more replicas of the rule-based users, or lets some go once their calls are answered.
+    Raises ValueError if Serve refuses."""
     try:
-        scaled = controller.update_deployment_replicas.remote(deployment, num_replicas)
+        scaled = scale_deployment(DEPLOYMENT, app=app_name(config), num_replicas=num_replicas)
         ray.get(scaled, timeout=DEPLOY_TIMEOUT_S)
     except RayError as error:  # its controller is being started again, say
         raise ValueError(f"Serve did not scale the simulators: {type(error).__name__}") from error

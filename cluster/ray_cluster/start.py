@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, Literal
 
 import ray
-from ray._private import auto_init_hook
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config.nodes import NodesConfig
@@ -15,6 +14,7 @@ from cluster.console.progress import say
 from cluster.ray_cluster.auth_token import provide_token
 from cluster.ray_cluster.encrypted_env import SEALED, SETUP_HOOK
 from cluster.ray_cluster.loopback import as_it_listens, on_loopback
+from cluster.ray_cluster.ray_internals import disable_auto_init
 
 ENVIRONMENT = {
     # Raylets end what a dead worker leaves behind: vLLM's core would outlive its engine, with its memory.
@@ -33,7 +33,7 @@ def start_ray(address: str | None, *, nodes: NodesConfig | None = None) -> bool:
     """Joins the cluster at `address` or, inside a Ray job, the job's; else starts Ray here, which offers all
     of `nodes`, listens on loopback only and asks for a token. True where it was started."""
     os.environ |= ENVIRONMENT
-    auto_init_hook.enable_auto_connect = False  # a call to Ray after its shutdown must not start it again
+    disable_auto_init()  # a call to Ray after its shutdown must not start it again
     if ray.is_initialized():
         return False
     runtime_env: dict[str, Any] = {"env_vars": ENVIRONMENT}

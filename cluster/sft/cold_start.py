@@ -6,7 +6,8 @@ from cluster.config.run_config import RunConfig
 from cluster.console.progress import say, stage_progress
 from cluster.sft.demonstrations import gather_demonstrations
 from cluster.workers.learner_pool import LearnerPool
-from cluster.workers.rollout_pool import RolloutPool
+from cluster.workers.play_orders import OrderPlayer
+from cluster.workers.supervisor import Supervisor
 from learners.sft.batches import num_sft_steps
 
 STEPS_PER_CALL = 10
@@ -19,21 +20,20 @@ def cold_start(
     config: RunConfig,
     *,
     learners: LearnerPool,
-    rollouts: RolloutPool,
+    player: OrderPlayer,
+    supervisor: Supervisor,
     policy_folder: str,
     done: int,
     log: SftLog,
     save: Callable[[], None],
-    look: Callable[[], object],
-    give: Callable[[], object],
 ) -> None:
-    """Runs the SFT stage from step `done` to its end, and has it saved now and then. It calls `look`, to see
-    who is there, now and then, and `give`, for new engines, where the learners are free. Raises `BadInput`
+    """Runs the SFT stage from step `done` to its end, and has it saved now and then, while the
+    supervisor ticks. Raises `BadInput`
     for a source that cannot be used, and RuntimeError where no demonstration succeeded."""
     if not config.sft.has_sources:
         return
     demonstrations = gather_demonstrations(
-        config, rollouts=rollouts, policy_folder=policy_folder, has_begun=done > 0
+        config, player=player, policy_folder=policy_folder, has_begun=done > 0
     )
     num_samples = learners.set_demonstrations(demonstrations.tables)
     by_source = dict(demonstrations.num_samples)
@@ -48,9 +48,8 @@ def cold_start(
     with stage_progress("SFT", total=num_steps - done) as advance:
         for step in range(done, num_steps, STEPS_PER_CALL):
             count = min(STEPS_PER_CALL, num_steps - step)
-            metrics = learners.sft_updates(first_step=step, num_steps=count, meanwhile=look)
-            look()
-            give()
+            metrics = learners.sft_updates(first_step=step, num_steps=count, supervisor=supervisor)
+            supervisor.tick("between_sft_updates")
             log(step + count, {**metrics, **counts})
             if (step + count) % STEPS_PER_CHECKPOINT == 0:
                 save()

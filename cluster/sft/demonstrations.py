@@ -25,7 +25,7 @@ from cluster.console.progress import say, stage_progress
 from cluster.ray_cluster.start import beside_driver
 from cluster.run_folder.paths import RunFolder
 from cluster.sft.demonstration_cache import DemonstrationCache
-from cluster.workers.rollout_pool import RolloutPool
+from cluster.workers.play_orders import OrderPlayer
 from learners.sft.batches import sample_lengths, without_overlong
 from learners.sft.best_trajectories import best_trajectories, load_trajectories
 from learners.sft.sharegpt import SharedDialogue, read_dialogues
@@ -57,7 +57,7 @@ class DemonstrationSet:
 
 
 def gather_demonstrations(
-    config: RunConfig, *, rollouts: RolloutPool, policy_folder: str, has_begun: bool = False
+    config: RunConfig, *, player: OrderPlayer, policy_folder: str, has_begun: bool = False
 ) -> DemonstrationSet:
     """Asks every source that the recipe names. `has_begun` says that the policy has imitated some of them:
     experts' dialogues that failed are not tried again then. Raises `BadInput` for a source that cannot be
@@ -69,14 +69,14 @@ def gather_demonstrations(
     if config.sft.files:
         parts["files"] = _from_files(config, policy_folder=policy_folder)
     experts = config.sft.num_demonstrations > 0
-    played = _from_experts(config, rollouts=rollouts, has_begun=has_begun) if experts else []
+    played = _from_experts(config, player=player, has_begun=has_begun) if experts else []
     return DemonstrationSet(
         tables=[*played, *(table for part in parts.values() for table, _ in part)],
         num_samples={name: sum(made.num_samples for _, made in part) for name, part in parts.items()},
     )
 
 
-def _from_experts(config: RunConfig, *, rollouts: RolloutPool, has_begun: bool) -> list[ray.ObjectRef]:
+def _from_experts(config: RunConfig, *, player: OrderPlayer, has_begun: bool) -> list[ray.ObjectRef]:
     """Rollouts with the scripted expert in place of the engine; cached ones are not played again."""
     seed = config.run.seed
     source = TaskSource(config.gyms.trained, split="train", seed=seed, difficulty=config.gyms.difficulty)
@@ -91,7 +91,7 @@ def _from_experts(config: RunConfig, *, rollouts: RolloutPool, has_begun: bool) 
         say(f"{len(orders) - len(missing)} demonstrations are in {folder} from before")
     chunks = files.files_for(missing)
     with stage_progress("demonstrations", total=len(missing)) as advance:
-        for name, table in rollouts.sample(chunks, policy=config.sft.demonstrator):
+        for name, table in player.sample(chunks, policy=config.sft.demonstrator):
             files.add(name, table)
             advance(len(chunks[name]), "")
     files.finish()

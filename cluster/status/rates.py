@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.workers.scaling_rules import Bottleneck, find_bottleneck
+from cluster.workers.autoscaler import Bottleneck, find_bottleneck
 
 MetricsLine = Mapping[str, Any]
 """One step of metrics.jsonl."""

@@ -1,9 +1,9 @@
-"""The driver's hold on the buffer: whole groups for a step, with an eye on those who make them. Holds
-references, never tokens."""
+"""The driver's client of the buffer: takes whole groups for a step, marks them as trained, releases their
+slots. Holds references, never tokens."""
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,93 +13,92 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.trajectory import GroupSummary
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import say, waits_for
-from cluster.workers.flat_watch import ZeroAdvantageWarning
+from cluster.console.progress import say, waits_for, warn
 from cluster.workers.restart import LostBufferError
-from cluster.workers.rollout_pool import RolloutPool
+from cluster.workers.supervisor import Supervisor
 from learners.buffer.buffered_group import BufferedGroup
 
 TAKE_TIMEOUT_S = 600.0
-"""A step whose groups do not come within this time, beyond that after which a lost group is issued again,
-stops the run, saying which orders are stuck and with whom."""
+"""If a step's groups are not ready within this time, beyond that after which a lost group is reissued, the
+run stops and names the stuck orders and their holders."""
 CALL_TIMEOUT_S = 120.0
 RESTORE_TIMEOUT_S = 1800.0
-"""What was finished is read from the disk into the object store."""
-SAY_EVERY_S = 10.0
-SUPERVISE_EVERY_S = 3.0
-"""Between two looks at who lives; in the mean half of it passes until a death is seen."""
+"""Finished groups are read from the disk into the object store."""
+REPORT_EVERY_S = 10.0
+TAKE_POLL_S = 3.0
+"""Longest that the buffer holds one call for groups: between two, the supervisor ticks."""
 BUFFER_DIED = "the buffer has died"
-MOST_LOST_GROUPS = 256
-"""Far more in a row than are in flight when an endpoint goes away for a moment."""
+MAX_LOST_GROUPS = 256
+"""In a row; an endpoint that is away for a moment loses far fewer."""
+FLAT_STEPS = 16
+"""Zero-advantage groups during one step's wait, in units of `groups_per_step`, after which there is a
+warning."""
+FLAT_CURE = (
+    "a group whose dialogues all have the same reward has zero advantages and trains nothing: let the cold "
+    "start teach more (sft.num_demonstrations), ask for less (gyms.difficulty), or reward what differs "
+    "(reward.weights)"
+)
 
 
 class BufferClient:
     """The groups of a run, from the buffer and back to it."""
 
-    def __init__(self, buffer: ActorHandle, *, run: RunConfig, rollouts: RolloutPool, archive: Path):
+    def __init__(self, buffer: ActorHandle, *, run: RunConfig, archive: Path):
+        """`archive` is the folder of dialogues that error messages name."""
         self._buffer: Any = buffer
         self._run = run
-        self._rollouts = rollouts
         self._archive = archive
-        """Where a person finds the dialogues."""
         self._releasing: list[ray.ObjectRef] = []
-        self._supervised_at_s = -math.inf
-        """By `time.monotonic()`."""
 
-    def take(self, *, policy_version: int, check: Callable[[], object]) -> list[BufferedGroup]:
-        """Whole groups for one step on `policy_version`. While it waits it sees to the rollout actors, and
-        calls `check`, which raises where waiting is in vain."""
+    def take(self, *, policy_version: int, supervisor: Supervisor) -> list[BufferedGroup]:
+        """Whole groups for one step on `policy_version`. The supervisor ticks meanwhile; it raises if waiting
+        on is pointless. Raises TimeoutError after `TAKE_TIMEOUT_S`."""
         deadline = time.monotonic() + self._run.rollout.group_timeout_s + TAKE_TIMEOUT_S
-        said_at, flat = -math.inf, ZeroAdvantageWarning(self._run, step=policy_version + 1)
+        reported_at, flat = -math.inf, ZeroAdvantageWarning(self._run, step=policy_version + 1)
         while True:
-            check()
-            # Asked first: the buffer looks for groups while the rollout actors are seen to.
+            # Called before the tick: the buffer collects groups while the processes are checked.
             taking = self._buffer.take.remote(
-                self._run.buffer.groups_per_step, policy_version, timeout_s=SUPERVISE_EVERY_S
+                self._run.buffer.groups_per_step, policy_version, timeout_s=TAKE_POLL_S
             )
-            self._supervise()
+            supervisor.tick("groups")
             try:
                 groups = self._get(taking)
                 waits_for("")
                 return groups
-            except GetTimeoutError:  # it may take groups yet, which nobody would ever book
+            except GetTimeoutError:  # it may still take groups, which would never be trained
                 raise
             except TimeoutError as error:
                 if time.monotonic() > deadline:
                     raise
-                self._expect_users()
-                line = f"step {policy_version + 1} waits for groups: {_last_line(error)}"
+                self._require_answers()
+                # The actor's own text, without the traceback and class name that Ray puts before it.
+                reason = str(error).strip().splitlines()[-1].removeprefix("TimeoutError: ")
+                line = f"step {policy_version + 1} waits for groups: {reason}"
                 waits_for(line)
-                if time.monotonic() - said_at >= SAY_EVERY_S:
-                    said_at = time.monotonic()
+                if time.monotonic() - reported_at >= REPORT_EVERY_S:
+                    reported_at = time.monotonic()
                     say(line)
-                    flat.look(self.metrics()["ledger/dropped/flat"])
+                    flat.check(self.metrics()["ledger/dropped/flat"])
 
-    def keep_working(self) -> None:
-        """Sees to the rollout actors where nobody has for some time: an update may be long, and an actor that
-        has come back meanwhile would have nothing to do until its end."""
-        if time.monotonic() - self._supervised_at_s >= SUPERVISE_EVERY_S:
-            self._supervise()
-
-    def book(
+    def mark_trained(
         self, groups: Sequence[BufferedGroup], *, step: int, credits: "ray.ObjectRef | None" = None
     ) -> list[GroupSummary]:
-        """Books the groups as trained by `step`; `credits` is that of its `LearnerPool.update`. Summaries of
-        all that was settled since the step before."""
-        inside = [] if credits is None else [credits]  # itself, Ray would wait for it before the call
+        """Records that `step` has trained these groups; `credits` is that of its `LearnerPool.update`.
+        Returns the summaries of all groups that were trained or dropped since the step before."""
+        inside = [] if credits is None else [credits]  # a bare reference would be waited for before the call
         return self._get(self._buffer.book.remote(_ids(groups), step=step, credits=inside))
 
     def release(
         self, groups: Sequence[BufferedGroup], *, policy_version: int, live: Sequence[ray.ObjectRef]
     ) -> None:
-        """Has the buffer free the slots of booked groups as soon as all of `live` are done: then the weights
-        of their step, `policy_version`, are in every engine. Returns at once."""
+        """Has the buffer free the slots of trained groups once all of `live` are done: then the weights of
+        their step, `policy_version`, are in every engine. Returns at once."""
         self._releasing.append(
             self._buffer.release.remote(_ids(groups), policy_version=policy_version, live=list(live))
         )
 
     def finish_release(self) -> None:
-        """Waits until the slots of all released groups are free."""
+        """Blocks until the slots of all released groups are free."""
         releasing, self._releasing = self._releasing, []
         self._get(releasing)
 
@@ -111,19 +110,19 @@ class BufferClient:
         """JSON for a checkpoint."""
         return self._get(self._buffer.state.remote())
 
-    def expect_unordered(self) -> None:
-        """Raises RuntimeError where groups were ordered already: their results, begun before `restore`, would
-        be taken for ones begun after it."""
+    def require_unissued(self) -> None:
+        """Raises RuntimeError if orders have been issued: their results, begun before `restore`, would be
+        taken for later ones."""
         if self._get(self._buffer.has_issued.remote()):
-            raise RuntimeError("groups were ordered already: go back to a checkpoint in a new algorithm")
+            raise RuntimeError("groups were ordered already: restore the checkpoint in a new algorithm")
 
-    def restore(self, state: Mapping[str, Any] | None, *, step: int, redo: bool) -> int:
-        """Goes on from `state` after `step`; None: from the beginning. With `redo` the steps that had begun
-        since are taken again on the same groups: returns how many, -1 where nobody knows."""
-        return ray.get(self._buffer.restore.remote(state, step=step, redo=redo), timeout=RESTORE_TIMEOUT_S)
+    def restore(self, state: Mapping[str, Any] | None, *, step: int, replay: bool) -> int:
+        """Resumes from `state` after `step`; None means from the beginning. With `replay` the steps that had
+        begun since are repeated on the same groups: returns how many, -1 if the log does not reach back."""
+        return ray.get(self._buffer.restore.remote(state, step=step, redo=replay), timeout=RESTORE_TIMEOUT_S)
 
-    def forget_journal(self, *, before: int) -> None:
-        """No checkpoint needs the journal before this entry. Returns at once."""
+    def trim_log(self, *, before: int) -> None:
+        """Deletes the log's entries before this one, which no checkpoint needs. Returns at once."""
         self._buffer.forget_journal.remote(before)
 
     @property
@@ -135,26 +134,19 @@ class BufferClient:
             return True
         return False
 
-    def expect_buffer(self) -> None:
-        """Raises LostBufferError where it has died."""
+    def raise_if_lost(self) -> None:
+        """Raises LostBufferError if it has died."""
         if self.is_lost:
             raise LostBufferError(BUFFER_DIED)
 
-    def _supervise(self) -> None:
-        try:
-            self._rollouts.supervise(self._buffer, group_size=self._run.rollout.num_dialogues)
-        except RayActorError as error:
-            raise LostBufferError(BUFFER_DIED) from error
-        self._supervised_at_s = time.monotonic()
-
-    def _expect_users(self) -> None:
-        """Raises where every dialogue fails or goes unscored, as with a spent budget: no wait would mend
-        that."""
+    def _require_answers(self) -> None:
+        """Raises RuntimeError if every dialogue fails or goes unscored, as with a spent budget: waiting does
+        not cure that."""
         num_lost: int = self._get(self._buffer.num_lost_in_a_row.remote())
-        if num_lost >= MOST_LOST_GROUPS:
+        if num_lost >= MAX_LOST_GROUPS:
             raise RuntimeError(
-                f"every dialogue of the last {num_lost} groups failed, or no judge could score it: "
-                f"stop_reason, error and simulator in {self._archive} say how: mend it and go on by "
+                f"every dialogue of the last {num_lost} groups failed, or no judge could score it: see "
+                f"stop_reason, error and simulator in {self._archive}, fix the cause and resume with "
                 "`userrl train`"
             )
 
@@ -165,11 +157,25 @@ class BufferClient:
             raise LostBufferError(BUFFER_DIED) from error
 
 
+class ZeroAdvantageWarning:
+    """Warns once if one step's wait finds almost only groups without a gradient; `RunAlerts` judges finished
+    steps, and would not see a step that never ends."""
+
+    def __init__(self, config: RunConfig, *, step: int):
+        self._group_size = config.rollout.group_size
+        self._max_groups = FLAT_STEPS * config.buffer.groups_per_step
+        self._step = step
+        self._before = math.inf
+        self._has_warned = False
+
+    def check(self, num_flat: float) -> None:
+        """`num_flat`: trajectories that the run has dropped as flat so far."""
+        self._before = min(self._before, num_flat)
+        num_groups = (num_flat - self._before) / self._group_size
+        if num_groups > self._max_groups and not self._has_warned:
+            self._has_warned = True
+            warn(f"step {self._step}: {num_groups:.0f} flat groups while it waited: {FLAT_CURE}")
+
+
 def _ids(groups: Sequence[BufferedGroup]) -> list[int]:
     return [group.order.group_id for group in groups]
-
-
-def _last_line(error: Exception) -> str:
-    """What an actor's error says, after the traceback that Ray puts before it and the error's own name."""
-    line = (str(error).strip().splitlines() or [repr(error)])[-1]
-    return line.removeprefix("TimeoutError: ")

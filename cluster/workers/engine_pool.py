@@ -1,8 +1,5 @@
-"""The driver's hold on the policy engines: as many as are wanted, each with the live weights before anybody
-asks it. One that dies or hangs is replaced while the run goes on.
-
-A new engine starts, waits for weights, receives them, and only then is one of those that rollout actors know.
-It refuses to know where weights come from: `give` is somebody else's.
+"""The policy engines of a run: starts as many as are wanted, and replaces engines that die or hang while the
+run continues. Rollout actors learn of an engine only once it holds the live weights.
 """
 
 import time
@@ -15,277 +12,275 @@ from ray.exceptions import RayError
 
 from actors.engines.membership import EngineSet
 from actors.engines.usage import EngineUsage
-from actors.process_info import ProcessInfo
 from cluster.console.progress import say, warn
-from cluster.workers.engine_replica import GONE, EngineReplica, in_one_line
+from cluster.workers.engine_replica import EngineReplica, in_one_line, is_gone
 
-SILENT_S = 30.0
-"""An engine that has not answered for so long is ended. Its event loop never works for a second on end."""
-LEAVE_S = 60.0
-"""Longest wait for the completions of an engine that is to go; what is left then is asked for elsewhere."""
-MOST_FAILED_STARTS = 3
-"""In a row: an engine that never starts is not the machine's mishap."""
+UNRESPONSIVE_S = 30.0
+"""An engine that has not answered for so long is killed. Its event loop is never blocked for a second."""
+DRAIN_TIMEOUT_S = 60.0
+"""Longest wait for the completions of a draining engine; after it, clients retry them on other engines."""
+MAX_FAILED_STARTS = 3
+"""Consecutive failed starts after which the run stops: not transient any more."""
 CALL_TIMEOUT_S = 10.0
-WAIT_S = 1.0
+START_POLL_S = 1.0
 
 
 class EngineStartError(RuntimeError):
-    """No engine could be started."""
+    """Engines fail to start again and again."""
 
 
 class EnginePool:
-    """All engines of a run, as one."""
+    """All engines of a run."""
 
     def __init__(
         self,
         create: Callable[[int], ActorHandle],
         *,
         num_engines: int,
-        places_each: int,
+        slots_per_engine: int,
         start_timeout_s: float,
     ):
-        """`create` makes the actor of the engine with this number; `places_each` is how many sequences one
-        computes at once."""
-        self.give: Callable[[], None] = lambda: None
-        """Begins to bring the live weights to those that wait for them."""
+        """`create` makes the actor of the engine with this number; `slots_per_engine` is how many sequences
+        one computes at once."""
         self.num_wanted = num_engines
         self.num_lost = 0
         """Engines that died or hung, so far."""
         self._create = create
-        self._places_each = places_each
+        self._slots_per_engine = slots_per_engine
         self._start_timeout_s = start_timeout_s
-        self._members: list[EngineReplica] = []
-        self._num_first = num_engines
+        self._replicas: list[EngineReplica] = []
+        self._num_initial = num_engines
         self._num_created = 0
         self._num_failed_starts = 0
         self._version = 0
+        """Of the set of serving engines."""
         self._fill()
 
     def wait(self) -> None:
-        """Until the first engines have all started; who dies or hangs meanwhile is replaced. Raises what one
-        raised by itself: another would, too."""
-        while starting := [member for member in self._members if member.phase == "starts"]:
-            ray.wait([member.pending for member in starting], timeout=WAIT_S)
-            for member in starting:
-                if member.is_done and (error := member.fault()) is not None:
+        """Until the first engines have all started; engines that die or hang meanwhile are replaced. Raises
+        what an engine's own start raised, since another would raise it too."""
+        while starting := [replica for replica in self._replicas if replica.phase == "starting"]:
+            ray.wait([replica.pending for replica in starting], timeout=START_POLL_S)
+            for replica in starting:
+                if replica.has_answered and (error := replica.start_error()) is not None:
                     raise error
-                self._look_at_start(member)
+                self._poll_start(replica)
             self._fill()
 
     @property
-    def actors(self) -> list[ActorHandle]:
-        """Those that have started and stay: who gets weights."""
-        return [one.actor for one in self._members if one.phase in ("waits", "receives", "serves")]
+    def running(self) -> list[ActorHandle]:
+        """Engines that have started and stay: these get weights."""
+        phases = ("awaiting_weights", "receiving", "serving")
+        return [replica.actor for replica in self._replicas if replica.phase in phases]
 
     @property
-    def waiting(self) -> list[ActorHandle]:
-        """Those of them that wait for their first weights, and are not being sent any."""
-        return [one.actor for one in self._members if one.phase == "waits"]
+    def awaiting_weights(self) -> list[ActorHandle]:
+        """Running engines without weights that are not being sent any."""
+        return [replica.actor for replica in self._replicas if replica.phase == "awaiting_weights"]
 
     @property
     def num_serving(self) -> int:
-        return sum(member.phase == "serves" for member in self._members)
+        return len(self._serving)
 
     @property
-    def is_settled(self) -> bool:
-        """Whether there are as many as are wanted, and all serve."""
-        return len(self._members) == self.num_serving == self.num_wanted
+    def is_stable(self) -> bool:
+        """Whether there are as many engines as are wanted, and all serve."""
+        return len(self._replicas) == self.num_serving == self.num_wanted
 
-    def current(self, *, num_sharing: int) -> EngineSet | None:
-        """What `num_sharing` rollout actors need to know; None where the run has no engines at all."""
+    def snapshot(self, *, num_sharing: int) -> EngineSet | None:
+        """The serving engines for `num_sharing` rollout actors; None if the run has no engines at all."""
         if not self.num_wanted:
             return None
-        serving = tuple(member.actor for member in self._members if member.phase == "serves")
-        places = self._places_each * len(serving) / max(1, num_sharing)
+        serving = tuple(replica.actor for replica in self._serving)
+        places = self._slots_per_engine * len(serving) / max(1, num_sharing)
         return EngineSet(version=self._version, engines=serving, places=places)
 
     def scale(self, num_engines: int) -> None:
-        """More are started; of too many the newest go, once their completions are there."""
+        """Starts missing engines; of too many the newest are drained."""
         self.num_wanted = num_engines
-        staying = [member for member in self._members if member.phase != "leaves"]
-        staying.sort(key=lambda member: member.is_going)
-        for member in staying[num_engines:]:
-            if member.phase == "serves":
-                self._version += 1
-                member.leave()
-            else:  # nobody knows it yet
-                self._end(member)
+        staying = [replica for replica in self._replicas if replica.phase != "draining"]
+        staying.sort(key=lambda replica: replica.is_retiring)
+        for replica in staying[num_engines:]:
+            if replica.phase == "serving":
+                self._drain(replica)
+            else:  # no client knows it yet
+                self._kill(replica)
         self._fill()
 
-    def look(self) -> None:
-        """Notices who has started, died, hung or has nothing left to do, and starts what is missing. Never
-        waits. Raises `EngineStartError` where engines do not start again and again."""
-        for member in list(self._members):
-            if member.phase == "starts":
-                self._look_at_start(member)
-            elif member.phase == "leaves":
-                self._look_at_leaving(member)
+    def poll(self) -> None:
+        """Notices engines that have started, died, hung or drained, and starts missing ones. Never blocks.
+        Raises `EngineStartError` after `MAX_FAILED_STARTS`."""
+        for replica in list(self._replicas):
+            if replica.phase == "starting":
+                self._poll_start(replica)
+            elif replica.phase == "draining":
+                self._poll_drain(replica)
             else:
-                self._look_at_health(member)
-        self._let_go()
+                self._poll_health(replica)
+        self._retire()
         self._fill()
 
-    def give_notice(self, nodes: Collection[str]) -> None:
-        """Those on these nodes, by Ray's names, are about to end with them: others are started."""
-        for member in list(self._members):
-            if member.place is None or member.place.node_id not in nodes or member.is_going:
+    def drain_nodes(self, nodes: Collection[str]) -> None:
+        """Starts replacements of the engines on these nodes, by Ray's node ids."""
+        for replica in list(self._replicas):
+            if replica.process is None or replica.process.node_id not in nodes or replica.is_retiring:
                 continue
-            if member.phase != "leaves":
-                warn(f"{member}: its node is about to go: another is started")
-                member.is_going = True
-                if member.phase != "serves":
-                    self._end(member)
+            if replica.phase != "draining":
+                warn(f"{replica}: its node is being drained: a replacement is started")
+                replica.is_retiring = True
+                if replica.phase != "serving":
+                    self._kill(replica)
         self._fill()
 
-    def receives(self, actor: ActorHandle) -> None:
+    def mark_receiving(self, actor: ActorHandle) -> None:
         """Its first weights are on their way."""
-        member = self._member(actor)
-        if member is not None and member.phase == "waits":
-            member.enter("receives")
+        replica = self._find(actor)
+        if replica is not None and replica.phase == "awaiting_weights":
+            replica.enter("receiving")
 
-    def serves(self, actor: ActorHandle) -> None:
-        """It has the live weights."""
-        member = self._member(actor)
-        if member is not None and member.phase == "receives":
-            seconds = time.monotonic() - member.since
-            member.enter("serves")
+    def mark_serving(self, actor: ActorHandle) -> None:
+        """It holds the live weights."""
+        replica = self._find(actor)
+        if replica is not None and replica.phase == "receiving":
+            seconds = time.monotonic() - replica.since
+            replica.enter("serving")
             self._version += 1
-            if not member.is_first:
-                say(f"{member} serves | weights after {seconds:.1f}s")
+            if not replica.is_initial:
+                say(f"{replica} serves | weights after {seconds:.1f}s")
 
-    def lose(self, actor: ActorHandle, why: str) -> None:
-        """It died, hangs or cannot load weights: another takes its place."""
-        member = self._member(actor)
-        if member is None:
+    def mark_lost(self, actor: ActorHandle, reason: str) -> None:
+        """It died, hangs or cannot load weights: it is killed and replaced."""
+        replica = self._find(actor)
+        if replica is None:
             return
-        warn(f"{member} is lost: {why}: another is started")
+        warn(f"{replica} is lost: {reason}: a replacement is started")
         self.num_lost += 1
-        self._version += member.phase == "serves"
-        self._end(member)
+        self._version += replica.phase == "serving"
+        self._kill(replica)
         self._fill()
 
     def usage(self) -> list[EngineUsage]:
-        """What each engine's time went to since the last call of this; without those that do not say."""
-        asked: list[Any] = [
-            member.actor.usage.remote() for member in self._members if member.phase == "serves"
-        ]
+        """What each serving engine spent its time on since the last call; engines that do not answer are left
+        out."""
+        asked: list[Any] = [replica.actor.usage.remote() for replica in self._serving]
         ready, _ = ray.wait(asked, num_returns=len(asked), timeout=CALL_TIMEOUT_S) if asked else ([], [])
         usages = []
         for reference in ready:
             try:
                 usages.append(ray.get(reference))
-            except RayError:  # `look` sees to it
+            except RayError:  # `poll` handles it
                 continue
         return usages
 
     def stop(self, *, timeout_s: float) -> None:
-        """Ends all of them; what does not end in time is killed. Who still starts would not listen."""
-        stopping: list[Any] = [one.actor.stop.remote() for one in self._members if one.phase != "starts"]
+        """Ends all engines; one that does not stop in time, or is still starting, is killed."""
+        stopping: list[Any] = [one.actor.stop.remote() for one in self._replicas if one.phase != "starting"]
         if stopping:
             ray.wait(stopping, num_returns=len(stopping), timeout=timeout_s)
-        for member in list(self._members):
-            self._end(member)
+        for replica in list(self._replicas):
+            self._kill(replica)
         self.num_wanted = 0
 
-    def _let_go(self) -> None:
-        """Who is about to go leaves once there are enough without it."""
-        num_others = sum(one.phase == "serves" and not one.is_going for one in self._members)
-        for member in self._members:
-            if member.is_going and member.phase == "serves" and num_others >= self.num_wanted:
-                self._version += 1
-                member.leave()
+    @property
+    def _serving(self) -> list[EngineReplica]:
+        return [replica for replica in self._replicas if replica.phase == "serving"]
+
+    def _drain(self, replica: EngineReplica) -> None:
+        self._version += 1
+        replica.drain()
+
+    def _retire(self) -> None:
+        """Drains retiring engines once enough others serve."""
+        serving = self._serving
+        num_others = sum(not replica.is_retiring for replica in serving)
+        for replica in serving:
+            if replica.is_retiring and num_others >= self.num_wanted:
+                self._drain(replica)
 
     def _fill(self) -> None:
-        """Starts as many as are missing."""
-        staying = [one for one in self._members if one.phase != "leaves" and not one.is_going]
-        num_missing = self.num_wanted - len(staying)
-        for _ in range(num_missing):
+        """Starts missing engines."""
+        num_staying = sum(one.phase != "draining" and not one.is_retiring for one in self._replicas)
+        for _ in range(self.num_wanted - num_staying):
             number, self._num_created = self._num_created, self._num_created + 1
-            is_first = number < self._num_first
-            self._members.append(
-                EngineReplica.begin(self._create(number), name=f"engine {number}", is_first=is_first)
+            is_initial = number < self._num_initial
+            self._replicas.append(
+                EngineReplica.start(self._create(number), name=f"engine {number}", is_initial=is_initial)
             )
 
-    def _started(self, member: EngineReplica, place: ProcessInfo) -> None:
-        member.started(place)
-        self._num_failed_starts = 0
-
-    def _look_at_start(self, member: EngineReplica) -> None:
-        seconds = time.monotonic() - member.since
-        if not member.is_done:
-            if seconds > self._start_timeout_s:
-                self._failed_start(member, f"did not start within start_timeout_s={self._start_timeout_s:g}")
-            return
-        try:
-            self._started(member, ray.get(member.pending))
-        except RayError as error:
-            self._failed_start(member, in_one_line(error))
-
-    def _failed_start(self, member: EngineReplica, why: str) -> None:
-        self._num_failed_starts += 1
-        if self._num_failed_starts >= MOST_FAILED_STARTS:
-            raise EngineStartError(f"{member}: {why}; {MOST_FAILED_STARTS} in a row did not start")
-        warn(f"{member}: {why}: another is started")
-        self._end(member)
-
-    def _look_at_health(self, member: EngineReplica) -> None:
-        if not member.is_done:
-            silent_s = time.monotonic() - member.asked_at
-            if silent_s > SILENT_S:
-                self.lose(member.actor, f"no answer for {silent_s:.0f} s")
-            return
-        try:
-            ray.get(member.pending)
-        except RayError as error:
-            self.lose(member.actor, in_one_line(error))
-        else:
-            member.check()
-
-    def _look_at_leaving(self, member: EngineReplica) -> None:
-        """It goes as soon as no completion is in flight there."""
-        is_idle, is_over = False, time.monotonic() - member.since > LEAVE_S
-        if member.is_done:
+    def _poll_start(self, replica: EngineReplica) -> None:
+        if replica.has_answered:
             try:
-                usage: EngineUsage = ray.get(member.pending)
+                replica.mark_started(ray.get(replica.pending))
+                self._num_failed_starts = 0
+            except RayError as error:
+                self._handle_failed_start(replica, in_one_line(error))
+        elif time.monotonic() - replica.since > self._start_timeout_s:
+            self._handle_failed_start(
+                replica, f"did not start within start_timeout_s={self._start_timeout_s:g}"
+            )
+
+    def _handle_failed_start(self, replica: EngineReplica, reason: str) -> None:
+        self._num_failed_starts += 1
+        if self._num_failed_starts >= MAX_FAILED_STARTS:
+            raise EngineStartError(f"{replica}: {reason}; {MAX_FAILED_STARTS} in a row did not start")
+        warn(f"{replica}: {reason}: a replacement is started")
+        self._kill(replica)
+
+    def _poll_health(self, replica: EngineReplica) -> None:
+        if not replica.has_answered:
+            seconds = time.monotonic() - replica.asked_at
+            if seconds > UNRESPONSIVE_S:
+                self.mark_lost(replica.actor, f"no answer for {seconds:.0f} s")
+            return
+        try:
+            ray.get(replica.pending)
+        except RayError as error:
+            self.mark_lost(replica.actor, in_one_line(error))
+        else:
+            replica.ping()
+
+    def _poll_drain(self, replica: EngineReplica) -> None:
+        """Ends a draining engine once it has no completion in flight."""
+        is_idle, is_expired = False, time.monotonic() - replica.since > DRAIN_TIMEOUT_S
+        if replica.has_answered:
+            try:
+                usage: EngineUsage = ray.get(replica.pending)
                 is_idle = usage.duration_s > 0 and usage.idle_s >= usage.duration_s
             except RayError:
-                is_over = True
+                is_expired = True
             else:
-                member.pending = member.actor.usage.remote()
-        if is_idle or is_over:
-            say(f"{member} has gone")
-            self._end(member)
+                replica.pending = replica.actor.usage.remote()
+        if is_idle or is_expired:
+            say(f"{replica} was removed")
+            self._kill(replica)
 
-    def _end(self, member: EngineReplica) -> None:
-        self._members.remove(member)
-        member.end()
+    def _kill(self, replica: EngineReplica) -> None:
+        self._replicas.remove(replica)
+        replica.kill()
 
-    def _member(self, actor: ActorHandle) -> EngineReplica | None:
-        return next((member for member in self._members if member.actor == actor), None)
+    def _find(self, actor: ActorHandle) -> EngineReplica | None:
+        return next((replica for replica in self._replicas if replica.actor == actor), None)
 
 
 def serve_own_weights(engines: EnginePool, *, timeout_s: float) -> None:
-    """The engines serve what the model folder holds, now and whenever one is replaced: no learner will send
-    anything. Raises GetTimeoutError."""
-
-    def give() -> None:
-        for actor in engines.waiting:
-            engines.receives(actor)
-            try:
-                ray.get(actor.keep_own_weights.remote(0), timeout=timeout_s)
-            except GONE as error:
-                engines.lose(actor, in_one_line(error))
-            else:
-                engines.serves(actor)
-
-    engines.give = give
-    give()
+    """Engines that wait for weights serve what their model folder holds: no learner sends any. Raises
+    GetTimeoutError."""
+    for actor in engines.awaiting_weights:
+        engines.mark_receiving(actor)
+        try:
+            ray.get(actor.keep_own_weights.remote(0), timeout=timeout_s)
+        except RayError as error:
+            if not is_gone(error):
+                raise
+            engines.mark_lost(actor, in_one_line(error))
+        else:
+            engines.mark_serving(actor)
 
 
 def no_engines() -> EnginePool:
-    """Where scripts or an endpoint play."""
+    """A pool of none, for scripted policies and endpoints."""
 
     def create(number: int) -> ActorHandle:
         raise AssertionError("no engine is wanted")
 
-    return EnginePool(create, num_engines=0, places_each=0, start_timeout_s=0.0)
+    return EnginePool(create, num_engines=0, slots_per_engine=0, start_timeout_s=0.0)

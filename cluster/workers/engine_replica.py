@@ -1,7 +1,6 @@
-"""One engine of a run as the driver sees it: the phase of its life, where its processes are, how they end."""
+"""One policy engine as the driver sees it: its phase, where its processes run, and how they are ended."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,10 +11,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.engines.protocol import EngineGoneError
 from actors.process_info import ProcessInfo, end_processes
 
-ReplicaPhase = Literal["starts", "waits", "receives", "serves", "leaves"]
-"""It starts, waits for its first weights, receives them, serves, and may have to leave."""
-GONE = (RayActorError, EngineGoneError)
-"""What an engine's calls raise once it will serve nothing any more."""
+ReplicaPhase = Literal["starting", "awaiting_weights", "receiving", "serving", "draining"]
+"""In this order. Rollout actors know an engine while it serves."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -24,33 +21,33 @@ class EngineReplica:
 
     actor: Any
     name: str
-    is_first: bool
-    """Whether it is one of those that the run began with."""
-    phase: ReplicaPhase = "starts"
+    is_initial: bool
+    """Whether the run started with it."""
+    phase: ReplicaPhase = "starting"
     since: float
-    """When the phase began, by `time.monotonic`, as all moments here."""
+    """When the phase began, by `time.monotonic`, as all times here."""
     pending: ray.ObjectRef
-    """While it starts: done once it has, with its place. Later its last check, or usage while it leaves."""
+    """The open call: `start`, later `check`, and `usage` while it drains."""
     asked_at: float
-    place: ProcessInfo | None = None
-    is_going: bool = False
-    """Whether its node has been given notice: it serves until another does in its place."""
+    process: ProcessInfo | None = None
+    is_retiring: bool = False
+    """Whether its node is being drained: it serves until a replacement does."""
 
     @classmethod
-    def begin(cls, actor: Any, *, name: str, is_first: bool) -> "EngineReplica":
+    def start(cls, actor: Any, *, name: str, is_initial: bool) -> "EngineReplica":
         """Has the engine start."""
-        now = time.monotonic()
-        started = actor.start.remote()
-        return cls(actor=actor, name=name, is_first=is_first, since=now, pending=started, asked_at=now)
+        now, pending = time.monotonic(), actor.start.remote()
+        return cls(actor=actor, name=name, is_initial=is_initial, since=now, pending=pending, asked_at=now)
 
     @property
-    def is_done(self) -> bool:
-        """Whether `pending` is."""
+    def has_answered(self) -> bool:
+        """Whether the open call is done."""
         done, _ = ray.wait([self.pending], timeout=0)
         return bool(done)
 
-    def fault(self) -> RayError | None:
-        """What its start raised by itself; None where it has started, or has died."""
+    def start_error(self) -> RayError | None:
+        """What the engine's own start raised, which any other engine would raise too. None if it has started,
+        or if its process died."""
         try:
             ray.get(self.pending)
         except RayActorError as error:
@@ -62,38 +59,38 @@ class EngineReplica:
     def enter(self, phase: ReplicaPhase) -> None:
         self.phase, self.since = phase, time.monotonic()
 
-    def started(self, place: ProcessInfo) -> None:
-        self.place = place
-        self.enter("waits")
-        self.check()
+    def mark_started(self, process: ProcessInfo) -> None:
+        self.process = process
+        self.enter("awaiting_weights")
+        self.ping()
 
-    def check(self) -> None:
-        """Asks it whether it is well."""
+    def ping(self) -> None:
+        """Begins a health check."""
         self.pending, self.asked_at = self.actor.check.remote(), time.monotonic()
 
-    def leave(self) -> None:
-        """It is asked what its time went to until nothing did."""
-        self.enter("leaves")
+    def drain(self) -> None:
+        """It gets no new requests; its usage says when the last one is finished."""
+        self.enter("draining")
         self.pending = self.actor.usage.remote()
 
-    def end(self) -> None:
-        """Ends its process, and vLLM's, which a killed parent leaves behind, stopped or not."""
+    def kill(self) -> None:
+        """Ends its process, and vLLM's own, which a killed parent leaves behind."""
         ray.kill(self.actor)
-        if self.place is not None:
-            there = NodeAffinitySchedulingStrategy(self.place.node_id, soft=False)
+        if self.process is not None:
+            there = NodeAffinitySchedulingStrategy(self.process.node_id, soft=False)
             end: Any = ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=there)
-            end.remote(self.place.processes)  # not waited for: the node may be gone with it
+            end.remote(self.process.processes)  # not waited for: the node may be gone
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.place})" if self.place else self.name
+        return f"{self.name} ({self.process})" if self.process else self.name
 
 
 def is_gone(error: BaseException) -> bool:
-    """Whether what an engine's call raised says that it will serve nothing any more."""
-    return isinstance(error, GONE)
+    """Whether this error of an engine's call means that the engine will never serve again."""
+    return isinstance(error, RayActorError | EngineGoneError)
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an engine's call raised, after the traceback that Ray puts before it."""
-    lines: Sequence[str] = str(error).strip().splitlines()
+    """The error of a Ray call without the traceback that Ray puts before it."""
+    lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"

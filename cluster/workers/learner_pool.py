@@ -1,11 +1,12 @@
-"""The driver's hold on the learners: one call reaches every rank, and learners that die or hang are replaced.
+"""All learners of a run as one object: every call reaches every rank, and learners that die or hang are
+replaced.
 
-New learners load the last whole checkpoint and take again every step since, on the same groups: they end with
-the same weights, and nothing else of the run notices.
-"""
+New learners load the last complete checkpoint and repeat every step since, on the same groups: they end with
+the same weights, and no other process notices."""
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,71 +16,71 @@ from ray.actor import ActorHandle
 from actors.config import WeightTransport
 from cluster.console.progress import say, warn
 from cluster.workers.learner_replay import LearnerCall, LearnerReplay, LearnerWork, ReplayError
-from cluster.workers.learner_restart import rebuilt
+from cluster.workers.learner_restart import rebuild
 from cluster.workers.learner_rpc import (
-    GO_ON,
+    RESUME,
     BrokenSendError,
     LearnerError,
     LostLearnerError,
     SilentLearnerError,
     ask,
-    ask_for_payload,
 )
+from cluster.workers.rllib_internals import learner_actors
+from cluster.workers.supervisor import Supervisor, Wait
 from learners.buffer.group_store import GroupRows
 
 CALL_TIMEOUT_S = 1800.0
 """Longest wait for one call; an optimizer step of a large policy takes minutes."""
 POLL_TIMEOUT_S = 10.0
-"""Longest wait for a question that is not waited for; who is too busy to answer is asked again later."""
-MOST_REBUILDS = 3
-"""For one call: learners that die again and again at the same place are not the machine's mishap."""
+"""Longest wait for an answer that is only polled; a learner that is too busy is asked again later."""
+MAX_REBUILDS = 3
+"""For one call: learners that keep dying in the same call are not a transient fault."""
 
 
 class SaveError(RuntimeError):
-    """A checkpoint was not written; training is as it was."""
+    """A checkpoint was not written; training is unaffected."""
 
 
 class LearnerPool:
-    """All learners of a run, as one."""
+    """All learners of a run."""
 
     def __init__(
         self,
         group: Any,
         *,
-        most_steps: int,
-        replaced: Callable[[Any], None] = lambda group: None,
+        max_steps: int,
+        on_rebuild: Callable[[Any], object] = lambda group: None,
         timeout_s: float = CALL_TIMEOUT_S,
     ):
-        """`group` is RLlib's LearnerGroup; `replaced` is told of the one that takes its place. Groups of
-        `most_steps` steps since the last checkpoint are kept to be trained again."""
+        """`group` is RLlib's LearnerGroup; `on_rebuild` gets the one that replaces it. Groups of up to
+        `max_steps` steps since the last checkpoint are kept for replay."""
         self.num_rebuilds = 0
         self._group = group
-        self._replaced = replaced
+        self._on_rebuild = on_rebuild
         self._timeout_s = timeout_s
-        self._history = LearnerReplay(most_steps=most_steps)
+        self._history = LearnerReplay(max_steps=max_steps)
         self._lost: LostLearnerError | None = None
         """Why the learners must be replaced."""
-        self._holds_another = False
-        """Whether they are well, with the policy of another checkpoint than the history's."""
+        self._holds_other_policy = False
+        """Whether they are alive, but hold another checkpoint's policy than the history's."""
         self._is_saving = False
 
     @property
     def num_steps_to_replay(self) -> int:
-        """GRPO steps since the last whole checkpoint."""
+        """GRPO steps since the last complete checkpoint."""
         return self._history.num_steps
 
     def update(
-        self, groups: Sequence[GroupRows], *, step: int, meanwhile: Callable[[], object] = lambda: None
+        self, groups: Sequence[GroupRows], *, step: int, supervisor: Supervisor | None = None
     ) -> tuple[dict[str, float], ray.ObjectRef]:
-        """One GRPO step on these groups; one that takes long calls `meanwhile` every few seconds. Its
-        metrics, and the table of what each turn was credited with, which outlives the learners. Raises
-        `LearnerError`, as all methods do."""
+        """One GRPO step on these groups; the supervisor ticks meanwhile. Its metrics, and the table of every
+        turn's credit, which outlives the learners. Raises `LearnerError`, as all methods do."""
         rows = list(groups)
 
         def work(learner: Any) -> tuple[dict[str, float], Any]:
             return learner.update_groups(rows, step=step), learner.credits()
 
-        answers = self._call(work, with_payload=True, meanwhile=meanwhile)
+        answers = self._call(work, with_payload=True, tick=_ticks(supervisor, "update"))
         self._history.add(LearnerCall(stage="grpo", work=work))
         return answers[0]
 
@@ -95,24 +96,24 @@ class LearnerPool:
         return num_samples
 
     def sft_updates(
-        self, *, first_step: int, num_steps: int, meanwhile: Callable[[], object] = lambda: None
+        self, *, first_step: int, num_steps: int, supervisor: Supervisor | None = None
     ) -> dict[str, float]:
-        """Steps of the cold start; the last one's metrics. `meanwhile` as in `update`."""
+        """SFT steps of the cold start; the last one's metrics. The supervisor ticks meanwhile."""
 
         def work(learner: Any) -> dict[str, float]:
             return learner.sft_updates(first_step=first_step, num_steps=num_steps)
 
-        answers = self._call(work, meanwhile=meanwhile)
+        answers = self._call(work, tick=_ticks(supervisor, "sft_update"))
         self._history.add(LearnerCall(stage="sft", work=work))
         return answers[0]
 
-    def look(self) -> None:
-        """Replaces them where some have died, while nothing is asked of them."""
+    def check_health(self) -> None:
+        """Pings idle learners, and replaces them if one has died."""
         self._call(lambda learner: None)
 
     def weights(self, *, dtype: str) -> tuple[ray.ObjectRef, dict[str, float]]:
-        """The policy's weights, packed by the first learner, and what that cost. They outlive it: engines
-        fetch them while it trains on."""
+        """The policy's weights, packed by rank 0, and what that cost. They outlive it: engines fetch them
+        while it trains on."""
 
         def pack(learner: Any) -> tuple[dict[str, float] | None, Any]:
             payload, metrics = learner.weights(dtype=dtype) or (None, None)
@@ -130,9 +131,9 @@ class LearnerPool:
         dtype: str,
         policy_version: int,
     ) -> dict[str, float]:
-        """The policy's weights from GPU to GPU: live in every engine when this returns. What the engines
-        measured. Raises `BrokenSendError` where a learner is lost in the middle; whatever is asked next is
-        asked of new ones, which are what the old ones were."""
+        """Sends the policy's weights from GPU to GPU: they are live in every engine when this returns, with
+        what the engines measured. Raises `BrokenSendError` if a learner is lost during it; the next call then
+        goes to new learners with the old ones' state."""
         handles = list(engines)
 
         def work(learner: Any) -> dict[str, float]:
@@ -144,8 +145,8 @@ class LearnerPool:
                 policy_version=policy_version,
             )
 
-        if self._lost or self._holds_another:
-            self._call(lambda learner: None)
+        if self._lost or self._holds_other_policy:
+            self.check_health()
         try:
             return ask(self._actors(), work, timeout_s=self._timeout_s)[0]
         except LostLearnerError as error:
@@ -153,19 +154,19 @@ class LearnerPool:
             raise BrokenSendError(str(error)) from None
 
     def ask(self, work: LearnerWork) -> list[Any]:
-        """Every rank's answer to something that changes nothing, rank 0 first."""
+        """Every rank's answer to a call that changes nothing, rank 0 first."""
         return self._call(work)
 
     def save(self, folder: Path) -> int:
-        """Begins a checkpoint; `saved` says when it is whole. Returns its moment, for `rebase`."""
+        """Begins a checkpoint; `saved` says when it is complete. Returns its moment, for `rebase`."""
         path = str(folder)
         self._call(lambda learner: learner.save(path))
         self._is_saving = True
         return self._history.moment
 
     def saved(self, *, wait: bool) -> bool:
-        """Whether every rank has written its part of the last `save`, as far as it says so: without `wait` it
-        has little time to. Raises `SaveError`; replaces nobody."""
+        """Whether every rank has written its part of the last `save`. Without `wait`, a rank that does not
+        answer soon counts as not done. Raises `SaveError`; replaces no learner."""
         if not self._is_saving:
             raise SaveError("a learner died while it was written")
         try:
@@ -198,66 +199,66 @@ class LearnerPool:
         self._call(lambda learner: learner.export(path))
 
     def export_checkpoint(self, checkpoint: Path, folder: Path) -> None:
-        """Writes a checkpoint's policy as `export` does. Whatever is asked next is asked of the policy of
-        before."""
+        """Writes a checkpoint's policy as `export` does. The next call restores the policy of before."""
         source, target = str(checkpoint), str(folder)
 
-        def work(learner: Any) -> None:  # one call: whoever takes over in the middle begins with the load
+        def work(learner: Any) -> None:  # one call, so that new learners begin with the load
             learner.load(source)
             learner.export(target)
 
         self._call(work)
-        self._holds_another = True
+        self._holds_other_policy = True
 
     def _call(
-        self, work: LearnerWork, *, with_payload: bool = False, meanwhile: Callable[[], object] = lambda: None
+        self, work: LearnerWork, *, with_payload: bool = False, tick: Callable[[], object] = lambda: None
     ) -> list[Any]:
-        """Every rank's answer, rank 0 first, of learners that are what the history says; or its answer and
-        its payload, as `ask_for_payload` says."""
-        ask_them = ask_for_payload if with_payload else ask
-        for _ in range(1 + MOST_REBUILDS):
+        """As `ask` of learner_rpc, of learners that are in the history's state: restored or replaced first if
+        they are not, and retried with new ones if one is lost."""
+        for _ in range(1 + MAX_REBUILDS):
             try:
-                if self._lost or self._holds_another:
+                if self._lost or self._holds_other_policy:
                     self._restore()
-                return ask_them(self._actors(), work, timeout_s=self._timeout_s, meanwhile=meanwhile)
+                return ask(
+                    self._actors(), work, timeout_s=self._timeout_s, tick=tick, with_payload=with_payload
+                )
             except LostLearnerError as error:
                 self._lost = error
         raise LearnerError(
-            f"{self._lost}, and so did {MOST_REBUILDS} times those in its place: give them more memory, "
-            f"or {GO_ON}"
+            f"{self._lost}, and so did {MAX_REBUILDS} replacements in a row: give them more memory, "
+            f"or {RESUME}"
         )
 
     def _restore(self) -> None:
-        """Makes the learners what the history says, with new ones where some are lost."""
+        """Brings the learners to the history's state, with new processes if some are lost."""
         start, base = time.perf_counter(), self._history.checkpoint
-        why = self._lost or "the learners hold the policy of another checkpoint"
+        reason = self._lost or "the learners hold the policy of another checkpoint"
         try:
             replay = self._history.replay()
         except ReplayError as error:
-            raise LearnerError(f"{why}: {error}: {GO_ON}") from None
+            raise LearnerError(f"{reason}: {error}: {RESUME}") from None
         is_new = self._lost is not None or base is None
         if is_new:
-            warn(f"{why}: new ones are started")
+            warn(f"{reason}: new learners are started")
             self._is_saving = False
-            self._renew(why=str(why))
+            for actor in self._actors():  # ranks do not outlive each other
+                ray.kill(actor)
+            self._group.shutdown()
+            self._group = rebuild(self._group, reason=str(reason), timeout_s=self._timeout_s)
+            self._on_rebuild(self._group)
         for work in replay:
             ask(self._actors(), work, timeout_s=self._timeout_s)
-        self._lost, self._holds_another = None, False
+        self._lost, self._holds_other_policy = None, False
         if is_new:
             self.num_rebuilds += 1
             origin = "the untrained policy" if base is None else base.parent.name
             say(
-                f"new learners went on from {origin}, {self._history.num_steps} steps taken again | "
+                f"new learners resumed from {origin}, {self._history.num_steps} steps repeated | "
                 f"{time.perf_counter() - start:.1f}s"
             )
 
-    def _renew(self, *, why: str) -> None:
-        """New processes in place of all learners, dead or alive: ranks do not outlive each other."""
-        for actor in self._actors():
-            ray.kill(actor)
-        self._group.shutdown()
-        self._group = rebuilt(self._group, why=why, timeout_s=self._timeout_s)
-        self._replaced(self._group)
-
     def _actors(self) -> list[ActorHandle]:
-        return self._group._workers
+        return learner_actors(self._group)
+
+
+def _ticks(supervisor: Supervisor | None, wait: Wait) -> Callable[[], object]:
+    return partial(supervisor.tick, wait) if supervisor else lambda: None

@@ -1,7 +1,7 @@
-"""What the learners went through since their last whole checkpoint: taken again in this order, it makes new
-learners into what the old ones were.
+"""Replay log of the learners: the state-changing calls since their last complete checkpoint. Repeated in
+order, they bring new learners to the state of the old ones.
 
-References and numbers only. Knows no Ray.
+Holds references and numbers only. Knows no Ray.
 """
 
 from collections import deque
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 LearnerWork = Callable[[Any], Any]
-"""What one learner is asked to do, given the learner."""
+"""A call's function, applied to each learner."""
 TrainingStage = Literal["sft", "grpo"]
 
 
 class ReplayError(RuntimeError):
-    """The history does not reach back to a checkpoint."""
+    """The log does not reach back to a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,22 +30,22 @@ class LearnerCall:
 class LearnerReplay:
     """The state-changing calls after a base: a checkpoint, or the untrained policy.
 
-    The calls keep their tables alive, so that no more than `most_steps` of GRPO are kept.
+    The calls keep their tables alive, so at most `max_steps` GRPO steps are kept.
     """
 
-    def __init__(self, *, most_steps: int):
-        self._most_steps = most_steps
+    def __init__(self, *, max_steps: int):
+        self._max_steps = max_steps
         self._checkpoint: Path | None = None
         self._base = 0
-        """Calls before the base."""
+        """Number of calls before the base."""
         self._first = 0
-        """Calls before the first that is kept."""
+        """Number of calls before the first that is kept."""
         self._calls: deque[LearnerCall] = deque()
         self._demonstrations: LearnerWork | None = None
 
     @property
     def moment(self) -> int:
-        """Calls until now: the place of a checkpoint in the history."""
+        """Number of calls so far: a checkpoint's position in the log."""
         return self._first + len(self._calls)
 
     @property
@@ -59,32 +59,32 @@ class LearnerReplay:
         return self._checkpoint
 
     def add(self, call: LearnerCall) -> None:
-        """Every learner has answered this call."""
+        """Appends a call that every learner has answered."""
         self._calls.append(call)
-        self._forget_demonstrations()
-        while self.num_steps > self._most_steps:
+        self._drop_demonstrations()
+        while self.num_steps > self._max_steps:
             self._drop_first()
 
     def set_demonstrations(self, work: LearnerWork) -> None:
-        """The SFT calls to come need these, whatever checkpoint they start from."""
+        """Later SFT calls need these, whatever checkpoint the replay starts from."""
         self._demonstrations = work
 
     def rebase(self, checkpoint: Path, *, moment: int) -> None:
-        """`checkpoint` holds what the learners were at `moment`, and lies there to stay."""
+        """`checkpoint` holds the learners' state at `moment`, and stays where it is."""
         self._checkpoint, self._base = checkpoint, moment
         while self._first < moment:
             self._drop_first()
-        self._forget_demonstrations()
+        self._drop_demonstrations()
 
     def restart(self, checkpoint: Path) -> None:
-        """The learners have loaded `checkpoint`: what was before does not count any more."""
+        """The learners have loaded `checkpoint`: earlier calls no longer count."""
         self._checkpoint, self._base, self._first = checkpoint, self.moment, self.moment
         self._calls.clear()
 
     def replay(self) -> list[LearnerWork]:
-        """What makes untrained learners into those of now, in order. Raises `ReplayError`."""
+        """The calls that bring untrained learners to the current state, in order. Raises `ReplayError`."""
         if self._first > self._base:
-            raise ReplayError(f"more than {self._most_steps} steps since the last whole checkpoint")
+            raise ReplayError(f"more than {self._max_steps} steps since the last complete checkpoint")
         work: list[LearnerWork] = []
         if self._checkpoint is not None:
             path = str(self._checkpoint)
@@ -93,8 +93,8 @@ class LearnerReplay:
             work.append(self._demonstrations)
         return [*work, *(call.work for call in self._calls)]
 
-    def _forget_demonstrations(self) -> None:
-        """Once GRPO has begun and no SFT call is left to be taken again."""
+    def _drop_demonstrations(self) -> None:
+        """Once GRPO has begun and no SFT call is left to replay."""
         if self._calls and all(call.stage == "grpo" for call in self._calls):
             self._demonstrations = None
 

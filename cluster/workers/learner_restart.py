@@ -1,5 +1,5 @@
-"""New learners in place of lost ones: whether the cluster has room for them, and no endless wait where it has
-not."""
+"""Rebuilds RLlib's LearnerGroup after a failure: waits at most 60 s for free CPUs and GPUs, then constructs
+it with a timeout."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,30 +10,31 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.workers.learner_rpc import GO_ON, LearnerError, as_failure
+from cluster.workers.learner_rpc import RESUME, LearnerError, as_failure
 from cluster.workers.restart import find_actor_death
 
-ROOM_TIMEOUT_S = 60.0
-"""Wait for CPUs and GPUs: those of a killed process come free within a second, a node takes longer."""
-LOOK_EVERY_S = 0.1
+RESOURCE_TIMEOUT_S = 60.0
+"""A killed process frees its CPUs and GPUs within a second; a new node takes longer."""
+POLL_EVERY_S = 0.1
 ROUNDING = 1e-3
-"""Of sums of the fractions that Ray counts in, which are of 1e-4."""
+"""Ray counts resources in steps of 1e-4: tolerance of their sums."""
 
 
-def rebuilt(group: Any, *, why: str, timeout_s: float) -> Any:
-    """RLlib's LearnerGroup once more, its learners new. Raises `LearnerError` where they find no place, or do
-    not start in `timeout_s`; as `learner_calls.as_failure` does where they start and fail."""
+def rebuild(group: Any, *, reason: str, timeout_s: float) -> Any:
+    """A new LearnerGroup of the same configuration. Raises `LearnerError` if the cluster has no room for it
+    or it does not start within `timeout_s`; as `learner_rpc.as_failure` if a learner fails while it
+    starts."""
     needed = _needed(group.config)
-    # The place of a Tune trial is reserved, and does not count as free.
+    # Resources that a Tune trial has reserved do not count as free.
     if ray.util.get_current_placement_group() is None:
-        _wait_for_room(needed, why=why, timeout_s=ROOM_TIMEOUT_S)
+        _wait_for_resources(needed, reason=reason, timeout_s=RESOURCE_TIMEOUT_S)
     args, kwargs = group.get_ctor_args_and_kwargs()
     try:
-        return _in_time(lambda: type(group)(*args, **kwargs), timeout_s=timeout_s)
+        return _with_timeout(lambda: type(group)(*args, **kwargs), timeout_s=timeout_s)
     except TimeoutError:
         raise LearnerError(
-            f"{why}: new ones, which take {_in_words(needed)}, did not start within {timeout_s:.0f} s: "
-            f"{GO_ON}"
+            f"{reason}: new learners, which need {_in_words(needed)}, did not start within "
+            f"{timeout_s:.0f} s: {RESUME}"
         ) from None
     except Exception as error:
         failure = error if isinstance(error, RayError) else find_actor_death(error)
@@ -43,14 +44,14 @@ def rebuilt(group: Any, *, why: str, timeout_s: float) -> Any:
 
 
 def _needed(config: Any) -> dict[str, float]:
-    """What all learners take together. `auto` is RLlib's own word for a CPU where there is no GPU."""
+    """Resources of all learners together. RLlib's `auto` is one CPU if there is no GPU."""
     num_gpus, num_cpus = config.num_gpus_per_learner, config.num_cpus_per_learner
     per_learner = {"CPU": float(num_gpus == 0) if num_cpus == "auto" else num_cpus, "GPU": num_gpus}
     per_learner |= config.custom_resources_per_learner or {}
     return {name: config.num_learners * count for name, count in per_learner.items() if count}
 
 
-def _wait_for_room(needed: Mapping[str, float], *, why: str, timeout_s: float) -> None:
+def _wait_for_resources(needed: Mapping[str, float], *, reason: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         free = ray.available_resources()
@@ -58,11 +59,11 @@ def _wait_for_room(needed: Mapping[str, float], *, why: str, timeout_s: float) -
             return
         if time.monotonic() > deadline:
             break
-        time.sleep(LOOK_EVERY_S)
-    there = {name: free.get(name, 0.0) for name in needed}
+        time.sleep(POLL_EVERY_S)
     raise LearnerError(
-        f"{why}: new ones take {_in_words(needed)}, and for {timeout_s:.0f} s the cluster has had "
-        f"{_in_words(there)} free: bring back what is gone or give fewer learner.num_learners, and {GO_ON}"
+        f"{reason}: new learners need {_in_words(needed)}, and for {timeout_s:.0f} s the cluster has had "
+        f"{_in_words({name: free.get(name, 0.0) for name in needed})} free: bring back lost nodes or lower "
+        f"learner.num_learners, and {RESUME}"
     )
 
 
@@ -70,15 +71,15 @@ def _in_words(amounts: Mapping[str, float]) -> str:
     return " and ".join(f"{count:g} {name}" for name, count in amounts.items()) or "nothing"
 
 
-def _in_time(build: Callable[[], Any], *, timeout_s: float) -> Any:
-    """`build()` in a thread, since RLlib waits for its actors without a limit. Raises TimeoutError; then the
-    thread ends with the process."""
+def _with_timeout(build: Callable[[], Any], *, timeout_s: float) -> Any:
+    """`build()` in a thread, since RLlib waits for its actors without a limit. Raises TimeoutError; the
+    thread then ends with the process."""
     result: Future[Any] = Future()
 
     def work() -> None:
         try:
             result.set_result(build())
-        except Exception as error:  # raised again by `result`, in the thread that asked
+        except Exception as error:  # raised again by `result` in the calling thread
             result.set_exception(error)
 
     Thread(target=work, daemon=True).start()

@@ -1,4 +1,5 @@
-"""Where the policy comes from: a folder or hub name that was given, or a small one made on the spot."""
+"""The model folder of the policy and of the KL reference: a given folder, a hub download, or a tiny policy
+that is built here."""
 
 from pathlib import Path
 
@@ -12,16 +13,16 @@ from simulators.gym_plugins import known_gyms
 
 
 def local_folder(path: str) -> str:
-    """The absolute folder of a model: given as one, or downloaded by its hub name into the local cache."""
+    """The absolute folder of a model: a given one, or a download by hub name into the local cache."""
     return snapshot_download(path) if is_hub_name(path) else str(Path(path).expanduser().resolve())
 
 
 def provide_policy(config: RunConfig, folder: RunFolder) -> str:
-    """A folder or name that transformers and vLLM load; a tiny policy is made once a run."""
+    """The policy's folder, which transformers and vLLM load; a tiny policy is built once per run."""
     if config.policy.path is not None:
         return local_folder(config.policy.path)
     if not (folder.policy / "config.json").exists():
-        write_folder(  # whole or not at all: a run that was killed here must not go on with half of it
+        write_folder(  # atomically: a run that was killed here must not resume with half of it
             folder.policy,
             lambda path: build(
                 path,
@@ -35,8 +36,7 @@ def provide_policy(config: RunConfig, folder: RunFolder) -> str:
 
 
 def reference_folder(config: RunConfig, folder: RunFolder) -> str:
-    """Where the KL's reference model lies: the one that the recipe names, or a folder for the learners'
-    own."""
+    """The folder of the KL's reference model: the one that the recipe names, or the learners' own."""
     if config.learner.reference:
         return local_folder(config.learner.reference)
     return str(folder.reference.resolve())

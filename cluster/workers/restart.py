@@ -1,4 +1,4 @@
-"""A run that begins anew with all its processes, where those that it has cannot go on."""
+"""Restarts a run with new processes after a loss that the running ones cannot recover from."""
 
 import gc
 import traceback
@@ -10,15 +10,15 @@ from ray.exceptions import RayActorError
 from cluster.console.progress import warn
 
 MAX_RESTARTS = 5
-"""From the same place, after which it is no mishap."""
+"""From the same checkpoint, after which the fault is not transient."""
 
 
 class RestartError(RuntimeError):
-    """Processes are lost that the others cannot do without; the run can go on with new ones."""
+    """Processes are lost that the others cannot do without; the run can resume with new ones."""
 
 
 class RestartsExhaustedError(RuntimeError):
-    """New starts have come no further."""
+    """Restarts have made no progress."""
 
 
 class LostBufferError(RestartError):
@@ -26,12 +26,12 @@ class LostBufferError(RestartError):
 
 
 class LostSetupError(RestartError):
-    """A process has died before all were there."""
+    """A process died during the set-up."""
 
 
 def run_with_restarts(work: Callable[[], object], *, place: Callable[[], str]) -> None:
-    """Does `work` again each time that it wants a new start; `place` says where it goes on from. Raises
-    `RestartsExhaustedError` where that is the same place again and again."""
+    """Repeats `work` after every `RestartError`; `place` names where it resumes. Raises
+    `RestartsExhaustedError` after `MAX_RESTARTS` from the same place."""
     places: list[str] = []
     while True:
         try:
@@ -40,17 +40,17 @@ def run_with_restarts(work: Callable[[], object], *, place: Callable[[], str]) -
             places.append(place())
             if places.count(places[-1]) > MAX_RESTARTS:
                 raise RestartsExhaustedError(
-                    f"{error}: {MAX_RESTARTS} new starts have come no further than {places[-1]}: "
-                    "`userrl train RUN_FOLDER` goes on once it is known why"
+                    f"{error}: {MAX_RESTARTS} restarts made no progress beyond {places[-1]}: find the cause, "
+                    "then resume with `userrl train RUN_FOLDER`"
                 ) from error
-            warn(f"{error}: the run goes on from {places[-1]} with new processes")
+            warn(f"{error}: the run resumes from {places[-1]} with new processes")
         else:
             return
 
 
 def find_actor_death(error: BaseException | None) -> RayActorError | None:
-    """The death of an actor that has led to this error, if one has. Ray Train, which starts RLlib's learners,
-    turns one into a TypeError of its own. An actor that cannot begin has not died."""
+    """The actor death in this error's chain of causes, if any: Ray Train, which starts RLlib's learners,
+    turns one into a TypeError of its own. An actor whose constructor fails has not died."""
     while error is not None:
         if isinstance(error, RayActorError):
             return None if error.actor_init_failed else error
@@ -60,18 +60,18 @@ def find_actor_death(error: BaseException | None) -> RayActorError | None:
 
 @contextmanager
 def cleanup_on_failure(undo: Callable[[], object]) -> Iterator[None]:
-    """Around a set-up: where it fails, what it has started is ended by `undo`. Raises `LostSetupError` where
-    it failed since a process has died, by which no fault of the recipe is meant."""
+    """Context manager for set-up: on failure calls `undo`. Raises `LostSetupError` (retryable) if the cause
+    was a dead process, otherwise re-raises."""
     try:
         yield
     except BaseException as error:
-        # RLlib's half-built groups would ask for Ray when they are collected, and start it again if need be.
+        # RLlib's half-built groups would call Ray when they are collected, and even start it again.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
         try:
             undo()
-        except Exception as another:  # what comes now has room for one of them, and the first one says more
-            warn(f"the set-up failed, and so did its end: {type(another).__name__}: {another}")
+        except Exception as another:  # only one error can be raised, and the first one says more
+            warn(f"the set-up failed, and so did its clean-up: {type(another).__name__}: {another}")
         if isinstance(error, Exception) and find_actor_death(error):  # Ctrl-C stays Ctrl-C
-            raise LostSetupError("a process has died in the set-up") from error
+            raise LostSetupError("a process died during the set-up") from error
         raise

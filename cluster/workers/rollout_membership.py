@@ -1,8 +1,6 @@
-"""Which rollout actors there are: who joins as soon as it answers, who leaves once its dialogues are over.
+"""Elastic membership of the rollout actors: new ones join when they first answer, others are drained.
 
-RLlib's `add_workers` takes an actor for a living one from the moment it is asked for, so that everybody waits
-for a node that is still to come; and it counts from the number of actors, so that a number comes twice after
-one has left. Hence ours, on the same group.
+RLlib can neither add an actor that does not run yet nor give indexes that stay unique: see `rllib_internals`.
 """
 
 import time
@@ -14,11 +12,17 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.console.progress import say
+from cluster.workers.rllib_internals import (
+    add_rollout_actor,
+    create_rollout_actor,
+    remove_rollout_actor,
+    rollout_actors,
+)
 
-LEAVE_S = 60.0
-"""Longest wait for the dialogues of an actor that is to go; then others play its groups again."""
-SAY_AFTER_S = 30.0
-"""A newcomer that has not answered for so long waits for a node."""
+DRAIN_TIMEOUT_S = 60.0
+"""Longest wait for the dialogues of a draining actor; after it, other actors replay its groups."""
+PENDING_AFTER_S = 30.0
+"""A joining actor that has not answered for so long waits for a node: the console says so."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,7 +31,7 @@ class _JoiningActor:
     ping: ray.ObjectRef
     since: float
     """By `time.monotonic()`."""
-    is_said: bool = False
+    is_reported: bool = False
 
 
 class RolloutMembership:
@@ -35,110 +39,104 @@ class RolloutMembership:
 
     def __init__(self, env_runners: Any):
         self._env_runners = env_runners
-        self.num_wanted = len(self._manager.actors())
+        self.num_wanted = len(self.actors)
         self._next_index = self.num_wanted + 1
         """RLlib counts from 1."""
-        self._newcomers: dict[int, _JoiningActor] = {}
-        self._leaving: dict[int, float] = {}
-        """Since when."""
+        self._joining: dict[int, _JoiningActor] = {}
+        self._draining_since: dict[int, float] = {}
 
     @property
-    def leaving(self) -> list[int]:
-        """Those that get no more orders."""
-        return list(self._leaving)
+    def actors(self) -> dict[int, Any]:
+        """All handles, without joining ones."""
+        return rollout_actors(self._env_runners)
 
     @property
-    def num_here(self) -> int:
-        """Actors that take part, or are being started again."""
-        return len(self._manager.actors()) - len(self._leaving)
+    def draining(self) -> list[int]:
+        """Actors that get no more orders."""
+        return list(self._draining_since)
 
     @property
-    def is_settled(self) -> bool:
-        """Whether nobody joins or leaves."""
-        return not self._newcomers and not self._leaving
+    def num_active(self) -> int:
+        """Actors that work or are being restarted; neither joining nor draining ones."""
+        return len(self.actors) - len(self._draining_since)
+
+    @property
+    def is_stable(self) -> bool:
+        """Whether no actor is joining or draining."""
+        return not self._joining and not self._draining_since
 
     def scale(self, num_actors: int) -> list[int]:
-        """More are created; of too many the newest leave: those who have to be told so, from now on. Raises
+        """Creates missing actors, or drains the newest of too many: returns the newly draining ones. Raises
         `ValueError` in a Tune trial."""
         if ray.util.get_current_placement_group() is not None:
-            raise ValueError("the processes of a Tune trial have reserved places: their number stays")
+            raise ValueError(
+                "a Tune trial has a fixed placement group: its number of processes cannot change"
+            )
         self.num_wanted = num_actors
-        here = [*(index for index in self._manager.actors() if index not in self._leaving), *self._newcomers]
-        for _ in range(num_actors - len(here)):
+        present = [*(index for index in self.actors if index not in self._draining_since), *self._joining]
+        for _ in range(num_actors - len(present)):
             self._create()
-        told = []
-        for index in sorted(here)[num_actors:]:
-            newcomer = self._newcomers.pop(index, None)
-            if newcomer is None:
-                self._leaving[index] = time.monotonic()
-                told.append(index)
-            else:  # it has nothing yet
-                ray.kill(newcomer.actor)
-        return told
+        newly_draining = []
+        for index in sorted(present)[num_actors:]:
+            joining = self._joining.pop(index, None)
+            if joining is None:
+                self._draining_since[index] = time.monotonic()
+                newly_draining.append(index)
+            else:  # it has no work yet
+                ray.kill(joining.actor)
+        return newly_draining
 
     def replace(self, indexes: Sequence[int]) -> list[int]:
-        """Those of these who take part leave, and as many others are created in their place. Who has to be
-        told so; nobody in a Tune trial, whose places are reserved."""
+        """Drains these actors and creates as many new ones: returns the newly draining ones. Nothing happens
+        in a Tune trial, whose placement group is fixed."""
         if ray.util.get_current_placement_group() is not None:
             return []
-        told = [index for index in indexes if index in self._manager.actors() and index not in self._leaving]
-        for index in told:
-            self._leaving[index] = time.monotonic()
+        newly_draining = [i for i in indexes if i in self.actors and i not in self._draining_since]
+        for index in newly_draining:
+            self._draining_since[index] = time.monotonic()
             self._create()
-        return told
+        return newly_draining
 
     def admit(self) -> None:
-        """Newcomers that answer take part from here on. Never waits."""
+        """Adds joining actors that have answered to the group. Never blocks."""
         now = time.monotonic()
-        for index, newcomer in list(self._newcomers.items()):
-            done, _ = ray.wait([newcomer.ping], timeout=0)
-            if done and self._answered(newcomer):
-                self._manager._next_id = index  # the number by which the actor knows itself
-                self._manager.add_actors([newcomer.actor])
-                del self._newcomers[index]
-                say(f"rollout actor {index} joins | {now - newcomer.since:.1f}s")
-            elif not newcomer.is_said and now - newcomer.since > SAY_AFTER_S:
-                newcomer.is_said = True
-                say(f"rollout actor {index} waits for room in the cluster")
+        for index, joining in list(self._joining.items()):
+            done, _ = ray.wait([joining.ping], timeout=0)
+            if done and self._has_answered(joining):
+                add_rollout_actor(self._env_runners, joining.actor, index=index)
+                del self._joining[index]
+                say(f"rollout actor {index} joined after {now - joining.since:.1f}s")
+            elif not joining.is_reported and now - joining.since > PENDING_AFTER_S:
+                joining.is_reported = True
+                say(f"rollout actor {index} is pending: the cluster has no room for it yet")
 
-    def overdue(self) -> list[int]:
-        """Those whose time to leave is over."""
+    def expired(self) -> list[int]:
+        """Draining actors that are dead, or that have drained for longer than `DRAIN_TIMEOUT_S`."""
+        healthy = self._env_runners.healthy_env_runner_ids() if self._draining_since else ()
         now = time.monotonic()
-        return [index for index, since in self._leaving.items() if now - since > LEAVE_S]
+        return [
+            index
+            for index, since in self._draining_since.items()
+            if index not in healthy or now - since > DRAIN_TIMEOUT_S
+        ]
 
-    def gone(self) -> list[int]:
-        """Those that died while they were leaving: nobody waits for them to come back."""
-        healthy = self._env_runners.healthy_env_runner_ids() if self._leaving else ()
-        return [index for index in self._leaving if index not in healthy]
-
-    def end(self, indexes: Sequence[int]) -> None:
-        """Ends those who leave, whatever they still have."""
+    def remove(self, indexes: Sequence[int]) -> None:
+        """Kills draining actors, whatever they still hold."""
         for index in indexes:
-            say(f"rollout actor {index} has left")
-            ray.kill(self._manager.remove_actor(index))
-            del self._leaving[index]
-
-    @property
-    def _manager(self) -> Any:
-        return self._env_runners._worker_manager
+            say(f"rollout actor {index} was removed")
+            ray.kill(remove_rollout_actor(self._env_runners, index))
+            del self._draining_since[index]
 
     def _create(self) -> None:
-        group, index = self._env_runners, self._next_index
-        self._next_index += 1
-        actor = group._make_worker(
-            env_creator=group._env_creator,
-            validate_env=None,
-            worker_index=index,
-            num_workers=self.num_wanted,
-            config=group._remote_config_obj_ref,
-        )
-        self._newcomers[index] = _JoiningActor(actor=actor, ping=actor.ping.remote(), since=time.monotonic())
+        index, self._next_index = self._next_index, self._next_index + 1
+        actor = create_rollout_actor(self._env_runners, index=index, num_workers=self.num_wanted)
+        self._joining[index] = _JoiningActor(actor=actor, ping=actor.ping.remote(), since=time.monotonic())
 
     @staticmethod
-    def _answered(newcomer: _JoiningActor) -> bool:
+    def _has_answered(joining: _JoiningActor) -> bool:
         try:
-            ray.get(newcomer.ping)
-        except RayError:  # it died as it began, and Ray starts it anew
-            newcomer.ping = newcomer.actor.ping.remote()
+            ray.get(joining.ping)
+        except RayError:  # it died while it started; Ray restarts it
+            joining.ping = joining.actor.ping.remote()
             return False
         return True

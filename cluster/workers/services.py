@@ -1,6 +1,7 @@
-"""What a run has beside its driver: users, engines and feeds, and what rollout actors are told of them."""
+"""Starts and stops the services of a run next to its driver: simulators, engines and buffer; and makes the
+set-up by which rollout actors find them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,6 @@ from actors.engines.client import EngineClient
 from actors.engines.vllm_engine import EngineActor
 from actors.engines.vllm_settings import COMES_FIRST
 from actors.rollout_setup import RolloutSetup
-from actors.trajectory import GroupOrder
 from cluster.config.run_config import RunConfig
 from cluster.console.progress import say
 from cluster.ray_cluster.placement import PlannedProcess, gpu_share, planned_processes
@@ -24,38 +24,38 @@ from cluster.ray_cluster.start import actor_beside_driver
 from cluster.workers.engine_pool import EnginePool
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
-from learners.buffer.fixed_work_source import FixedWorkSource
 from learners.buffer.zero_advantage import is_flat
 from rewards.reward_functions import RewardContext
 from rewards.scorer import make_scorer
 from simulators.task import TaskSource
 
 STOP_TIMEOUT_S = 20.0
-MOST_OTHER_CALLS = 1024
-"""Of the driver, and of rollout actors that join while the run goes on, which have a few each under way."""
+MAX_OTHER_CALLS = 1024
+"""Concurrent calls of an engine by the driver and by rollout actors that join later, which have a few
+each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Services:
-    """The processes that rollouts lean on. Made by `start_services`, ended by `stop`."""
+    """The processes that rollouts need. Started by `start_services`, ended by `stop`."""
 
     config: RunConfig
     engines: EnginePool
     buffer: ActorHandle
     rollout_setup: RolloutSetup
-    replica_watch: ServeWatchdog
+    serve_watchdog: ServeWatchdog
     started_ray: bool
-    """Whether Ray was started here, and so ends here."""
+    """Whether this process started Ray, and so stops it."""
 
     def wait(self) -> None:
-        """Until the engines have started, too. Raises what one raised by itself."""
+        """Until the engines have started, too. Raises what an engine's own start raised."""
         self.engines.wait()
         say(f"simulators, buffer and {self.engines.num_wanted} engine(s) are up")
 
     def stop(self) -> None:
-        """Ends all of them; what does not end in time is killed. Leaves a cluster that was joined as it
+        """Ends all of them; what does not end in time is killed. A cluster that was joined stays as it
         was."""
-        self.replica_watch.close()
+        self.serve_watchdog.close()
         closing: Any = self.buffer.close.remote()
         self.engines.stop(timeout_s=STOP_TIMEOUT_S)
         ray.wait([closing], timeout=STOP_TIMEOUT_S)
@@ -64,24 +64,24 @@ class Services:
 
 
 def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, started_ray: bool) -> Services:
-    """Starts everything that rollouts need, and waits until it is up, but for the engines: these start
-    beside all that comes before the first weights, unless they share GPUs with learners. `started_ray` is
-    what `start_ray` said.
+    """Starts everything that rollouts need, and waits until it is up, except for the engines: these start in
+    parallel with all that comes before the first weights, unless they share GPUs with learners. `started_ray`
+    is what `start_ray` returned.
     """
-    with ExitStack() as undo:  # where something fails, the last that was started ends first
+    with ExitStack() as undo:  # on failure, what was started last ends first
         if started_ray:
             undo.callback(ray.shutdown)
         engines = start_engines(config, policy_folder=policy_folder)
         undo.callback(engines.stop, timeout_s=STOP_TIMEOUT_S)
-        replica_watch = ServeWatchdog(quick_apps(config))
-        undo.callback(replica_watch.close)
+        serve_watchdog = ServeWatchdog(quick_apps(config))
+        undo.callback(serve_watchdog.close)
         start_simulators(config, http=False)
         if not started_ray:
             undo.callback(stop_simulators, config, and_ray=False)
         buffer = create_buffer(config, run_folder=run_folder)
         undo.callback(ray.kill, buffer)
         if 0 < resources(config)["engine"].num_gpus < config.engine.tensor_parallel_size:
-            engines.wait()  # vLLM sizes its cache by what is free on the GPU: no learner may be loading there
+            engines.wait()  # vLLM sizes its cache by the GPU's free memory: no learner may be loading there
         rollout_setup = make_rollout_setup(config, policy_folder=policy_folder)
         undo.pop_all()
     return Services(
@@ -89,7 +89,7 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
         engines=engines,
         buffer=buffer,
         rollout_setup=rollout_setup,
-        replica_watch=replica_watch,
+        serve_watchdog=serve_watchdog,
         started_ray=started_ray,
     )
 
@@ -97,15 +97,15 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
 def start_engines(config: RunConfig, *, policy_folder: str) -> EnginePool:
     """Begins to start the run's engines."""
     process = resources(config)["engine"]
-    # A Ray actor's calls run at the same time up to this number; vLLM does the queueing.
-    most_calls = 2 * config.rollout.num_actors * config.rollout.dialogues_per_actor + MOST_OTHER_CALLS
+    # A Ray actor runs up to this many calls at once; vLLM does the queueing.
+    max_calls = 2 * config.rollout.num_actors * config.rollout.dialogues_per_actor + MAX_OTHER_CALLS
     create: Any = ray.remote(EngineActor)
     create = create.options(
         num_cpus=process.num_cpus,
         num_gpus=process.num_gpus,
         resources=process.resources,
         runtime_env={"env_vars": COMES_FIRST},
-        max_concurrency=most_calls,
+        max_concurrency=max_calls,
         scheduling_strategy="SPREAD",  # outside the placement group of a Tune trial
     )
 
@@ -115,19 +115,14 @@ def start_engines(config: RunConfig, *, policy_folder: str) -> EnginePool:
     return EnginePool(
         create_engine,
         num_engines=config.engine.num_engines,
-        places_each=config.engine.max_num_seqs,
+        slots_per_engine=config.engine.max_num_seqs,
         start_timeout_s=config.engine.start_timeout_s,
     )
 
 
-def create_order_list(orders: Sequence[GroupOrder], *, group_timeout_s: float) -> ActorHandle:
-    """A feed of these orders, on the driver's node."""
-    return actor_beside_driver(FixedWorkSource).remote(orders, group_timeout_s=group_timeout_s)
-
-
 def make_rollout_setup(config: RunConfig, *, policy_folder: str) -> RolloutSetup:
-    """What rollout actors need to find the users and the judge; which engines there are they are told with
-    their work. Raises ValueError where the judge's key is not set."""
+    """What rollout actors need to find the users and the judge; the engines come with each assignment. Raises
+    ValueError if the judge's key is not set."""
     context = RewardContext(
         gammas={gym: config.learner.credit_of(gym).gamma for gym in config.gyms.evaluated},
         max_completion_tokens=config.rollout.max_completion_tokens,
@@ -146,13 +141,13 @@ def make_rollout_setup(config: RunConfig, *, policy_folder: str) -> RolloutSetup
 
 
 def resources(config: RunConfig) -> Mapping[str, PlannedProcess]:
-    """What each kind of process asks of Ray, by name."""
+    """The Ray resources of each kind of process, by name."""
     share = gpu_share(config, num_gpus=int(ray.cluster_resources().get("GPU", 0)))
     return {process.name: process for process in planned_processes(config, gpu_share=share)}
 
 
 def create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
-    """The feed of training, on the driver's node, where the run folder is."""
+    """The work source of training, on the driver's node, where the run folder is."""
     sizes = BufferSizes(
         group_size=config.rollout.group_size,
         groups_per_step=config.buffer.groups_per_step,

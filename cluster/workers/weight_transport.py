@@ -1,6 +1,6 @@
-"""How weights get from learners to engines, and which way fits where the two lie.
+"""Transports of weights from learners to engines, and the choice among them by the GPUs of both.
 
-A way is one entry of `TRANSPORTS`: it takes a policy version along, and gives references that are done once
+A transport is one entry of `TRANSPORTS`: it sends a policy version, and returns references that are done once
 that version is live in the engines.
 """
 
@@ -15,31 +15,30 @@ from actors.config import EngineConfig, WeightTransport
 from cluster.workers.learner_pool import LearnerPool
 
 ASK_TIMEOUT_S = 60.0
-"""Longest wait for an engine to say where it lies."""
+"""Longest wait for an engine to name its GPUs."""
 
 Sent = tuple[dict[ActorHandle, ray.ObjectRef], dict[str, float]]
-"""For each engine a reference to what loading cost, done once it is; and what sending has cost so far."""
+"""For each engine a reference to what loading cost, done once it has loaded; and what sending cost so far."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightRoute:
-    """From whom, and how."""
+    """The sender, and how the weights travel."""
 
     learners: LearnerPool
     transport: WeightTransport = "shared_memory"
     dtype: str
-    """How the weights travel."""
     workers_per_engine: int = 1
 
     def send(self, policy_version: int, *, engines: Sequence[ActorHandle]) -> Sent:
-        """Waits no longer than the learners are needed."""
+        """Blocks no longer than the learners are needed."""
         return TRANSPORTS[self.transport](self, policy_version, engines)
 
 
 def find_transport(
     config: EngineConfig, *, learners: LearnerPool, engines: Sequence[ActorHandle]
 ) -> WeightTransport:
-    """The way that the recipe names, or the best one. Raises `ValueError` where the named one cannot work."""
+    """The recipe's transport, or the fastest that works. Raises `ValueError` if the recipe's cannot work."""
     asked = [engine.__ray_call__.remote(gpus_here) for engine in engines]
     return choose(
         config.weight_transport,
@@ -68,8 +67,8 @@ def choose(
         problems |= {"ipc": "GPUs for learners and engines", "nccl": "GPUs for learners and engines"}
     if problems.get(wanted):
         raise ValueError(
-            f"engine.weight_transport={wanted}: it needs {problems[wanted]}; they lie on "
-            f"{_places(learner_gpus)} and {_places(engine_gpus)}: take auto, or give them other GPUs"
+            f"engine.weight_transport={wanted} needs {problems[wanted]}; they run on {_listed(learner_gpus)} "
+            f"and {_listed(engine_gpus)}: take auto, or give them other GPUs"
         )
     names: tuple[WeightTransport, ...] = ("ipc", "nccl", "shared_memory")
     return next(name for name in names if not problems[name] and wanted in (name, "auto"))
@@ -81,29 +80,29 @@ def gpus_here(actor: object) -> list[str]:
     return [f"{context.get_node_id()}/{gpu}" for gpu in context.get_accelerator_ids().get("GPU", [])]
 
 
-def _places(gpus: Sequence[Sequence[str]]) -> str:
+def _listed(gpus: Sequence[Sequence[str]]) -> str:
     return ", ".join("+".join(one) or "CPU" for one in gpus)
 
 
-def _by_object_store(way: WeightRoute, policy_version: int, engines: Sequence[ActorHandle]) -> Sent:
-    """One payload of bytes by reference; each engine's machine fetches it once, and lays it into memory that
+def _by_object_store(route: WeightRoute, policy_version: int, engines: Sequence[ActorHandle]) -> Sent:
+    """One payload of bytes by reference. Each engine's node fetches it once, and copies it into memory that
     vLLM's processes share."""
-    payload, packing = way.learners.weights(dtype=way.dtype)
-    return {engine: engine.receive.remote(payload, policy_version) for engine in engines}, packing
+    payload, cost = route.learners.weights(dtype=route.dtype)
+    return {engine: engine.receive.remote(payload, policy_version) for engine in engines}, cost
 
 
-def _from_gpu(way: WeightRoute, policy_version: int, engines: Sequence[ActorHandle]) -> Sent:
-    """The learners send and drive the engines themselves; what they send from trains on right after. Where
-    the engines are others than the last time, they meet anew."""
+def _from_gpu(route: WeightRoute, policy_version: int, engines: Sequence[ActorHandle]) -> Sent:
+    """The learners drive the engines themselves, and train on right after. If the engines are not those of
+    the last send, the GPU group is rebuilt."""
     start = time.perf_counter()
-    received = way.learners.send_weights(
+    loading = route.learners.send_weights(
         engines,
-        transport=way.transport,
-        workers_per_engine=way.workers_per_engine,
-        dtype=way.dtype,
+        transport=route.transport,
+        workers_per_engine=route.workers_per_engine,
+        dtype=route.dtype,
         policy_version=policy_version,
     )
-    live = ray.put(received)
+    live = ray.put(loading)
     return dict.fromkeys(engines, live), {"time/send_weights_s": time.perf_counter() - start}
 
 

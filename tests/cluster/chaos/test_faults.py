@@ -67,7 +67,7 @@ def test_a_rollout_actor_is_mended_when_another_lives_in_its_place() -> None:
     ("role", "line"),
     [
         ("engine", "engine 3 (pid 9 on 127.0.0.1) serves | weights after 0.1s\n"),
-        ("learner", "new learners went on from step-00010, 3 steps taken again | 9.0s\n"),
+        ("learner", "new learners resumed from step-00010, 3 steps repeated | 9.0s\n"),
         ("buffer", "simulators, buffer and 1 engine(s) are up\n"),
     ],
 )

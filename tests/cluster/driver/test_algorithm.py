@@ -15,8 +15,7 @@ import torch
 from ray import tune
 from transformers import AutoModelForCausalLM
 
-from cluster.driver.algorithm import GRPO
-from cluster.driver.algorithm_config import GRPOConfig
+from cluster.driver.algorithm import GRPO, GRPOConfig
 from cluster.tracking.wandb.files import read_part
 from learners.batch.samples import gym_advantages
 
@@ -65,7 +64,7 @@ def assert_promises_hold(metrics: dict[str, float], *, most_age: int) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A synchronous run after two steps, its checkpoint, and its weights at that moment."""
+    """A synchronous run after two steps, with its checkpoint and its model at that moment."""
     folder = tmp_path_factory.mktemp("runs")
     algorithm = tiny_config(folder, name="sync").build_algo()
     assert isinstance(algorithm, GRPO)
@@ -100,7 +99,7 @@ def test_every_number_of_a_step_is_in_its_rows(trained: Any) -> None:
     assert {version for versions in trained.policy_versions for version in versions} == {1}
 
 
-def test_the_learners_own_numbers_are_in_the_rows_that_it_trained_on(trained: Any) -> None:
+def test_the_learners_advantages_are_in_the_rows_that_it_trained_on(trained: Any) -> None:
     algorithm, _, _, _, _ = trained
     rows = pq.read_table(algorithm.folder.trajectories / "step-00002.parquet")
     num_trained = 0
@@ -146,13 +145,13 @@ def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(trained: Any) ->
     assert_promises_hold(algorithm.step_metrics, most_age=0)
 
 
-def test_a_checkpoint_goes_on_with_the_same_weights_ledger_and_tasks(trained: Any) -> None:
+def test_a_checkpoint_resumes_with_the_same_weights_ledger_and_tasks(trained: Any) -> None:
     algorithm, _, _, checkpoint, model = trained
     algorithm.stop()
     restored = GRPO.from_checkpoint(checkpoint)
     try:
         assert (restored.policy_version, restored.num_sft_steps) == (2, algorithm.num_sft_steps)
-        again = restored.learners.weights(dtype="float32")[0]
+        again = restored.parts.learners.weights(dtype="float32")[0]
         theirs = AutoModelForCausalLM.from_pretrained(model).state_dict()
         from safetensors.torch import load
 
@@ -178,7 +177,7 @@ def test_asynchronous_training_is_the_same_loop_with_a_larger_bound(tmp_path: Pa
         for name in ("learner/idle/share", "engine/idle/share", "engine/paused/share"):
             assert all(0 <= step[name] <= 1 for step in metrics), name
         assert all(step["engine/requests/mean"] > 0 for step in metrics)
-        open_groups = {order["group_id"] for order in algorithm.groups.state()["open_orders"]}
+        open_groups = {order["group_id"] for order in algorithm.parts.buffer.state()["open_orders"]}
     finally:
         algorithm.stop()
     trained_groups: list[int] = []

@@ -1,14 +1,14 @@
-"""The best checkpoint is chosen by validation tasks of trained gyms, and by nothing else."""
+"""The best checkpoint is chosen by the validation tasks of trained gyms alone."""
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from cluster.config.run_config import RunConfig
 from cluster.driver.checkpoints import Checkpoints
-from cluster.driver.train import _cut_scores, _save, _stages, _validate
+from cluster.driver.train import TrainJob, drop_later_scores
 from cluster.evaluation.evaluate import evaluation_orders, validation_orders
 from cluster.evaluation.metrics import DialogueOutcome
 from cluster.evaluation.results import evaluation_rows, read_rows, validation_score, write_rows
@@ -27,7 +27,7 @@ def outcome(score: float, *, gym: str = "function") -> DialogueOutcome:
 
 
 class Scored:
-    """An algorithm whose policy scores what it is told, step by step."""
+    """An algorithm whose policy has a given score at each step."""
 
     def __init__(self, folder: RunFolder, scores: dict[int, float]):
         self.run = RunConfig.model_validate(CONFIG)
@@ -49,13 +49,18 @@ class Scored:
     def finish_checkpoint(self) -> None: ...
 
 
-def go_through(algorithm: Any, folder: RunFolder, *, steps: range) -> None:
+def job_of(algorithm: Any, folder: RunFolder) -> TrainJob:
     tracker: Any = SimpleNamespace(log_evaluation=lambda rows, step: None)
+    return TrainJob(algorithm, tracker, folder)
+
+
+def go_through(algorithm: Any, folder: RunFolder, *, steps: range) -> None:
+    job = job_of(algorithm, folder)
     for algorithm.policy_version in steps:
-        _save(algorithm, score=_validate(algorithm, tracker=tracker, folder=folder))
+        job.validate()
 
 
-def test_the_best_of_the_scores_is_kept_and_a_resumed_run_knows_it(tmp_path: Path) -> None:
+def test_the_best_score_is_kept_and_a_resumed_run_knows_it(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     scores = {0: 0.2, 10: 0.6, 20: 0.5, 25: float("nan")}
     algorithm = Scored(folder, scores)
@@ -64,7 +69,7 @@ def test_the_best_of_the_scores_is_kept_and_a_resumed_run_knows_it(tmp_path: Pat
 
     resumed = Scored(folder, scores | {10: 0.9})
     go_through(resumed, folder, steps=range(10, 26))
-    assert (folder.best.step, folder.best.score) == (10, 0.6), "what is scored is not scored again"
+    assert (folder.best.step, folder.best.score) == (10, 0.6), "a scored step is not scored again"
     assert [row.stage for row in read_rows(folder.validation) if row.gym == "average"] == [
         *("validation-00000", "validation-00010", "validation-00020", "validation-00025")
     ]
@@ -75,32 +80,34 @@ def test_the_best_of_the_scores_is_kept_and_a_resumed_run_knows_it(tmp_path: Pat
 
 def test_scores_of_steps_that_are_trained_again_are_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    _cut_scores(folder, resume_step=0, num_steps=25)
+    drop_later_scores(folder, resume_step=0, num_steps=25)
     algorithm = Scored(folder, {0: 0.2, 10: 0.6, 20: 0.7})
     go_through(algorithm, folder, steps=range(21))
-    _cut_scores(folder, resume_step=19, num_steps=25)
+    drop_later_scores(folder, resume_step=19, num_steps=25)
     assert {row.stage for row in read_rows(folder.validation)} == {"validation-00000", "validation-00010"}
 
 
-def test_a_score_that_a_kill_left_without_its_checkpoint_makes_it_the_best_after_all(tmp_path: Path) -> None:
+def test_a_score_whose_checkpoint_a_kill_prevented_makes_it_the_best_after_the_resume(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    killed = Scored(folder, {0: 0.2})
+    killed: Any = Scored(folder, {0: 0.2})
     killed.begin_checkpoint()  # of the cold start
-    tracker: Any = SimpleNamespace(log_evaluation=lambda rows, step: None)
-    assert _validate(cast(Any, killed), tracker=tracker, folder=folder) == 0.2  # and then it was killed
+    killed.begin_checkpoint = lambda *, score: scored.append(score)  # the run is killed before it is written
+    scored: list[float] = []
+    assert job_of(killed, folder).validate() and scored == [0.2]
     assert folder.best is None
     resumed = Scored(folder, {})
-    _cut_scores(folder, resume_step=0, num_steps=25)
+    drop_later_scores(folder, resume_step=0, num_steps=25)
     go_through(resumed, folder, steps=range(1))
     assert resumed.splits == [], "it is not scored again"
     assert folder.best is not None and (folder.best.step, folder.best.score) == (0, 0.2)
     before = folder.best.path.stat().st_ino
     go_through(resumed, folder, steps=range(1))
-    assert folder.best.path.stat().st_ino == before, "nor kept twice"
+    assert folder.best.path.stat().st_ino == before, "and it is not kept twice"
 
 
 class Ending(Scored):
-    """GRPO is behind it. Its models are empty folders; what is asked of it goes wrong at `trouble`."""
+    """An algorithm after its last GRPO step. Its models are empty folders; it fails at the call named
+    `trouble`."""
 
     cold_started = True
 
@@ -133,9 +140,8 @@ class Ending(Scored):
 
 
 def end(folder: RunFolder, *, num_steps: int, trouble: str = "") -> list[str]:
-    tracker: Any = SimpleNamespace(log_evaluation=lambda rows, step: None)
-    algorithm: Any = Ending(folder, num_steps=num_steps, trouble=trouble)
-    _stages(algorithm, tracker=tracker, folder=folder)
+    algorithm = Ending(folder, num_steps=num_steps, trouble=trouble)
+    job_of(algorithm, folder).run()
     return algorithm.asked
 
 
@@ -148,21 +154,21 @@ def test_a_run_is_finished_when_the_models_and_scores_of_its_last_step_are_there
     assert end(folder, num_steps=10) == ["untrained", "sft", "model", "best_model", "grpo"]
     assert folder.state(num_steps=10) == "finished"
 
-    _cut_scores(folder, resume_step=10, num_steps=20)  # more steps are asked for
+    drop_later_scores(folder, resume_step=10, num_steps=20)  # more steps are asked for
     assert {row.stage for row in read_rows(folder.evaluation)} == {"untrained", "sft"}
     with pytest.raises(InterruptedError):
         end(folder, num_steps=20, trouble=trouble)
     assert folder.latest_step == 20
     assert folder.state(num_steps=20) == "stopped"
-    _cut_scores(folder, resume_step=20, num_steps=20)
+    drop_later_scores(folder, resume_step=20, num_steps=20)
     assert end(folder, num_steps=20) == ["model", "best_model", "grpo"]
     assert folder.state(num_steps=20) == "finished"
-    _cut_scores(folder, resume_step=20, num_steps=20)
+    drop_later_scores(folder, resume_step=20, num_steps=20)
     assert folder.state(num_steps=20) == "finished"
 
 
 @pytest.mark.parametrize("is_last", [True, False])
-def test_where_the_last_policy_is_the_best_no_checkpoint_is_loaded_for_its_model(
+def test_if_the_last_policy_is_the_best_its_model_is_written_without_loading_a_checkpoint(
     tmp_path: Path, is_last: bool
 ) -> None:
     folder, asked = RunFolder(tmp_path), []
@@ -180,7 +186,7 @@ def test_where_the_last_policy_is_the_best_no_checkpoint_is_loaded_for_its_model
         path.mkdir()
 
     learners: Any = SimpleNamespace(export=export, export_checkpoint=export_checkpoint)
-    Checkpoints(folder, keep=2, learners=learners).export_best(best, policy_version=20)
+    Checkpoints(folder, recipe="", keep=2, learners=learners).export_best(best, policy_version=20)
     assert asked == ["last" if is_last else "best-00010"]
     assert folder.best_model.is_dir()
 
@@ -198,13 +204,13 @@ def test_no_test_task_and_no_task_of_a_held_out_gym_chooses_a_checkpoint() -> No
         validation_score(evaluation_rows([outcome(1.0)], stage="grpo", seed=0))
 
 
-def test_every_gym_counts_alike_in_the_choice() -> None:
+def test_every_gym_has_the_same_weight_in_the_choice() -> None:
     outcomes = [outcome(0.0, gym="travel"), outcome(1.0), outcome(1.0)]
     rows = evaluation_rows(outcomes, stage="validation-00010", seed=0, split="validation")
     assert validation_score(rows) == 0.5
 
 
-def test_published_tasks_which_have_no_validation_split_choose_no_checkpoint(tmp_path: Path) -> None:
+def test_published_tasks_without_a_validation_split_cannot_choose_a_checkpoint(tmp_path: Path) -> None:
     data = {"gyms": {**CONFIG["gyms"], "data": {"travel": tmp_path / "travel.json"}}}
     with pytest.raises(ValueError, match=r"gyms\.data\.travel has no tasks for validation only"):
         RunConfig.model_validate(CONFIG | data)

@@ -1,4 +1,4 @@
-"""A run that loses what it cannot do without goes on by itself, and not for ever."""
+"""A run that loses its buffer restarts by itself, a limited number of times."""
 
 import weakref
 
@@ -16,7 +16,7 @@ from cluster.workers.restart import (
 
 
 class Work:
-    """Loses its buffer at these steps, one after the other, and is done after the last."""
+    """Loses its buffer at each of these steps in turn, then finishes."""
 
     def __init__(self, *steps: int):
         self._steps = list(steps)
@@ -30,20 +30,20 @@ class Work:
             raise LostBufferError("the buffer has died")
 
 
-def test_a_lost_buffer_is_said_and_the_run_goes_on_from_its_last_step(
+def test_a_lost_buffer_is_reported_and_the_run_resumes_from_its_last_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     work = Work(0, 10, 10, 20)
     run_with_restarts(work, place=lambda: f"step {work.step}")
     assert work.num_begun == 5
-    assert capsys.readouterr().err.count("the run goes on from step 10 with new processes") == 2
+    assert capsys.readouterr().err.count("the run resumes from step 10 with new processes") == 2
 
 
-def test_a_buffer_that_dies_at_the_same_step_again_and_again_ends_the_run() -> None:
+def test_a_buffer_that_keeps_dying_at_the_same_step_ends_the_run() -> None:
     work = Work(*[10] * 20)
     with pytest.raises(
         RestartsExhaustedError,
-        match=r"^the buffer has died: 5 new starts have come no further than step 10: ",
+        match=r"^the buffer has died: 5 restarts made no progress beyond step 10: ",
     ):
         run_with_restarts(work, place=lambda: f"step {work.step}")
     assert work.num_begun == MAX_RESTARTS + 1
@@ -58,7 +58,7 @@ def test_any_other_error_ends_the_run_at_once() -> None:
 
 
 class Held:
-    """Something that would do harm, were it collected later."""
+    """An object that must be collected before the undo."""
 
 
 def fail_with(error: Exception, seen: list[weakref.ref[Held]]) -> None:
@@ -67,7 +67,7 @@ def fail_with(error: Exception, seen: list[weakref.ref[Held]]) -> None:
     raise error
 
 
-def test_a_death_in_a_set_up_is_told_apart_after_all_was_ended_and_let_go() -> None:
+def test_a_death_during_set_up_is_a_lost_set_up_after_everything_was_ended_and_collected() -> None:
     seen: list[weakref.ref[Held]] = []
     held_at_undo: list[Held | None] = []
     with pytest.raises(LostSetupError), cleanup_on_failure(lambda: held_at_undo.append(seen[0]())):
@@ -78,16 +78,16 @@ def test_a_death_in_a_set_up_is_told_apart_after_all_was_ended_and_let_go() -> N
 @pytest.mark.parametrize(
     "error",
     [ValueError("a mistake of ours"), RayActorError(actor_init_failed=True)],
-    ids=["a mistake", "an actor that cannot begin"],
+    ids=["a mistake", "an actor whose constructor fails"],
 )
-def test_a_set_up_that_fails_by_itself_ends_with_its_own_error(error: Exception) -> None:
+def test_a_set_up_that_fails_without_a_death_raises_its_own_error(error: Exception) -> None:
     ended: list[bool] = []
     with pytest.raises(type(error)) as raised, cleanup_on_failure(lambda: ended.append(True)):
         raise error
     assert raised.value is error and ended == [True]
 
 
-def test_ctrl_c_while_a_death_is_seen_to_is_ctrl_c() -> None:
+def test_ctrl_c_while_a_death_is_handled_stays_ctrl_c() -> None:
     with pytest.raises(KeyboardInterrupt), cleanup_on_failure(lambda: None):
         try:
             raise RayActorError()

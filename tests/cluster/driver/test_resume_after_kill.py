@@ -1,5 +1,5 @@
-"""A real run, killed with all its processes at random moments: the same groups, and the same weights bit for
-bit, as a run that nobody killed."""
+"""A run that is killed with all its processes at random moments trains the same groups, and ends with the
+same weights bit for bit, as an undisturbed one."""
 
 import os
 import random
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[3]
 NUM_KILLS = int(os.environ.get("USERRL_TEST_KILLS", "3"))
-"""The judged number is 20."""
+"""20 in the acceptance run."""
 NUM_STEPS = 8
 WAIT_S = 300.0
 RECIPE = """
@@ -43,13 +43,13 @@ max_completion_tokens = 48
 max_model_len = 2048
 [reward.weights]
 environment = 1.0
-length = 1.0  # differs where nothing else does: there is something to train
+length = 1.0  # differs between dialogues with equal scores: there is something to train
 [buffer]
 groups_per_step = 3
 max_off_policy_steps = 0
 [learner]
 num_threads = 1
-max_logprob_gap = 1e9  # the engine is none of the learner's
+max_logprob_gap = 1e9  # the engine does not sample from the learner's policy
 [sft]
 num_demonstrations = 0
 [grpo]
@@ -86,8 +86,8 @@ def num_entries(run: Path) -> int:
 
 
 def kill_at(folder: Path, name: str, *, entry: int, later_s: float) -> bool:
-    """Kills driver, raylet, workers, all at once, a moment after the journal has this entry; false where the
-    run has come to its end before."""
+    """Kills driver, raylet and workers together, `later_s` after the journal has this entry: returns False if
+    the run has finished before."""
     process = start(folder, name)
     deadline = time.monotonic() + WAIT_S
     while num_entries(folder / name) <= entry and process.poll() is None:
@@ -106,7 +106,7 @@ def kill_at(folder: Path, name: str, *, entry: int, later_s: float) -> bool:
 
 
 def trained_turns(run: Path) -> dict[int, dict[tuple[int, int, int], float]]:
-    """By step: the advantage of every trained (group, trajectory, turn). Fails where one is there twice."""
+    """By step: the advantage of every trained (group, trajectory, turn). Fails if one is there twice."""
     steps: dict[int, dict[tuple[int, int, int], float]] = {}
     seen: set[tuple[int, int, int]] = set()
     for path in sorted((run / "trajectories").glob("step-*.parquet")):
@@ -116,7 +116,7 @@ def trained_turns(run: Path) -> dict[int, dict[tuple[int, int, int], float]]:
             assert key not in seen, f"{path}: {key} is in the archive twice"
             seen.add(key)
             if row["outcome"] == "trained":
-                assert row["advantage"] is not None, f"{path}: {key} was trained with nothing"
+                assert row["advantage"] is not None, f"{path}: {key} was trained without an advantage"
                 steps.setdefault(row["step"], {})[key] = row["advantage"]
     return steps
 
@@ -125,12 +125,12 @@ def weights(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
 
 
-def test_a_run_that_is_killed_whole_again_and_again_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_repeatedly_ends_with_the_same_weights(tmp_path: Path) -> None:
     rng = random.Random(int(os.environ.get("USERRL_TEST_SEED", "0")))
     finish(tmp_path, "undisturbed")
     wanted = trained_turns(tmp_path / "undisturbed")
     assert sorted(wanted) == list(range(1, NUM_STEPS + 1))
-    # Segments before the last checkpoints are gone: the numbers still say how much there was.
+    # Segments before the last checkpoints are deleted, but entries keep their numbers.
     num_events = num_entries(tmp_path / "undisturbed")
 
     moments = sorted(rng.randrange(num_events) for _ in range(NUM_KILLS))
@@ -138,7 +138,7 @@ def test_a_run_that_is_killed_whole_again_and_again_ends_with_the_same_weights(t
         kill_at(tmp_path, "killed", entry=moment, later_s=rng.uniform(0.0, 0.2)) for moment in moments
     )
     finish(tmp_path, "killed")
-    assert num_kills >= NUM_KILLS - 1, "a run may have been through before its last kill"
+    assert num_kills >= NUM_KILLS - 1, "a run may have finished before its last kill"
     assert trained_turns(tmp_path / "killed") == wanted
     assert weights(tmp_path / "killed") == weights(tmp_path / "undisturbed")
 

@@ -1,4 +1,5 @@
-"""A whole run, struck in the middle: an engine, its core, the sizes, a learner. Real processes."""
+"""A run continues after the death of an engine, of its core and of a learner, and while its sizes change:
+real processes."""
 
 import os
 import signal
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from cluster.driver.algorithm import GRPO
-from cluster.workers.autoscaler import ask_for_sizes
+from cluster.workers.autoscaler import request_counts
 from cluster.workers.restart import run_with_restarts
 from tests.cluster.driver.test_algorithm import assert_promises_hold, tiny_config
 
@@ -31,9 +32,9 @@ def algorithm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GRPO]:
 
 def processes(algorithm: GRPO) -> list[int]:
     """The only engine's actor, then vLLM's."""
-    (member,) = algorithm.services.engines._members
-    assert member.place is not None
-    return [pid for pid, _ in member.place.processes]
+    (replica,) = algorithm.parts.services.engines._replicas
+    assert replica.process is not None
+    return [pid for pid, _ in replica.process.processes]
 
 
 def is_alive(pid: int) -> bool:
@@ -41,40 +42,38 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("who", ["the actor", "the core"])
-def test_the_only_engine_is_killed_and_the_next_step_is_trained_all_the_same(
-    algorithm: GRPO, who: str
-) -> None:
+def test_the_next_step_is_trained_after_the_only_engine_was_killed(algorithm: GRPO, who: str) -> None:
     algorithm.train()
-    lost, before = algorithm.services.engines.num_lost, processes(algorithm)
+    lost, before = algorithm.parts.services.engines.num_lost, processes(algorithm)
     os.kill(before[0] if who == "the actor" else max(before[1:]), signal.SIGKILL)
     began = time.monotonic()
     algorithm.train()
     algorithm.train()
     assert time.monotonic() - began < WAIT_S
     assert_promises_hold(algorithm.step_metrics, most_age=1)
-    assert algorithm.services.engines.num_lost == lost + 1
-    assert not any(is_alive(pid) for pid in before), "the dead engine's processes are ended, too"
+    assert algorithm.parts.services.engines.num_lost == lost + 1
+    assert not any(is_alive(pid) for pid in before), "all processes of the dead engine are ended"
 
 
 def test_sizes_change_while_the_run_goes_on_and_the_ledger_closes(algorithm: GRPO) -> None:
-    def train_until_settled() -> None:
+    def train_until_stable() -> None:
         deadline = time.monotonic() + WAIT_S
         while True:
             algorithm.train()
             assert_promises_hold(algorithm.step_metrics, most_age=1)
             assert time.monotonic() < deadline
-            if algorithm.rollouts.crew.is_settled and algorithm.services.engines.is_settled:
+            if algorithm.parts.is_stable:
                 return
 
     for sizes in ({"rollouts": 2, "engines": 2, "simulators": 2}, {"rollouts": 1, "engines": 1}):
         with algorithm.folder.locked():
-            ask_for_sizes(algorithm.folder, wanted=sizes, timeout_s=0.0)
-        train_until_settled()
-        assert algorithm.rollouts.crew.num_here == sizes["rollouts"]
-        assert algorithm.services.engines.num_serving == sizes["engines"]
+            request_counts(algorithm.folder, wanted=sizes, timeout_s=0.0)
+        train_until_stable()
+        assert algorithm.parts.rollouts.membership.num_active == sizes["rollouts"]
+        assert algorithm.parts.services.engines.num_serving == sizes["engines"]
 
 
-def test_a_learner_that_dies_before_all_are_there_is_a_new_start(tmp_path: Path) -> None:
+def test_a_learner_that_dies_during_set_up_restarts_the_run(tmp_path: Path) -> None:
     config, began = tiny_config(tmp_path, name="begun", max_off_policy_steps=1), time.time()
     killed, built = list[int](), list[GRPO]()
 
@@ -94,7 +93,7 @@ def test_a_learner_that_dies_before_all_are_there_is_a_new_start(tmp_path: Path)
 
     killer = threading.Thread(target=kill_first_learner)
     killer.start()
-    run_with_restarts(build, place=lambda: "its beginning")
+    run_with_restarts(build, place=lambda: "the beginning")
     killer.join()
     try:
         assert killed and len(built) == 1
@@ -102,6 +101,6 @@ def test_a_learner_that_dies_before_all_are_there_is_a_new_start(tmp_path: Path)
         assert built[0].policy_version == 1
         cores = [one for one in psutil.process_iter() if one.name().startswith("VLLM::Engine")]
         new = [one for one in cores if one.create_time() > began]
-        assert len(new) == 1, "the engine that was still starting has left nothing behind"
+        assert len(new) == 1, "the engine that was still starting leaves no process behind"
     finally:
         built[0].stop()

@@ -1,4 +1,4 @@
-"""The main job as a person runs it: started, stopped with Ctrl-C, gone on with, finished, asked again."""
+"""`userrl train` end to end: started, stopped with Ctrl-C, resumed, finished, run again."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def test_the_job_stops_on_ctrl_c_and_goes_on_where_it_was(tmp_path: Path) -> Non
     )
     assert again.returncode == 0, again.stderr
     events = [json.loads(line) for line in again.stderr.splitlines()]
-    assert any("goes on from checkpoint" in event.get("text", "") for event in events)
+    assert any("resumed from checkpoint" in event.get("text", "") for event in events)
     assert [event["step"] for event in events if event["event"] == "step"] == [
         stopped_at[-1] + 1,
         stopped_at[-1] + 2,
@@ -109,7 +109,7 @@ def test_the_job_stops_on_ctrl_c_and_goes_on_where_it_was(tmp_path: Path) -> Non
 
 
 def wait_for_step(process: subprocess.Popen[str], *, step: int) -> list[psutil.Process]:
-    """Reads stderr up to that step's line; the process's whole family at that moment."""
+    """Reads stderr up to that step's line: returns all descendants of the process at that moment."""
     assert process.stderr is not None
     deadline = time.monotonic() + WAIT_S
     seen: list[str] = []

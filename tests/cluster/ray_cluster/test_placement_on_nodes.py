@@ -7,7 +7,7 @@ from ray._private import ray_constants, services
 
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
-from cluster.driver.algorithm_config import GRPOConfig
+from cluster.driver.algorithm import GRPOConfig
 from cluster.preflight import checks
 from cluster.preflight.checks import check_resources
 from cluster.preflight.dry_run import make_plan

@@ -19,7 +19,7 @@ import pytest
 import ray
 
 from cluster.ray_cluster.loopback import as_it_listens
-from cluster.workers.rollout_pool import RolloutPool
+from cluster.workers.play_orders import OrderPlayer
 from tests.cluster.workers.test_rollout_actors_on_changing_nodes import orders, start_one
 from tests.learners.learner_groups import write_policy
 
@@ -115,25 +115,25 @@ def num_nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes()) - 1
 
 
-def play(rollouts: RolloutPool, *, num_groups: int = 32) -> float:
+def play(player: OrderPlayer, *, num_groups: int = 32) -> float:
     """Seconds that a list of orders takes; each comes home once."""
     began, wanted = time.monotonic(), orders(num_groups)
-    _, groups = rollouts.run(wanted, policy="expert", finish=lambda tables: None)
+    _, groups = player.run(wanted, policy="expert", finish=lambda tables: None)
     assert [group.order for group in groups] == wanted
     return time.monotonic() - began
 
 
 @pytest.mark.usefixtures("autoscaled")
 def test_from_one_node_to_four_and_back_throughput_follows_and_no_group_is_lost(tmp_path: Path) -> None:
-    rollouts = start_one(str(write_policy(tmp_path / "policy")))
+    rollouts, player = start_one(str(write_policy(tmp_path / "policy")))
 
     def play_until(num_actors: int) -> float:
         rollouts.scale(num_actors)
         deadline = time.monotonic() + WAIT_S
-        while rollouts.crew.num_here != num_actors or num_nodes() != num_actors:
+        while rollouts.membership.num_active != num_actors or num_nodes() != num_actors:
             assert time.monotonic() < deadline
-            play(rollouts)
-        return play(rollouts, num_groups=MANY)
+            play(player)
+        return play(player, num_groups=MANY)
 
     alone_s = play_until(1)
     together_s = play_until(MOST_NODES)

@@ -44,7 +44,7 @@ def test_a_cold_start_that_was_killed_goes_on_exactly_from_its_last_checkpoint(
             raise InterruptedError
 
     def weights() -> dict[str, torch.Tensor]:
-        return load(bytes(ray.get(algorithm.learners.weights(dtype="float32")[0])))
+        return load(bytes(ray.get(algorithm.parts.learners.weights(dtype="float32")[0])))
 
     try:
         with pytest.raises(InterruptedError):
@@ -63,7 +63,7 @@ def test_a_cold_start_that_was_killed_goes_on_exactly_from_its_last_checkpoint(
             torch.testing.assert_close(tensor, killed_at[name], atol=1e-6, rtol=1e-5, msg=name)
 
         path = Path(algorithm.save_to_path(str(tmp_path / "own")))
-        monkeypatch.setattr(algorithm.learners, "save", fail)
+        monkeypatch.setattr(algorithm.parts.learners, "save", fail)
         with pytest.raises(InterruptedError):  # while it is overwritten
             algorithm.save_to_path(str(path))
         with pytest.raises(LearnerError, match="no finished checkpoint there"):
@@ -99,15 +99,15 @@ def test_experts_runs_and_files_are_joined_in_a_real_cold_start(
         broken = algorithm.run.model_copy(
             update={"engine": algorithm.run.engine.model_copy(update={"max_model_len": 30})}
         )
-        folder = algorithm.services.rollout_setup.policy_folder
+        folder = algorithm.parts.services.rollout_setup.policy_folder
         with pytest.raises(BadInput, match=r"^sft\.runs: nothing in .* can be imitated"):
-            gather_demonstrations(broken, rollouts=algorithm.rollouts, policy_folder=folder)
+            gather_demonstrations(broken, player=algorithm.parts.player, policy_folder=folder)
         for name, (bad, reason) in REFUSED.items():
             path = write_json(tmp_path / f"{name}.json", [*rows[:600], bad])
             sft = algorithm.run.sft.model_copy(update={"runs": (), "files": (path,)})
             broken = algorithm.run.model_copy(update={"sft": sft})
             with pytest.raises(BadInput, match=rf"^sft\.files: {path}: row 601: {reason}"):
-                gather_demonstrations(broken, rollouts=algorithm.rollouts, policy_folder=folder)
+                gather_demonstrations(broken, player=algorithm.parts.player, policy_folder=folder)
     finally:
         algorithm.stop()
     counts = {key: value for key, value in logged[-1].items() if key.startswith("sft/num_samples/")}

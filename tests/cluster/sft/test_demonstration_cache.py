@@ -115,10 +115,8 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 def gather(config: RunConfig, experts: Experts, *, has_begun: bool = False) -> list[pa.Table]:
-    rollouts: Any = experts
-    tables: Any = gather_demonstrations(
-        config, rollouts=rollouts, policy_folder="", has_begun=has_begun
-    ).tables
+    player: Any = experts
+    tables: Any = gather_demonstrations(config, player=player, policy_folder="", has_begun=has_begun).tables
     return list(tables)
 
 

@@ -1,4 +1,4 @@
-"""`userrl scale` and the driver that it speaks to, through the run folder."""
+"""`userrl scale` and the driver's autoscaler, which communicate through the run folder."""
 
 import json
 import threading
@@ -10,22 +10,21 @@ from cluster.cli.main import main
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
 from cluster.run_folder.paths import RunFolder
-from cluster.workers.autoscaler import Autoscaler, ask_for_sizes
-from cluster.workers.scaling_rules import PATIENCE_STEPS, ProcessCounts
+from cluster.workers.autoscaler import PATIENCE_STEPS, Autoscaler, ProcessCounts, request_counts
 from tests.cluster.workers.test_scaling_rules import metrics
 
 
 class Driver:
-    """Notes what it is told to change, and looks for requests until it is stopped."""
+    """Records the changes that the autoscaler makes."""
 
     def __init__(self, config: RunConfig, folder: RunFolder):
-        self.told: list[tuple[str, int]] = []
-        self.scaling = Autoscaler(
+        self.changes: list[tuple[str, int]] = []
+        self.autoscaler = Autoscaler(
             config,
             folder,
-            set_sizes={
-                "rollouts": lambda number: self.told.append(("rollouts", number)),
-                "engines": lambda number: self.told.append(("engines", number)),
+            scale={
+                "rollouts": lambda number: self.changes.append(("rollouts", number)),
+                "engines": lambda number: self.changes.append(("engines", number)),
                 "simulators": self._refuse,
             },
         )
@@ -45,63 +44,63 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 def asked(driver: Driver, folder: RunFolder, **wanted: int) -> str:
-    """The answer to a request, while the driver looks now and then."""
+    """The answer to a request while the driver polls."""
     stop = threading.Event()
 
-    def look() -> None:
+    def poll() -> None:
         while not stop.wait(0.01):
-            driver.scaling.look()
+            driver.autoscaler.poll()
 
-    looking = threading.Thread(target=look)
+    polling = threading.Thread(target=poll)
     with folder.locked():
-        looking.start()
+        polling.start()
         try:
-            return ask_for_sizes(folder, wanted=wanted, timeout_s=20.0)
+            return request_counts(folder, wanted=wanted, timeout_s=20.0)
         finally:
             stop.set()
-            looking.join()
+            polling.join()
 
 
-def test_the_driver_changes_what_was_asked_for_and_answers_in_one_line(config: RunConfig) -> None:
+def test_the_driver_carries_out_a_request_and_answers_in_one_line(config: RunConfig) -> None:
     folder = RunFolder.of(config)
     driver = Driver(config, folder)
     line = asked(driver, folder, rollouts=16, engines=2)
-    assert driver.told == [("rollouts", 16), ("engines", 2)]
+    assert driver.changes == [("rollouts", 16), ("engines", 2)]
     assert line.startswith("run: 16 rollout actors, 2 engines, 1 simulator replicas (before: 2 rollout")
-    driver.scaling.look()
-    assert len(driver.told) == 2, "a request is done once"
+    driver.autoscaler.poll()
+    assert len(driver.changes) == 2, "a request is carried out once"
     asked(driver, folder, engines=1)
-    assert driver.told[2:] == [("engines", 1)]
+    assert driver.changes[2:] == [("engines", 1)]
 
 
-def test_what_cannot_be_changed_is_told_and_ends_nothing(config: RunConfig) -> None:
+def test_a_change_that_fails_is_reported_and_ends_nothing(config: RunConfig) -> None:
     folder = RunFolder.of(config)
     driver = Driver(config, folder)
     assert "nothing changed: Serve did not scale" in asked(driver, folder, simulators=3)
-    assert driver.scaling.now.simulators == 1
+    assert driver.autoscaler.counts.simulators == 1
 
 
-def test_a_driver_that_goes_on_has_the_sizes_it_had(config: RunConfig) -> None:
+def test_a_resumed_driver_keeps_the_requested_counts(config: RunConfig) -> None:
     folder = RunFolder.of(config)
     asked(Driver(config, folder), folder, rollouts=3)
     asked(Driver(config, folder), folder, engines=2)
-    later = Driver(config, folder)
-    later.scaling.look()
-    assert later.scaling.now == ProcessCounts(rollouts=3, engines=2, simulators=1)
+    resumed = Driver(config, folder)
+    resumed.autoscaler.poll()
+    assert resumed.autoscaler.counts == ProcessCounts(rollouts=3, engines=2, simulators=1)
 
 
-def test_a_run_grows_by_need_only_once_its_last_change_has_arrived(config: RunConfig) -> None:
+def test_a_run_adapts_only_once_its_last_change_has_taken_effect(config: RunConfig) -> None:
     driver = Driver(config, RunFolder.of(config))
     step = metrics(learner=0.5, engine=0.5, requests=1)
     for _ in range(PATIENCE_STEPS):
-        driver.scaling.note(step, is_settled=False)
-    assert driver.told == []
+        driver.autoscaler.adapt(step, is_stable=False)
+    assert driver.changes == []
     for _ in range(PATIENCE_STEPS):
-        driver.scaling.note(step, is_settled=True)
-    assert driver.told == [("rollouts", 3)]
+        driver.autoscaler.adapt(step, is_stable=True)
+    assert driver.changes == [("rollouts", 3)]
 
 
-def test_a_file_that_is_nobodys_request_changes_nothing(config: RunConfig) -> None:
+def test_a_file_that_is_no_request_changes_nothing(config: RunConfig) -> None:
     folder = RunFolder.of(config)
     driver = Driver(config, folder)
     for text in (
@@ -112,8 +111,8 @@ def test_a_file_that_is_nobodys_request_changes_nothing(config: RunConfig) -> No
         json.dumps({"request": "a", "rollouts": "many"}),
     ):
         folder.scale.write_text(text)
-        driver.scaling.look()
-    assert driver.told == []
+        driver.autoscaler.poll()
+    assert driver.changes == []
 
 
 @pytest.mark.parametrize(
@@ -125,7 +124,7 @@ def test_a_file_that_is_nobodys_request_changes_nothing(config: RunConfig) -> No
         (["nowhere", "--engines", "2"], "nowhere: no run there"),
     ],
 )
-def test_a_request_that_cannot_be_is_one_line(
+def test_an_invalid_request_is_refused_in_one_line(
     words: list[str], says: str, config: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["scale", *words]) == 2
@@ -133,9 +132,9 @@ def test_a_request_that_cannot_be_is_one_line(
     assert says in error and error.count("\n") == 1
 
 
-def test_a_driver_that_does_not_look_is_no_reason_to_wait_for_ever(config: RunConfig) -> None:
+def test_a_request_to_a_busy_driver_times_out(config: RunConfig) -> None:
     folder = RunFolder.of(config)
     with folder.locked():
-        assert "the driver is busy" in ask_for_sizes(folder, wanted={"rollouts": 3}, timeout_s=0.0)
+        assert "the driver is busy" in request_counts(folder, wanted={"rollouts": 3}, timeout_s=0.0)
     with pytest.raises(BadInput):
-        ask_for_sizes(folder, wanted={"rollouts": 3}, timeout_s=0.0)
+        request_counts(folder, wanted={"rollouts": 3}, timeout_s=0.0)

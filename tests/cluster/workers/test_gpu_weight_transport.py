@@ -84,7 +84,7 @@ def test_engine_and_learner_agree_after_every_sync(
     engines = EnginePool(
         lambda number: create.remote(str(folder), config, number),
         num_engines=1,
-        places_each=64,
+        slots_per_engine=64,
         start_timeout_s=600.0,
     )
     learner_config = group_config(
@@ -93,8 +93,8 @@ def test_engine_and_learner_agree_after_every_sync(
     learner_config.learners(num_gpus_per_learner=learner_gpus)  # type: ignore[arg-type]
     group = start(learner_config)
     engines.wait()
-    engine: Any = engines.actors[0]
-    learners = LearnerPool(group, most_steps=1)
+    engine: Any = engines.running[0]
+    learners = LearnerPool(group, max_steps=1)
     assert find_transport(config, learners=learners, engines=[engine]) == transport
     sync = WeightSync(
         learners,

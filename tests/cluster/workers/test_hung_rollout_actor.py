@@ -1,4 +1,4 @@
-"""A rollout actor that hangs, alive but silent, costs the run no group: with Ray, without an engine."""
+"""A hung rollout actor costs the run no group: with Ray, without an engine."""
 
 import asyncio
 import math
@@ -22,9 +22,11 @@ from actors.rollout_setup import RolloutSetup
 from actors.trajectory import GroupOrder, GroupSummary
 from cluster.config.run_config import RunConfig
 from cluster.driver.algorithm_config import create_rollouts
-from cluster.workers import rollout_pool as rollouts_module
+from cluster.workers import play_orders
 from cluster.workers.engine_pool import no_engines
-from cluster.workers.rollout_pool import RolloutPool
+from cluster.workers.play_orders import OrderPlayer
+from cluster.workers.rollout_pool import Assignment, RolloutPool
+from cluster.workers.supervisor import Supervisor
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
 from rewards.reward_functions import RewardContext
@@ -59,7 +61,7 @@ async def score(table: pa.Table, is_trained: bool) -> pa.Table:
     return with_rewards(table, {"environment": 1.0}, RewardContext())
 
 
-def start_rollouts(policy_folder: str, **rollout: float) -> RolloutPool:
+def start_rollouts(policy_folder: str, **rollout: float) -> tuple[RolloutPool, OrderPlayer]:
     """Rollout actors that play experts, without an engine; `rollout` are settings of the recipe."""
     config = RunConfig.model_validate({"rollout": {"dialogues_per_actor": 8, "group_size": 2, **rollout}})
     setup = RolloutSetup(
@@ -73,13 +75,25 @@ def start_rollouts(policy_folder: str, **rollout: float) -> RolloutPool:
         connect_user=connect_user,
         score=score,
     )
-    return create_rollouts(config, setup, engines=no_engines())
+    engines = no_engines()
+    rollouts = create_rollouts(config, setup, engines=engines)
+    return rollouts, OrderPlayer(rollouts, Supervisor(rollouts, engines, deliver_weights=lambda: None))
 
 
 @pytest.fixture(scope="module")
-def rollouts(small_ray: None, tmp_path_factory: pytest.TempPathFactory) -> RolloutPool:
+def started(small_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RolloutPool, OrderPlayer]:
     policy_folder = write_policy(tmp_path_factory.mktemp("policy"))
     return start_rollouts(str(policy_folder), num_actors=2, group_timeout_s=GROUP_TIMEOUT_S)
+
+
+@pytest.fixture
+def rollouts(started: tuple[RolloutPool, OrderPlayer]) -> RolloutPool:
+    return started[0]
+
+
+@pytest.fixture
+def player(started: tuple[RolloutPool, OrderPlayer]) -> OrderPlayer:
+    return started[1]
 
 
 def get(reference: Any) -> Any:
@@ -89,14 +103,14 @@ def get(reference: Any) -> Any:
 
 @contextmanager
 def stopped(rollouts: RolloutPool, index: int) -> Iterator[Callable[[], None]]:
-    """Gives what stops an actor's process. If nobody has ended it by then, it goes on in the end."""
+    """Yields a function that stops an actor's process. If it still exists at the end, it continues."""
     pids: list[int] = []
 
     def stop() -> None:
         found, deadline = dict[int, int](), time.monotonic() + WAIT_S
         while index not in found:  # the test before may have ended it
             assert time.monotonic() < deadline
-            rollouts.look()
+            rollouts.poll(None)
             states = rollouts._env_runners.foreach_env_runner(
                 lambda actor: (actor.worker_index, os.getpid()), local_env_runner=False
             )
@@ -113,12 +127,12 @@ def stopped(rollouts: RolloutPool, index: int) -> Iterator[Callable[[], None]]:
 
 
 def held_by_the_stopped(said: str) -> list[float]:
-    """Seconds for which actor 1 had the groups that were lost with it."""
-    return [float(held_s) for held_s in re.findall(r"lost: .*, which rollout-1-\w+ had for ([\d.]+) s", said)]
+    """Seconds for which actor 1 held the groups that were reassigned."""
+    return [float(held_s) for held_s in re.findall(r"reassigned .* held ([\d.]+) s by rollout-1-", said)]
 
 
-def test_an_evaluation_goes_on_without_an_actor_that_hangs(
-    rollouts: RolloutPool, capsys: pytest.CaptureFixture[str]
+def test_an_evaluation_continues_without_a_hung_actor(
+    rollouts: RolloutPool, player: OrderPlayer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     orders = [
         GroupOrder(group_id=i, task_key=make_key("function", index=i), group_size=2, seed=0)
@@ -132,7 +146,7 @@ def test_an_evaluation_goes_on_without_an_actor_that_hangs(
                 stop()
             finished.extend(table["group_id"][0].as_py() for table in tables)
 
-        _, groups = rollouts.run(orders, policy=EXPERT, finish=finish)
+        _, groups = player.run(orders, policy=EXPERT, finish=finish)
     assert [group.order for group in groups] == orders
     assert sorted(finished) == list(range(24))
     held_s = held_by_the_stopped(capsys.readouterr().err)
@@ -143,7 +157,7 @@ def never_flat(summary: GroupSummary) -> bool:
     return False
 
 
-def test_training_goes_on_without_an_actor_that_hangs_until_ray_has_started_it_again(
+def test_training_continues_without_a_hung_actor_until_ray_has_restarted_it(
     rollouts: RolloutPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = BufferSizes(group_size=2, groups_per_step=4, max_off_policy_steps=1, seed=0, extra_dialogues=1)
@@ -162,7 +176,7 @@ def test_training_goes_on_without_an_actor_that_hangs_until_ray_has_started_it_a
         while num_steps > 0 or not until():
             assert time.monotonic() < deadline
             taking = feed.take.remote(4, 0, timeout_s=WAIT_S)
-            rollouts.supervise(feed, policy=EXPERT, group_size=3)
+            rollouts.poll(Assignment(source=feed, policy=EXPERT, group_size=3))
             ids = [group.order.group_id for group in get(taking)]
             get(feed.book.remote(ids, 1))
             get(feed.release.remote(ids, 0))
@@ -185,40 +199,45 @@ def test_training_goes_on_without_an_actor_that_hangs_until_ray_has_started_it_a
     ray.kill(feed)
 
 
-def test_an_actor_that_hung_before_an_evaluation_began_is_started_again(
-    rollouts: RolloutPool, capsys: pytest.CaptureFixture[str]
+def test_an_actor_that_hung_before_an_evaluation_began_is_restarted(
+    rollouts: RolloutPool, player: OrderPlayer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It has none of the evaluation's groups, and may be the only actor."""
     order = GroupOrder(group_id=0, task_key=make_key("function"), group_size=2, seed=0)
     with stopped(rollouts, 1) as stop:
         stop()
-        rollouts.run([order], policy=EXPERT, finish=lambda tables: None)
+        player.run([order], policy=EXPERT, finish=lambda tables: None)
     assert re.search(r"rollout actor 1 \(pid \d+ on \S+\) has not answered for", capsys.readouterr().err)
 
 
-def test_an_actor_that_hangs_over_demonstrations_is_started_again_and_they_are_played(
-    rollouts: RolloutPool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_actor_that_hangs_during_demonstrations_is_restarted_and_they_are_retried(
+    rollouts: RolloutPool,
+    player: OrderPlayer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(rollouts_module, "SILENT_S", 15.0)
+    monkeypatch.setattr(play_orders, "UNRESPONSIVE_S", 15.0)
     orders = [
         GroupOrder(group_id=i, task_key=make_key("function", index=i), group_size=1, seed=0) for i in range(3)
     ]
     began = time.monotonic()
     with stopped(rollouts, 1) as stop:
         stop()
-        tables = [table for _, table in rollouts.sample({"all": orders}, policy=EXPERT)]
+        tables = [table for _, table in player.sample({"all": orders}, policy=EXPERT)]
     assert time.monotonic() - began < WAIT_S
     ids = [group_id for table in tables for group_id in get(table)["group_id"].to_pylist()]
     assert list(dict.fromkeys(ids)) == list(range(3))
-    assert re.search(r"rollout actor 1 .* has brought no demonstrations", capsys.readouterr().err)
+    assert re.search(r"rollout actor 1 .* returned no demonstrations", capsys.readouterr().err)
 
 
-def test_demonstrations_outlive_the_actors_that_played_them(rollouts: RolloutPool) -> None:
-    """A learner that takes the place of another wants them again."""
+def test_demonstrations_outlive_the_actors_that_played_them(
+    rollouts: RolloutPool, player: OrderPlayer
+) -> None:
+    """A new learner needs them again."""
     orders = [
         GroupOrder(group_id=i, task_key=make_key("function", index=i), group_size=1, seed=0) for i in range(6)
     ]
-    tables = [table for _, table in rollouts.sample({"all": orders}, policy=EXPERT)]
+    tables = [table for _, table in player.sample({"all": orders}, policy=EXPERT)]
     pids = rollouts._env_runners.foreach_env_runner(lambda actor: os.getpid(), local_env_runner=False)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)

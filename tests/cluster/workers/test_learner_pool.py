@@ -1,4 +1,4 @@
-"""Learners that die or hang are replaced, and the run cannot tell: real processes, a tiny policy."""
+"""Learners that die are replaced, and the weights come out the same: real processes, a tiny policy."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from ray import cloudpickle
 from ray.exceptions import RayActorError
 from safetensors.torch import load
 
-from cluster.driver.checkpoints import LEARNER_FOLDER, Checkpoints
+from cluster.driver.checkpoints import LEARNER_FOLDER, Checkpoints, DriverState
 from cluster.run_folder.paths import RunFolder
 from cluster.workers.learner_pool import LearnerPool
 from learners.model.checkpoint import is_checkpoint
@@ -40,12 +40,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> LearnerOnlyConfig:
 
 
 class Run:
-    """A driver in small: demonstrations, two SFT steps, then GRPO steps on groups of their own."""
+    """A small driver: demonstrations, two SFT steps, then GRPO steps on groups of their own."""
 
     def __init__(self, config: LearnerOnlyConfig, **settings: Any):
         group = start(config)
         self.groups = [group]
-        self.learners = LearnerPool(group, most_steps=8, replaced=self.groups.append, **settings)
+        self.learners = LearnerPool(group, max_steps=8, on_rebuild=self.groups.append, **settings)
         self.step = 0
 
     def sft(self) -> None:
@@ -109,11 +109,14 @@ def full_disk() -> None:
 
 
 def begin(checkpoints: Checkpoints, run: Run) -> None:
-    checkpoints.begin(run.step, write=lambda path: run.learners.save(path / LEARNER_FOLDER))
+    state = DriverState(
+        policy_version=run.step, num_sft_steps=2, cold_started=True, iteration=run.step, buffer={}
+    )
+    checkpoints.begin(state)
 
 
 def write_with(trouble: Callable[[], None]) -> Callable[[Any], None]:
-    """Has a learner meet `trouble` whenever it writes its shards."""
+    """Makes a learner call `trouble` whenever it writes its shards."""
 
     def work(learner: Any) -> None:
         write = CheckpointFolderWriter.write_data
@@ -127,11 +130,11 @@ def write_with(trouble: Callable[[], None]) -> Callable[[Any], None]:
     return work
 
 
-def test_learners_killed_between_steps_and_in_one_go_on_with_the_same_weights(
+def test_learners_killed_between_steps_and_during_one_end_with_the_same_weights(
     config: LearnerOnlyConfig, undisturbed: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(config)
-    checkpoints = Checkpoints(RunFolder(tmp_path), keep=2, learners=run.learners)
+    checkpoints = Checkpoints(RunFolder(tmp_path), recipe="", keep=2, learners=run.learners)
     run.sft()
     metrics = [run.grpo()]
     run.signal(1)()  # between steps, without any checkpoint: from the untrained policy on
@@ -139,7 +142,7 @@ def test_learners_killed_between_steps_and_in_one_go_on_with_the_same_weights(
     assert run.learners.num_rebuilds == 1
 
     begin(checkpoints, run)
-    checkpoints.settle(wait=True)
+    checkpoints.complete(wait=True)
     assert run.learners.num_steps_to_replay == 0
     metrics.append(run.grpo())
     kill = run.signal(0)
@@ -149,42 +152,42 @@ def test_learners_killed_between_steps_and_in_one_go_on_with_the_same_weights(
     assert run.learners.num_rebuilds == 2
     assert_same(run, metrics, undisturbed)
     said = capfd.readouterr().err
-    assert "learner 1 died: new ones are started" in said
-    assert "went on from step-00002, 1 steps taken again" in said
+    assert "learner 1 died: new learners are started" in said
+    assert "resumed from step-00002, 1 steps repeated" in said
     run.groups[-1].shutdown()
 
 
-def test_a_checkpoint_is_of_its_moment_and_one_that_fails_leaves_the_one_before(
+def test_a_checkpoint_holds_the_weights_of_its_moment_and_a_failed_one_leaves_the_one_before(
     config: LearnerOnlyConfig, undisturbed: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, folder = Run(config), RunFolder(tmp_path)
-    checkpoints = Checkpoints(folder, keep=2, learners=run.learners)
+    checkpoints = Checkpoints(folder, recipe="", keep=2, learners=run.learners)
     run.sft()
     metrics = [run.grpo(), run.grpo()]
     ray.get([run.on(rank, write_with(lambda: time.sleep(2.0))) for rank in range(NUM_LEARNERS)])
     begin(checkpoints, run)
-    checkpoints.settle(wait=False)
-    assert folder.latest_step is None, "training goes on while it is written"
+    checkpoints.complete(wait=False)
+    assert folder.latest_step is None, "training continues while it is written"
     metrics.append(run.grpo())
-    checkpoints.settle(wait=True)
+    checkpoints.complete(wait=True)
     assert is_checkpoint(folder.checkpoint(2) / LEARNER_FOLDER)
     assert run.learners.num_steps_to_replay == 1
     metrics.append(run.grpo())
 
     begin(checkpoints, run)
     run.signal(1)()  # while it is written
-    checkpoints.settle(wait=True)
+    checkpoints.complete(wait=True)
     assert (folder.latest_step, checkpoints.num_failed) == (2, 1)
     assert_same(run, metrics, undisturbed)  # of new learners, from the checkpoint that was slow to be written
     assert run.learners.num_rebuilds == 1
 
     ray.get(run.on(1, write_with(full_disk)))
     begin(checkpoints, run)
-    checkpoints.settle(wait=True)
+    checkpoints.complete(wait=True)
     assert (folder.latest_step, checkpoints.num_failed) == (2, 2)
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-00002"]
     said = capfd.readouterr().err
-    assert "learner 1 died, while it was written; the one of step 2 stays, training goes on" in said
+    assert "learner 1 died, while it was written; the one of step 2 stays, training continues" in said
     assert "step 4 was not written: learner 1: [Errno 28] No space left on device" in said
 
     assert all(run.is_alive(rank) for rank in range(NUM_LEARNERS))

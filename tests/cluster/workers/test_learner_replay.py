@@ -1,4 +1,4 @@
-"""The history makes new learners into what the old ones were, and forgets what a checkpoint holds."""
+"""The replay brings new learners to the state of the old ones, and drops what a checkpoint holds."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from cluster.workers.learner_replay import LearnerCall, LearnerReplay, ReplayErr
 
 
 class NamedLearner:
-    """Remembers what it was asked, in order."""
+    """Records its calls in order."""
 
     def __init__(self) -> None:
         self.did: list[str] = []
@@ -34,16 +34,16 @@ def replayed(history: LearnerReplay) -> list[str]:
     return learner.did
 
 
-def test_without_a_checkpoint_everything_is_done_again_in_order() -> None:
-    history = LearnerReplay(most_steps=10)
+def test_without_a_checkpoint_all_calls_are_replayed_in_order() -> None:
+    history = LearnerReplay(max_steps=10)
     history.set_demonstrations(do("demonstrations"))
     add(history, "sft 0", "sft 10", stage="sft")
     add(history, "step 0", "step 1")
     assert replayed(history) == ["demonstrations", "sft 0", "sft 10", "step 0", "step 1"]
 
 
-def test_a_checkpoint_takes_the_place_of_what_came_before_it_and_of_nothing_after() -> None:
-    history = LearnerReplay(most_steps=10)
+def test_a_checkpoint_replaces_the_calls_before_it_and_none_after() -> None:
+    history = LearnerReplay(max_steps=10)
     add(history, "step 0", "step 1")
     moment = history.moment
     add(history, "step 2")  # while the checkpoint is written
@@ -53,8 +53,8 @@ def test_a_checkpoint_takes_the_place_of_what_came_before_it_and_of_nothing_afte
     assert history.num_steps == 1
 
 
-def test_demonstrations_are_kept_for_as_long_as_sft_steps_may_come() -> None:
-    history = LearnerReplay(most_steps=10)
+def test_demonstrations_are_kept_while_sft_steps_may_follow() -> None:
+    history = LearnerReplay(max_steps=10)
     history.set_demonstrations(do("demonstrations"))
     add(history, "sft 0", stage="sft")
     history.rebase(Path("c"), moment=history.moment)
@@ -66,8 +66,8 @@ def test_demonstrations_are_kept_for_as_long_as_sft_steps_may_come() -> None:
     assert replayed(history) == ["load d", "step 0"]
 
 
-def test_demonstrations_are_forgotten_when_grpo_begins_after_a_checkpoint() -> None:
-    history = LearnerReplay(most_steps=10)
+def test_demonstrations_are_dropped_when_grpo_begins_after_a_checkpoint() -> None:
+    history = LearnerReplay(max_steps=10)
     history.set_demonstrations(do("demonstrations"))
     add(history, "sft 0", stage="sft")
     history.rebase(Path("c"), moment=history.moment)
@@ -75,16 +75,16 @@ def test_demonstrations_are_forgotten_when_grpo_begins_after_a_checkpoint() -> N
     assert replayed(history) == ["load c", "step 0"]
 
 
-def test_a_loaded_checkpoint_ends_what_was_before() -> None:
-    history = LearnerReplay(most_steps=10)
+def test_loading_a_checkpoint_drops_all_earlier_calls() -> None:
+    history = LearnerReplay(max_steps=10)
     add(history, "step 0")
     history.restart(Path("c"))
     add(history, "step 7")
     assert replayed(history) == ["load c", "step 7"]
 
 
-def test_more_steps_than_are_kept_are_not_passed_over_in_silence() -> None:
-    history = LearnerReplay(most_steps=2)
+def test_a_replay_with_missing_steps_is_an_error() -> None:
+    history = LearnerReplay(max_steps=2)
     add(history, "step 0", "step 1")
     moment = history.moment
     assert replayed(history) == ["step 0", "step 1"]

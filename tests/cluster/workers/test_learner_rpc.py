@@ -1,4 +1,4 @@
-"""Learners that die, hang, fail or find no place: what the driver does and says. Their processes are real,
+"""Learners that die, hang, fail or find no free resources: how the driver reacts. Their processes are real,
 their work is a counter."""
 
 import os
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ray import cloudpickle
 from ray.exceptions import ObjectLostError, RayActorError
 
-from cluster.workers.learner_pool import MOST_REBUILDS, LearnerPool
+from cluster.workers.learner_pool import MAX_REBUILDS, LearnerPool
 from cluster.workers.learner_rpc import LearnerError
 from learners.buffer.group_store import GroupRows
 from learners.model.checkpoint import SaveReport
@@ -88,7 +88,7 @@ class LightGroup:
 
 
 def kill(learner: Any) -> None:
-    """Returns once it is dead; Ray only begins to kill it."""
+    """Returns once it is dead; `ray.kill` does not wait for that."""
     ray.kill(learner)
     with pytest.raises(RayActorError):
         while True:
@@ -96,16 +96,16 @@ def kill(learner: Any) -> None:
 
 
 def wait_until_lost(table: ray.ObjectRef) -> None:
-    """Ray notices after a moment that an object's owner is gone."""
+    """Ray notices with a delay that an object's owner is dead."""
     with pytest.raises(ObjectLostError):
         while True:
             ray.get(table, timeout=30)
             time.sleep(0.1)
 
 
-def test_a_learner_that_hangs_is_replaced() -> None:
+def test_a_hung_learner_is_replaced() -> None:
     groups = [LightGroup()]
-    learners = LearnerPool(groups[0], most_steps=8, replaced=groups.append, timeout_s=20.0)
+    learners = LearnerPool(groups[0], max_steps=8, on_rebuild=groups.append, timeout_s=20.0)
     learners.update([], step=0)
     pid: Any = ray.get(groups[0]._workers[1].apply.remote(lambda learner: os.getpid()), timeout=30)
     os.kill(pid, signal.SIGSTOP)
@@ -113,16 +113,16 @@ def test_a_learner_that_hangs_is_replaced() -> None:
     assert learners.num_rebuilds == 1
     deadline = time.monotonic() + 10
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "the one that hung is gone, and its memory with it"
+        assert time.monotonic() < deadline, "the hung process is killed, which frees its memory"
         time.sleep(0.1)
 
 
-def test_who_is_too_busy_to_say_whether_a_checkpoint_is_whole_is_not_waited_for(
+def test_polling_a_checkpoint_does_not_wait_for_a_busy_learner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a rank that waits in a collective for one that has failed."""
     monkeypatch.setattr("cluster.workers.learner_pool.POLL_TIMEOUT_S", 1.0)
-    learners = LearnerPool(LightGroup(), most_steps=8)
+    learners = LearnerPool(LightGroup(), max_steps=8)
     learners.save(tmp_path)
     learners._actors()[1].apply.remote(lambda learner: time.sleep(10.0))
     start = time.monotonic()
@@ -130,25 +130,25 @@ def test_who_is_too_busy_to_say_whether_a_checkpoint_is_whole_is_not_waited_for(
     assert time.monotonic() - start < 5
     assert learners.saved(wait=True)
     learners.update([], step=0)
-    assert learners.num_rebuilds == 0, "nor is it replaced"
+    assert learners.num_rebuilds == 0, "a busy learner is not replaced"
 
 
-def test_new_learners_without_a_place_end_the_run_and_say_what_is_missing(
+def test_new_learners_without_free_resources_end_the_run_with_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cluster.workers.learner_restart.ROOM_TIMEOUT_S", 1.0)
-    learners = LearnerPool(LightGroup(num_cpus=50), most_steps=8)
+    monkeypatch.setattr("cluster.workers.learner_restart.RESOURCE_TIMEOUT_S", 1.0)
+    learners = LearnerPool(LightGroup(num_cpus=50), max_steps=8)
     kill(learners._actors()[0])
     says = (
-        r"^learner 0 died: new ones take 100 CPU, and for 1 s the cluster has had 3 CPU free: bring back "
-        r"what is gone or give fewer learner\.num_learners, and go on from the last checkpoint with .*$"
+        r"^learner 0 died: new learners need 100 CPU, and for 1 s the cluster has had 3 CPU free: bring back "
+        r"lost nodes or lower learner\.num_learners, and resume from the last checkpoint with .*$"
     )
     with pytest.raises(LearnerError, match=says):
         learners.update([], step=0)
 
 
 class SlowGroup(LightGroup):
-    """The second of its kind never stands."""
+    """The second instance never finishes its constructor."""
 
     num_groups = 0
 
@@ -160,20 +160,21 @@ class SlowGroup(LightGroup):
 
 
 def test_new_learners_that_do_not_start_end_the_run() -> None:
-    learners = LearnerPool(SlowGroup(), most_steps=8, timeout_s=5.0)
+    learners = LearnerPool(SlowGroup(), max_steps=8, timeout_s=5.0)
     kill(learners._actors()[0])
     start = time.monotonic()
     with pytest.raises(
-        LearnerError, match=r"^learner 0 died: .* take nothing, did not start within 5 s: go on"
+        LearnerError, match=r"^learner 0 died: .* need nothing, did not start within 5 s: resume"
     ):
         learners.update([], step=0)
     assert time.monotonic() - start < 30
 
 
 def test_weights_outlive_the_learners_that_packed_them() -> None:
-    """Engines fetch them while the learners train on: who dies then has to be replaced, and nothing else."""
+    """Engines fetch them while the learners train on: a learner that dies then is replaced, and nothing else
+    is."""
     groups = [LightGroup()]
-    learners = LearnerPool(groups[0], most_steps=8, replaced=groups.append)
+    learners = LearnerPool(groups[0], max_steps=8, on_rebuild=groups.append)
     payload, cost = learners.weights(dtype="float32")
     for actor in groups[0]._workers:
         kill(actor)
@@ -185,10 +186,10 @@ def test_weights_outlive_the_learners_that_packed_them() -> None:
     assert learners.num_rebuilds == 1
 
 
-def test_what_a_step_was_credited_with_outlives_the_learners_and_is_that_of_the_step() -> None:
-    """It is written beside the next steps: no learner has to live until then."""
+def test_a_steps_credits_outlive_the_learners() -> None:
+    """They are written in parallel with later steps: no learner has to live until then."""
     groups = [LightGroup()]
-    learners = LearnerPool(groups[0], most_steps=8, replaced=groups.append)
+    learners = LearnerPool(groups[0], max_steps=8, on_rebuild=groups.append)
     first = learners.update([], step=0)[1]
     for actor in groups[0]._workers:
         kill(actor)
@@ -200,8 +201,8 @@ def test_what_a_step_was_credited_with_outlives_the_learners_and_is_that_of_the_
         assert (len(steps), set(steps.to_pylist())) == (NUM_BYTES // 8, {number})
 
 
-def test_an_error_of_a_learner_itself_is_raised_at_once_in_one_line() -> None:
-    learners = LearnerPool(LightGroup(), most_steps=8)
+def test_a_learners_own_error_is_raised_at_once_in_one_line() -> None:
+    learners = LearnerPool(LightGroup(), max_steps=8)
 
     def only_on_rank_0(learner: Any) -> None:
         if ray.get_runtime_context().get_actor_id() == first:
@@ -216,35 +217,35 @@ def test_an_error_of_a_learner_itself_is_raised_at_once_in_one_line() -> None:
     assert learners.num_rebuilds == 0
 
 
-def test_learners_that_die_again_and_again_end_the_run() -> None:
-    learners = LearnerPool(LightGroup(), most_steps=8)
-    with pytest.raises(LearnerError, match=f"died, and so did {MOST_REBUILDS} times those in its place"):
+def test_learners_that_keep_dying_end_the_run() -> None:
+    learners = LearnerPool(LightGroup(), max_steps=8)
+    with pytest.raises(LearnerError, match=f"died, and so did {MAX_REBUILDS} replacements in a row"):
         learners._call(lambda learner: os._exit(1))
-    assert learners.num_rebuilds == MOST_REBUILDS
+    assert learners.num_rebuilds == MAX_REBUILDS
 
 
-def test_what_cannot_be_taken_again_ends_the_run_and_says_how_it_goes_on() -> None:
+def test_a_step_that_cannot_be_replayed_ends_the_run_with_how_to_resume() -> None:
     def owned_by(owner: Any) -> ray.ObjectRef:
         return ray.get(owner.apply.remote(lambda _: [ray.put(b"table" * 2**18)]))[0]
 
     owner = light_learner()
     table = owned_by(owner)
     groups = [LightGroup()]
-    learners = LearnerPool(groups[0], most_steps=1, replaced=groups.append)
+    learners = LearnerPool(groups[0], max_steps=1, on_rebuild=groups.append)
     learners.update([GroupRows(ref=table, first_row=0, num_rows=1)], step=0)
     kill(owner)
     wait_until_lost(table)
     kill(groups[-1]._workers[1])
     with pytest.raises(
-        LearnerError, match=r"lost with the process that held it.*go on from the last checkpoint"
+        LearnerError, match=r"lost with the process that held it.*resume from the last checkpoint"
     ):
         learners.update([], step=1)
 
-    learners = LearnerPool(LightGroup(), most_steps=1, replaced=groups.append)
+    learners = LearnerPool(LightGroup(), max_steps=1, on_rebuild=groups.append)
     learners.update([], step=0)
     learners.update([], step=1)
     kill(learners._actors()[0])
     with pytest.raises(
-        LearnerError, match=r"learner 0 died: more than 1 steps since the last whole checkpoint"
+        LearnerError, match=r"learner 0 died: more than 1 steps since the last complete checkpoint"
     ):
         learners.update([], step=2)

@@ -1,4 +1,4 @@
-"""Where models lie: the reference's folder, and what is asked of one that is named."""
+"""The folder of the KL reference, and the checks of one that the recipe names."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def config_of(**learner: object) -> RunConfig:
     return RunConfig.model_validate({"learner": {"kl": "k2", **learner}})
 
 
-def test_the_reference_lies_in_the_run_folder_unless_one_is_named(tmp_path: Path):
+def test_the_reference_is_in_the_run_folder_unless_the_recipe_names_one(tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
     assert reference_folder(config_of(), folder) == str(tmp_path / "run" / "reference")
     named = tmp_path / "named"
@@ -23,10 +23,10 @@ def test_the_reference_lies_in_the_run_folder_unless_one_is_named(tmp_path: Path
     assert reference_folder(config_of(reference=str(named)), folder) == str(named)
 
 
-def test_a_named_reference_is_looked_for_before_anything_starts(tmp_path: Path):
+def test_a_named_reference_is_checked_before_anything_starts(tmp_path: Path):
     with pytest.raises(BadInput, match=r"learner\.reference=.*no such folder"):
         check(config_of(reference=str(tmp_path / "none")))
     with pytest.raises(BadInput, match=r"learner\.reference=.*no config\.json"):
         check(config_of(reference=str(tmp_path)))
     (tmp_path / "config.json").write_text("{}")
-    check(config_of(reference=str(tmp_path)))  # it never speaks: no chat template is asked of it
+    check(config_of(reference=str(tmp_path)))  # it samples nothing: no chat template is needed

@@ -1,4 +1,4 @@
-"""Rollout actors that are to go: the feed gives them nothing more, and what they still hold is not lost."""
+"""Draining rollout actors get no more orders, and the groups that they still hold are reassigned."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,15 +11,15 @@ import ray
 from actors.process_info import ProcessInfo
 from actors.rollout_setup import WorkState
 from cluster.workers.engine_pool import no_engines
-from cluster.workers.rollout_membership import LEAVE_S
-from cluster.workers.rollout_pool import RolloutPool
+from cluster.workers.rollout_membership import DRAIN_TIMEOUT_S
+from cluster.workers.rollout_pool import Assignment, RolloutPool
 from tests.cluster.ray_fakes import use_fakes
 
 HERE = ProcessInfo(node_id="a" * 56, address="10.0.0.1", processes=((11, 0.0),))
 
 
 class Actor:
-    """A handle, and what is behind it."""
+    """A handle and its actor in one."""
 
     def __init__(self, worker_index: int):
         self.worker_index = worker_index
@@ -46,7 +46,7 @@ class Actor:
 
 
 class Group:
-    """Three actors as RLlib manages them."""
+    """An EnvRunnerGroup of three actors."""
 
     def __init__(self) -> None:
         self.here = {index: Actor(index) for index in (1, 2, 3)}
@@ -61,6 +61,8 @@ class Group:
     def remove_actor(self, index: int) -> Actor:
         return self.here.pop(index)
 
+    def probe_unhealthy_env_runners(self, *, timeout_seconds: float) -> None: ...
+
     def healthy_env_runner_ids(self) -> list[int]:
         return [index for index, actor in self.here.items() if not actor.is_dead]
 
@@ -70,8 +72,8 @@ class Group:
         return [work(self.here[index]) for index in remote_worker_ids if not self.here[index].is_dead]
 
 
-class Feed:
-    """Notes what it is told."""
+class Source:
+    """Records its calls."""
 
     def __init__(self) -> None:
         self.dismissed: list[str] = []
@@ -87,53 +89,56 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: None)
 
 
-def start() -> tuple[RolloutPool, Group, Any]:
-    group, feed = Group(), Feed()
-    rollouts = RolloutPool(group, engines=no_engines(), restore=lambda: None, group_timeout_s=600.0)
-    rollouts.supervise(feed, group_size=2)  # type: ignore[arg-type]
-    return rollouts, group, feed
+def start() -> tuple[RolloutPool, Group, Any, Assignment]:
+    group, source = Group(), Source()
+    rollouts = RolloutPool(group, engines=no_engines(), group_timeout_s=600.0)
+    assignment = Assignment(source=source, group_size=2)  # type: ignore[arg-type]
+    rollouts.poll(assignment)
+    return rollouts, group, source, assignment
 
 
-def test_who_leaves_gets_no_more_orders_and_ends_when_its_dialogues_are_over() -> None:
-    rollouts, group, feed = start()
+def test_a_draining_actor_gets_no_more_orders_and_is_removed_when_its_dialogues_are_finished() -> None:
+    rollouts, group, source, assignment = start()
     rollouts.scale(2)
-    assert feed.dismissed == ["rollout-3-1"]
-    rollouts.supervise(feed, group_size=2)
-    assert 3 in group.here and feed.forgotten == []
-    leaving, leaving.is_idle = group.here[3], True  # type: ignore[misc]
-    rollouts.supervise(feed, group_size=2)
-    assert leaving.is_dead and list(group.here) == [1, 2]
-    assert feed.forgotten == ["rollout-3-1"], "an order that it was given in its last moment goes to others"
-    rollouts.supervise(feed, group_size=2)
-    assert len(feed.forgotten) == 1
+    assert source.dismissed == ["rollout-3-1"]
+    rollouts.poll(assignment)
+    assert 3 in group.here and source.forgotten == []
+    draining, draining.is_idle = group.here[3], True  # type: ignore[misc]
+    rollouts.poll(assignment)
+    assert draining.is_dead and list(group.here) == [1, 2]
+    assert source.forgotten == ["rollout-3-1"], "an order that it got at the last moment is reassigned"
+    rollouts.poll(assignment)
+    assert len(source.forgotten) == 1
 
 
-def test_who_takes_too_long_to_leave_is_ended_and_others_get_its_groups(
+def test_an_actor_that_drains_for_too_long_is_removed_and_its_groups_are_reassigned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    rollouts, group, feed = start()
+    rollouts, group, source, assignment = start()
     rollouts.scale(1)
-    now += LEAVE_S + 1
-    rollouts.supervise(feed, group_size=2)
-    assert list(group.here) == [1] and sorted(feed.forgotten) == ["rollout-2-1", "rollout-3-1"]
+    now += DRAIN_TIMEOUT_S + 1
+    rollouts.poll(assignment)
+    assert list(group.here) == [1] and sorted(source.forgotten) == ["rollout-2-1", "rollout-3-1"]
 
 
-def test_who_dies_while_it_leaves_is_waited_for_by_nobody(capsys: pytest.CaptureFixture[str]) -> None:
-    rollouts, group, feed = start()
+def test_an_actor_that_dies_while_it_drains_is_removed_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    rollouts, group, source, assignment = start()
     rollouts.scale(2)
     group.here[3].die()
-    rollouts.supervise(feed, group_size=2)
-    assert list(group.here) == [1, 2] and feed.forgotten == ["rollout-3-1"]
-    assert capsys.readouterr().err == "rollout actor 3 has left\n"
+    rollouts.poll(assignment)
+    assert list(group.here) == [1, 2] and source.forgotten == ["rollout-3-1"]
+    assert capsys.readouterr().err == "rollout actor 3 was removed\n"
 
 
-def test_who_dies_otherwise_is_named_with_its_place_and_its_groups_go_to_others(
+def test_a_dead_actor_is_reported_with_pid_and_node_and_its_groups_are_reassigned(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rollouts, group, feed = start()
-    group.here[2].life = 2  # it died and is back, before anybody looked
-    rollouts.supervise(feed, group_size=2)
-    assert feed.forgotten == ["rollout-2-1"]
-    assert "rollout actor 2 (pid 11 on 10.0.0.1) has died: others get its groups" in capsys.readouterr().err
+    rollouts, group, source, assignment = start()
+    group.here[2].life = 2  # it died and was restarted between two polls
+    rollouts.poll(assignment)
+    assert source.forgotten == ["rollout-2-1"]
+    assert (
+        "rollout actor 2 (pid 11 on 10.0.0.1) has died: its groups are reassigned" in capsys.readouterr().err
+    )

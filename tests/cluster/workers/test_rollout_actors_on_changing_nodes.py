@@ -1,4 +1,5 @@
-"""Rollout actors on nodes that come, go and die: Ray with several nodes here, without an engine."""
+"""Rollout actors on nodes that join, leave and die: Ray with several nodes on this machine, without an
+engine."""
 
 import sys
 import time
@@ -14,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from actors.trajectory import GroupOrder
 from cluster.ray_cluster.loopback import as_it_listens
+from cluster.workers.play_orders import OrderPlayer
 from cluster.workers.rollout_pool import RolloutPool
 from tests.cluster.workers.test_hung_rollout_actor import start_rollouts
 from tests.fakes import make_key
@@ -36,7 +38,7 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def start_one(policy_folder: str) -> RolloutPool:
+def start_one(policy_folder: str) -> tuple[RolloutPool, OrderPlayer]:
     """One actor; each takes a whole CPU."""
     return start_rollouts(policy_folder, num_actors=1, cpus_per_actor=1.0, group_timeout_s=30.0)
 
@@ -52,12 +54,12 @@ def test_actors_join_with_their_nodes_die_with_them_and_leave_and_no_group_is_lo
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
-    rollouts = start_one(str(write_policy(tmp_path / "policy")))
+    rollouts, player = start_one(str(write_policy(tmp_path / "policy")))
     later: list[Any] = []
     finished: list[int] = []
 
     def run(num: int, *, meanwhile: Callable[[], None], until: Callable[[], bool]) -> None:
-        """Lists of orders, one after the other, until it is true; `meanwhile` with the first results."""
+        """Plays lists of orders until `until` is true; calls `meanwhile` at the first results."""
         deadline, is_done = time.monotonic() + WAIT_S, False
         while not is_done or not until():
             assert time.monotonic() < deadline
@@ -70,20 +72,20 @@ def test_actors_join_with_their_nodes_die_with_them_and_leave_and_no_group_is_lo
                     is_done = True
                     meanwhile()
 
-            _, groups = rollouts.run(orders(num), policy="expert", finish=finish)
+            _, groups = player.run(orders(num), policy="expert", finish=finish)
             assert [group.order for group in groups] == orders(num)
             assert sorted(finished) == list(range(num))
 
     def grow() -> None:
         rollouts.scale(2)
-        rollouts.crew.admit()
-        assert rollouts.crew.num_here == 1, "there is no room for it yet"
+        rollouts.membership.admit()
+        assert rollouts.membership.num_active == 1, "there is no room for it yet"
         later.append(cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1"))
 
-    run(12, meanwhile=grow, until=lambda: rollouts.crew.num_here == 2)
+    run(12, meanwhile=grow, until=lambda: rollouts.membership.num_active == 2)
     # So many that the dead one still has some of them.
     run(48, meanwhile=lambda: cluster.remove_node(later[0], allow_graceful=False), until=lambda: True)
-    assert "has died: others get its groups" in capsys.readouterr().err
+    assert "has died: its groups are reassigned" in capsys.readouterr().err
     cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
-    run(12, meanwhile=lambda: rollouts.scale(1), until=lambda: rollouts.crew.is_settled)
-    assert list(rollouts._env_runners._worker_manager.actors()) == [1]
+    run(12, meanwhile=lambda: rollouts.scale(1), until=lambda: rollouts.membership.is_stable)
+    assert list(rollouts.membership.actors) == [1]

@@ -1,4 +1,4 @@
-"""Roll call: one actor that hangs costs the driver one wait, and not one at every look."""
+"""A hung rollout actor costs the driver one deadline, not one at every poll."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,18 +10,18 @@ import ray
 
 from cluster.workers.engine_pool import no_engines
 from cluster.workers.rollout_health import ANSWER_TIMEOUT_S, RolloutHealth
-from cluster.workers.rollout_pool import RESTART_TIMEOUT_S, RolloutPool
+from cluster.workers.rollout_pool import NONE_ALIVE_TIMEOUT_S, Assignment, RolloutPool
 
 
 class Actors:
-    """Three actors as RLlib manages them. Those that hang answer no call; dead ones are not healthy."""
+    """An EnvRunnerGroup of three actors. Hung ones answer no call; dead ones are not healthy."""
 
     def __init__(self) -> None:
         self.hanging: set[int] = set()
         self.dead: set[int] = set()
         self.waited_s = 0.0
         self.pinged: set[int] = set()
-        """Asked without waiting, and not answered yet."""
+        """Pinged, and not answered yet."""
 
     @property
     def _worker_manager(self) -> "Actors":
@@ -33,6 +33,8 @@ class Actors:
     def set_actor_state(self, index: int, *, healthy: bool) -> None:
         assert not healthy
         self.dead.add(index)
+
+    def probe_unhealthy_env_runners(self, *, timeout_seconds: float) -> None: ...
 
     def healthy_env_runner_ids(self) -> list[int]:
         return [index for index in (1, 2, 3) if index not in self.dead]
@@ -64,84 +66,87 @@ class Actors:
         return [(index, "pong") for index in answered]
 
 
-def ask(call: RolloutHealth) -> list[int]:
-    return [actor.worker_index for actor in call.ask(lambda actor: actor)]
+def ask(health: RolloutHealth) -> list[int]:
+    return [actor.worker_index for actor in health.ask(lambda actor: actor)]
 
 
-def test_an_actor_that_hangs_is_waited_for_once_and_is_back_when_it_answers() -> None:
+def test_a_hung_actor_is_waited_for_once_and_is_back_when_it_answers() -> None:
     actors = Actors()
-    call = RolloutHealth(actors)
-    assert ask(call) == [1, 2, 3]
+    health = RolloutHealth(actors)
+    assert ask(health) == [1, 2, 3]
     actors.hanging = {2}
-    assert ask(call) == [1, 3]
-    assert actors.pinged == {2}  # at once: the next look may be a long step away
-    assert [ask(call) for _ in range(2)] == [[1, 3]] * 2
+    assert ask(health) == [1, 3]
+    assert actors.pinged == {2}  # at once: the next poll may be a long step away
+    assert [ask(health) for _ in range(2)] == [[1, 3]] * 2
     assert actors.waited_s == ANSWER_TIMEOUT_S
-    assert [*call.silent_s] == [2] and call.silent_s[2] >= 0.0
+    assert [*health.unresponsive_s] == [2] and health.unresponsive_s[2] >= 0.0
     actors.hanging = set()
-    assert ask(call) == [1, 2, 3]
-    assert not call.silent_s
+    assert ask(health) == [1, 2, 3]
+    assert not health.unresponsive_s
 
 
-def test_an_actor_that_dies_is_not_silent() -> None:
+def test_a_dead_actor_is_not_unresponsive() -> None:
     actors = Actors()
-    call = RolloutHealth(actors)
+    health = RolloutHealth(actors)
     actors.hanging = {2}
-    ask(call)
+    ask(health)
     actors.dead = {2}
-    assert (ask(call), call.silent_s) == ([1, 3], {})
+    assert (ask(health), health.unresponsive_s) == ([1, 3], {})
 
 
-def test_a_silent_actor_that_is_ended_is_dead_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresponsive_actor_that_is_restarted_is_unhealthy_until_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     actors = Actors()
     killed: list[object] = []
     monkeypatch.setattr(ray, "kill", lambda actor, no_restart: killed.append((actor, no_restart)))
-    call = RolloutHealth(actors)
+    health = RolloutHealth(actors)
     actors.hanging = {2}
-    ask(call)
-    call.end(2)
+    ask(health)
+    health.restart(2)
     assert killed == [("the handle of 2", False)]
-    assert (ask(call), call.silent_s) == ([1, 3], {})
+    assert (ask(health), health.unresponsive_s) == ([1, 3], {})
     actors.dead, actors.hanging = set(), set()
-    assert ask(call) == [1, 2, 3]
+    assert ask(health) == [1, 2, 3]
 
 
-def test_where_all_hang_nobody_is_asked_and_nobody_answers() -> None:
+def test_if_all_hang_none_is_asked() -> None:
     actors = Actors()
-    call = RolloutHealth(actors)
+    health = RolloutHealth(actors)
     actors.hanging = {1, 2, 3}
-    assert [ask(call) for _ in range(2)] == [[], []]
+    assert [ask(health) for _ in range(2)] == [[], []]
     assert actors.waited_s == ANSWER_TIMEOUT_S
 
 
-class Feed:
-    """A feed that has lost nothing."""
+class Source:
+    """A work source that has lost nothing."""
 
     @property
     def pop_lost(self) -> SimpleNamespace:
         return SimpleNamespace(remote=lambda: ())
 
 
-def test_a_run_whose_actors_all_hung_through_a_long_step_waits_until_they_are_started_again(
+def test_a_run_whose_actors_all_hung_through_a_long_step_waits_until_they_are_restarted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, killed = 0.0, []
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(ray, "get", lambda references, timeout: references)
     monkeypatch.setattr(ray, "kill", lambda actor, no_restart: killed.append(actor))
-    actors, feed = Actors(), Feed()
-    rollouts = RolloutPool(actors, engines=no_engines(), restore=lambda: None, group_timeout_s=600.0)
+    actors, source = Actors(), Source()
+    rollouts = RolloutPool(actors, engines=no_engines(), group_timeout_s=600.0)
+    assignment = Assignment(source=source, group_size=2)  # type: ignore[arg-type]
 
-    def look(at_s: float) -> None:
+    def poll(at_s: float) -> None:
         nonlocal now
         now = at_s
-        rollouts.supervise(feed, group_size=2)  # type: ignore[arg-type]
+        rollouts.poll(assignment)
 
     actors.hanging = {1, 2, 3}
-    look(0.0)
+    poll(0.0)
     assert not killed
-    look(RESTART_TIMEOUT_S + 1)
+    poll(NONE_ALIVE_TIMEOUT_S + 1)
     assert len(killed) == 3
-    look(2 * RESTART_TIMEOUT_S)
-    with pytest.raises(RuntimeError, match="no rollout actor has lived for 120 s"):
-        look(2 * RESTART_TIMEOUT_S + 2)
+    poll(2 * NONE_ALIVE_TIMEOUT_S)
+    with pytest.raises(RuntimeError, match="no rollout actor has been alive for 120 s"):
+        poll(2 * NONE_ALIVE_TIMEOUT_S + 2)

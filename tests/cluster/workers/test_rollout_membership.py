@@ -1,4 +1,4 @@
-"""Rollout actors that join and leave: without Ray, with RLlib's own manager."""
+"""Rollout actors that join and drain: without Ray, with RLlib's own actor manager."""
 
 import time
 from typing import Any
@@ -8,12 +8,12 @@ import ray
 from ray.exceptions import RayActorError
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
-from cluster.workers.rollout_membership import LEAVE_S, SAY_AFTER_S, RolloutMembership
+from cluster.workers.rollout_membership import DRAIN_TIMEOUT_S, PENDING_AFTER_S, RolloutMembership
 from tests.cluster.ray_fakes import FakeActor, use_fakes
 
 
 class Group:
-    """What the crew needs of RLlib's EnvRunnerGroup."""
+    """The part of RLlib's EnvRunnerGroup that membership uses."""
 
     def __init__(self, num_actors: int):
         self._env_creator = self._remote_config_obj_ref = None
@@ -38,78 +38,79 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def numbers(group: Group) -> dict[int, object]:
-    """By RLlib's number, the one by which the actor knows itself."""
-    return {index: actor.name for index, actor in group._worker_manager.actors().items()}  # type: ignore[attr-defined]
+    """By RLlib's index, the index that the actor was created with."""
+    return {index: actor.name for index, actor in group._worker_manager.actors().items()}  # type:
+    ignore[attr - defined]
 
 
-def test_a_newcomer_takes_part_when_it_answers_under_the_number_that_it_knows() -> None:
+def test_an_actor_joins_when_it_answers_under_the_index_that_it_was_created_with() -> None:
     group = Group(2)
-    crew = RolloutMembership(group)
-    assert crew.scale(4) == []
-    crew.admit()
-    assert numbers(group) == {1: 1, 2: 2} and not crew.is_settled
+    membership = RolloutMembership(group)
+    assert membership.scale(4) == []
+    membership.admit()
+    assert numbers(group) == {1: 1, 2: 2} and not membership.is_stable
     group.made[4].end("ping", "pong")  # the later one first
-    crew.admit()
+    membership.admit()
     group.made[3].end("ping", "pong")
-    crew.admit()
-    assert numbers(group) == {1: 1, 2: 2, 4: 4, 3: 3} and crew.is_settled and crew.num_here == 4
+    membership.admit()
+    assert numbers(group) == {1: 1, 2: 2, 4: 4, 3: 3} and membership.is_stable and membership.num_active == 4
 
 
-def test_a_number_is_never_given_twice() -> None:
+def test_an_index_is_never_used_twice() -> None:
     group = Group(3)
-    crew = RolloutMembership(group)
-    assert crew.scale(2) == [3]
-    crew.end([3])
-    crew.scale(3)
+    membership = RolloutMembership(group)
+    assert membership.scale(2) == [3]
+    membership.remove([3])
+    membership.scale(3)
     group.made[4].end("ping", "pong")
-    crew.admit()
+    membership.admit()
     assert numbers(group) == {1: 1, 2: 2, 4: 4}
 
 
-def test_the_newest_leave_and_newcomers_first() -> None:
+def test_joining_actors_are_removed_first_and_then_the_newest_drain() -> None:
     group = Group(3)
-    crew = RolloutMembership(group)
-    crew.scale(5)
-    assert crew.scale(2) == [3]
+    membership = RolloutMembership(group)
+    membership.scale(5)
+    assert membership.scale(2) == [3]
     assert group.made[4].is_killed and group.made[5].is_killed
-    assert (crew.leaving, crew.num_here, crew.is_settled) == ([3], 2, False)
-    assert crew.scale(2) == [], "it has been told"
+    assert (membership.draining, membership.num_active, membership.is_stable) == ([3], 2, False)
+    assert membership.scale(2) == [], "it drains already"
 
 
-def test_who_leaves_is_overdue_after_a_minute_and_gone_when_it_died(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draining_actor_expires_after_a_minute_or_when_it_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 50.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     group = Group(3)
-    crew = RolloutMembership(group)
-    crew.scale(1)
-    assert (crew.overdue(), crew.gone()) == ([], [])
+    membership = RolloutMembership(group)
+    membership.scale(1)
+    assert membership.expired() == []
     group._worker_manager.set_actor_state(2, healthy=False)
-    assert crew.gone() == [2]
-    now += LEAVE_S + 1
-    assert crew.overdue() == [2, 3]
+    assert membership.expired() == [2]
+    now += DRAIN_TIMEOUT_S + 1
+    assert membership.expired() == [2, 3]
     actors = group._worker_manager.actors()
-    crew.end([2, 3])
+    membership.remove([2, 3])
     assert numbers(group) == {1: 1} and actors is group._worker_manager.actors()
 
 
-def test_a_newcomer_that_died_as_it_began_is_asked_again_and_one_without_room_is_said_once(
+def test_a_joining_actor_that_died_is_pinged_again_and_a_pending_one_is_reported_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 50.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     group = Group(1)
-    crew = RolloutMembership(group)
-    crew.scale(2)
+    membership = RolloutMembership(group)
+    membership.scale(2)
     group.made[2].end("ping", RayActorError())
-    crew.admit()
+    membership.admit()
     assert len(group.made[2].open_calls("ping")) == 1
-    now += SAY_AFTER_S + 1
-    crew.admit()
-    crew.admit()
-    assert capsys.readouterr().err == "rollout actor 2 waits for room in the cluster\n"
+    now += PENDING_AFTER_S + 1
+    membership.admit()
+    membership.admit()
+    assert capsys.readouterr().err == "rollout actor 2 is pending: the cluster has no room for it yet\n"
 
 
-def test_the_processes_of_a_tune_trial_keep_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tune_trial_cannot_change_its_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: "a place")
     with pytest.raises(ValueError, match="Tune trial"):
         RolloutMembership(Group(1)).scale(2)

@@ -1,4 +1,4 @@
-"""Services start beside each other, but for engines that learners would take memory from."""
+"""Services start in parallel, except for engines that share GPUs with learners."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from cluster.workers import services
 
 
 class Starting:
-    """Engines that take their time to start, and whatever else is started meanwhile."""
+    """Engines that start slowly, and every other service that is started meanwhile."""
 
     def __init__(self) -> None:
         self.num_wanted, self.are_up = 1, False

@@ -1,4 +1,4 @@
-"""Weights on their way: engines and a learner as real processes, with weights of a few bytes."""
+"""Weight sync with engines and a learner as real processes, and weights of a few bytes."""
 
 import asyncio
 import sys
@@ -36,7 +36,7 @@ class LightLearner:
 
 
 class LightEngine:
-    """Loads weights when the test says so, in `seconds` by its own account."""
+    """Loads weights when the test says so, and reports that it took `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -77,14 +77,14 @@ def start(actor: type, *args: Any) -> Any:
 
 
 def start_sync() -> tuple[WeightSync, list[Any]]:
-    learners = LearnerPool(SimpleNamespace(_workers=[start(LightLearner)]), most_steps=1)
+    learners = LearnerPool(SimpleNamespace(_workers=[start(LightLearner)]), max_steps=1)
     actors: list[Any] = []
 
     def create(number: int) -> Any:
         actors.append(start(LightEngine, 0.25 * (number + 1)))
         return actors[-1]
 
-    engines = EnginePool(create, num_engines=2, places_each=1, start_timeout_s=WAIT_S)
+    engines = EnginePool(create, num_engines=2, slots_per_engine=1, start_timeout_s=WAIT_S)
     engines.wait()
     return WeightSync(learners, engines, dtype="float32", timeout_s=WAIT_S), actors
 
@@ -93,12 +93,12 @@ def load(engines: list[Any]) -> None:
     get([engine.load.remote() for engine in engines])
 
 
-def test_weights_arrive_beside_the_caller_and_one_version_at_a_time() -> None:
+def test_weights_arrive_in_parallel_with_the_caller_and_one_version_at_a_time() -> None:
     sync, engines = start_sync()
     live = sync.send(1)
-    sync.check()
+    sync.deliver()
     load(engines[:1])
-    get(live[0])  # done where it is loaded
+    get(live[0])  # done when it is loaded
     assert ray.wait(live, num_returns=2, timeout=0.5)[1] == live[1:]
     with ThreadPoolExecutor() as pool:
         sending = pool.submit(sync.send, 2)
@@ -114,20 +114,20 @@ def test_weights_arrive_beside_the_caller_and_one_version_at_a_time() -> None:
     sync.finish()
 
 
-def test_what_an_engine_raises_is_raised_here_without_waiting_for_the_others() -> None:
+def test_an_engines_error_is_raised_without_waiting_for_the_others() -> None:
     sync, engines = start_sync()
     live = sync.send(1)
     get(engines[1].fail.remote("a parameter is missing"))
     ray.wait(live[1:], timeout=WAIT_S)
     with pytest.raises(EngineError, match="a parameter is missing"):
-        sync.check()
+        sync.deliver()
     load(engines[:1])
     with pytest.raises(EngineError, match="a parameter is missing"):
         sync.finish()
-    sync.close(timeout_s=WAIT_S)  # a run that ends says it once
+    sync.close(timeout_s=WAIT_S)  # closing does not raise it again
 
 
-def test_an_engine_that_is_killed_while_it_loads_is_replaced_and_its_successor_gets_the_version() -> None:
+def test_an_engine_that_is_killed_while_it_loads_is_replaced_and_the_replacement_gets_the_version() -> None:
     sync, engines = start_sync()
     live = sync.send(1)
     load(engines[:1])
@@ -136,11 +136,11 @@ def test_an_engine_that_is_killed_while_it_loads_is_replaced_and_its_successor_g
     with pytest.raises(RayActorError):
         get(live[1])
     deadline = time.monotonic() + WAIT_S
-    while not sync._engines.waiting:
+    while not sync._engines.awaiting_weights:
         assert time.monotonic() < deadline
-        sync._engines.look()
+        sync._engines.poll()
         time.sleep(0.1)
-    sync.check()
+    sync.deliver()
     load(engines[2:])
     sync.finish()
-    assert get(engines[2].versions.remote()) == [1] and sync._engines.is_settled
+    assert get(engines[2].versions.remote()) == [1] and sync._engines.is_stable

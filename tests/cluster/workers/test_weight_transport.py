@@ -1,4 +1,4 @@
-"""Ways of weights: which one is taken, and what the learner's end says to the engines."""
+"""The choice of a weight transport, and the learner's calls to the engines."""
 
 import pickle
 import sys
@@ -32,12 +32,12 @@ TIMEOUT_S = 60
         ([["a"], ["b"]], [["a", "b"]], "ipc"),
         ([["a"]], [["b"]], "nccl"),
         ([["a"], ["b"]], [["c", "d"], ["e", "f"]], "nccl"),
-        ([["a"], ["b"]], [["b"], ["c"]], "nccl"),  # only learner 0 takes part
+        ([["a"], ["b"]], [["b"], ["c"]], "nccl"),  # only learner 0 sends
         ([["a"], ["b"]], [["a"], ["c"]], "shared_memory"),
         ([["a"]], [["b"], ["b"]], "shared_memory"),  # NCCL takes no GPU twice
     ],
 )
-def test_auto_takes_the_fastest_way_that_works(
+def test_auto_takes_the_fastest_transport_that_works(
     learners: list[list[str]], engines: list[list[str]], taken: str
 ) -> None:
     assert choose("auto", learner_gpus=learners, engine_gpus=engines) == taken
@@ -52,13 +52,13 @@ def test_auto_takes_the_fastest_way_that_works(
             "nccl",
             [[]],
             [["b"]],
-            r"nccl: it needs GPUs for learners and engines; they lie on CPU and b: take auto",
+            r"nccl needs GPUs for learners and engines; they run on CPU and b: take auto",
         ),
-        ("nccl", [["a"]], [["a"]], r"nccl: it needs learner 0 and every engine on a GPU of their own"),
-        ("ipc", [["a"]], [["b", "a"]], r"ipc: it needs a learner on the GPU of every engine; .* a and b\+a"),
+        ("nccl", [["a"]], [["a"]], r"nccl needs learner 0 and every engine on a GPU of their own"),
+        ("ipc", [["a"]], [["b", "a"]], r"ipc needs a learner on the GPU of every engine; .* a and b\+a"),
     ],
 )
-def test_a_way_that_cannot_work_is_refused_in_one_line(
+def test_a_transport_that_cannot_work_is_refused_in_one_line(
     wanted: str, learners: list[list[str]], engines: list[list[str]], cure: str
 ) -> None:
     with pytest.raises(ValueError, match=cure) as refusal:
@@ -193,8 +193,8 @@ def test_an_engine_that_does_not_answer_is_an_engines_error() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_ray")
-def test_vllms_own_ends_of_both_gpu_ways_are_begun_as_they_want_to_be() -> None:
-    """Made here, met nowhere: this needs no GPU. A renamed field of vLLM's would break it."""
+def test_vllms_trainer_ends_of_both_gpu_transports_accept_our_settings() -> None:
+    """Needs no GPU: the ends are constructed and never connected. Fails if vLLM renames a field."""
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
     from actors.weights import gpu_weight_sender

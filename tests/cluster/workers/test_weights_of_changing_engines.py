@@ -1,4 +1,5 @@
-"""Weights and engines that come and go: without Ray, with actors that answer when the test says so."""
+"""Weight sync while engines die, start and leave: without Ray, with actors that answer when the test says
+so."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ HERE = ProcessInfo(node_id="a" * 56, address="10.0.0.1", processes=((11, 0.0),))
 
 
 class Learners:
-    """Pack nothing."""
+    """Pack an empty payload."""
 
     def weights(self, *, dtype: str) -> tuple[str, dict[str, float]]:
         return "payload", {}
@@ -39,10 +40,10 @@ def start(
         actors.append(FakeActor(number))
         return actors[-1]
 
-    engines = EnginePool(create, num_engines=num_engines, places_each=1, start_timeout_s=60.0)
+    engines = EnginePool(create, num_engines=num_engines, slots_per_engine=1, start_timeout_s=60.0)
     for actor in actors:
         actor.end("start", HERE)
-    engines.look()
+    engines.poll()
     learners: Any = Learners()
     return (
         WeightSync(learners, engines, dtype="float32", timeout_s=60.0, transport=transport),
@@ -55,7 +56,7 @@ def received(actor: FakeActor) -> list[int]:
     return [args[1] for method, args, _ in actor.calls if method == "receive"]
 
 
-def test_a_version_is_live_without_an_engine_that_died_on_the_way_and_its_successor_gets_it() -> None:
+def test_a_version_is_live_without_an_engine_that_died_and_the_replacement_gets_it() -> None:
     sync, actors, engines = start(2)
     sync.send(0)
     actors[0].end("receive", {"time/engine_paused_s": 0.5})
@@ -63,37 +64,37 @@ def test_a_version_is_live_without_an_engine_that_died_on_the_way_and_its_succes
     sync.finish()
     assert engines.num_serving == 1 and sync.metrics["time/engine_paused_s"] == 0.5
     actors[2].end("start", HERE)
-    engines.look()
-    sync.check()  # the learners have nothing else to do
+    engines.poll()
+    sync.deliver()  # the learners have nothing else to do
     assert (received(actors[2]), engines.num_serving) == ([0], 1)
-    sync.check()
-    assert received(actors[2]) == [0], "it is brought once"
+    sync.deliver()
+    assert received(actors[2]) == [0], "it is sent once"
     actors[2].end("receive", {})
-    sync.check()
+    sync.deliver()
     assert engines.num_serving == 2 and received(actors[0]) == [0]
 
 
-def test_a_newcomer_that_started_during_a_step_gets_that_steps_weights_with_the_others() -> None:
+def test_an_engine_that_started_during_a_step_gets_that_steps_weights_with_the_others() -> None:
     sync, actors, engines = start(1)
     sync.send(0)
     actors[0].end("receive", {})
     sync.finish()
     engines.scale(2)
     actors[1].end("start", HERE)
-    engines.look()
+    engines.poll()
     live: Any = sync.send(1)
     assert (received(actors[0]), received(actors[1]), len(live)) == ([0, 1], [1], 2)
 
 
-def test_what_another_engine_would_raise_too_is_raised() -> None:
+def test_an_error_that_other_engines_would_raise_too_is_raised() -> None:
     sync, actors, _ = start(2)
     sync.send(0)
     actors[1].end("receive", EngineError("a parameter is missing"))
     with pytest.raises(EngineError, match="a parameter is missing"):
-        sync.check()
+        sync.deliver()
 
 
-def test_an_engine_that_never_loads_its_weights_is_lost_after_the_limit(
+def test_an_engine_that_never_loads_its_weights_is_replaced_after_the_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sync, actors, engines = start(2)
@@ -105,7 +106,7 @@ def test_an_engine_that_never_loads_its_weights_is_lost_after_the_limit(
     assert actors[1].is_killed and not actors[0].is_killed and engines.num_serving == 1
 
 
-def test_where_learners_drive_the_engines_they_meet_those_that_live(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_group_is_rebuilt_with_the_living_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     met: list[list[object]] = []
 
     def send(
@@ -128,9 +129,9 @@ def test_where_learners_drive_the_engines_they_meet_those_that_live(monkeypatch:
     sync.finish()
     assert met == [[0, 1], [0]] and engines.num_serving == 1
     actors[2].end("start", HERE)
-    engines.look()
-    sync.check()
-    assert met[-1] == [0, 2], "a group of GPUs sends to all that are in it"
+    engines.poll()
+    sync.deliver()
+    assert met[-1] == [0, 2], "a GPU group sends to all of its members"
 
 
 class _Check:

@@ -1,4 +1,4 @@
-"""Demonstrations come in the order of their orders, whoever dies: a stopped cold start finds the same."""
+"""Every chunk of demonstrations gets its table although a rollout actor fails: without Ray."""
 
 import math
 import time
@@ -13,16 +13,18 @@ from ray.exceptions import RayActorError
 
 from actors.trajectory import GroupOrder
 from cluster.workers.engine_pool import no_engines
-from cluster.workers.rollout_pool import SILENT_S, WITHOUT_PROGRESS_S, RolloutPool
+from cluster.workers.play_orders import CHUNK_TIMEOUT_S, OrderPlayer
+from cluster.workers.rollout_pool import UNRESPONSIVE_S, RolloutPool
+from cluster.workers.supervisor import Supervisor
 from simulators.task import TaskSource
 
 
 class Dead:
-    """What the calls of an actor that died return."""
+    """The answer of an actor that died."""
 
 
 class Hanging:
-    """What the calls of an actor that hangs return."""
+    """The answer of an actor that hangs."""
 
 
 Failure = Literal["dead", "hanging", "slow"]
@@ -30,7 +32,7 @@ FAILURES = {"dead": Dead, "hanging": Hanging}
 
 
 class Clock:
-    """Moves while somebody waits or works."""
+    """Advances during waits and work."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -45,7 +47,7 @@ class Clock:
 
 
 class Worker:
-    """A rollout actor, as far as demonstrations go. It says some times that it works on."""
+    """A rollout actor that answers `num_holds` times that it is still working."""
 
     def __init__(self, clock: Clock, *, num_holds: float) -> None:
         self._clock = clock
@@ -60,8 +62,8 @@ class Worker:
 
 
 class TwoActors:
-    """As RLlib manages them; references are what they refer to. The first fails in the first round, with its
-    chunk, and is back in the next."""
+    """An EnvRunnerGroup whose references are their own values. The first actor fails in the first round, and
+    is back in the next."""
 
     def __init__(self, failure: Failure, clock: Clock) -> None:
         self._failure = failure
@@ -85,6 +87,8 @@ class TwoActors:
             )
 
         return {index: actor(index) for index in self._workers}
+
+    def probe_unhealthy_env_runners(self, *, timeout_seconds: float) -> None: ...
 
     def healthy_env_runner_ids(self) -> list[int]:
         return [1, 2]
@@ -110,7 +114,7 @@ def get(ref: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("failure", "most_s"),
-    [("dead", 20.0), ("hanging", SILENT_S + 20.0), ("slow", WITHOUT_PROGRESS_S + 20.0)],
+    [("dead", 20.0), ("hanging", UNRESPONSIVE_S + 20.0), ("slow", CHUNK_TIMEOUT_S + 20.0)],
 )
 def test_every_chunk_has_its_table_though_an_actor_failed(
     failure: Failure, most_s: float, monkeypatch: pytest.MonkeyPatch
@@ -127,17 +131,18 @@ def test_every_chunk_has_its_table_though_an_actor_failed(
     ]
     chunks = {"a": orders[:256], "b": orders[256:512], "c": orders[512:]}
     actors = TwoActors(failure, clock)
-    rollouts = RolloutPool(actors, engines=no_engines(), restore=lambda: None, group_timeout_s=60.0)
+    rollouts = RolloutPool(actors, engines=no_engines(), group_timeout_s=60.0)
+    player = OrderPlayer(rollouts, Supervisor(rollouts, no_engines(), deliver_weights=lambda: None))
     tables: dict[str, Any] = {}
     came_at: list[float] = []
-    for name, table in rollouts.sample(chunks, policy="expert"):
+    for name, table in player.sample(chunks, policy="expert"):
         tables[name] = table
         came_at.append(clock.now)
-    assert list(tables) == ["b", "a", "c"], "what failed is played in the next round"
-    assert came_at[0] < SILENT_S, "what is there waits for nobody"
+    assert list(tables) == ["b", "a", "c"], "the failed chunk is played in the next round"
+    assert came_at[0] < UNRESPONSIVE_S, "a finished table waits for no other actor"
     assert {name: list(table) for name, table in tables.items()} == {
         name: [order.group_id for order in chunk] for name, chunk in chunks.items()
     }
     assert actors.unhealthy == [1]
-    assert len(killed) == (failure != "dead"), "one that hangs would be asked behind its hang again"
+    assert len(killed) == (failure != "dead"), "a hung actor would queue the next call behind its hang"
     assert clock.now <= most_s
