@@ -17,11 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.config import EngineConfig
-from actors.engines.hang_detector import HangDetector
-from actors.engines.pause_log import PauseLog
+from actors.engines.engine_clock import EngineClock, EngineUsage
 from actors.engines.protocol import EngineError, EngineGoneError
 from actors.engines.rpc import EngineRpcServer, IdArray, RpcRequest, RpcResponse, SampledTokens
-from actors.engines.usage import EngineUsage, UsageMeter
 from actors.engines.vllm_requests import as_engine_error, flat_logprobs, sampling_params, versions_of
 from actors.engines.vllm_settings import (
     FRONT_NICENESS,
@@ -62,10 +60,8 @@ class EngineActor:
         self._seed = seed
         self._stop_token_ids = tuple(read_stop_token_ids(Path(model_folder)))
         self._engine: AsyncLLM | None = None
-        self._meter = UsageMeter()
-        self._pauses = PauseLog()
-        self._pulse = HangDetector()
-        self._weights = LiveWeights([self._meter.pause, self._pauses.pause, self._pulse.pause])
+        self._clock = EngineClock()
+        self._weights = LiveWeights(self._clock.pause)
         self._ping: asyncio.Task[None] | None = None
         """What an idle core was asked last; held here, since an event loop holds its tasks weakly."""
         self._request_ids = itertools.count()
@@ -80,7 +76,7 @@ class EngineActor:
         try:
             self._engine = AsyncLLM.from_engine_args(
                 engine_args(self._model_folder, self._config, seed=self._seed),
-                stat_loggers=[stamping_logger(self._pulse.beat)],
+                stat_loggers=[stamping_logger(self._clock.step)],
             )
         except RuntimeError as error:
             if KILLED.search(str(error)):
@@ -99,7 +95,7 @@ class EngineActor:
         Logprobs are of the distribution sampled from: after temperature, with no top-k or top-p. At
         temperature 0 they are those of temperature 1. Waits while weights are received. Raises EngineError.
         """
-        with self._meter.request():
+        with self._clock.request():
             await self._wait_for_weights()
             params = self._params(max_tokens=max_completion_tokens, temperature=temperature, seed=seed)
             result = await self._sample(token_ids.tolist(), params=params)
@@ -125,7 +121,7 @@ class EngineActor:
 
         Reads nothing from the prefix cache. Takes at most max_model_len - 1 tokens.
         """
-        with self._meter.request():
+        with self._clock.request():
             await self._wait_for_weights()
             params = self._params(max_tokens=1, temperature=1.0, seed=0, prompt_logprobs=0)
             output = await self._sample(token_ids.tolist(), params=params)
@@ -163,22 +159,22 @@ class EngineActor:
 
     async def usage(self) -> EngineUsage:
         """What the engine's time went to since the last call of this."""
-        return self._meter.read()
+        return self._clock.read_usage()
 
     async def check(self) -> None:
         """Raises `EngineGoneError` where vLLM has died, or hangs: its actor lives on, but no completion
         comes of it. A core that has nothing to do is asked something, and the next checks say whether it has
         answered."""
         self._expect_alive()
-        is_still = self._pulse.still_s() > STILL_S and is_on_cpu()
-        if is_still or self._pulse.silent_s > HUNG_S:
-            raise EngineGoneError(f"vLLM has had requests and not moved for {self._pulse.silent_s:.0f} s")
-        if self._pulse.is_idle:
+        is_still = self._clock.check_stalled_s() > STILL_S and is_on_cpu()
+        if is_still or self._clock.silent_s > HUNG_S:
+            raise EngineGoneError(f"vLLM has had requests and not moved for {self._clock.silent_s:.0f} s")
+        if self._clock.is_core_idle:
             self._ping = asyncio.create_task(self._ask_core())
 
     async def _ask_core(self) -> None:
         """Something to do for a core that has nothing: its pulse says whether it is done."""
-        with self._pulse.request(), suppress(Exception):  # who is dead is known to be by `check`
+        with self._clock.core_call(), suppress(Exception):  # who is dead is known to be by `check`
             await self._running().is_paused()
 
     async def stop(self) -> None:
@@ -229,7 +225,7 @@ class EngineActor:
         try:
             # To its end: a generator that is left after its last output is closed by another task, as if the
             # request had been given up.
-            with self._pulse.request():
+            with self._clock.core_call():
                 async for output in engine.generate(prompt, params, request_id=request_id):
                     result = output
         except Exception as error:
@@ -242,7 +238,7 @@ class EngineActor:
         """Seconds from vLLM's first work on a request to its last token, without pauses."""
         stamps = result.metrics
         assert stamps is not None, "vLLM was started without its statistics"
-        return self._pauses.computed_s(stamps.scheduled_ts, stamps.last_token_ts)
+        return self._clock.computed_s(stamps.scheduled_ts, stamps.last_token_ts)
 
     def _running(self) -> "AsyncLLM":
         if self._engine is None:

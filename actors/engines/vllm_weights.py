@@ -7,7 +7,7 @@ nothing new is let in. Knows vLLM's engine by its methods, and no Ray.
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +28,12 @@ LOOK_EVERY_S = 1.0
 class LiveWeights:
     """One engine's gate and its updates. For one event loop, one update at a time."""
 
-    def __init__(self, pauses: Sequence[Callable[[], AbstractContextManager[None]]] = ()):
-        """`pauses` are entered while the engine stands still."""
+    def __init__(self, pause: Callable[[], AbstractContextManager[None]]):
+        """`pause` is entered while the engine stands still."""
         self.num_receives = 0
         """Part of every prompt's cache key: no request may reuse keys and values of other weights."""
-        self._pauses = pauses
-        self._pause = ExitStack()
+        self._pause = pause
+        self._current_pause = ExitStack()
         self._paused_at = 0.0
         self._are_whole = asyncio.Event()
         self._receiving = asyncio.Lock()
@@ -110,9 +110,8 @@ class LiveWeights:
     async def _stop(self, engine: "AsyncLLM") -> None:
         """Holds the running requests where they are; after a failure, until an update is whole."""
         self.close()
-        self._pause.close()
-        for pause in self._pauses:
-            self._pause.enter_context(pause())
+        self._current_pause.close()
+        self._current_pause.enter_context(self._pause())
         self._paused_at = time.perf_counter()
         # What AsyncLLM.pause_generation does, without the 20 ms that it sleeps afterwards so that outputs
         # arrive before it returns: each output names its version, whenever it arrives.
@@ -126,7 +125,7 @@ class LiveWeights:
     async def _go_on(self, engine: "AsyncLLM", *, policy_version: int) -> None:
         await engine.update_weight_version(str(policy_version))
         await engine.resume_generation()
-        self._pause.close()
+        self._current_pause.close()
         self.num_receives += 1
         self._are_whole.set()
 

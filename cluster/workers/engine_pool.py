@@ -13,8 +13,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from actors.engines.engine_clock import EngineUsage
 from actors.engines.membership import EngineSet
-from actors.engines.usage import EngineUsage
 from actors.process_info import ProcessInfo
 from cluster.console.progress import say, warn
 from cluster.workers.engine_replica import GONE, EngineReplica, in_one_line

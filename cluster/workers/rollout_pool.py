@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 
-from actors.engines.usage import EngineUsage
+from actors.engines.engine_clock import EngineUsage
 from actors.process_info import ProcessInfo
 from actors.rollout_setup import WorkState
 from actors.trajectory import GroupOrder

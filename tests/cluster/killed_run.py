@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.config import EngineConfig
+from actors.engines.engine_clock import EngineClock, EngineUsage
 from actors.engines.rpc import EngineRpcServer, IdArray, RpcRequest, RpcResponse, SampledTokens
-from actors.engines.usage import EngineUsage, UsageMeter
 from actors.process_info import ProcessInfo, this_process
 from actors.renderer import Renderer
 from cluster.cli.main import main
@@ -32,7 +32,7 @@ class FunctionEngine:
 
     def __init__(self, model_folder: str, config: EngineConfig, seed: int):
         self._renderer = Renderer.from_folder(model_folder)
-        self._meter = UsageMeter()
+        self._clock = EngineClock()
         self._lines = EngineRpcServer(self.complete)
         self._weights = 0
         self._version = 0
@@ -44,7 +44,7 @@ class FunctionEngine:
         self, token_ids: IdArray, *, max_completion_tokens: int, temperature: float, seed: int
     ) -> SampledTokens:
         weights, version = self._weights, self._version
-        with self._meter.request():
+        with self._clock.request():
             await asyncio.sleep(SAMPLE_S)
         rng = random.Random(f"{weights} {seed} {zlib.crc32(token_ids.tobytes())}")
         choice: Choice = "answer" if rng.random() < 0.25 else "action"
@@ -66,7 +66,7 @@ class FunctionEngine:
         return {"time/receive_weights_s": 0.0}
 
     async def usage(self) -> EngineUsage:
-        return self._meter.read()
+        return self._clock.read_usage()
 
     async def check(self) -> None: ...
 

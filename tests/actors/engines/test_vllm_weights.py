@@ -14,7 +14,7 @@ import pytest
 
 from actors.config import EngineConfig
 from actors.engines import vllm_weights
-from actors.engines.hang_detector import HangDetector
+from actors.engines.engine_clock import EngineClock
 from actors.engines.protocol import EngineError, EngineGoneError
 from actors.engines.vllm_engine import HUNG_S, STILL_S, EngineActor
 
@@ -155,7 +155,7 @@ async def test_a_core_that_hangs_is_noticed_though_nobody_asks_it_for_anything(
 ):
     """Sooner where it uses no processor."""
     now, vllm.hangs = [0.0], hangs
-    actor._pulse = HangDetector(clock=lambda: now[0], work=lambda: now[0] if works else 0.0)
+    actor._clock = EngineClock(now=lambda: now[0], cpu_seconds=lambda: now[0] if works else 0.0)
     while now[0] < 0.9 * limit_s:
         await actor.check()
         await asyncio.sleep(0.001)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
+from actors.engines.engine_clock import EngineUsage
 from actors.engines.protocol import EngineGoneError
-from actors.engines.usage import EngineUsage
 from actors.process_info import ProcessInfo
 from cluster.workers.engine_pool import LEAVE_S, SILENT_S, EnginePool, EngineStartError
 from tests.cluster.ray_fakes import FakeActor, use_fakes
