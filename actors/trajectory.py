@@ -160,8 +160,8 @@ class GroupOrder:
     """Run seed; sampling seeds derive from (seed, group_id, trajectory index, turn index)."""
     num_extra: int = 0
     """Dialogues begun beyond `group_size`: once that many have ended by themselves, the rest is cut."""
-    num_begun: int = 0
-    """Turns of its dialogues that are over already: the feed has them for whoever goes on."""
+    num_completed_turns: int = 0
+    """Turns of its dialogues that an earlier actor has completed; the work source has them."""
 
     @property
     def num_dialogues(self) -> int:

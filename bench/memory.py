@@ -145,7 +145,7 @@ class Day:
         play(
             orders,
             rollouts=self._rollouts,
-            policy="engine",
+            policy=None,
             title="evaluate",
             keep=lambda tables: None,
             archive=archive,

@@ -65,7 +65,7 @@ class EngineActor:
         self._ping: asyncio.Task[None] | None = None
         """What an idle core was asked last; held here, since an event loop holds its tasks weakly."""
         self._request_ids = itertools.count()
-        self._lines = EngineRpcServer(self.complete)
+        self._rpc = EngineRpcServer(self.complete)
 
     async def start(self) -> ProcessInfo:
         """Starts vLLM and samples once, so that the first completion is as fast as the next. Where this
@@ -106,15 +106,15 @@ class EngineActor:
         versions = versions_of(output.weight_versions or [], num_tokens=len(sampled))
         return sampled, flat_logprobs(output.logprobs), versions, self._computed_s(result)
 
-    async def begin(self, line: str, asks: Sequence[RpcRequest]) -> None:
-        """`complete` for many, whose answers are fetched by `answers`: see `engine_line`."""
-        self._lines.begin(line, asks)
+    async def submit(self, client_id: str, requests: Sequence[RpcRequest]) -> None:
+        """`complete` for many requests, whose responses `poll` returns: see `EngineRpcServer`."""
+        self._rpc.submit(client_id, requests)
 
-    async def answers(self, line: str) -> list[RpcResponse]:
-        return await self._lines.answers(line)
+    async def poll(self, client_id: str) -> list[RpcResponse]:
+        return await self._rpc.poll(client_id)
 
-    async def hang_up(self, line: str, ticket: int) -> None:
-        self._lines.hang_up(line, ticket)
+    async def cancel(self, client_id: str, request_id: int) -> None:
+        self._rpc.cancel(client_id, request_id)
 
     async def score(self, token_ids: IdArray) -> NDArray[np.float32]:
         """Logprobs [num_tokens - 1] of all tokens but the first, at temperature 1, under the current weights.

@@ -40,7 +40,7 @@ class ShownEngine:
 def play_policy(config: RunConfig, gym: Gym, task: Task, *, opponent: Opponent, terminal: Terminal) -> None:
     """One dialogue of a policy with a person as its user, by the settings of training."""
     engine = ShownEngine(opponent.engine, renderer=opponent.renderer, terminal=terminal)
-    setting = RolloutContext(
+    context = RolloutContext(
         engine_for=lambda task, seed: engine,
         user=HumanUser(
             {gym.name: gym},
@@ -59,11 +59,13 @@ def play_policy(config: RunConfig, gym: Gym, task: Task, *, opponent: Opponent, 
         max_tokens=opponent.max_tokens,
     )
 
-    def tell(index: int, turn: Turn) -> None:
+    def show_feedback(index: int, turn: Turn) -> None:
         if turn.action is not None:
             terminal.show(f"\nenvironment: {turn.feedback}")
 
-    played = asyncio.run(rollout(task.key, setting, seed=task.key.seed, course=ResumePoint(tell=tell)))
+    played = asyncio.run(
+        rollout(task.key, context, seed=task.key.seed, resume=ResumePoint(publish=show_feedback))
+    )
     terminal.show(f"\n{ending_of(played)}")
 
 

@@ -13,8 +13,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from actors.engines.client import EngineSet
 from actors.engines.engine_clock import EngineUsage
-from actors.engines.membership import EngineSet
 from actors.process_info import ProcessInfo
 from cluster.console.progress import say, warn
 from cluster.workers.engine_replica import GONE, EngineReplica, in_one_line
@@ -97,7 +97,7 @@ class EnginePool:
             return None
         serving = tuple(member.actor for member in self._members if member.phase == "serves")
         places = self._places_each * len(serving) / max(1, num_sharing)
-        return EngineSet(version=self._version, engines=serving, places=places)
+        return EngineSet(version=self._version, engines=serving, capacity=places)
 
     def scale(self, num_engines: int) -> None:
         """More are started; of too many the newest go, once their completions are there."""

@@ -1,5 +1,4 @@
-"""The driver's hold on the rollout actors: sets them to work for a feed, notices when one has died, and lets
-some join and others leave while they work."""
+"""The rollout actors of a run: sets them to work, replaces those that die, and lets them join and leave."""
 
 import math
 import time
@@ -13,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.engines.engine_clock import EngineUsage
+from actors.engines.scripted_engine import Script
 from actors.process_info import ProcessInfo
 from actors.rollout_setup import WorkState
 from actors.trajectory import GroupOrder
@@ -76,7 +76,12 @@ class RolloutPool:
         """Where each was when it last answered."""
 
     def supervise(
-        self, feed: ActorHandle, *, policy: str = "engine", simulator: str = "", group_size: int
+        self,
+        feed: ActorHandle,
+        *,
+        policy: Script | None = None,
+        simulator: str | None = None,
+        group_size: int,
     ) -> None:
         """Every living actor works for `feed` from here on, with the engines of now. One that has long been
         silent is ended. Orders of lives that ended are issued again; says which groups were lost, and who had
@@ -100,11 +105,11 @@ class RolloutPool:
         for state in states:
             if state.error:
                 raise RuntimeError(f"rollout actor {state.worker_index} stopped working: {state.error}")
-            self._places[state.worker_index] = state.place
+            self._places[state.worker_index] = state.process
         self._end_silent()
         self._let_leave()
         self._expect_alive(len(states))
-        holders = {state.worker_index: state.holder for state in states}
+        holders = {state.worker_index: state.worker_id for state in states}
         for index, holder in self._holders.get(feed, {}).items():
             if index in self._roll_call.silent_s or index in self.crew.leaving:
                 holders[index] = holder  # perhaps only busy, or at its last dialogues
@@ -121,7 +126,7 @@ class RolloutPool:
         self._heed_notices()
         self.crew.admit()
         states: list[WorkState] = self._roll_call.ask(lambda actor: actor.state(), without=self.crew.leaving)
-        self._places |= {state.worker_index: state.place for state in states}
+        self._places |= {state.worker_index: state.process for state in states}
         self._end_silent()
         self._let_leave()
         self._expect_alive(len(states))
@@ -209,7 +214,7 @@ class RolloutPool:
             )
 
     def sample(
-        self, chunks: Mapping[str, Sequence[GroupOrder]], *, policy: str
+        self, chunks: Mapping[str, Sequence[GroupOrder]], *, policy: Script
     ) -> Iterator[tuple[str, ray.ObjectRef]]:
         """Rolls out chunks of orders in rounds, a chunk an actor: each chunk's name, with a reference to its
         table, as they come. A chunk whose actor died is done again by another. The tables are the driver's,
@@ -251,8 +256,8 @@ class RolloutPool:
         self,
         orders: Sequence[GroupOrder],
         *,
-        policy: str,
-        simulator: str = "",
+        policy: Script | None,
+        simulator: str | None = None,
         finish: Callable[[Sequence[pa.Table]], None],
     ) -> tuple[ActorHandle, list[BufferedGroup]]:
         """Rolls out a list of orders: the feed that holds their tables, and the finished groups in order.
@@ -291,5 +296,5 @@ def _say_lost(groups: Sequence[LostGroup]) -> None:
         warn(f"lost: {which}, which {holder} had for {longest_s:.1f} s: given to others")
 
 
-def _sample(actor: Any, *, orders: Sequence[GroupOrder], policy: str) -> pa.Table | None:
+def _sample(actor: Any, *, orders: Sequence[GroupOrder], policy: Script) -> pa.Table | None:
     return actor.sample(orders=orders, policy=policy, wait_s=HOLD_S)

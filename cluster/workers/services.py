@@ -136,7 +136,7 @@ def make_rollout_setup(config: RunConfig, *, policy_folder: str) -> RolloutSetup
         config=config.rollout,
         policy_folder=policy_folder,
         max_tokens=config.engine.max_model_len,
-        engine_places=config.engine.max_num_seqs * config.engine.num_engines / config.rollout.num_actors,
+        engine_capacity=config.engine.max_num_seqs * config.engine.num_engines / config.rollout.num_actors,
         connect_engine=partial(EngineClient, (), timeout_s=config.engine.complete_timeout_s),
         open_gyms=config.gyms.open,
         personas=config.simulator.personas,

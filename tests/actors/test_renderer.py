@@ -75,7 +75,7 @@ async def talk(
     renderer: Renderer, texts: Sequence[str], *, stops: bool = True
 ) -> tuple[Trajectory, TextEngine]:
     engine = TextEngine(renderer, texts, stops=stops)
-    setting = RolloutContext(
+    context = RolloutContext(
         engine_for=lambda task, seed: engine,
         user=RuleUser(),
         renderer=renderer,
@@ -85,7 +85,7 @@ async def talk(
         max_turns=None,
         max_tokens=10_000,
     )
-    return await rollout(make_key("function"), setting, seed=0), engine
+    return await rollout(make_key("function"), context, seed=0), engine
 
 
 @pytest.mark.parametrize("stops", [True, False])

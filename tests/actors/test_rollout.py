@@ -33,7 +33,7 @@ def renderer() -> Renderer:
     return Renderer(make_tokenizer(vocab_size=1024))
 
 
-def make_setting(
+def make_context(
     renderer: Renderer,
     engine_for: Callable[[Task, int], PolicyEngine],
     *,
@@ -59,7 +59,7 @@ def ask(renderer: Renderer, content: str = "1 2 3 4") -> str:
 
 async def say(renderer: Renderer, texts: Sequence[str], *, key: TaskKey = KEY, **changes) -> Trajectory:
     engine = TextEngine(renderer, texts)
-    return await rollout(key, make_setting(renderer, lambda task, seed: engine, **changes), seed=0)
+    return await rollout(key, make_context(renderer, lambda task, seed: engine, **changes), seed=0)
 
 
 async def test_turns_keep_what_was_sampled(renderer: Renderer):
@@ -128,7 +128,7 @@ async def test_a_logprob_that_is_not_finite_is_the_engines_failure(renderer: Ren
         return replace(completion, logprobs=np.append(completion.logprobs[:-1], np.float32(logprob)))
 
     engine.complete = complete_badly
-    trajectory = await rollout(KEY, make_setting(renderer, lambda task, seed: engine), seed=0)
+    trajectory = await rollout(KEY, make_context(renderer, lambda task, seed: engine), seed=0)
     assert trajectory.stop_reason is StopReason.ENGINE_ERROR and not trajectory.turns
     assert "logprob that is not finite" in trajectory.error
 
@@ -161,7 +161,7 @@ async def test_a_turns_seconds_are_those_of_engine_queue_user_and_tools(renderer
     engine.complete = complete_late
     user, simulator = ScriptedUser(), "qwen"
     user.reply = reply_late
-    trajectory = await rollout(KEY, make_setting(renderer, lambda task, seed: engine, user=user), seed=0)
+    trajectory = await rollout(KEY, make_context(renderer, lambda task, seed: engine, user=user), seed=0)
     asked, silent = trajectory.turns
     assert asked.policy_s >= 0.035 and asked.queue_s >= 0.02
     assert asked.user_s >= 0.045 and asked.tool_s >= 0.0
@@ -169,7 +169,7 @@ async def test_a_turns_seconds_are_those_of_engine_queue_user_and_tools(renderer
 
     engine = TextEngine(renderer, [ask(renderer)])
     simulator = WEB
-    trajectory = await rollout(KEY, make_setting(renderer, lambda task, seed: engine, user=user), seed=0)
+    trajectory = await rollout(KEY, make_context(renderer, lambda task, seed: engine, user=user), seed=0)
     (searched,) = trajectory.turns
     assert searched.user_s == 0.0 and searched.tool_s >= 0.045, "a search of the web is a tool's work"
 
@@ -202,7 +202,7 @@ async def test_every_trajectory_and_turn_of_a_group_has_its_own_seed_and_the_ord
             engines[seed] = TextEngine(renderer, [ask(renderer), "Well."])
             return engines[seed]
 
-        await rollout_group(order, make_setting(renderer, engine_for))
+        await rollout_group(order, make_context(renderer, engine_for))
         return [[request.seed for request in engine.requests] for engine in engines.values()]
 
     order = GroupOrder(group_id=4, task_key=KEY, group_size=4, seed=1)
@@ -222,13 +222,13 @@ async def test_every_trajectory_and_turn_of_a_group_has_its_own_seed_and_the_ord
 async def test_the_experts_rollout_scores_one_and_the_silent_ones_zero(renderer: Renderer, gym: str):
     scripts: dict[Script, float] = {"expert": 1.0, "silent": 0.0}
     for script, score in scripts.items():
-        setting = make_setting(
+        context = make_context(
             renderer,
             lambda task, seed, s=script: ScriptedEngine(
                 s, gym=GYMS[task.key.gym], task=task, renderer=renderer, seed=seed
             ),
         )
-        trajectory = await rollout(make_key(gym, index=2), setting, seed=0)
+        trajectory = await rollout(make_key(gym, index=2), context, seed=0)
         assert list(trajectory.gold) == list(GYMS[gym].gold(GYMS[gym].make_task(make_key(gym, index=2))))
         assert (max(turn.progress for turn in trajectory.turns) > 0) == (script == "expert")
         assert trajectory.stop_reason is StopReason.TERMINATED, trajectory.error

@@ -33,7 +33,7 @@ class FunctionEngine:
     def __init__(self, model_folder: str, config: EngineConfig, seed: int):
         self._renderer = Renderer.from_folder(model_folder)
         self._clock = EngineClock()
-        self._lines = EngineRpcServer(self.complete)
+        self._rpc = EngineRpcServer(self.complete)
         self._weights = 0
         self._version = 0
 
@@ -52,14 +52,14 @@ class FunctionEngine:
         logprobs = np.array([-rng.uniform(0.1, 3.0) for _ in ids], np.float32)
         return ids, logprobs, np.full(len(ids), version, np.int32), SAMPLE_S
 
-    async def begin(self, line: str, asks: Sequence[RpcRequest]) -> None:
-        self._lines.begin(line, asks)
+    async def submit(self, client_id: str, requests: Sequence[RpcRequest]) -> None:
+        self._rpc.submit(client_id, requests)
 
-    async def answers(self, line: str) -> list[RpcResponse]:
-        return await self._lines.answers(line)
+    async def poll(self, client_id: str) -> list[RpcResponse]:
+        return await self._rpc.poll(client_id)
 
-    async def hang_up(self, line: str, ticket: int) -> None:
-        self._lines.hang_up(line, ticket)
+    async def cancel(self, client_id: str, request_id: int) -> None:
+        self._rpc.cancel(client_id, request_id)
 
     async def receive(self, payload: NDArray[np.uint8], policy_version: int) -> dict[str, float]:
         self._weights, self._version = zlib.crc32(payload.data), policy_version

@@ -46,7 +46,7 @@ def word_renderer(words: str, *, template: str = WORD_TEMPLATE) -> Renderer:
 def play(script: Script, *, gym: str, index: int, renderer: Renderer, max_tokens: int = 4096) -> Trajectory:
     """A scripted policy's dialogue with the gym's own user."""
     key = TaskKey(gym=gym, split="train", index=index, seed=0, difficulty=0)
-    setting = RolloutContext(
+    context = RolloutContext(
         engine_for=lambda task, seed: ScriptedEngine(
             script, gym=GYMS[task.key.gym], task=task, renderer=renderer, seed=seed
         ),
@@ -58,7 +58,7 @@ def play(script: Script, *, gym: str, index: int, renderer: Renderer, max_tokens
         max_turns=None,
         max_tokens=max_tokens,
     )
-    return asyncio.run(rollout(key, setting, seed=index))
+    return asyncio.run(rollout(key, context, seed=index))
 
 
 def as_row(trajectory: Trajectory, *, by_function_call: bool = False) -> dict[str, Any]:

@@ -69,7 +69,7 @@ async def played(
             )
         )
         engine = OpenAIEngine(chat, renderer=renderer)
-        setting = RolloutContext(
+        context = RolloutContext(
             engine_for=lambda task, seed: engine,
             user=RuleUser(),
             renderer=renderer,
@@ -79,7 +79,7 @@ async def played(
             max_turns=None,
             max_tokens=2**24,
         )
-        yield await rollout(make_key(gym), setting, seed=3), endpoint
+        yield await rollout(make_key(gym), context, seed=3), endpoint
         await chat.close()
 
 

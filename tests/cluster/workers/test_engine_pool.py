@@ -78,7 +78,7 @@ def test_nobody_is_told_of_an_engine_before_it_has_the_live_weights() -> None:
     made.serve(0)
     assert (made.known, len(made.engines.waiting)) == ([0], 1)
     current = made.engines.current(num_sharing=2)
-    assert current is not None and current.places == 4.0  # eight of one engine, between two
+    assert current is not None and current.capacity == 4.0  # eight of one engine, between two
 
 
 def test_every_change_is_a_newer_set() -> None:

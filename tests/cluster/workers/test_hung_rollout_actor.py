@@ -51,7 +51,7 @@ class SlowUser:
         return RuleUser().answer(call)
 
 
-def connect_user(name: str) -> User:
+def connect_user(name: str | None) -> User:
     return SlowUser()
 
 
@@ -66,7 +66,7 @@ def start_rollouts(policy_folder: str, **rollout: float) -> RolloutPool:
         config=config.rollout,
         policy_folder=policy_folder,
         max_tokens=100_000,
-        engine_places=math.inf,
+        engine_capacity=math.inf,
         connect_engine=lambda: None,  # type: ignore[arg-type,return-value]
         open_gyms=lambda: GYMS,
         personas="plain",
