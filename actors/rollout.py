@@ -15,7 +15,8 @@ from actors.dialogue_slots import DialogueSlots, SlotLease
 from actors.early_stop import GroupQuota, StopControl
 from actors.engines.protocol import CompletionRequest, EngineError, PolicyEngine, Sampling
 from actors.partial_rollouts import CompletedTurn, PublishTurn, ReplayMismatchError, ignore_turn
-from actors.renderer import Renderer, parse_tool_call, spoken
+from actors.renderer import Renderer
+from actors.tool_call_parser import parse_tool_call, text_before_call
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from simulators.env import Env, Gym, GymEnv, Observation, TurnResult
 from simulators.message import Action, Message
@@ -246,7 +247,7 @@ class _Dialogue:
         self._rendered = self._context.renderer.extend(
             self._rendered,
             completion_ids=turn.completion.token_ids,
-            said=Message(role="assistant", content=spoken(turn.text), action=turn.action),
+            message=Message(role="assistant", content=text_before_call(turn.text), action=turn.action),
             reply=Message(role="tool", content=result.feedback),
         )
         return None

@@ -19,7 +19,6 @@ from actors.concurrency_target import ConcurrencyTarget
 from actors.dialogue_slots import DialogueSlots
 from actors.engines.client import EngineClient, EngineSet
 from actors.engines.protocol import PolicyEngine
-from actors.engines.scripted_engine import Script
 from actors.gc_freeze import freeze_heap
 from actors.group_summary import summarize
 from actors.group_transport import GroupSender, ScoredGroup
@@ -35,6 +34,7 @@ from actors.renderer import Renderer
 from actors.rllib_env_runner import AsyncEnvRunner
 from actors.rollout import RolloutContext, rollout_group
 from actors.rollout_setup import RolloutSetup, WorkState, make_rollout_context
+from actors.scripts import Script
 from actors.trajectory import GroupOrder, GroupSummary
 from actors.trajectory_table import to_table, with_reward_seconds
 from simulators.user import User

@@ -7,10 +7,11 @@ import pyarrow as pa
 
 from actors.config import RolloutConfig
 from actors.engines.protocol import PolicyEngine, Sampling
-from actors.engines.scripted_engine import Script, ScriptedEngine
+from actors.engines.scripted_engine import ScriptedEngine
 from actors.process_info import ProcessInfo
 from actors.renderer import Renderer
 from actors.rollout import RolloutContext
+from actors.scripts import Script
 from simulators.env import Gym
 from simulators.persona import PersonaMix
 from simulators.task import Task

@@ -41,6 +41,7 @@ PACKAGE_ORDER: dict[str, list[set[str]]] = {
             "gc_freeze",
             "dialogue_slots",
             "rllib_env_runner",
+            "scripts",
         },
         {
             "renderer",

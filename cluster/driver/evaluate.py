@@ -14,8 +14,8 @@ from typing import cast
 import pyarrow as pa
 
 from actors.engines.openai_engine import OpenAIEngine
-from actors.engines.scripted_engine import Script
 from actors.rollout_setup import RolloutSetup
+from actors.scripts import Script
 from actors.trajectory import GroupOrder
 from cluster.config.run_config import RunConfig
 from cluster.console.progress import quiet_libraries, say, set_up, setting_up

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from actors.engines.scripted_engine import Script
+from actors.scripts import Script
 from actors.trajectory import GroupOrder
 from cluster.config.run_config import RunConfig
 from cluster.console.progress import stage_progress

@@ -3,8 +3,9 @@
 import asyncio
 
 from actors.engines.protocol import CompletionRequest, PolicyEngine, Sampling
-from actors.renderer import Renderer, parse_tool_call
+from actors.renderer import Renderer
 from actors.rollout import ResumePoint, RolloutContext, rollout
+from actors.tool_call_parser import parse_tool_call
 from actors.trajectory import Completion, StopReason, Trajectory, Turn
 from cluster.config.run_config import RunConfig
 from cluster.play.policy import Opponent

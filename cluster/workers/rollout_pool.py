@@ -12,9 +12,9 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.engines.engine_clock import EngineUsage
-from actors.engines.scripted_engine import Script
 from actors.process_info import ProcessInfo
 from actors.rollout_setup import WorkState
+from actors.scripts import Script
 from actors.trajectory import GroupOrder
 from cluster.console.progress import warn
 from cluster.workers.engine_pool import EnginePool

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from actors.engines.protocol import CompletionRequest, PolicyEngine, Sampling
-from actors.engines.scripted_engine import Script, ScriptedEngine
+from actors.engines.scripted_engine import ScriptedEngine
 from actors.group_summary import summarize
 from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout, rollout_group
+from actors.scripts import Script
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory
 from actors.trajectory_table import to_table
 from learners.model.tiny_policy import make_tokenizer

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from actors.engines.protocol import Sampling
-from actors.engines.scripted_engine import Script, ScriptedEngine
+from actors.engines.scripted_engine import ScriptedEngine
 from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout
+from actors.scripts import Script
 from actors.trajectory import Trajectory
 from learners.buffer.archive import with_outcomes, write_tables
 from learners.buffer.ledger import TRAINED

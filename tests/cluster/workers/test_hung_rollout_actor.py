@@ -17,8 +17,8 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from actors.engines.scripted_engine import Script
 from actors.rollout_setup import RolloutSetup
+from actors.scripts import Script
 from actors.trajectory import GroupOrder, GroupSummary
 from cluster.config.run_config import RunConfig
 from cluster.driver.algorithm_config import create_rollouts

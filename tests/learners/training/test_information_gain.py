@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from actors.renderer import Renderer, read_completion
+from actors.renderer import Renderer
+from actors.tool_call_parser import read_completion
 from actors.trajectory import GroupOrder, StopReason, TokenIds, Trajectory
 from actors.trajectory_table import REWARD, to_table
 from learners.config import LearnerConfig
@@ -186,7 +187,7 @@ def test_a_turn_without_feedback_has_no_gain_and_those_after_it_have(tokenizer: 
         turns.append(replace(turn, text=text, action=action, feedback=feedback))
         reply = Message(role="tool", content=feedback)
         said = read_completion(text)
-        dialogue = renderer.extend(dialogue, completion_ids=ids, said=said, reply=reply)
+        dialogue = renderer.extend(dialogue, completion_ids=ids, message=said, reply=reply)
     key = make_key("function")
     trajectory = Trajectory(
         task_key=key, system="Rules.", opening="Go.", turns=turns, stop_reason=StopReason.MAX_TURNS
