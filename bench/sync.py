@@ -24,7 +24,7 @@ from ray.actor import ActorHandle
 
 from actors.config import EngineConfig
 from actors.engines.vllm_engine import EngineActor
-from actors.engines.vllm_settings import COMES_FIRST
+from actors.engines.vllm_settings import HIGH_PRIORITY_ENV
 from bench.part import RUNS, run
 from bench.rows import Row
 from bench.sync_sizes import shapes, write_policy
@@ -143,7 +143,7 @@ def measure_size(name: str, shape: Mapping[str, int], *, runs: int) -> list[Row]
             num_cpus=0,
             num_gpus=num_gpus,
             max_concurrency=256,
-            runtime_env={"env_vars": COMES_FIRST},
+            runtime_env={"env_vars": HIGH_PRIORITY_ENV},
         ).remote(folder, config, 0)
         learner = create_learner.options(num_cpus=0, num_gpus=num_gpus).remote(
             folder, LearnerConfig(num_threads=1, num_gpus_per_learner=int(on_gpu))

@@ -272,7 +272,7 @@ def serve_own_weights(engines: EnginePool, *, timeout_s: float) -> None:
         for actor in engines.waiting:
             engines.receives(actor)
             try:
-                ray.get(actor.keep_own_weights.remote(0), timeout=timeout_s)
+                ray.get(actor.serve_own_weights.remote(0), timeout=timeout_s)
             except GONE as error:
                 engines.lose(actor, in_one_line(error))
             else:

@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 
 from actors.engines.client import EngineClient
 from actors.engines.vllm_engine import EngineActor
-from actors.engines.vllm_settings import COMES_FIRST
+from actors.engines.vllm_settings import HIGH_PRIORITY_ENV
 from actors.rollout_setup import RolloutSetup
 from actors.trajectory import GroupOrder
 from cluster.config.run_config import RunConfig
@@ -104,7 +104,7 @@ def start_engines(config: RunConfig, *, policy_folder: str) -> EnginePool:
         num_cpus=process.num_cpus,
         num_gpus=process.num_gpus,
         resources=process.resources,
-        runtime_env={"env_vars": COMES_FIRST},
+        runtime_env={"env_vars": HIGH_PRIORITY_ENV},
         max_concurrency=most_calls,
         scheduling_strategy="SPREAD",  # outside the placement group of a Tune trial
     )

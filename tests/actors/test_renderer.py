@@ -1,4 +1,4 @@
-"""Token in, token out: what trains is what was sampled, whatever the chat template would make of it."""
+"""Token in, token out: training sees the sampled tokens, whatever the chat template would make of them."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def call(choice: str, content: str) -> str:
     return f"<tool_call>\n{json.dumps({'name': TOOL_NAME, 'arguments': arguments})}\n</tool_call>"
 
 
-SPOKEN = (
+COMPLETIONS = (
     call("action", "1 2 3 4"),
     '<tool_call>{"arguments":   {"content" : "0 0 0 1", "choice":"action"},\n "name":"'
     + TOOL_NAME
@@ -91,14 +91,14 @@ async def talk(
 
 @pytest.mark.parametrize("stops", [True, False])
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, *REWRITING.values()], ids=["tiny", *REWRITING])
-async def test_what_trains_is_what_the_engine_was_given_and_what_it_sampled(
+async def test_training_sees_the_tokens_that_the_engine_was_given_and_sampled(
     tokenizer: PreTrainedTokenizerFast, template: str, stops: bool
 ):
     renderer = renderer_of(tokenizer, template)
-    trajectory, engine = await talk(renderer, SPOKEN, stops=stops)
-    assert trajectory.stop_reason == "terminated" and len(trajectory.turns) == len(SPOKEN)
+    trajectory, engine = await talk(renderer, COMPLETIONS, stops=stops)
+    assert trajectory.stop_reason == "terminated" and len(trajectory.turns) == len(COMPLETIONS)
     sequence: list[int] = []
-    for text, turn, request in zip(SPOKEN, trajectory.turns, engine.requests, strict=True):
+    for text, turn, request in zip(COMPLETIONS, trajectory.turns, engine.requests, strict=True):
         sequence = [*([] if turn.forked else sequence), *turn.context_ids]
         assert sequence == list(request.token_ids)
         sampled = [*renderer.encode(text), *([renderer.stop_id] if stops else [])]
@@ -112,7 +112,7 @@ async def test_a_template_that_would_only_rewrite_completions_never_forks(
     tokenizer: PreTrainedTokenizerFast, name: str
 ):
     renderer = renderer_of(tokenizer, REWRITING[name])
-    trajectory, _ = await talk(renderer, SPOKEN)
+    trajectory, _ = await talk(renderer, COMPLETIONS)
     assert [turn.forked for turn in trajectory.turns] == [True] + [False] * 5
     for before, turn in pairwise(trajectory.turns):
         reply = f"<|im_start|>user\n<tool_response>\n{before.feedback}\n</tool_response><|im_end|>|\n"
@@ -171,7 +171,7 @@ async def test_a_template_that_strips_thoughts_forks_into_a_rendering_from_scrat
     tokenizer: PreTrainedTokenizerFast, template: str, forks: list[int]
 ):
     renderer = renderer_of(tokenizer, template)
-    trajectory, engine = await talk(renderer, SPOKEN)
+    trajectory, engine = await talk(renderer, COMPLETIONS)
     forked = [index for index, turn in enumerate(trajectory.turns) if turn.forked]
     assert forked == [0, *forks]
     for index in forked:
