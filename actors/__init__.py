@@ -1,1 +1,1 @@
-"""The acting side: renderer, engine, rollout and the records they leave."""
+"""The acting side: policy engines, renderer, rollouts, rollout actors and the records of trajectories."""

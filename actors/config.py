@@ -1,4 +1,4 @@
-"""Configuration of the acting side. Light: imports neither torch, ray nor vllm."""
+"""Configuration of engines and rollouts. Imports neither torch, ray nor vllm."""
 
 from typing import Literal, Self
 
@@ -21,11 +21,11 @@ class EngineConfig(BaseModel):
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs over which one engine splits the policy."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Number format of the engine's weights. On CPU float32 is exact and no slower; on GPU take bfloat16."""
+    """Number format of the engine's weights. On CPU float32 is exact and no slower; on GPU use bfloat16."""
     max_model_len: int = Field(default=2048, ge=16)
     """Longest sequence in tokens, prompt and completion together."""
     max_num_seqs: int = Field(default=64, ge=1)
-    """Sequences that one engine samples at the same time; more of them wait."""
+    """Sequences that one engine samples at the same time; further requests are queued."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
     """Memory of the KV cache on CPU, in GiB. On GPU `gpu_memory_utilization` decides."""
     gpu_memory_utilization: float = Field(default=0.8, gt=0, le=1)
@@ -33,9 +33,9 @@ class EngineConfig(BaseModel):
     num_threads: int = Field(default=0, ge=0)
     """CPU threads of an engine; 0: half of the cores."""
     weight_transport: WeightTransport | Literal["auto"] = "auto"
-    """How weights come from the learners. shared_memory: a file in this machine's memory, for CPUs; across
-    machines it travels through Ray's object store. nccl: GPU to GPU. ipc: between processes that share a GPU.
-    auto: by where engines and learners lie."""
+    """How weights are sent from the learners. shared_memory: a file in this machine's memory, for CPUs;
+    between machines through Ray's object store. nccl: GPU to GPU. ipc: between processes that share a GPU.
+    auto: by the placement of engines and learners."""
     start_timeout_s: float = Field(default=300.0, gt=0)
     """Timeout for an engine to start and to receive its first weights."""
     complete_timeout_s: float = Field(default=300.0, gt=0)

@@ -1,9 +1,9 @@
-"""Dialogues that were begun elsewhere: the turns that are over, in the form that travels and is kept, and how
-they are told while others are played.
+"""Partial rollouts. Serialises the completed turns of unfinished dialogues and publishes them to the work
+source, so that another rollout actor can resume a dialogue after a crash.
 
-Only what chance, a model or a person decided is kept of a turn: what was sampled and what the user replied.
-The rest, prompts, feedback and rewards, comes out of renderer and rules again; the feedback is kept to see
-that it does.
+Of a turn only what chance, a model or a person decided is kept: the sampled completion and the user's reply.
+Prompts, feedback and rewards are recomputed by renderer and rules; the feedback is kept to check that they
+come out the same.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from actors.group_transport import read_group_batch
@@ -35,14 +34,19 @@ TURNS = pa.schema(
         ("tool_s", pa.float64()),
     ]
 )
-TELL_EVERY_S = 0.05
-"""A turn that is over is told within it: what a kill takes of a dialogue is this and the turn under way."""
+PUBLISH_EVERY_S = 0.05
+"""Delay before a completed turn is sent: a kill costs a dialogue the turns of this time and the current
+one."""
 SECONDS = ("policy_s", "queue_s", "user_s", "tool_s")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CompletedTurn:
-    """A turn that is over."""
+    """The recorded part of a completed turn.
+
+    Example: `CompletedTurn(completion=Completion.scripted([5, 2]), user_reply=None, feedback="no such file",
+    seconds={"policy_s": 0.2, "queue_s": 0.0, "user_s": 0.0, "tool_s": 0.01})`.
+    """
 
     completion: Completion
     user_reply: UserReply | None
@@ -53,7 +57,7 @@ class CompletedTurn:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TurnUpdate:
-    """A turn to be told, and whose it is."""
+    """A completed turn to publish, with its group and trajectory."""
 
     group_id: int
     trajectory: int
@@ -63,24 +67,24 @@ class TurnUpdate:
 
 
 class ReplayMismatchError(Exception):
-    """The rules answer a recorded turn otherwise than then: its dialogue must begin anew."""
+    """The rules answer a recorded turn differently now: the dialogue must be played from the start."""
 
 
 PublishTurn = Callable[[int, int, Turn], None]
-"""(trajectory, index of the turn, turn): the turn is over. Returns at once."""
+"""(trajectory, index of the turn, turn): the turn is completed. Returns at once."""
 
 
 def ignore_turn(trajectory: int, index: int, turn: Turn) -> None:
-    """Told to nobody."""
+    """Publishes nothing."""
 
 
-def to_rows(told: Sequence[TurnUpdate]) -> pa.Buffer:
-    """Turns as an Arrow IPC stream."""
-    turns = [one.turn for one in told]
+def encode_turns(updates: Sequence[TurnUpdate]) -> pa.Buffer:
+    """The turns as an Arrow IPC stream of schema `TURNS`."""
+    turns = [update.turn for update in updates]
     columns = {
-        "group_id": [one.group_id for one in told],
-        "trajectory": [one.trajectory for one in told],
-        "turn": [one.index for one in told],
+        "group_id": [update.group_id for update in updates],
+        "trajectory": [update.trajectory for update in updates],
+        "turn": [update.index for update in updates],
         "completion_ids": [turn.completion.token_ids for turn in turns],
         "behavior_logprobs": [turn.completion.logprobs for turn in turns],
         "policy_versions": [turn.completion.policy_versions for turn in turns],
@@ -96,66 +100,64 @@ def to_rows(told: Sequence[TurnUpdate]) -> pa.Buffer:
 
 
 def read_partial_rollouts(rows: Sequence[pa.Buffer], *, group_id: int) -> dict[int, list[CompletedTurn]]:
-    """A group's turns by trajectory, from what was told of it and of others, in that order. A turn that was
-    told again takes the place of the first and of all that followed it: its dialogue had begun anew."""
-    begun: dict[int, list[CompletedTurn]] = {}
+    """A group's completed turns by trajectory, out of buffers that hold those of other groups, too, in the
+    order in which they were published. A turn that was published twice replaces the first one and all that
+    followed it: the dialogue was played from the start again."""
+    completed: dict[int, list[CompletedTurn]] = {}
     for buffer in rows:
         for row in read_group_batch(buffer).to_pylist():
             if row["group_id"] != group_id:
                 continue
-            turns = begun.setdefault(row["trajectory"], [])
+            turns = completed.setdefault(row["trajectory"], [])
             del turns[row["turn"] :]
-            if len(turns) == row["turn"]:  # else some are missing, and it would not follow
-                turns.append(_turn_of(row))
-    return begun
+            if len(turns) == row["turn"]:  # else earlier ones are missing, and it cannot be replayed
+                turns.append(_decode_turn(row))
+    return completed
 
 
-def _turn_of(row: Mapping[str, object]) -> CompletedTurn:
+def _decode_turn(row: Mapping[str, Any]) -> CompletedTurn:
     reply = row["user_reply"]
-    completion = Completion(
-        token_ids=np.asarray(row["completion_ids"], np.int32),
-        logprobs=np.asarray(row["behavior_logprobs"], np.float32),
-        policy_versions=np.asarray(row["policy_versions"], np.int32),
-    )
     return CompletedTurn(
-        completion=completion,
-        user_reply=UserReply(**json.loads(reply)) if isinstance(reply, str) else None,
-        feedback=str(row["feedback"]),
-        seconds={name: float(str(row[name])) for name in SECONDS},
+        completion=Completion.of(
+            row["completion_ids"], logprobs=row["behavior_logprobs"], policy_versions=row["policy_versions"]
+        ),
+        user_reply=None if reply is None else UserReply(**json.loads(reply)),
+        feedback=row["feedback"],
+        seconds={name: row[name] for name in SECONDS},
     )
 
 
 class TurnPublisher:
-    """Tells a feed which turns are over, in the background: those that end within a moment, or while a call
-    is under way, go together. A call costs as much as a turn."""
+    """Sends completed turns to a work source in the background. Turns that complete within `every_s`, or
+    while a call is in flight, share the next call: a call costs as much CPU as a turn."""
 
     def __init__(
         self,
-        note: Callable[[list[int], pa.Buffer], Awaitable[object]],
+        send: Callable[[list[int], pa.Buffer], Awaitable[object]],
         *,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
-        every_s: float = TELL_EVERY_S,
+        every_s: float = PUBLISH_EVERY_S,
     ):
-        """`note` is given the groups, turn by turn, and the turns; `spawn` runs what is under way; `every_s`
-        seconds are what turns wait for each other."""
-        self._note = note
+        """`send` takes the turns' group ids, one for each turn, and the turns; `spawn` starts a background
+        task."""
+        self._send = send
         self._spawn = spawn
         self._every_s = every_s
-        self._waiting: list[TurnUpdate] = []
-        self._telling: asyncio.Task[None] | None = None
+        self._unsent: list[TurnUpdate] = []
+        self._sending: asyncio.Task[None] | None = None
 
-    def of(self, group_id: int) -> PublishTurn:
-        """Tells the turns of one group."""
+    def for_group(self, group_id: int) -> PublishTurn:
+        """The function that publishes turns of this group."""
 
-        def tell(trajectory: int, index: int, turn: Turn) -> None:
-            self._waiting.append(TurnUpdate(group_id=group_id, trajectory=trajectory, index=index, turn=turn))
-            if self._telling is None or self._telling.done():
-                self._telling = self._spawn(self._tell())
+        def publish(trajectory: int, index: int, turn: Turn) -> None:
+            self._unsent.append(TurnUpdate(group_id=group_id, trajectory=trajectory, index=index, turn=turn))
+            if self._sending is None or self._sending.done():
+                self._sending = self._spawn(self._send_all())
 
-        return tell
+        return publish
 
-    async def _tell(self) -> None:
-        while self._waiting:
+    async def _send_all(self) -> None:
+        while self._unsent:
             await asyncio.sleep(self._every_s)
-            told, self._waiting = self._waiting, []
-            await self._note([one.group_id for one in told], to_rows(told))
+            updates, self._unsent = self._unsent, []
+            await self._send([update.group_id for update in updates], encode_turns(updates))

@@ -1,4 +1,5 @@
-"""Where a process is, so that a person finds it, and so that what a dead one leaves behind can be ended."""
+"""Location of a process and its children: node, address, process ids. Names a process in messages, and lets
+the children of a dead one be killed."""
 
 import os
 from collections.abc import Sequence
@@ -9,26 +10,29 @@ import psutil
 import ray
 
 Process = tuple[int, float]
-"""A process's number and when it was created: numbers are given again, the pair never is."""
+"""(pid, creation time): the operating system reuses a pid, the pair is unique."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessInfo:
-    """A process of this run, with its children."""
+    """A process of this run, with its children.
+
+    Example: `ProcessInfo(node_id="3f0c...", address="10.0.0.7", processes=((4711, 1760000000.0),))`.
+    """
 
     node_id: str
-    """Ray's name of the machine."""
+    """Ray's id of the node."""
     address: str
-    """The machine's IP address."""
+    """The node's IP address."""
     processes: tuple[Process, ...]  # [num_processes]
-    """The process itself, then its children and theirs."""
+    """The process itself, then all its descendants."""
 
     def __str__(self) -> str:
         return f"pid {self.processes[0][0]} on {self.address}"
 
 
 def this_process() -> ProcessInfo:
-    """This process, in a Ray worker."""
+    """This process, which must be a Ray worker."""
     process = psutil.Process(os.getpid())
     family = [process, *process.children(recursive=True)]
     return ProcessInfo(
@@ -39,7 +43,7 @@ def this_process() -> ProcessInfo:
 
 
 def end_processes(processes: Sequence[Process]) -> list[int]:
-    """Kills those of them that still live, on this machine, even stopped ones; the numbers of the killed."""
+    """Kills those that are still alive on this machine, stopped ones too; returns the pids of the killed."""
     ended = []
     for pid, created_at in processes:
         with suppress(psutil.NoSuchProcess):

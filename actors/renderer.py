@@ -1,12 +1,11 @@
-"""Messages to token ids and back, so that what was sampled stays as sampled.
+"""Renderer between messages and token ids. Sampled tokens stay exactly as sampled.
 
-A dialogue's ids only ever grow: the completion's own ids, then the template's text between them and the next
-completion. Where the chat template would change earlier text (a stripped thought, say), the dialogue forks
-into a new sample instead.
+A dialogue's ids only ever grow: by the completion's own ids, then by the template's text between them and the
+next completion. If the chat template would change earlier text (by stripping a thought, say), the dialogue
+forks into a new sample instead.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,25 +14,19 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from actors.tool_call_parser import call_texts
+from actors.tool_call_parser import THOUGHT_END
 from actors.trajectory import TokenIds, as_ids
-from simulators.input_limits import load_json
-from simulators.message import CHOICES, TOOL_NAME, TOOL_SCHEMA, Action, Message, ToolCall
+from simulators.message import TOOL_SCHEMA, Action, Message
 
 Tools = tuple[dict[str, Any], ...]
 """Tool schemas in OpenAI's form, as templates take them."""
 GYM_TOOLS: Tools = (TOOL_SCHEMA,)
-THOUGHT_END = "</think>"
-MAX_CALL_CHARS = 100_000
-"""Of a call as it is written. A longer one is none."""
-CALL_END = '"}}'
-"""What follows the content in a call that we write."""
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-"""What JSON can escape but no text can hold: it would break the tokenizer and every table that stores it."""
-MARK = (
+CONTENT_END = '"}}'
+"""What follows the content in a call of `completion_of`."""
+PLACEHOLDER = (
     "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}completion {}\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 )
-"""Stands for a completion where only the text around it is wanted."""
+"""In place of a completion when only the template's text around it is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,13 +37,13 @@ class Dialogue:
     token_ids: TokenIds
     """Everything before the next completion."""
     context_ids: TokenIds
-    """The part of `token_ids` after the last completion; all of it where `forked`."""
+    """The part of `token_ids` after the last completion; all of it if `forked`."""
     forked: bool
     tools: Tools = field(repr=False)
-    marked: tuple[dict[str, Any], ...] = field(repr=False)
-    """The chat messages with a mark for each completion."""
-    marked_text: str = field(repr=False)
-    """`marked` as the template renders it, up to the next completion."""
+    outline: tuple[dict[str, Any], ...] = field(repr=False)
+    """The chat messages with a placeholder for each completion."""
+    outline_text: str = field(repr=False)
+    """`outline` as the template renders it, up to the next completion."""
 
 
 class Renderer:
@@ -70,7 +63,7 @@ class Renderer:
         return cls(AutoTokenizer.from_pretrained(str(folder)))
 
     def begin(self, messages: Sequence[Message], *, tools: Tools = GYM_TOOLS) -> Dialogue:
-        """The dialogue before its first completion; `tools` are what the policy is told it may call."""
+        """The dialogue before its first completion, with the tools that the policy may call."""
         chat = tuple(message.to_chat() for message in messages)
         text = self._render(chat, tools=tools)
         ids = as_ids(self.encode(text))
@@ -80,28 +73,28 @@ class Renderer:
             context_ids=ids,
             forked=True,
             tools=tools,
-            marked=chat,
-            marked_text=text,
+            outline=chat,
+            outline_text=text,
         )
 
     def extend(
-        self, dialogue: Dialogue, *, completion_ids: TokenIds, said: Message, reply: Message
+        self, dialogue: Dialogue, *, completion_ids: TokenIds, message: Message, reply: Message
     ) -> Dialogue:
-        """The dialogue after a completion (`said`, as parsed) and the environment's reply to it.
+        """The dialogue after a completion, also given parsed as a `message`, and the environment's reply.
 
         The completion's ids are kept. If the template leaves the text before the completion as it was, only
-        the text after it is tokenised; otherwise the whole dialogue is rendered anew and `forked` is set.
+        the text after it is tokenised; otherwise the whole dialogue is rendered again and `forked` is set.
         """
-        messages = (*dialogue.messages, said, reply)
-        mark = MARK.format(len(messages))
-        marked = (*dialogue.marked, _marked(said, mark), reply.to_chat())
-        text = self._render(marked, tools=dialogue.tools)
-        # A template that leaves thoughts out of earlier turns has lost one of the marks here.
-        num_marks = 1 + (THOUGHT_END in said.content)
-        kept = text.startswith(dialogue.marked_text) and text.count(mark) == num_marks
-        tail = self._after(mark, text) if kept else None
+        messages = (*dialogue.messages, message, reply)
+        placeholder = PLACEHOLDER.format(len(messages))
+        outline = (*dialogue.outline, _with_placeholders(message, placeholder), reply.to_chat())
+        text = self._render(outline, tools=dialogue.tools)
+        # A template that leaves thoughts out of earlier turns has lost one of the placeholders here.
+        num_placeholders = 1 + (THOUGHT_END in message.content)
+        is_kept = text.startswith(dialogue.outline_text) and text.count(placeholder) == num_placeholders
+        tail = self._after_completion(placeholder, text) if is_kept else None
         if tail is None:
-            chat = [message.to_chat() for message in messages]
+            chat = [one.to_chat() for one in messages]
             ids = as_ids(self.encode(self._render(chat, tools=dialogue.tools)))
             context = ids
         else:
@@ -114,27 +107,27 @@ class Renderer:
             context_ids=context,
             forked=tail is None,
             tools=dialogue.tools,
-            marked=marked,
-            marked_text=text,
+            outline=outline,
+            outline_text=text,
         )
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: TokenIds) -> str:
-        """The text of a completion, its stop token left out."""
+        """The text of a completion without its stop token."""
         has_stop = len(token_ids) > 0 and token_ids[-1] == self.stop_id
         kept = token_ids[:-1] if has_stop else token_ids
         return str(self.tokenizer.decode(kept.tolist(), skip_special_tokens=False))
 
     def completion_of(self, action: Action) -> TokenIds:
-        """The ids of an assistant turn that thinks and makes this tool call, its stop token included."""
+        """The ids of an assistant turn with the action's thought and tool call, its stop token included."""
         return as_ids([*self.encode(_completion_text(action)), self.stop_id])
 
     def content_tokens(self, action: Action) -> list[bool]:  # [num_tokens]
         """Which tokens of `completion_of` the action hold some of its content."""
         text, content = _completion_text(action), json.dumps(action.content, ensure_ascii=False)[1:-1]
-        start = text.rindex(content + CALL_END)
+        start = text.rindex(content + CONTENT_END)
         end = start + len(content)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [*(first < end and last > start for first, last in encoded["offset_mapping"]), False]
@@ -148,30 +141,11 @@ class Renderer:
         )
         return str(text)
 
-    def _after(self, mark: str, text: str) -> str | None:
-        """What the template puts after the completion's stop token; None if it has no such place."""
-        _, found, rest = text.partition(mark)
+    def _after_completion(self, placeholder: str, text: str) -> str | None:
+        """The template's text after the completion's stop token; None if it puts no stop token there."""
+        _, found, rest = text.partition(placeholder)
         _, stop, tail = rest.partition(self.stop_text)
         return tail if found and stop else None
-
-
-def parse_tool_call(text: str) -> Action | None:
-    """The first tool call after the thought (Qwen3's form); None unless it is JSON of the tool's schema."""
-    _, thought_ended, rest = text.partition(THOUGHT_END)
-    found = next(call_texts(rest if thought_ended else text), None)
-    if found is None:
-        return None
-    try:
-        call = load_json(found, max_chars=MAX_CALL_CHARS)
-    except ValueError:
-        return None
-    arguments = call.get("arguments")
-    if call.get("name") != TOOL_NAME or not isinstance(arguments, dict):
-        return None
-    choice, content = arguments.get("choice"), arguments.get("content")
-    if choice not in CHOICES or not isinstance(content, str) or LONE_SURROGATE.search(content):
-        return None
-    return Action(choice=choice, content=content)
 
 
 def _completion_text(action: Action) -> str:
@@ -179,44 +153,10 @@ def _completion_text(action: Action) -> str:
     return f"{thought}{action.to_call()}"
 
 
-def read_completion(text: str) -> Message:
-    """What a completion says, as the template takes it, whatever tools it calls.
-
-    A call of the gyms' tool is read as in a rollout: the first one alone. Other calls are read if all of
-    them are JSON; else the text is but text.
-    """
-    action = parse_tool_call(text)
-    if action is not None:
-        return Message(role="assistant", content=spoken(text), action=action)
-    calls = _parse_calls(text)
-    return Message(role="assistant", content=spoken(text) if calls else text, calls=calls)
-
-
-def spoken(text: str) -> str:
-    """The completion without its tool call."""
-    return text.partition("<tool_call>")[0].strip()
-
-
-def _parse_calls(text: str) -> tuple[ToolCall, ...]:
-    """All calls after the thought; none unless each is an object with a name and arguments."""
-    _, thought_ended, rest = text.partition(THOUGHT_END)
-    calls: list[ToolCall] = []
-    for found in call_texts(rest if thought_ended else text):
-        try:
-            call = load_json(found, max_chars=MAX_CALL_CHARS)
-        except ValueError:
-            return ()
-        name, arguments = call.get("name"), call.get("arguments")
-        if not isinstance(name, str) or not isinstance(arguments, dict):
-            return ()
-        calls.append(ToolCall(name=name, arguments=arguments))
-    return tuple(calls)
-
-
-def _marked(said: Message, mark: str) -> dict[str, Any]:
-    """The message with marks for its call's content, or its text, and for its thought where it has one."""
-    thought = f"<think>\n{mark}\n{THOUGHT_END}\n\n" if THOUGHT_END in said.content else ""
-    if said.action is None and not said.calls:
-        return Message(role="assistant", content=f"{thought}{mark}").to_chat()
-    action = Action(choice="action", content=mark)
+def _with_placeholders(message: Message, placeholder: str) -> dict[str, Any]:
+    """The message with its call's content, or its text, replaced, and its thought if it has one."""
+    thought = f"<think>\n{placeholder}\n{THOUGHT_END}\n\n" if THOUGHT_END in message.content else ""
+    if message.action is None and not message.calls:
+        return Message(role="assistant", content=f"{thought}{placeholder}").to_chat()
+    action = Action(choice="action", content=placeholder)
     return Message(role="assistant", content=thought, action=action).to_chat()

@@ -1,5 +1,5 @@
-"""Rollout: a policy and an environment talk until the dialogue ends. Pure async, no Ray; a failure is data,
-not a crash."""
+"""Rollout: plays dialogues between a policy and an environment, alone or as a group. Pure async, no Ray; a
+failure is data and raises nothing."""
 
 import asyncio
 import time
@@ -15,9 +15,10 @@ from actors.dialogue_slots import DialogueSlots, SlotLease
 from actors.early_stop import GroupQuota, StopControl
 from actors.engines.protocol import CompletionRequest, EngineError, PolicyEngine, Sampling
 from actors.partial_rollouts import CompletedTurn, PublishTurn, ReplayMismatchError, ignore_turn
-from actors.renderer import Dialogue, Renderer, parse_tool_call, spoken
+from actors.renderer import Renderer
+from actors.tool_call_parser import parse_tool_call, text_before_call
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
-from simulators.env import Env, Gym, GymEnv, Observation
+from simulators.env import Env, Gym, GymEnv, Observation, TurnResult
 from simulators.message import Action, Message
 from simulators.persona import PersonaMix, draw_persona
 from simulators.task import Task, TaskKey
@@ -30,8 +31,7 @@ class RolloutContext:
     """All that a dialogue needs besides its task."""
 
     engine_for: Callable[[Task, int], PolicyEngine]
-    """(task, seed) to who speaks for the policy: a script is made for each dialogue, a model's engine is
-    shared."""
+    """(task, seed) to the policy's engine: a script is made for each dialogue, a model's engine is shared."""
     user: User
     renderer: Renderer
     sampling: Sampling
@@ -43,94 +43,94 @@ class RolloutContext:
     """Longest token sequence of a dialogue: the engine's context."""
     dialogue_timeout_s: float | None = None
     on_timeout: OnTimeout = "mask"
-    room: DialogueSlots | None = None
-    """Where whoever begins a group has taken a place for each of its dialogues. None: there is no limit."""
+    slots: DialogueSlots | None = None
+    """The caller of `rollout_group` has acquired a slot for each dialogue of the group. None: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResumePoint:
-    """How far a dialogue had come, and whom to tell how it goes on."""
+    """How far a dialogue had come."""
 
-    begun: Sequence[CompletedTurn] = ()
-    """Its first turns, which are over: they are gone through again, and neither engine nor user is asked."""
-    tell: Callable[[int, Turn], None] = lambda index, turn: None
-    """(index of the turn, turn)."""
+    completed: Sequence[CompletedTurn] = ()
+    """Its first turns: replayed without asking engine or user."""
+    publish: Callable[[int, Turn], None] = lambda index, turn: None
+    """(index of the turn, turn): called for every turn that is played live."""
 
 
 async def rollout_group(
     order: GroupOrder,
-    setting: RolloutContext,
+    context: RolloutContext,
     *,
-    begun: Mapping[int, Sequence[CompletedTurn]] | None = None,
-    tell: PublishTurn = ignore_turn,
+    partial_rollouts: Mapping[int, Sequence[CompletedTurn]] | None = None,
+    publish: PublishTurn = ignore_turn,
 ) -> list[Trajectory]:  # [num_dialogues]
-    """All trajectories of one task, at once; those that are still going on when `group_size` of them have
-    ended by themselves are cut. `begun`, by trajectory, are turns that somebody else has played."""
+    """All trajectories of one task, in parallel; those still running when `group_size` of them have ended by
+    themselves are stopped. `partial_rollouts` are turns, by trajectory, that an earlier actor has
+    completed."""
     seeds = np.random.SeedSequence([order.seed, order.group_id]).generate_state(order.num_dialogues)
-    limit_s = setting.dialogue_timeout_s if setting.on_timeout == "mask" else None
-    cuts = [StopControl(limit_s=limit_s) for _ in seeds]
-    enough = GroupQuota(order.group_size, cuts=cuts)
+    limit_s = context.dialogue_timeout_s if context.on_timeout == "mask" else None
+    stops = [StopControl(limit_s=limit_s) for _ in seeds]
+    quota = GroupQuota(order.group_size, stops=stops)
 
-    async def play(index: int, cut: StopControl) -> Trajectory:
-        course = ResumePoint(begun=(begun or {}).get(index, ()), tell=partial(tell, index))
-        played = await rollout(order.task_key, setting, seed=int(seeds[index]), cut=cut, course=course)
-        return enough.note(played)
+    async def play(index: int, stop: StopControl) -> Trajectory:
+        completed = (partial_rollouts or {}).get(index, ())
+        resume = ResumePoint(completed=completed, publish=partial(publish, index))
+        played = await rollout(order.task_key, context, seed=int(seeds[index]), stop=stop, resume=resume)
+        return quota.count(played)
 
-    return list(await asyncio.gather(*(play(index, cut) for index, cut in enumerate(cuts))))
+    return list(await asyncio.gather(*(play(index, stop) for index, stop in enumerate(stops))))
 
 
-NEW = ResumePoint()
+START = ResumePoint()
 
 
 async def rollout(
     key: TaskKey,
-    setting: RolloutContext,
+    context: RolloutContext,
     *,
     seed: int,
-    cut: StopControl | None = None,
-    course: ResumePoint = NEW,
+    stop: StopControl | None = None,
+    resume: ResumePoint = START,
 ) -> Trajectory:
-    """One dialogue. Whatever fails outside the policy ends it with its own stop reason and is never a
-    score; neither is what is `cut`."""
-    slice_s = setting.dialogue_timeout_s if setting.on_timeout == "resume" else None
-    place = SlotLease(setting.room, slice_s=slice_s) if setting.room else None
-    play = partial(_play, key, setting, seed=seed, cut=cut or StopControl(limit_s=None), place=place)
+    """One dialogue. A failure outside the policy, and a `stop`, end it with their own stop reason and are
+    never scored."""
+    slice_s = context.dialogue_timeout_s if context.on_timeout == "resume" else None
+    lease = SlotLease(context.slots, slice_s=slice_s) if context.slots else None
+    play = partial(_play, key, context, seed=seed, stop=stop or StopControl(limit_s=None), lease=lease)
     try:
-        return await play(course=course)
-    except ReplayMismatchError:  # a gym that was changed meanwhile
-        return await play(course=replace(course, begun=()))
+        return await play(resume=resume)
+    except ReplayMismatchError:  # the gym was changed in between
+        return await play(resume=replace(resume, completed=()))
     finally:
-        if place:
-            place.leave()
+        if lease:
+            lease.end()
 
 
 async def _play(
     key: TaskKey,
-    setting: RolloutContext,
+    context: RolloutContext,
     *,
     seed: int,
-    cut: StopControl,
-    place: SlotLease | None,
-    course: ResumePoint,
+    stop: StopControl,
+    lease: SlotLease | None,
+    resume: ResumePoint,
 ) -> Trajectory:
     turns: list[Turn] = []
     observation = Observation(system="", opening="")
     error = simulator = ""
     scenario: Mapping[str, Any] = {}
     gold: Sequence[Action] = ()
-    # The same person for the whole group: its trajectories are compared with each other.
-    persona = draw_persona(setting.personas, seed=key.task_id)
+    # One persona for the whole group: its trajectories are compared with each other.
+    persona = draw_persona(context.personas, seed=key.task_id)
     try:
-        gym = setting.gyms[key.gym]
+        gym = context.gyms[key.gym]
         task = gym.make_task(key)
         scenario, gold = task.scenario, gym.gold(task)
-        engine = setting.engine_for(task, seed)
-        env = GymEnv(gym, task=task, user=setting.user, persona=persona, max_turns=setting.max_turns)
+        engine = context.engine_for(task, seed)
+        env = GymEnv(gym, task=task, user=context.user, persona=persona, max_turns=context.max_turns)
         observation = await env.reset()
-        talk = _talk(
-            env, observation, setting, engine=engine, turns=turns, seed=seed, place=place, course=course
-        )
-        stop_reason = await cut.bound(talk)
+        dialogue = _Dialogue(context, env, observation, engine=engine, seed=seed, lease=lease, turns=turns)
+        stop_reason = await stop.run(dialogue.run(resume))
         await env.close()
     except SimulatorError as failure:
         stop_reason, error, simulator = StopReason(failure.failure), str(failure), failure.simulator
@@ -140,7 +140,7 @@ async def _play(
         raise
     except Exception as failure:  # a gym's own bug must not end the run: it is counted, and its text kept
         stop_reason, error = StopReason.ERROR, f"{type(failure).__name__}: {failure}"
-    asked = [
+    user_turns = [
         UserTurn(question=turn.action.content, reply=turn.user_reply)
         for turn in turns
         if turn.action and turn.user_reply
@@ -153,121 +153,138 @@ async def _play(
         stop_reason=stop_reason,
         error=error,
         persona=persona.name,
-        simulator=simulator or next((turn.reply.simulator for turn in asked), ""),
-        gauges=count(scenario, asked, user_left=stop_reason is StopReason.USER_LEFT),
+        simulator=simulator or next((turn.reply.simulator for turn in user_turns), ""),
+        gauges=count(scenario, user_turns, user_left=stop_reason is StopReason.USER_LEFT),
         gold=gold,
     )
 
 
-async def _talk(
-    env: Env,
-    observation: Observation,
-    setting: RolloutContext,
-    *,
-    engine: PolicyEngine,
-    turns: list[Turn],
-    seed: int,
-    place: SlotLease | None,
-    course: ResumePoint,
-) -> StopReason:
-    """Takes turns until the end, those that are over already first; appends each to `turns` as soon as it is
-    complete. Raises OtherFeedbackError where one that was over comes out otherwise."""
-    opening = [
-        Message(role="system", content=observation.system),
-        Message(role="user", content=observation.opening),
-    ]
-    dialogue = setting.renderer.begin(opening)
-    while len(dialogue.token_ids) + setting.sampling.max_completion_tokens <= setting.max_tokens:
-        index = len(turns)
-        over = course.begun[index] if index < len(course.begun) else None
-        if over is None:
-            turn = await _complete(dialogue, setting, engine=engine, seed=seed, turn=index, place=place)
-        else:
-            turn = _turn_of(dialogue, over.completion, setting)
-        if turn.action is None:
-            turns.append(replace(turn, **over.seconds) if over else turn)
-            if not over:
-                course.tell(index, turn)
+class _Dialogue:
+    """The turns of one dialogue; each is appended to `turns` as soon as it is complete."""
+
+    def __init__(
+        self,
+        context: RolloutContext,
+        env: Env,
+        observation: Observation,
+        *,
+        engine: PolicyEngine,
+        seed: int,
+        lease: SlotLease | None,
+        turns: list[Turn],
+    ):
+        self._context, self._env, self._engine = context, env, engine
+        self._seed, self._lease, self._turns = seed, lease, turns
+        opening = [
+            Message(role="system", content=observation.system),
+            Message(role="user", content=observation.opening),
+        ]
+        self._rendered = context.renderer.begin(opening)
+
+    async def run(self, resume: ResumePoint) -> StopReason:
+        """Replays the completed turns, then plays live ones until the end. Raises `ReplayMismatchError` if
+        the environment's reply to a completed turn is not the recorded one."""
+        for completed in resume.completed:
+            if stop_reason := self._end_of_context() or await self._replay_turn(completed):
+                return stop_reason
+        while True:
+            if stop_reason := self._end_of_context() or await self._play_turn(resume.publish):
+                return stop_reason
+
+    def _end_of_context(self) -> StopReason | None:
+        """MAX_TOKENS if a further turn might not fit. Raises ValueError if not even the first one does."""
+        sampling, limit = self._context.sampling, self._context.max_tokens
+        if len(self._rendered.token_ids) + sampling.max_completion_tokens <= limit:
+            return None
+        if not self._turns:
+            raise ValueError(f"the opening leaves no room for a turn: max_model_len={limit} is too small")
+        return StopReason.MAX_TOKENS
+
+    async def _replay_turn(self, completed: CompletedTurn) -> StopReason | None:
+        turn, result = self._turn_of(completed.completion), None
+        if turn.action is not None:
+            result = await self._env.step(str(turn.action), known=completed.user_reply)
+            if result.feedback != completed.feedback:
+                raise ReplayMismatchError
+        return self._end_turn(replace(turn, **completed.seconds), result)
+
+    async def _play_turn(self, publish: Callable[[int, Turn], None]) -> StopReason | None:
+        turn, result = await self._complete(), None
+        if turn.action is not None:
+            started = time.perf_counter()
+            result = await self._env.step(str(turn.action))
+            env_s = time.perf_counter() - started
+            turn = replace(turn, user_s=result.user_s, tool_s=max(0.0, env_s - result.user_s))
+        return self._end_turn(turn, result, publish=publish)
+
+    def _end_turn(
+        self,
+        turn: Turn,
+        result: TurnResult | None,
+        *,
+        publish: Callable[[int, Turn], None] | None = None,
+    ) -> StopReason | None:
+        """Appends the turn with the environment's `result`. None: the dialogue continues, with another
+        prompt."""
+        if result is not None:
+            turn = replace(
+                turn,
+                feedback=result.feedback,
+                reward=result.reward,
+                progress=result.progress,
+                news=result.news,
+                user_reply=result.user_reply,
+            )
+        if publish is not None:
+            publish(len(self._turns), turn)
+        self._turns.append(turn)
+        if result is None:
             return StopReason.NO_TOOL_CALL
-        started = time.perf_counter()
-        step = await env.step(str(turn.action), known=over.user_reply if over else None)
-        env_s = time.perf_counter() - started
-        turn = replace(
-            turn,
-            feedback=step.feedback,
-            reward=step.reward,
-            progress=step.progress,
-            news=step.news,
-            user_s=step.user_s,
-            tool_s=max(0.0, env_s - step.user_s),
-            user_reply=step.user_reply,
-        )
-        if over is None:
-            course.tell(index, turn)
-        elif step.feedback == over.feedback:
-            turn = replace(turn, **over.seconds)
-        else:
-            raise ReplayMismatchError
-        turns.append(turn)
-        if step.terminated:
+        if result.terminated:
             return StopReason.TERMINATED
-        if step.truncated:
+        if result.truncated:
             return StopReason.MAX_TURNS
-        dialogue = setting.renderer.extend(
-            dialogue,
+        self._rendered = self._context.renderer.extend(
+            self._rendered,
             completion_ids=turn.completion.token_ids,
-            said=Message(role="assistant", content=spoken(turn.text), action=turn.action),
-            reply=Message(role="tool", content=step.feedback),
+            message=Message(role="assistant", content=text_before_call(turn.text), action=turn.action),
+            reply=Message(role="tool", content=result.feedback),
         )
-    if not turns:
-        raise ValueError(
-            f"the opening leaves no room for a turn: max_model_len={setting.max_tokens} is too small"
+        return None
+
+    async def _complete(self) -> Turn:
+        """The policy's half of the next turn."""
+        began = time.perf_counter()
+        if self._lease:
+            await self._lease.renew()
+        started = time.perf_counter()
+        completion = await self._engine.complete(
+            CompletionRequest(
+                token_ids=self._rendered.token_ids,
+                messages=self._rendered.messages,
+                sampling=self._context.sampling,
+                seed=(self._seed + len(self._turns)) % 2**31,
+                dialogue=self._seed,
+            )
         )
-    return StopReason.MAX_TOKENS
-
-
-async def _complete(
-    dialogue: Dialogue,
-    setting: RolloutContext,
-    *,
-    engine: PolicyEngine,
-    seed: int,
-    turn: int,
-    place: SlotLease | None,
-) -> Turn:
-    """The policy's half of a turn; `seed` is the dialogue's."""
-    began = time.perf_counter()
-    if place:
-        await place.keep()
-    started = time.perf_counter()
-    completion = await engine.complete(
-        CompletionRequest(
-            token_ids=dialogue.token_ids,
-            messages=dialogue.messages,
-            sampling=setting.sampling,
-            seed=(seed + turn) % 2**31,
-            dialogue=seed,
+        waited_s = time.perf_counter() - started
+        if not np.isfinite(completion.logprobs).all():
+            raise EngineError("a token of the completion has a logprob that is not finite")
+        return replace(
+            self._turn_of(completion),
+            policy_s=max(0.0, waited_s - completion.queue_s),
+            queue_s=started - began + min(completion.queue_s, waited_s),
         )
-    )
-    waited_s = time.perf_counter() - started
-    if not np.isfinite(completion.logprobs).all():
-        raise EngineError("a token of the completion has a logprob that is not finite")
-    return replace(
-        _turn_of(dialogue, completion, setting),
-        policy_s=max(0.0, waited_s - completion.queue_s),
-        queue_s=started - began + min(completion.queue_s, waited_s),
-    )
 
-
-def _turn_of(dialogue: Dialogue, completion: Completion, setting: RolloutContext) -> Turn:
-    """A completion as it stands in its dialogue, before anybody has answered it."""
-    text = setting.renderer.decode(completion.token_ids)
-    return Turn(
-        context_ids=dialogue.context_ids,
-        forked=dialogue.forked,
-        completion=completion,
-        text=text,
-        action=parse_tool_call(text),
-        feedback="",
-        reward=0.0,
-    )
+    def _turn_of(self, completion: Completion) -> Turn:
+        """The turn before the environment has replied."""
+        text = self._context.renderer.decode(completion.token_ids)
+        return Turn(
+            context_ids=self._rendered.context_ids,
+            forked=self._rendered.forked,
+            completion=completion,
+            text=text,
+            action=parse_tool_call(text),
+            feedback="",
+            reward=0.0,
+        )

@@ -1,12 +1,10 @@
-"""The rollout actor: an RLlib EnvRunner that plays many dialogues at once on one event loop.
+"""The rollout actor: an RLlib EnvRunner that plays many dialogues in parallel on one event loop.
 
-It pulls orders from a feed and hands finished groups back until the feed ends, so it is never driven call by
-call and never blocks RLlib's own calls. It refuses to know what the feed does with the results, and holds no
-weights.
+It pulls orders from a work source and sends finished groups back until the source ends, instead of being
+called for each. It knows neither what the source does with the results nor any weights.
 """
 
 import asyncio
-import threading
 import time
 import uuid
 from collections.abc import Awaitable, Mapping, Sequence
@@ -16,13 +14,10 @@ from typing import Any, cast
 
 import pyarrow as pa
 from ray.actor import ActorHandle
-from ray.rllib.env.env_runner import EnvRunner
-from ray.rllib.utils.checkpoints import Checkpointable
 
 from actors.concurrency_target import ConcurrencyTarget
 from actors.dialogue_slots import DialogueSlots
-from actors.engines.client import EngineClient
-from actors.engines.membership import EngineSet
+from actors.engines.client import EngineClient, EngineSet
 from actors.engines.protocol import PolicyEngine
 from actors.gc_freeze import freeze_heap
 from actors.group_summary import summarize
@@ -36,270 +31,245 @@ from actors.partial_rollouts import (
 )
 from actors.process_info import this_process
 from actors.renderer import Renderer
+from actors.rllib_env_runner import AsyncEnvRunner
 from actors.rollout import RolloutContext, rollout_group
 from actors.rollout_setup import RolloutSetup, WorkState, make_rollout_context
+from actors.scripts import Script
 from actors.trajectory import GroupOrder, GroupSummary
 from actors.trajectory_table import to_table, with_reward_seconds
 from simulators.user import User
 from simulators.users.quality_metrics import NO_COUNTS
 
-STOP_TIMEOUT_S = 10.0
 Orders = Sequence[GroupOrder] | None
 
 
-class RolloutActor(EnvRunner, Checkpointable):
-    """Rolls out groups. One Ray actor, one event loop, `dialogues_per_actor` dialogues."""
+class RolloutActor(AsyncEnvRunner):
+    """Plays groups. One Ray actor, one event loop, at most `dialogues_per_actor` dialogues."""
 
     def __init__(self, *, config: Any, **kwargs: Any):
         super().__init__(config=config, **kwargs)
         self._setup: RolloutSetup = config.rollout_setup
-        self.holder = f"rollout-{self.worker_index}-{uuid.uuid4().hex[:8]}"
-        """This life's name: a restarted actor has another, so that what the dead one held is known to be
-        lost."""
+        self.worker_id = f"rollout-{self.worker_index}-{uuid.uuid4().hex[:8]}"
+        """Unique to this process: a restarted actor has another, so that orders of the dead one are known to
+        be lost."""
         self._renderer = Renderer.from_folder(self._setup.policy_folder)
-        self._place = this_process()
+        self._process = this_process()
         self._work: dict[ActorHandle, Future[None]] = {}
-        self._demands: dict[ActorHandle, ConcurrencyTarget] = {}
-        """By feed, as `_work`."""
-        self._sampled: Future[list[tuple[GroupSummary, pa.Table]]] | None = None
-        """What `sample` plays just now, and for which call."""
-        self._asked: tuple[Sequence[GroupOrder], str] | None = None
-        self._places = self._setup.engine_places
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
-        self._thread.start()
+        """By work source."""
+        self._targets: dict[ActorHandle, ConcurrencyTarget] = {}
+        """By work source."""
+        self._sampling: Future[list[tuple[GroupSummary, pa.Table]]] | None = None
+        """What `sample` is playing."""
+        self._sampling_of: tuple[Sequence[GroupOrder], Script | None] | None = None
+        """The call of `sample` that started it."""
+        self._engine_capacity = self._setup.engine_capacity
         self._gyms = self._setup.open_gyms()
         self._engine: PolicyEngine | None = None
-        self._users: dict[str, User] = {}
-        """By simulator."""
+        self._users: dict[str | None, User] = {}
+        """By simulator; None: the recipe's mix."""
         freeze_heap()
 
     def work(
         self,
-        feed: ActorHandle,
+        work_source: ActorHandle,
         *,
-        policy: str = "engine",
-        simulator: str = "",
+        policy: Script | None = None,
+        simulator: str | None = None,
         group_size: int,
         engines: EngineSet | None = None,
     ) -> WorkState:
-        """Begins to work for `feed` in the background, if it does not yet. `policy` is `engine` or a script's
-        name; `simulator` names who plays the user, empty: the recipe's mix. A group of the feed has up to
-        `group_size` dialogues. `engines` are those of now, where a run has any."""
-        if engines is not None:
-            self._renew(engines)
-        if feed not in self._work:
-            self._forget_ended()
-            most = max(self._setup.config.dialogues_per_actor, group_size)
-            room = DialogueSlots(most)
-            demand = self._demands[feed] = ConcurrencyTarget(
-                places=self._places, most=most, group_size=group_size
-            )
-            setting = replace(self._setting(policy, simulator=simulator), room=room)
-            pull = self._pull(
-                feed,
-                setting=setting,
-                room=room,
-                demand=demand,
-                group_size=group_size,
-                tells=policy == "engine",  # a script has a state of its own, and could not go on
-            )
-            self._work[feed] = asyncio.run_coroutine_threadsafe(pull, self._loop)
-        return self.state(feed)
+        """Starts to play the orders of `work_source` in the background, unless it does so already.
 
-    def state(self, feed: ActorHandle | None = None) -> WorkState:
-        """How the work goes; `error` is of the work for `feed`."""
-        work = self._work.get(feed) if feed is not None else None
+        `policy`: a script, or None for the policy behind the engines. `simulator`: the name of the simulated
+        user, or None for the recipe's mix. `group_size`: most dialogues of one group. `engines`: those that
+        serve now, None if the run has none.
+        """
+        if engines is not None:
+            self._update_engines(engines)
+        if work_source not in self._work:
+            self._drop_finished_work()
+            capacity = max(self._setup.config.dialogues_per_actor, group_size)
+            target = self._targets[work_source] = ConcurrencyTarget(
+                engine_capacity=self._engine_capacity, max_dialogues=capacity, group_size=group_size
+            )
+            slots = DialogueSlots(capacity)
+            work = self._play_orders(
+                work_source,
+                context=replace(self._make_context(policy, simulator=simulator), slots=slots),
+                slots=slots,
+                target=target,
+                group_size=group_size,
+                publishes_turns=policy is None,  # a script has a state of its own, and could not resume
+            )
+            self._work[work_source] = self.start_task(work)
+        return self.state(work_source)
+
+    def state(self, work_source: ActorHandle | None = None) -> WorkState:
+        """The state of all work; `error` is that of the work for `work_source`."""
+        work = self._work.get(work_source) if work_source is not None else None
         # RLlib ends an actor on any exception that leaves it, so an error travels as text.
         error = repr(work.exception()) if work and work.done() and work.exception() is not None else ""
         return WorkState(
             worker_index=self.worker_index,
-            holder=self.holder,
-            place=self._place,
+            worker_id=self.worker_id,
+            process=self._process,
             is_idle=all(one.done() for one in self._work.values()),
             error=error,
         )
 
-    def _forget_ended(self) -> None:
-        """Each evaluation has a feed of its own, which nobody needs once it has ended. An error stays."""
-        for feed, work in list(self._work.items()):
+    def _drop_finished_work(self) -> None:
+        """Each evaluation has a work source of its own, which is dropped once it has ended. An error
+        stays."""
+        for source, work in list(self._work.items()):
             if work.done() and not work.cancelled() and work.exception() is None:
-                del self._work[feed], self._demands[feed]
+                del self._work[source], self._targets[source]
 
-    def _renew(self, engines: EngineSet) -> None:
-        """Engines have come or gone, or rollout actors have, among whom their places are shared."""
-        client = self._connected()
+    def _update_engines(self, engines: EngineSet) -> None:
+        client = self._connected_engine()
         if isinstance(client, EngineClient):
-            self._loop.call_soon_threadsafe(client.renew, engines)
-        self._places = engines.places
-        for demand in self._demands.values():
-            demand.places = engines.places
+            self.loop.call_soon_threadsafe(client.update, engines)
+        self._engine_capacity = engines.capacity
+        for target in self._targets.values():
+            target.engine_capacity = engines.capacity
 
     def sample(
         self,
         *,
         orders: Sequence[GroupOrder] = (),
-        policy: str = "engine",
+        policy: Script | None = None,
         wait_s: float | None = None,
         **kwargs: Any,
     ) -> pa.Table | None:
-        """Rolls out these orders, waits for them, and gives their tables as one: RLlib's own way to ask.
+        """RLlib's own interface: plays these orders and returns their tables as one. For work without a work
+        source, such as demonstrations.
 
-        None without orders, and where they take longer than `wait_s`: the same call again goes on waiting for
-        them, and begins them in a life that knows nothing of them. For work that needs no feed, such as
-        demonstrations. The table itself, since what an actor puts into the object store dies with it, and
-        what it returns is the caller's.
+        None without orders, and if they take longer than `wait_s`: the same call again continues to wait, and
+        starts them in a restarted actor. The table itself is returned instead of a reference, since an object
+        that an actor puts into the object store dies with the actor.
         """
         if not orders:
             return None
-        if self._sampled is None or self._asked != (orders, policy):
-            if self._sampled is not None:
-                self._sampled.cancel()
-            rolling = self._roll_all(orders, self._setting(policy))
-            self._sampled = asyncio.run_coroutine_threadsafe(rolling, self._loop)
-            self._asked = (orders, policy)
-        if not wait([self._sampled], timeout=wait_s).done:
+        if self._sampling is None or self._sampling_of != (orders, policy):
+            if self._sampling is not None:
+                self._sampling.cancel()
+            self._sampling = self.start_task(self._play_all(orders, self._make_context(policy)))
+            self._sampling_of = (orders, policy)
+        if not wait([self._sampling], timeout=wait_s).done:
             return None
-        sampled, self._sampled = self._sampled, None
+        sampled, self._sampling = self._sampling, None
         return pa.concat_tables(table for _, table in sampled.result())
 
-    async def _roll_all(
-        self, orders: Sequence[GroupOrder], setting: RolloutContext
+    async def _play_all(
+        self, orders: Sequence[GroupOrder], context: RolloutContext
     ) -> list[tuple[GroupSummary, pa.Table]]:
-        rolled = (self._roll(order, setting, is_trained=False) for order in orders)
-        return list(await asyncio.gather(*rolled))
+        groups = (self._play_group(order, context, is_trained=False) for order in orders)
+        return list(await asyncio.gather(*groups))
 
-    async def _pull(
+    async def _play_orders(
         self,
-        feed: ActorHandle,
+        work_source: ActorHandle,
         *,
-        setting: RolloutContext,
-        room: DialogueSlots,
-        demand: ConcurrencyTarget,
+        context: RolloutContext,
+        slots: DialogueSlots,
+        target: ConcurrencyTarget,
         group_size: int,
-        tells: bool,
+        publishes_turns: bool,
     ) -> None:
-        """Consumes orders of `feed`, waits for room and for orders, produces finished groups; ends with the
-        feed.
+        """Consumes orders of `work_source`, waits for slots and for orders, produces finished groups; returns
+        when the source has ended.
 
-        No time limit: a feed that dies raises, and a process that was stopped for a while goes on where it
-        was, instead of ending the run by the time that it slept through.
-        """
-        deliveries = GroupSender(lambda delivery: cast(Awaitable[object], feed.put.remote(delivery)))
-        async with asyncio.TaskGroup() as groups:
-            teller = TurnPublisher(
-                lambda ids, rows: cast(Awaitable[object], feed.note_turns.remote(self.holder, ids, rows)),
-                spawn=groups.create_task,
+        No timeout: a source that dies raises, and a process that was stopped for a while continues, instead
+        of ending the run because of the time for which it was stopped."""
+        sender = GroupSender(lambda batch: cast(Awaitable[object], work_source.put.remote(batch)))
+        async with asyncio.TaskGroup() as tasks:
+            publisher = TurnPublisher(
+                lambda ids, rows: cast(
+                    Awaitable[object], work_source.publish_turns.remote(self.worker_id, ids, rows)
+                ),
+                spawn=tasks.create_task,
             )
             while True:
-                # No place is kept while nothing is ordered: dialogues that yielded theirs may have it.
-                await room.enter(group_size)
-                room.leave(group_size)
-                num_groups = max(1, room.num_free // group_size)
-                orders = await cast(Awaitable[Orders], feed.next_orders.remote(self.holder, num_groups))
+                # No slot is kept while waiting for orders: dialogues whose lease ran out may have it.
+                await slots.acquire(group_size)
+                slots.release(group_size)
+                num_groups = max(1, slots.num_free // group_size)
+                orders = await cast(
+                    Awaitable[Orders], work_source.next_orders.remote(self.worker_id, num_groups)
+                )
                 if orders is None:
                     return
                 for order in orders:
-                    await room.enter(order.num_dialogues)
-                    demand.begin(order.task_key.gym)
-                    room.resize(demand.num_dialogues())
+                    await slots.acquire(order.num_dialogues)
+                    target.begin(order.task_key.gym)
+                    slots.resize(target.num_dialogues())
                     is_trained = order.task_key.split == "train"
-                    rolling = self._roll(
+                    publish = publisher.for_group(order.group_id)
+                    group = self._play_group(
                         order,
-                        setting,
+                        context,
                         is_trained=is_trained,
-                        begun=await _begun(feed, order) if order.num_begun else None,
-                        tell=teller.of(order.group_id) if tells and is_trained else ignore_turn,
+                        partial_rollouts=await _partial_rollouts(work_source, order),
+                        publish=publish if publishes_turns and is_trained else ignore_turn,
                     )
-                    groups.create_task(self._roll_for(order, rolling, setting, demand, deliveries))
+                    tasks.create_task(self._finish_group(order, group, slots, target, sender))
 
-    async def _roll_for(
+    async def _finish_group(
         self,
         order: GroupOrder,
-        rolling: Awaitable[tuple[GroupSummary, pa.Table]],
-        setting: RolloutContext,
-        demand: ConcurrencyTarget,
-        deliveries: GroupSender,
+        group: Awaitable[tuple[GroupSummary, pa.Table]],
+        slots: DialogueSlots,
+        target: ConcurrencyTarget,
+        sender: GroupSender,
     ) -> None:
-        summary, table = await rolling
-        demand.end(summary)
-        if setting.room:
-            setting.room.resize(demand.num_dialogues())
-        await deliveries.send(ScoredGroup(order=order, summary=summary, table=table))
+        summary, table = await group
+        target.end(summary)
+        slots.resize(target.num_dialogues())
+        await sender.send(ScoredGroup(order=order, summary=summary, table=table))
 
-    async def _roll(
+    async def _play_group(
         self,
         order: GroupOrder,
-        setting: RolloutContext,
+        context: RolloutContext,
         *,
         is_trained: bool,
-        begun: Mapping[int, Sequence[CompletedTurn]] | None = None,
-        tell: PublishTurn = ignore_turn,
+        partial_rollouts: Mapping[int, Sequence[CompletedTurn]] | None = None,
+        publish: PublishTurn = ignore_turn,
     ) -> tuple[GroupSummary, pa.Table]:
-        """Plays a group and has it scored. A dialogue's place is free when it ends: the next ones need not
-        wait for a judge."""
+        """Plays and scores a group. A dialogue's slot is free when the dialogue ends: later dialogues need
+        not wait for a judge."""
         started = time.perf_counter()
-        trajectories = await rollout_group(order, setting, begun=begun, tell=tell)
+        trajectories = await rollout_group(order, context, partial_rollouts=partial_rollouts, publish=publish)
         table = to_table(order, trajectories)
-        rolled = time.perf_counter()
+        played = time.perf_counter()
         table = await self._setup.score(table, is_trained)
-        table = with_reward_seconds(table, time.perf_counter() - rolled)
+        table = with_reward_seconds(table, time.perf_counter() - played)
         gauges = sum((trajectory.gauges for trajectory in trajectories), NO_COUNTS)
         return summarize(order, table, gauges=gauges, duration_s=time.perf_counter() - started), table
 
-    def _connected(self) -> PolicyEngine:
+    def _connected_engine(self) -> PolicyEngine:
         if self._engine is None:
             self._engine = self._setup.connect_engine()
         return self._engine
 
-    def _setting(self, policy: str, *, simulator: str = "") -> RolloutContext:
+    def _make_context(self, policy: Script | None, *, simulator: str | None = None) -> RolloutContext:
         if simulator not in self._users:
             self._users[simulator] = self._setup.connect_user(simulator)
         return make_rollout_context(
             self._setup,
             policy=policy,
-            engine=self._connected(),
+            engine=self._connected_engine(),
             user=self._users[simulator],
             gyms=self._gyms,
             renderer=self._renderer,
         )
 
-    # What RLlib asks of every EnvRunner. There is no module here: the engine holds the weights.
 
-    def assert_healthy(self) -> None:
-        assert self._thread.is_alive(), "the event loop of the rollouts has ended"
-
-    def get_spaces(self) -> dict[str, Any]:
-        spaces = (self.config.observation_space, self.config.action_space)
-        return {"__env__": spaces, "__env_single__": spaces, "default_policy": spaces}
-
-    def get_metrics(self) -> dict[str, Any]:
-        return {}
-
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Nothing to set: an actor has no state that outlives a dialogue."""
-
-    def get_ctor_args_and_kwargs(self) -> tuple[tuple[()], dict[str, Any]]:
-        return (), {"config": self.config}
-
-    def stop(self) -> None:
-        """Gives up all work and ends the event loop."""
-
-        async def cancel() -> None:
-            running = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(cancel(), self._loop).result(STOP_TIMEOUT_S)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(STOP_TIMEOUT_S)
-
-
-async def _begun(feed: ActorHandle, order: GroupOrder) -> dict[int, list[CompletedTurn]]:
-    """The turns of an order that are over, by trajectory."""
-    (rows,) = await cast(Awaitable[list[list[pa.Buffer]]], feed.begun.remote([order.group_id]))
+async def _partial_rollouts(
+    work_source: ActorHandle, order: GroupOrder
+) -> dict[int, list[CompletedTurn]] | None:
+    """The order's completed turns, by trajectory; None if there are none."""
+    if not order.num_completed_turns:
+        return None
+    reply = work_source.partial_rollouts.remote([order.group_id])
+    (rows,) = await cast(Awaitable[list[list[pa.Buffer]]], reply)
     return read_partial_rollouts(rows, group_id=order.group_id)

@@ -1,4 +1,4 @@
-"""What a rollout actor is told, and what it tells of its work."""
+"""What a rollout actor is configured with, and the state that it reports."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ import pyarrow as pa
 
 from actors.config import RolloutConfig
 from actors.engines.protocol import PolicyEngine, Sampling
-from actors.engines.scripted_engine import SCRIPTS, ScriptedEngine
+from actors.engines.scripted_engine import ScriptedEngine
 from actors.process_info import ProcessInfo
 from actors.renderer import Renderer
 from actors.rollout import RolloutContext
+from actors.scripts import Script
 from simulators.env import Gym
 from simulators.persona import PersonaMix
 from simulators.task import Task
@@ -19,58 +20,57 @@ from simulators.user import User
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutSetup:
-    """What a rollout actor needs, in a form that travels: `cluster` puts it into the config as
-    `rollout_setup`."""
+    """What a rollout actor needs, picklable: `cluster` puts it into the RLlib config as `rollout_setup`."""
 
     config: RolloutConfig
     policy_folder: str
-    """Where the tokenizer and its chat template lie."""
+    """Folder of the tokenizer and its chat template."""
     max_tokens: int
     """The engine's context."""
-    engine_places: float
-    """Sequences that the engines compute at once, shared among the rollout actors; inf where nobody knows."""
+    engine_capacity: float
+    """Sequences that the engines compute at once for one rollout actor; inf if unknown."""
     connect_engine: Callable[[], PolicyEngine]
     open_gyms: Callable[[], Mapping[str, Gym]]
     """The gyms' rules and tasks; called once, in the actor."""
     personas: PersonaMix
-    connect_user: Callable[[str], User]
-    """The simulator of this name; of an empty name: the recipe's mix."""
+    connect_user: Callable[[str | None], User]
+    """The simulator of this name; None: the recipe's mix."""
     score: Callable[[pa.Table, bool], Awaitable[pa.Table]]
-    """(a group's table, whether learners may train on it) to the table with its `reward` column. May wait for
-    others, for a limited time."""
+    """(a group's table, whether learners may train on it) to the table with its `reward` column. It may wait
+    for a judge, for a limited time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkState:
-    """How a rollout actor's work for a feed is going."""
+    """The state of a rollout actor's work for a work source."""
 
     worker_index: int
-    holder: str
-    """The name under which this life of the actor holds orders."""
-    place: ProcessInfo
+    """RLlib's number of the actor; a restarted actor keeps it."""
+    worker_id: str
+    """The name under which this process holds orders, e.g. `rollout-3-1f0c9a7e`."""
+    process: ProcessInfo
     is_idle: bool
-    """Whether all its work has ended, of every feed."""
+    """Whether all its work has ended, for every work source."""
     error: str
-    """What ended the work; empty while it goes on, and after the feed's own end."""
+    """The error that ended the work; empty while it runs, and after the work source's own end."""
 
 
 def make_rollout_context(
     setup: RolloutSetup,
     *,
-    policy: str,
+    policy: Script | None,
     engine: PolicyEngine,
     user: User,
     gyms: Mapping[str, Gym],
     renderer: Renderer,
 ) -> RolloutContext:
-    """What dialogues of `policy`, which is `engine` or a script's name, are played with."""
+    """The context of dialogues of a script, or of the policy behind `engine` if `policy` is None."""
 
     def engine_for(task: Task, seed: int) -> PolicyEngine:
-        for script in SCRIPTS:
-            if policy == script:
-                gym = gyms[task.key.gym]
-                return ScriptedEngine(script, gym=gym, task=task, renderer=renderer, seed=seed)
-        return engine
+        if policy is None:
+            return engine
+        gym = gyms[task.key.gym]
+        return ScriptedEngine(policy, gym=gym, task=task, renderer=renderer, seed=seed)
 
     config = setup.config
     return RolloutContext(

@@ -1,4 +1,4 @@
-"""Records of the acting side: completions, turns, trajectories, groups. Finished when made."""
+"""Records of the acting side: completions, turns, trajectories, groups. Immutable."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class StopReason(StrEnum):
     """Why a trajectory ended."""
 
     TERMINATED = "terminated"
-    """The environment's own end."""
+    """The environment ended the dialogue."""
     MAX_TURNS = "max_turns"
     NO_TOOL_CALL = "no_tool_call"
-    """The policy spoke without a valid tool call: it stopped acting."""
+    """The completion has no valid tool call: the policy stopped acting."""
     MAX_TOKENS = "max_tokens"
-    """The next turn would not fit the context."""
+    """The next turn might not fit the context."""
     SIMULATOR_ERROR = "simulator_error"
     SIMULATOR_TIMEOUT = "simulator_timeout"
     EMPTY_REPLY = "empty_reply"
@@ -30,18 +30,18 @@ class StopReason(StrEnum):
     INVALID_VERDICT = "invalid_verdict"
     USER_LEFT = "user_left"
     OUT_OF_BUDGET = "out_of_budget"
-    """These seven: the simulated user failed, as `simulators.user.Failure` says."""
+    """These seven are failures of the simulated user: `simulators.user.Failure`."""
     ENGINE_ERROR = "engine_error"
     ERROR = "error"
     """The environment raised."""
     TIME_LIMIT = "time_limit"
-    """It took longer than `rollout.dialogue_timeout_s`: cut, its complete turns are kept."""
+    """It took longer than `rollout.dialogue_timeout_s` and was stopped; its complete turns are kept."""
     SURPLUS = "surplus"
-    """Its group had enough trajectories without it (`rollout.extra_dialogues`): cut, as above."""
+    """Its group had enough trajectories without it (`rollout.extra_dialogues`): stopped, as above."""
 
     @property
     def failed(self) -> bool:
-        """This end is not the policy's doing, but a failure or a cut: never scored and never trained."""
+        """Whether a failure or an early stop ended it, not the policy: never scored and never trained."""
         return self not in (
             StopReason.TERMINATED,
             StopReason.MAX_TURNS,
@@ -58,13 +58,17 @@ TokenIds = Int32[np.ndarray, "num_tokens"]
 
 
 def as_ids(token_ids: Sequence[int] | TokenIds) -> TokenIds:
-    """The ids as the records keep them: an array, so that no token is a Python object on its way."""
+    """The ids as the records keep them: an array, so that no token is a Python object in transport."""
     return np.asarray(token_ids, np.int32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Completion:
-    """What the engine sampled in one call: kept as sampled, never tokenised again."""
+    """The tokens that an engine sampled in one call, kept as sampled, never tokenised again.
+
+    Example: `Completion.of([812, 57, 2], logprobs=[-0.5, -0.1, -0.2], policy_versions=[6, 6, 7])`, whose last
+    token was sampled after new weights had arrived.
+    """
 
     token_ids: TokenIds
     logprobs: Float32[np.ndarray, "num_tokens"]
@@ -76,7 +80,7 @@ class Completion:
     def of(
         cls, token_ids: Sequence[int], *, logprobs: Sequence[float], policy_versions: Sequence[int]
     ) -> "Completion":
-        """From Python lists, as scripts make them."""
+        """From Python lists."""
         return cls(
             token_ids=as_ids(token_ids),
             logprobs=np.asarray(logprobs, np.float32),
@@ -85,51 +89,59 @@ class Completion:
 
     @classmethod
     def scripted(cls, token_ids: Sequence[int] | TokenIds) -> "Completion":
-        """What no policy sampled: logprobs and versions are zero."""
+        """Of tokens that no policy sampled: logprobs and versions are zero."""
         zeros = np.zeros(len(token_ids), np.int32)
         return cls(token_ids=as_ids(token_ids), logprobs=zeros.astype(np.float32), policy_versions=zeros)
 
     queue_s: float = 0.0
-    """Seconds of the wait for it in which no engine computed it; 0 where the engine does not say."""
+    """Seconds of waiting in which no engine computed it; 0 if the engine does not measure it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Turn:
-    """One policy completion and the env's reply to it."""
+    """One policy completion and the environment's reply to it.
+
+    Example: `Turn(context_ids=as_ids([1, 812]), forked=True, completion=Completion.of([57, 2],
+    logprobs=[-0.5, -0.1], policy_versions=[6, 6]), text='<tool_call>{...}</tool_call>',
+    action=Action(choice="action", content="Is it red?"), feedback="No.", reward=0.0, policy_s=0.4,
+    user_s=1.2)`."""
 
     context_ids: TokenIds
-    """Tokens put before the completion since the last turn (all of the prompt where `forked`)."""
+    """Tokens between the last completion and this one (the whole prompt if `forked`)."""
     forked: bool
-    """True where a new sample starts: on the first turn, and where the chat template changed earlier
-    tokens."""
+    """Whether a new sample starts: on the first turn, and if the chat template changed earlier tokens."""
     completion: Completion
     text: str
     """The completion's text."""
     action: Action | None
-    """The parsed tool call; None where there was no valid one."""
+    """The parsed tool call; None if there is no valid one."""
     feedback: str
-    """The env's reply; empty where the dialogue ended before one."""
+    """The environment's reply; empty if the dialogue ended before one."""
     reward: float
     """Environment reward of this turn."""
     progress: float = 0.0
-    """How far the dialogue has come after this turn, in [0, 1], as its gym says."""
+    """The gym's progress after this turn, in [0, 1]."""
     news: str = ""
-    """What the feedback told, as a key of its gym; empty: its own text."""
+    """The information in the feedback, as a key of its gym; empty: the feedback's own text."""
     user_reply: UserReply | None = None
-    """What the user said, meant, and who answered for it; None where nobody was asked."""
+    """The user's reply behind the feedback; None if no user was asked."""
     policy_s: float = 0.0
-    """Seconds in which an engine computed the completion, prompt included; beside others, in a batch."""
+    """Seconds in which an engine computed the completion, prompt included, in a batch with others."""
     queue_s: float = 0.0
-    """Seconds of waiting for the engine: its waiting list, weights being received, the way there and back."""
+    """Seconds of waiting for the engine: its queue, weights being received, transport."""
     user_s: float = 0.0
-    """Seconds of waiting for the simulated user: its own waiting lists and retries included."""
+    """Seconds of waiting for the simulated user, its queues and retries included."""
     tool_s: float = 0.0
     """Seconds of the environment's own work: rules, tools, searches."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Trajectory:
-    """One finished episode's record."""
+    """One finished episode.
+
+    Example: `Trajectory(task_key=TaskKey(gym="telepathy", split="train", index=3, seed=0, difficulty=1),
+    system="Find the card ...", opening="Ask me.", turns=[turn], stop_reason=StopReason.MAX_TURNS)`.
+    """
 
     task_key: TaskKey
     system: str
@@ -137,20 +149,23 @@ class Trajectory:
     turns: Sequence[Turn]  # [num_turns]
     stop_reason: StopReason
     error: str = ""
-    """The failure's text where `stop_reason.failed`. In the table also why a trajectory has no reward."""
+    """The failure's text if `stop_reason.failed`. In the table also why a trajectory has no reward."""
     persona: str = "plain"
-    """How the user talked: the name of its `Persona`."""
+    """The name of the user's `Persona`."""
     simulator: str = ""
-    """Who played the user; empty where nobody was asked."""
+    """The simulator that played the user; empty if none was asked."""
     gauges: GaugeCounts = NO_COUNTS
-    """What the simulator gauges count in this dialogue."""
+    """Counts of the user's quality metrics in this dialogue."""
     gold: Sequence[Action] = ()
-    """The calls that solve the task, as its gym says; empty where it knows none."""
+    """The calls that solve the task; empty if its gym knows none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupOrder:
-    """An order for one group: the trajectories of one task."""
+    """An order to play one group: `num_dialogues` dialogues of one task.
+
+    Example: `GroupOrder(group_id=12, task_key=key, group_size=8, seed=0, num_extra=2)`.
+    """
 
     group_id: int
     task_key: TaskKey
@@ -159,13 +174,13 @@ class GroupOrder:
     seed: int
     """Run seed; sampling seeds derive from (seed, group_id, trajectory index, turn index)."""
     num_extra: int = 0
-    """Dialogues begun beyond `group_size`: once that many have ended by themselves, the rest is cut."""
-    num_begun: int = 0
-    """Turns of its dialogues that are over already: the feed has them for whoever goes on."""
+    """Dialogues beyond `group_size`: once `group_size` have ended by themselves, the rest is stopped."""
+    num_completed_turns: int = 0
+    """Turns of its dialogues that an earlier actor has completed; the work source has them."""
 
     @property
     def num_dialogues(self) -> int:
-        """Trajectories that the finished group has, failed and cut ones among them."""
+        """Trajectories of the finished group, including failed and stopped ones."""
         return self.group_size + self.num_extra
 
 

@@ -1,5 +1,4 @@
-"""A group as one Arrow table, a row a turn: transport, replay buffer and Parquet on disk share this
-schema."""
+"""The Arrow table of a group, one row per turn. Transport, buffer and Parquet files share its schema."""
 
 import json
 from array import array
@@ -56,11 +55,11 @@ SCHEMA = pa.schema(
     ]
 )
 TURN_STAGES = ("policy", "queue", "user", "tool", "reward")
-"""Where a turn's seconds go: the columns `<stage>_s`."""
+"""The stages of a turn's time: the columns `<stage>_s`."""
 REWARD = pa.field("reward", pa.float64())
-"""The column that the rewards room adds: what the turn is worth to the learner."""
+"""The column that scoring adds: the turn's reward for the learner."""
 SCORED = SCHEMA.append(REWARD)
-"""Of the tables that rollout actors give away."""
+"""Schema of the tables that rollout actors send."""
 
 NO_REPLY = UserReply(text="", simulator="")
 NO_TURN = Turn(
@@ -72,12 +71,12 @@ NO_TURN = Turn(
     feedback="",
     reward=0.0,
 )
-"""Keeps a row for a trajectory without turns, so that none goes unaccounted."""
+"""The row of a trajectory without turns, so that every trajectory has one."""
 
 
 def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
-    """The group's turns in order. A trajectory that failed before its first turn has one row without
-    tokens. Raises ValueError for a group without trajectories."""
+    """The group's turns in order. A trajectory that failed before its first turn has one row, without tokens.
+    Raises ValueError for a group without trajectories."""
     turns_of = [trajectory.turns or [NO_TURN] for trajectory in trajectories]
     turns = list(chain.from_iterable(turns_of))
     lengths = np.array([len(one) for one in turns_of])
@@ -85,7 +84,7 @@ def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
     order_key, starts = order.task_key, (np.cumsum(lengths) - lengths).astype(np.int32)
 
     def spread(values: list[str]) -> pa.Array:
-        """A text of each trajectory, on all its rows."""
+        """The text of each trajectory, repeated on all its rows."""
         return _repeated(values[0], len(of)) if _all_same(values) else pa.array(values).take(pa.array(of))
 
     columns = {
@@ -103,7 +102,7 @@ def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
         "persona": spread([trajectory.persona for trajectory in trajectories]),
         "simulator": _text(
             [
-                _answerer(trajectory, turn)
+                _simulator_of(trajectory, turn)
                 for trajectory, mine in zip(trajectories, turns_of, strict=True)
                 for turn in mine
             ]
@@ -153,7 +152,7 @@ def _reply_columns(replies: Sequence[UserReply]) -> dict[str, pa.Array]:
 
 
 def with_reward_seconds(table: pa.Table, seconds: float) -> pa.Table:
-    """The group's table after `seconds` of scoring: each trajectory waited for them, in equal parts over its
+    """The group's table with `seconds` of scoring: each trajectory waited for them, split equally over its
     turns."""
     of = table["trajectory"].to_numpy()
     shares = seconds / np.bincount(of)[of]
@@ -161,13 +160,13 @@ def with_reward_seconds(table: pa.Table, seconds: float) -> pa.Table:
 
 
 def _gold_of(trajectory: Trajectory) -> str:
-    """A JSON list of {"choice", "content"}; empty where no gold call is known."""
+    """A JSON list of {"choice", "content"}; empty if no gold call is known."""
     calls = [{"choice": action.choice, "content": action.content} for action in trajectory.gold]
     return json.dumps(calls, ensure_ascii=False) if calls else ""
 
 
-def _answerer(trajectory: Trajectory, turn: Turn) -> str:
-    """Who answered this turn; in a failed trajectory, where nobody did, who was asked in vain."""
+def _simulator_of(trajectory: Trajectory, turn: Turn) -> str:
+    """The simulator that replied in this turn; without a reply, the one that failed a failed trajectory."""
     if turn.user_reply is not None:
         return turn.user_reply.simulator
     return trajectory.simulator if trajectory.stop_reason.failed else ""
@@ -183,22 +182,22 @@ def _repeated(value: str | None, size: int) -> pa.Array:
 
 @lru_cache(maxsize=256)
 def _scalar(value: str | None) -> pa.Scalar:
-    """Kept, since most of them come again with every group."""
+    """Cached, since most of them occur in every group."""
     return pa.scalar(value, pa.string())
 
 
 def _text(values: Sequence[str | None]) -> pa.Array:
-    """Many columns hold one text over and over, which Arrow repeats faster than it reads them one by one."""
+    """A text column. Many hold one text only, which Arrow repeats faster than it converts each of them."""
     return _repeated(values[0], len(values)) if _all_same(values) else pa.array(values, pa.string())
 
 
 def _floats(values: Sequence[float]) -> pa.Array:
-    """As `pa.array`, at a third of its time: no value can be null."""
+    """Like `pa.array`, in a third of its time: no value can be null."""
     return pa.Array.from_buffers(pa.float64(), len(values), [None, pa.py_buffer(array("d", values))])
 
 
 def _ends(parts: Sequence[np.ndarray]) -> pa.Array:
-    """Where each part ends in all of them end to end, from 0 on: the offsets of a list column."""
+    """The offsets of a list column: 0, then the end of each part in their concatenation."""
     return pa.array(list(accumulate(map(len, parts), initial=0)), pa.int32())
 
 

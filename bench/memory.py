@@ -151,7 +151,7 @@ class Day:
         play(
             orders,
             player=OrderPlayer(self._rollouts, self._supervisor),
-            policy="engine",
+            policy=None,
             title="evaluate",
             keep=lambda tables: None,
             archive=archive,

@@ -77,7 +77,7 @@ async def _demonstrations(config: RunConfig, folder: Path) -> pa.Table:
         gym = GYMS[task.key.gym]
         return ScriptedEngine(config.sft.demonstrator, gym=gym, task=task, renderer=renderer, seed=seed)
 
-    setting = RolloutContext(
+    context = RolloutContext(
         engine_for=demonstrator,
         user=RuleUser(),
         renderer=renderer,
@@ -93,5 +93,5 @@ async def _demonstrations(config: RunConfig, folder: Path) -> pa.Table:
     tables = []
     for index in range(config.sft.num_demonstrations):
         order = GroupOrder(group_id=index, task_key=source.draw(), group_size=1, seed=config.run.seed)
-        tables.append(to_table(order, await rollout_group(order, setting)))
+        tables.append(to_table(order, await rollout_group(order, context)))
     return pa.concat_tables(tables)

@@ -56,9 +56,9 @@ class Crowd:
 async def play_crowd(num_dialogues: int, *, policy_folder: str) -> Crowd:
     """All begin at the same time; memory is what they have when the last of them ends."""
     engine, renderer = connect_talker(policy_folder), Renderer.from_folder(policy_folder)
-    setting = RolloutContext(
+    context = RolloutContext(
         engine_for=lambda task, seed: engine,
-        user=connect_user("", delay_s=USER_DELAY_S),
+        user=connect_user(None, delay_s=USER_DELAY_S),
         renderer=renderer,
         sampling=Sampling(),
         gyms=GYMS,
@@ -74,7 +74,7 @@ async def play_crowd(num_dialogues: int, *, policy_folder: str) -> Crowd:
     gc.collect()
     memory = _resident()
     began, cpu = time.perf_counter(), time.process_time()
-    groups = await asyncio.gather(*(rollout_group(order, setting) for order in orders))
+    groups = await asyncio.gather(*(rollout_group(order, context) for order in orders))
     cpu, wall = time.process_time() - cpu, time.perf_counter() - began
     grown = _resident() - memory
     trajectories = [trajectory for group in groups for trajectory in group]

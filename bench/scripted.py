@@ -52,7 +52,7 @@ def connect_talker(policy_folder: str) -> Talker:
     return Talker(Renderer.from_folder(policy_folder))
 
 
-def connect_user(name: str, *, delay_s: float) -> User:
+def connect_user(name: str | None, *, delay_s: float) -> User:
     return DelayedUser(RuleUser(), delay_s=delay_s)
 
 
@@ -69,7 +69,7 @@ def scripted_setup(config: RolloutConfig, *, policy_folder: str, delay_s: float)
         config=config,
         policy_folder=policy_folder,
         max_tokens=MAX_TOKENS,
-        engine_places=math.inf,
+        engine_capacity=math.inf,
         connect_engine=partial(connect_talker, policy_folder),
         open_gyms=lambda: GYMS,
         personas="plain",

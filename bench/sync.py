@@ -24,7 +24,7 @@ from ray.actor import ActorHandle
 
 from actors.config import EngineConfig
 from actors.engines.vllm_engine import EngineActor
-from actors.engines.vllm_settings import COMES_FIRST
+from actors.engines.vllm_settings import HIGH_PRIORITY_ENV
 from bench.part import RUNS, run
 from bench.rows import Row
 from bench.sync_sizes import shapes, write_policy
@@ -50,7 +50,7 @@ class WatchedEngine(EngineActor):
 
     async def watch(self) -> None:
         """Samples `NUM_REQUESTS` sequences from now on, each followed by another."""
-        # By the clock of `PauseLog`. NaN between two requests: there lies a prompt, not a gap.
+        # By the clock of `EngineClock`. NaN between two requests: there lies a prompt, not a gap.
         self._stamps: list[list[float]] = [[] for _ in range(NUM_REQUESTS)]
         self._watching = [asyncio.ensure_future(self._follow(i)) for i in range(NUM_REQUESTS)]
         await self.settle()
@@ -64,7 +64,7 @@ class WatchedEngine(EngineActor):
     async def gaps(self) -> tuple[float, float]:
         """What `gaps_around` says of the last pause, after it is over; `settle` comes before it."""
         await self._some_tokens([len(stamps) for stamps in self._stamps])
-        return gaps_around(self._pauses.latest, stamps=self._stamps)
+        return gaps_around(self._clock.latest_pause, stamps=self._stamps)
 
     async def _some_tokens(self, have: Sequence[int] = (0,) * NUM_REQUESTS) -> None:
         while any(len(s) < n + TOKENS_AROUND for s, n in zip(self._stamps, have, strict=True)):
@@ -143,7 +143,7 @@ def measure_size(name: str, shape: Mapping[str, int], *, runs: int) -> list[Row]
             num_cpus=0,
             num_gpus=num_gpus,
             max_concurrency=256,
-            runtime_env={"env_vars": COMES_FIRST},
+            runtime_env={"env_vars": HIGH_PRIORITY_ENV},
         ).remote(folder, config, 0)
         learner = create_learner.options(num_cpus=0, num_gpus=num_gpus).remote(
             folder, LearnerConfig(num_threads=1, num_gpus_per_learner=int(on_gpu))

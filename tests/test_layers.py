@@ -33,7 +33,16 @@ PACKAGE_ORDER: dict[str, list[set[str]]] = {
         {"gymnasium_env"},
     ],
     "actors": [
-        {"config", "trajectory", "tool_call_parser", "process_info", "gc_freeze", "dialogue_slots"},
+        {
+            "config",
+            "trajectory",
+            "tool_call_parser",
+            "process_info",
+            "gc_freeze",
+            "dialogue_slots",
+            "rllib_env_runner",
+            "scripts",
+        },
         {
             "renderer",
             "trajectory_table",
@@ -81,7 +90,7 @@ MAX_FILE_LINES = 300
 
 STANDS_ONLY_IN: dict[str, list[str]] = {
     "ray.rllib": [
-        "actors/rollout_actor.py",
+        "actors/rllib_env_runner.py",
         "learners/learner.py",
         "cluster/driver/algorithm*.py",
         "cluster/driver/rllib_checkpoints.py",

@@ -1,12 +1,13 @@
-"""What rollouts hold of the policy engines: requests go to engine actors, completions come back.
+"""Client of the policy engines, one per rollout actor: routes completion requests to engine actors and
+retries them on another engine after a failure.
 
-A dialogue stays with one engine: each prompt begins with the turns before it, and only the engine that
-computed those has them in its prefix cache. Load is what this client itself has in flight; with several
-rollout actors none knows the others', and their sums even out.
+A dialogue stays with one engine: each prompt begins with the turns before it, which only the engine that
+computed them has in its prefix cache. Load is what this client itself has in flight; with several rollout
+actors none knows the others' load, and the sums even out.
 
-Engines come and go while a run goes on: `renew` says which there are. A completion that died with its engine
-is asked for again, elsewhere or of the engine that comes in its place: a request has its whole prompt in it,
-so that nothing of the dialogue is lost.
+Engines join and leave during a run: `update` brings the current set. A request holds its whole prompt, so a
+completion that died with its engine is retried on another one, or on the replacement, and nothing of the
+dialogue is lost.
 """
 
 import asyncio
@@ -18,26 +19,38 @@ from dataclasses import dataclass
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.engines.membership import EngineSet
 from actors.engines.protocol import CompletionRequest, EngineError, EngineGoneError, RequestError
 from actors.engines.rpc import EngineRpcClient
 from actors.trajectory import Completion
 
-MOST_DIALOGUES = 65536
+MAX_DIALOGUES = 65536
 """Dialogues whose engine is remembered; far more than are in flight. One that is forgotten only loses its
 cached prefix."""
 AVOIDED_S = 30.0
 """Seconds in which an engine that failed gets no dialogue, if there is another."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSet:
+    """The engines that serve, at one moment. A later set replaces an earlier one, in whatever order they
+    arrive."""
+
+    version: int
+    """Grows with every change."""
+    engines: tuple[ActorHandle, ...]  # [num_engines]
+    """Each has the live weights. Empty while the only engine is being replaced."""
+    capacity: float
+    """Sequences that they compute at once for one rollout actor; inf if unknown."""
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Route:
-    """One engine, as this client sees it."""
+    """This client's state of one engine."""
 
     engine: ActorHandle
-    line: EngineRpcClient
-    is_gone: bool = False
-    """Whether the run has this engine no more."""
+    rpc: EngineRpcClient
+    is_removed: bool = False
+    """Whether the engine has left the run."""
     num_running: int = 0
     """Completions of this client in flight there."""
     num_dialogues: int = 0
@@ -47,29 +60,29 @@ class _Route:
 
 
 class _EngineFailure(Exception):
-    """One engine gave no completion; another may."""
+    """One engine failed to complete a request; another may succeed."""
 
     def __init__(self, text: str, *, is_gone: bool):
         super().__init__(text)
         self.is_gone = is_gone
-        """Whether it will give none again, so that the run replaces it."""
+        """Whether the engine will serve nothing any more, so that the run replaces it."""
 
 
 class EngineClient:
-    """`PolicyEngine` over one or several engine actors. A dialogue's first turn goes to the least loaded, the
-    rest to the same one, unless it fails."""
+    """A `PolicyEngine` over any number of engine actors. A dialogue's first turn goes to the least loaded
+    engine, the others to the same one, unless it fails."""
 
     def __init__(self, engines: Sequence[ActorHandle], *, timeout_s: float):
         self._routes = [_route_to(engine) for engine in engines]
         self._version = -1
         """Of the newest set of engines."""
-        self._renewed = asyncio.Event()
+        self._updated = asyncio.Event()
         self._timeout_s = timeout_s
         self._routes_of: OrderedDict[int, _Route] = OrderedDict()
-        """By dialogue, the longest unused first."""
+        """By dialogue, the least recently used first."""
 
-    def renew(self, engines: EngineSet) -> None:
-        """From now on these engines are asked. What is in flight at one that is not among them may end
+    def update(self, engines: EngineSet) -> None:
+        """Sends requests to these engines from now on. Requests in flight at a removed engine may finish
         there."""
         if engines.version <= self._version:
             return
@@ -77,14 +90,14 @@ class EngineClient:
         known = {route.engine: route for route in self._routes}
         self._routes = [known.pop(engine, None) or _route_to(engine) for engine in engines.engines]
         for route in known.values():
-            route.is_gone = True
-        self._renewed.set()
-        self._renewed = asyncio.Event()
+            route.is_removed = True
+        self._updated.set()
+        self._updated = asyncio.Event()
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        """Samples one completion; where an engine fails, the next one is asked, and where one is gone, the
-        one that takes its place. Raises `EngineError` where all failed, or one took `timeout_s`, or none came
-        in the place of the gone within it, or the request is at fault."""
+        """Samples one completion. If an engine fails, the next one is tried; if all are gone, their
+        replacement. Raises `EngineError` if all failed, if one took longer than `timeout_s`, if no
+        replacement came within it, or if the request is at fault."""
         failed: list[_Route] = []
         failures: list[_EngineFailure] = []
         began = time.perf_counter()
@@ -94,21 +107,21 @@ class EngineClient:
             route = self._route(request.dialogue, failed=failed)
             route.num_running += 1
             try:
-                return await self._ask(route.line, request, began=began)
+                return await self._complete_on(route.rpc, request, began=began)
             except _EngineFailure as failure:
                 route.avoided_until = time.monotonic() + AVOIDED_S
                 failed.append(route)
                 failures.append(failure)
             except RequestError:
                 raise
-            except EngineError:  # it took too long: who comes next is asked elsewhere
+            except EngineError:  # it took too long: later requests go elsewhere
                 route.avoided_until = time.monotonic() + AVOIDED_S
                 raise
             finally:
                 route.num_running -= 1
 
     async def _wait_for_another(self, failed: Sequence[_Route], failures: Sequence[_EngineFailure]) -> None:
-        """Returns when there is an engine that has not failed. Raises `EngineError` where none is to come."""
+        """Returns when there is an engine that has not failed. Raises `EngineError` if none is expected."""
         last = failures[-1] if failures else _EngineFailure("there is no engine", is_gone=True)
         cause = last.__cause__
         if not any(failure.is_gone for failure in (*failures, last)):
@@ -116,15 +129,15 @@ class EngineClient:
         try:
             async with asyncio.timeout(self._timeout_s):
                 while all(route in failed for route in self._routes):
-                    await self._renewed.wait()
+                    await self._updated.wait()
         except TimeoutError:
             raise EngineError(f"{last}; none took its place within {self._timeout_s:g} s") from cause
 
     def _route(self, dialogue: int | None, *, failed: Sequence[_Route]) -> _Route:
-        """Where this dialogue's next completion is asked for; not of those that `failed` to give it."""
+        """The engine for this dialogue's next completion; none of those that `failed`."""
         now = time.monotonic()
         route = None if dialogue is None else self._routes_of.get(dialogue)
-        if route is None or route.is_gone or route in failed or route.avoided_until > now:
+        if route is None or route.is_removed or route in failed or route.avoided_until > now:
             route = min(
                 (one for one in self._routes if one not in failed),
                 key=lambda one: (one.avoided_until > now, one.num_running, one.num_dialogues),
@@ -133,15 +146,17 @@ class EngineClient:
         if dialogue is not None:
             self._routes_of[dialogue] = route
             self._routes_of.move_to_end(dialogue)
-            if len(self._routes_of) > MOST_DIALOGUES:
+            if len(self._routes_of) > MAX_DIALOGUES:
                 self._routes_of.popitem(last=False)
         return route
 
-    async def _ask(self, line: EngineRpcClient, request: CompletionRequest, *, began: float) -> Completion:
-        """Raises `_EngineFailure` where another engine might do better. The dialogue waits since `began`."""
+    async def _complete_on(
+        self, rpc: EngineRpcClient, request: CompletionRequest, *, began: float
+    ) -> Completion:
+        """Raises `_EngineFailure` if another engine might succeed. The dialogue has waited since `began`."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                token_ids, logprobs, versions, policy_s = await line.complete(request)
+                token_ids, logprobs, versions, policy_s = await rpc.complete(request)
         except TimeoutError as error:
             raise EngineError(f"no completion within complete_timeout_s={self._timeout_s:g}") from error
         except RequestError:
@@ -160,4 +175,4 @@ class EngineClient:
 
 
 def _route_to(engine: ActorHandle) -> _Route:
-    return _Route(engine=engine, line=EngineRpcClient(engine))
+    return _Route(engine=engine, rpc=EngineRpcClient(engine))

@@ -1,5 +1,4 @@
-"""The engine's protocol: token ids in, a sampled completion out. What stands behind it, a rollout need not
-know."""
+"""Protocol of policy engines: token ids in, a sampled completion out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from simulators.message import Message
 
 
 class EngineError(Exception):
-    """The engine gave no usable completion. It ends a trajectory as a failure and never becomes a reward."""
+    """The engine returned no usable completion. It ends the trajectory as a failure and never becomes a
+    reward."""
 
 
 class EngineGoneError(EngineError):
-    """The engine will serve nothing any more: another may, or the one that takes its place."""
+    """The engine will serve nothing any more; another one may, or its replacement."""
 
 
 class RequestError(EngineError):
@@ -23,7 +23,7 @@ class RequestError(EngineError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How to sample."""
+    """Sampling settings."""
 
     temperature: float = 1.0
     max_completion_tokens: int = 96
@@ -31,7 +31,11 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompletionRequest:
-    """All that is known when a turn begins."""
+    """A request for one turn's completion.
+
+    Example: `CompletionRequest(token_ids=as_ids([1, 8, 2]), messages=dialogue.messages, sampling=Sampling(),
+    seed=17, dialogue=16)`.
+    """
 
     token_ids: TokenIds
     """The prompt."""
@@ -40,12 +44,12 @@ class CompletionRequest:
     sampling: Sampling
     seed: int
     dialogue: int | None = None
-    """Whose turn this is: the same number at every turn, so that all of them can go where the earlier ones
-    are cached. None: nobody's."""
+    """A number that all turns of a dialogue share, so that they can go to the engine that has the earlier
+    ones cached. None: a single request."""
 
 
 class PolicyEngine(Protocol):
-    """What samples from a policy: vLLM, or a script."""
+    """Samples completions from a policy: a model, or a script."""
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Samples one completion, its stop token included. Raises `EngineError`."""

@@ -1,8 +1,9 @@
-"""The line between a rollout process and an engine actor: completions of many dialogues share its calls.
+"""Batched RPC between a rollout actor and an engine actor: many dialogues share one Ray call.
 
-A Ray call a completion costs the two sides 1.2 ms of CPU a turn more than this does. The requests of one
-moment travel in one call, and a long poll brings all completions that one step of vLLM finished.
-`EngineRpcClient` is the caller's end, `EngineRpcServer` the engine's; each lives on one event loop."""
+The requests of one moment travel in one `submit`, and a long `poll` returns all completions that one step of
+vLLM has finished. A Ray call per completion would cost the two processes 1.2 ms of CPU a turn more.
+`EngineRpcClient` is the caller's side, `EngineRpcServer` the engine's; each lives on one event loop.
+"""
 
 import asyncio
 import itertools
@@ -22,16 +23,16 @@ SampledTokens = tuple[IdArray, NDArray[np.float32], IdArray, float]
 """(token_ids, logprobs, policy_versions), each [num_tokens], and the seconds in which vLLM computed them."""
 POLL_S = 10.0
 """Longest wait of one poll."""
-FORGOTTEN_S = 3600.0
-"""A caller that has not listened for so long is dead, and what it did not take is given up. Long, since a
-process may be stopped for a while; until then a dead one leaves its dialogues' last completions."""
+CLIENT_EXPIRES_S = 3600.0
+"""A client that has not called for so long is dead, and its requests are cancelled. Long, since a process may
+be stopped for a while; until then the responses to a dead client's last requests are kept."""
 
 
 class RpcRequest(NamedTuple):
     """A request for a completion. A tuple, since it is pickled a thousand times a second."""
 
-    ticket: int
-    """By which the caller knows the answer."""
+    request_id: int
+    """Unique in its client; repeated in the response."""
     token_ids: IdArray  # [num_prompt_tokens]
     max_completion_tokens: int
     temperature: float
@@ -39,11 +40,11 @@ class RpcRequest(NamedTuple):
 
 
 class RpcResponse(NamedTuple):
-    """What became of a request."""
+    """The outcome of a request."""
 
-    ticket: int
+    request_id: int
     outcome: SampledTokens | EngineError
-    """A `RequestError` where the request is at fault."""
+    """A `RequestError` if the request is at fault."""
 
 
 CompleteFn = Callable[..., Awaitable[SampledTokens]]
@@ -51,180 +52,182 @@ CompleteFn = Callable[..., Awaitable[SampledTokens]]
 
 
 class EngineRpcClient:
-    """The caller's end."""
+    """The caller's side."""
 
     def __init__(self, engine: Any):
         """`engine`: the handle of an actor with the methods of `EngineRpcServer`."""
         self._engine = engine
-        self._name = uuid.uuid4().hex
-        self._tickets = itertools.count()
+        self._client_id = uuid.uuid4().hex
+        self._next_ids = itertools.count()
         self._futures: dict[int, asyncio.Future[SampledTokens]] = {}
-        """What is waited for, by ticket."""
+        """Unanswered requests."""
         self._unsent: list[RpcRequest] = []
-        self._begun: dict[int, Awaitable[None]] = {}
-        """The call in which a request was sent, by ticket, while nobody knows whether it arrived."""
-        self._looks: set[asyncio.Task[None]] = set()
-        self._listening: asyncio.Task[None] | None = None
+        self._unconfirmed: dict[int, Awaitable[None]] = {}
+        """The call that submitted a request, while it is unknown whether the call arrived."""
+        self._checks: set[asyncio.Task[None]] = set()
+        self._polling: asyncio.Task[None] | None = None
 
     async def complete(self, request: CompletionRequest) -> SampledTokens:
-        """Samples one completion; cancelled, it gives the request up. Raises EngineError where the engine
-        failed it, and RayError where the engine is gone."""
-        loop, ticket = asyncio.get_running_loop(), next(self._tickets)
-        future = self._futures[ticket] = loop.create_future()
+        """Samples one completion; if this is cancelled, so is the request. Raises EngineError if the engine
+        failed it, and RayError if the engine is gone."""
+        loop, request_id = asyncio.get_running_loop(), next(self._next_ids)
+        future = self._futures[request_id] = loop.create_future()
         sampling = request.sampling
         self._unsent.append(
             RpcRequest(
-                ticket, request.token_ids, sampling.max_completion_tokens, sampling.temperature, request.seed
+                request_id,
+                request.token_ids,
+                sampling.max_completion_tokens,
+                sampling.temperature,
+                request.seed,
             )
         )
         if len(self._unsent) == 1:
-            loop.call_soon(self._send)
-        if self._listening is None:
-            self._listening = loop.create_task(self._listen())
+            loop.call_soon(self._submit)
+        if self._polling is None:
+            self._polling = loop.create_task(self._poll())
         try:
             return await future
         except asyncio.CancelledError:
-            self._engine.hang_up.remote(self._name, ticket)
+            self._engine.cancel.remote(self._client_id, request_id)
             raise
         finally:
-            self._futures.pop(ticket, None)
-            self._begun.pop(ticket, None)
+            self._futures.pop(request_id, None)
+            self._unconfirmed.pop(request_id, None)
 
-    def _send(self) -> None:
-        asks, self._unsent = [ask for ask in self._unsent if ask.ticket in self._futures], []
-        if not asks:  # all were given up at once
+    def _submit(self) -> None:
+        requests, self._unsent = [one for one in self._unsent if one.request_id in self._futures], []
+        if not requests:  # all were cancelled at once
             return
-        tickets = [ask.ticket for ask in asks]
+        ids = [request.request_id for request in requests]
         try:
-            call = cast(Awaitable[None], self._engine.begin.remote(self._name, asks))
-        except Exception as error:  # one cannot be pickled, say: they must not wait for what was never sent
-            self._fail(tickets, EngineError(f"not sent: {type(error).__name__}: {error}"))
+            call = cast(Awaitable[None], self._engine.submit.remote(self._client_id, requests))
+        except Exception as error:  # one cannot be pickled, say: the others must not wait for ever
+            self._fail(ids, EngineError(f"not sent: {type(error).__name__}: {error}"))
         else:
-            self._begun.update(dict.fromkeys(tickets, call))
+            self._unconfirmed.update(dict.fromkeys(ids, call))
 
-    async def _listen(self) -> None:
-        """Consumes answers while any is waited for."""
-        looked_at = time.monotonic()
+    async def _poll(self) -> None:
+        """Consumes responses while a request is unanswered."""
+        checked_at = time.monotonic()
         try:
             while self._futures:
-                poll = self._engine.answers.remote(self._name)
-                for answer in await cast(Awaitable[list[RpcResponse]], poll):
-                    self._take(answer)
-                if time.monotonic() - looked_at > POLL_S:
-                    self._look_at_begun()
-                    looked_at = time.monotonic()
+                poll = self._engine.poll.remote(self._client_id)
+                for response in await cast(Awaitable[list[RpcResponse]], poll):
+                    self._resolve(response)
+                if time.monotonic() - checked_at > POLL_S:
+                    self._check_submits()
+                    checked_at = time.monotonic()
         except Exception as error:  # Ray's: the engine is gone, and every request with it
             self._fail(list(self._futures), error)
         finally:
-            self._listening = None
+            self._polling = None
 
-    def _take(self, answer: RpcResponse) -> None:
-        future = self._futures.pop(answer.ticket, None)
+    def _resolve(self, response: RpcResponse) -> None:
+        future = self._futures.pop(response.request_id, None)
         if future is None or future.done():
             return
-        if isinstance(answer.outcome, EngineError):
-            future.set_exception(answer.outcome)
+        if isinstance(response.outcome, EngineError):
+            future.set_exception(response.outcome)
         else:
-            future.set_result(answer.outcome)
+            future.set_result(response.outcome)
 
-    def _look_at_begun(self) -> None:
-        """Looks at each call once, where a request of it still waits: one that failed brings no answers. Not
-        when it is made: that would cost as much as a poll."""
-        tickets: defaultdict[Awaitable[None], list[int]] = defaultdict(list)
-        for ticket, call in self._begun.items():
-            tickets[call].append(ticket)
-        self._begun.clear()
-        for call, sent in tickets.items():
-            look = asyncio.create_task(self._look(call, sent))
-            self._looks.add(look)
-            look.add_done_callback(self._looks.discard)
+    def _check_submits(self) -> None:
+        """Awaits, once, each submit call of which a request is still unanswered: one that failed brings no
+        response. Not at the time of the call: that would cost as much as a poll."""
+        ids: defaultdict[Awaitable[None], list[int]] = defaultdict(list)
+        for request_id, call in self._unconfirmed.items():
+            ids[call].append(request_id)
+        self._unconfirmed.clear()
+        for call, submitted in ids.items():
+            check = asyncio.create_task(self._check_submit(call, submitted))
+            self._checks.add(check)
+            check.add_done_callback(self._checks.discard)
 
-    async def _look(self, call: Awaitable[None], tickets: Sequence[int]) -> None:
+    async def _check_submit(self, call: Awaitable[None], request_ids: Sequence[int]) -> None:
         try:
             await call
         except Exception as error:  # Ray's
-            self._fail(tickets, error)
+            self._fail(request_ids, error)
 
-    def _fail(self, tickets: Sequence[int], error: Exception) -> None:
-        for ticket in tickets:
-            future = self._futures.get(ticket)
+    def _fail(self, request_ids: Sequence[int], error: Exception) -> None:
+        for request_id in request_ids:
+            future = self._futures.get(request_id)
             if future is not None and not future.done():
                 future.set_exception(error)
 
 
 class _ClientState:
-    """What the engine holds for one caller."""
+    """The server's state of one client."""
 
     def __init__(self) -> None:
         self.tasks: dict[int, asyncio.Task[None]] = {}
-        """Running requests by ticket."""
-        self.answers: list[RpcResponse] = []
-        self.arrived = asyncio.Event()
-        self.heard_at = time.monotonic()
+        """Running requests by id."""
+        self.responses: list[RpcResponse] = []
+        self.has_responses = asyncio.Event()
+        self.called_at = time.monotonic()
 
 
 class EngineRpcServer:
-    """The engine's end of all its lines."""
+    """The engine's side, for all its clients."""
 
     def __init__(self, complete: CompleteFn):
         self._complete = complete
-        self._boxes: dict[str, _ClientState] = {}
+        self._clients: dict[str, _ClientState] = {}
 
-    def begin(self, line: str, asks: Sequence[RpcRequest]) -> None:
-        """Begins these requests; their answers come by `answers`."""
-        box = self._box(line)
-        for ask in asks:
-            task = box.tasks[ask.ticket] = asyncio.create_task(self._answer(box, ask))
-            # Not the task's own last act: given up at once, it never begins.
-            task.add_done_callback(lambda _, ticket=ask.ticket: box.tasks.pop(ticket))
+    def submit(self, client_id: str, requests: Sequence[RpcRequest]) -> None:
+        """Starts these requests; `poll` returns their responses."""
+        client = self._client(client_id)
+        for request in requests:
+            task = client.tasks[request.request_id] = asyncio.create_task(self._run(client, request))
+            # Not the task's own last act: cancelled at once, it never starts.
+            task.add_done_callback(lambda _, request_id=request.request_id: client.tasks.pop(request_id))
 
-    async def answers(self, line: str) -> list[RpcResponse]:
-        """What was finished since the last call; waits for the first, for a limited time."""
-        box = self._box(line)
-        if not box.answers:
-            box.arrived.clear()
+    async def poll(self, client_id: str) -> list[RpcResponse]:
+        """The responses since the last call; waits for the first one, for at most `POLL_S`."""
+        client = self._client(client_id)
+        if not client.responses:
+            client.has_responses.clear()
             try:
                 async with asyncio.timeout(POLL_S):
-                    await box.arrived.wait()
+                    await client.has_responses.wait()
             except TimeoutError:
                 return []
-        taken, box.answers = box.answers, []
-        return taken
+        responses, client.responses = client.responses, []
+        return responses
 
-    def hang_up(self, line: str, ticket: int) -> None:
-        """Gives a request up, if it still runs."""
-        if task := self._box(line).tasks.get(ticket):
+    def cancel(self, client_id: str, request_id: int) -> None:
+        """Cancels a request, if it is still running."""
+        if task := self._client(client_id).tasks.get(request_id):
             task.cancel()
 
-    async def _answer(self, box: _ClientState, ask: RpcRequest) -> None:
+    async def _run(self, client: _ClientState, request: RpcRequest) -> None:
         try:
-            sampled = await self._complete(
-                ask.token_ids,
-                max_completion_tokens=ask.max_completion_tokens,
-                temperature=ask.temperature,
-                seed=ask.seed,
+            outcome = await self._complete(
+                request.token_ids,
+                max_completion_tokens=request.max_completion_tokens,
+                temperature=request.temperature,
+                seed=request.seed,
             )
-            answer = RpcResponse(ask.ticket, sampled)
         except EngineError as error:
-            answer = RpcResponse(ask.ticket, error)
-        except Exception as error:  # a bug of ours: it must not leave the caller waiting
-            answer = RpcResponse(ask.ticket, EngineError(f"{type(error).__name__}: {error}"))
-        box.answers.append(answer)
-        box.arrived.set()
+            outcome = error
+        except Exception as error:  # a bug of ours: the client must not wait for ever
+            outcome = EngineError(f"{type(error).__name__}: {error}")
+        client.responses.append(RpcResponse(request.request_id, outcome))
+        client.has_responses.set()
 
-    def _box(self, line: str) -> _ClientState:
-        if line not in self._boxes:
-            self._sweep()
-            self._boxes[line] = _ClientState()
-        box = self._boxes[line]
-        box.heard_at = time.monotonic()
-        return box
+    def _client(self, client_id: str) -> _ClientState:
+        if client_id not in self._clients:
+            self._drop_expired_clients()
+            self._clients[client_id] = _ClientState()
+        client = self._clients[client_id]
+        client.called_at = time.monotonic()
+        return client
 
-    def _sweep(self) -> None:
-        """Forgets the dead, whenever somebody new calls."""
+    def _drop_expired_clients(self) -> None:
         now = time.monotonic()
-        for name, box in list(self._boxes.items()):
-            if now - box.heard_at > FORGOTTEN_S:
-                for task in box.tasks.values():
+        for client_id, client in list(self._clients.items()):
+            if now - client.called_at > CLIENT_EXPIRES_S:
+                for task in client.tasks.values():
                     task.cancel()
-                del self._boxes[name]
+                del self._clients[client_id]

@@ -1,23 +1,14 @@
-"""Policies that are scripts: the expert of each gym, a random one, a silent one. They stand where an engine
-stands."""
+"""Engine that plays a script in place of a model."""
 
 import random
-from typing import Literal
 
 from actors.engines.protocol import CompletionRequest
 from actors.renderer import Renderer
+from actors.scripts import Script, script_actions
 from actors.trajectory import Completion
 from simulators.env import Expert, Gym
 from simulators.message import Action
 from simulators.task import Task
-from simulators.users.persona_style import attentive
-
-Script = Literal["expert", "hasty", "random", "silent"]
-SCRIPTS: tuple[Script, ...] = ("expert", "hasty", "random", "silent")
-"""`hasty` is the expert in a hurry, as people are who write demonstrations: it acts before it has asked
-enough."""
-HASTE = {"expert": 0.0, "hasty": 0.2}
-"""Chance, at each question, to act without asking it."""
 
 
 class ScriptedEngine:
@@ -29,23 +20,18 @@ class ScriptedEngine:
         self._task = task
         self._renderer = renderer
         self._rng = random.Random(seed)
-        self._expert: Expert | None = None
+        self._actions: Expert | None = None
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        return Completion.scripted(self._renderer.completion_of(self._act(request)))
+        return Completion.scripted(self._renderer.completion_of(self._next(request.messages[-1].content)))
 
-    def _act(self, request: CompletionRequest) -> Action:
-        last = request.messages[-1].content
-        match self._script:
-            case "random":
-                return self._gym.random_action(self._task, self._rng)
-            case "silent":
-                return Action(choice="finish", content="")
-            case "expert" | "hasty":
-                if self._expert is None:
-                    self._expert = attentive(self._gym.expert(last, self._rng, HASTE[self._script]))
-                    return next(self._expert)
-                try:
-                    return self._expert.send(last)
-                except StopIteration:  # it has given its answer, and the answer did not end the dialogue
-                    return Action(choice="finish", content="")
+    def _next(self, feedback: str) -> Action:
+        if self._actions is None:
+            self._actions = script_actions(
+                self._script, self._gym, self._task, opening=feedback, rng=self._rng
+            )
+            return next(self._actions)
+        try:
+            return self._actions.send(feedback)
+        except StopIteration:  # it has given its answer, and the answer did not end the dialogue
+            return Action(choice="finish", content="")

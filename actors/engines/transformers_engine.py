@@ -1,8 +1,8 @@
-"""A model folder as an engine in this very process, for a person who talks with it: no Ray, no vLLM, one
-completion at a time.
+"""Engine that samples from a model folder in this process with transformers, one completion at a time, for
+`userrl play`. Needs neither Ray nor vLLM.
 
-The ids are sampled as the policy engines sample them, from the policy as it is; the logprobs are zero: what
-it plays is never trained.
+It samples from the policy's own distribution, like the policy engines; the logprobs are zero: its
+trajectories are never trained.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ class TransformersEngine:
     """Samples with transformers. Implements `PolicyEngine`."""
 
     def __init__(self, folder: str | Path, *, renderer: Renderer):
-        """Loads the model, on a GPU where there is one. Raises OSError or ValueError where the folder holds
-        none."""
+        """Loads the model, on a GPU if there is one. Raises OSError or ValueError if the folder holds no
+        model."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = "auto" if device == "cuda" else torch.float32
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
-        # What a model's makers advise (a top-k, a penalty) is not what the policy was trained with.
+        # The sampling defaults of a model's authors (a top-k, a penalty) are not those of training.
         model.generation_config = GenerationConfig()
         self._model: Any = model.to(device).eval()  # type: ignore[arg-type]  # `generate` is mixed in
         self._stop_id = renderer.stop_id
 
     @property
     def max_tokens(self) -> int | None:
-        """The longest sequence that the model was made for; None where it does not say."""
+        """The longest sequence that the model was made for; None if its config does not say."""
         return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
     async def complete(self, request: CompletionRequest) -> Completion:

@@ -1,4 +1,4 @@
-"""One request in vLLM's terms, and what became of it in ours. Pure; imports vLLM only when it is called."""
+"""Conversion of requests, results and errors between vLLM's types and ours. Imports vLLM only when called."""
 
 import copy
 import functools
@@ -24,7 +24,7 @@ def sampling_params(
     stop_token_ids: tuple[int, ...],
     prompt_logprobs: int | None = None,
 ) -> "SamplingParams":
-    """How to sample one request, which may change it. Raises `EngineError`."""
+    """Sampling parameters of one request, which may modify them. Raises `EngineError`."""
     try:
         checked = _checked(temperature, stop_token_ids, prompt_logprobs)
     except Exception as error:
@@ -38,7 +38,8 @@ def sampling_params(
 def _checked(
     temperature: float, stop_token_ids: tuple[int, ...], prompt_logprobs: int | None
 ) -> "SamplingParams":
-    """What many requests have in common. vLLM checks it as it is made, which takes 8 µs; a copy takes 0.2."""
+    """The parameters that many requests share. Construction validates them, which takes 8 µs; a copy takes
+    0.2."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -55,12 +56,12 @@ def _checked(
 
 
 def flat_logprobs(logprobs: object) -> NDArray[np.float32]:
-    """One logprob a token [num_tokens], out of the form that `flat_logprobs` asks vLLM for."""
+    """One logprob per token [num_tokens], from vLLM's flat form."""
     return np.asarray(cast("FlatLogprobs", logprobs).logprobs, np.float32)
 
 
 def versions_of(spans: "Sequence[WeightVersionSpan]", *, num_tokens: int) -> NDArray[np.int32]:
-    """Of each token, the version of the weights that sampled it [num_tokens]."""
+    """The version of the weights that sampled each token [num_tokens]."""
     versions, num_named = np.empty(num_tokens, np.int32), 0
     for span in spans:
         versions[span.start : span.end] = int(span.version)
@@ -70,8 +71,9 @@ def versions_of(spans: "Sequence[WeightVersionSpan]", *, num_tokens: int) -> NDA
 
 
 def as_engine_error(error: BaseException) -> EngineError:
-    """Whatever vLLM raises: its own classes would make the caller's process import vLLM to read them. A
-    `RequestError` where vLLM finds the request at fault, an `EngineGoneError` where its core has died."""
+    """Converts any error of vLLM, since its own classes would make the caller's process import vLLM to
+    unpickle them: to `RequestError` if the request is at fault, to `EngineGoneError` if vLLM's core has
+    died."""
     from vllm.exceptions import VLLMClientError
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 

@@ -1,1 +1,2 @@
-"""Weights on their way into running engines: the sender for GPU transports and the receiver inside vLLM."""
+"""Both ends of a weight sync that vLLM runs: the learner's sender for GPU transports, and the receiver inside
+vLLM's workers."""

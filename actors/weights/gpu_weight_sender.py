@@ -1,6 +1,8 @@
-"""The learner's end of the GPU transports: vLLM's own trainer engines, driven against our engine actors.
+"""The learner's end of the GPU transports (NCCL, CUDA IPC): vLLM's own trainer side, which calls our engine
+actors.
 
-Runs in every learner. Rank 0 meets the engines and drives them; the others only take part in the gathering.
+Runs in every learner. Rank 0 connects to the engines and calls them; other ranks only join the gathering of
+weights.
 """
 
 import pickle
@@ -24,14 +26,14 @@ class NamedTensors(Protocol):
     """Weights that are gathered one at a time."""
 
     def shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """Name, number format and size of each, without gathering."""
+        """Name, dtype and shape of each, without gathering."""
         ...
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]: ...
 
 
 class GpuWeightSender:
-    """Sends weights to all engines, as often as it is asked to."""
+    """Sends weights to all engines, any number of times."""
 
     def __init__(
         self,
@@ -43,9 +45,9 @@ class GpuWeightSender:
         rank: int,
         timeout_s: float,
     ):
-        """Meets the engines. On every rank at the same time; `weights` has the policy's weights as they are
-        whenever it is gone through."""
-        self._client = EngineCalls(
+        """Connects to the engines, on every rank at the same time. Each iteration over `weights` yields the
+        policy's current weights."""
+        self._client = EngineUpdateCalls(
             engines, transport=transport, workers_per_engine=workers_per_engine, timeout_s=timeout_s
         )
         num_ends = 1 + len(engines) * workers_per_engine
@@ -54,20 +56,20 @@ class GpuWeightSender:
         )
 
     def send(self, policy_version: int) -> dict[str, float]:
-        """The version is live in every engine when rank 0 returns, which brings the engines' metrics."""
+        """The version is live in every engine when rank 0 returns. Rank 0 returns the engines' metrics."""
         self._client.policy_version = policy_version
         self._end.send_weights()
         return self._client.metrics
 
 
-class EngineCalls:
-    """vLLM's four calls of a weight update, to all engine actors. Raises `EngineError`, as they do."""
+class EngineUpdateCalls:
+    """vLLM's four calls of a weight update, made to all engine actors. Raises `EngineError`."""
 
     def __init__(
         self, engines: Sequence[ActorHandle], *, transport: str, workers_per_engine: int, timeout_s: float
     ):
         self.policy_version = 0
-        """What is being sent."""
+        """The version that is being sent."""
         self.metrics: dict[str, float] = {}
         """Of the last update, on the slowest engine."""
         self._engines = engines
@@ -78,29 +80,29 @@ class EngineCalls:
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         def connect(engine: ActorHandle, index: int) -> ray.ObjectRef:
             own = dict(init_info)
-            if "rank_offset" in own:  # vLLM counts the workers of one engine; ours follow each other
+            if "rank_offset" in own:  # vLLM counts the workers of one engine; ours are numbered in a row
                 own["rank_offset"] += index * self._workers_per_engine
             return engine.connect_learner.remote(self._transport, own)
 
-        self._ask(connect)
+        self._call_all(connect)
 
     def start_weight_update(self) -> None:
-        self._ask(lambda engine, _: engine.begin_weights.remote())
+        self._call_all(lambda engine, _: engine.begin_weights.remote())
 
     def update_weights(self, update_info: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         data = pickle.dumps(update_info)  # CUDA's handles are of classes that vLLM's own messages refuse
-        self._ask(lambda engine, _: engine.take_weights.remote(data))
+        self._call_all(lambda engine, _: engine.take_weights.remote(data))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        ends = self._ask(lambda engine, _: engine.end_weights.remote(self.policy_version))
+        ends = self._call_all(lambda engine, _: engine.end_weights.remote(self.policy_version))
         self.metrics = {key: max(end[key] for end in ends) for key in ends[0]}
 
-    def _ask(self, call: Callable[[ActorHandle, int], ray.ObjectRef]) -> list[Any]:
-        asked = [call(engine, index) for index, engine in enumerate(self._engines)]
+    def _call_all(self, call: Callable[[ActorHandle, int], ray.ObjectRef]) -> list[Any]:
+        calls = [call(engine, index) for index, engine in enumerate(self._engines)]
         try:
-            return ray.get(asked, timeout=self._timeout_s)
+            return ray.get(calls, timeout=self._timeout_s)
         except GetTimeoutError as error:
-            text = f"no engine may take longer than {self._timeout_s:g} s for its part of a weight update"
+            text = f"an engine took longer than {self._timeout_s:g} s for its part of a weight update"
             raise EngineError(text) from error
 
 
@@ -125,9 +127,9 @@ def _nccl(rank: int, num_ends: int) -> TrainerInitInfo:
 
 
 def _ipc(rank: int, num_ends: int) -> TrainerInitInfo:
-    return IPCTrainerInitInfo(rank=rank, packed=True)  # unpacked, the whole model would be held twice
+    return IPCTrainerInitInfo(rank=rank, packed=True)  # unpacked, the whole model would be in memory twice
 
 
 INIT_INFOS: dict[str, Callable[[int, int], TrainerInitInfo]] = {"nccl": _nccl, "ipc": _ipc}
-"""How vLLM's trainer side of each transport begins, given this learner's rank and the number of processes
-between which weights travel."""
+"""By transport, what vLLM's trainer side needs to start, from this learner's rank and the number of processes
+in the transfer."""

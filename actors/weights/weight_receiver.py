@@ -1,6 +1,6 @@
-"""Weights into a running vLLM worker. Runs inside vLLM's processes, behind vLLM's own weight-transfer seam.
+"""Receiver of weights inside vLLM's worker processes, as a backend of vLLM's own weight transfer.
 
-vLLM drives `start_weight_update`, `update_weights` and `finish_weight_update` of a transfer engine by name.
+vLLM calls `start_weight_update`, `update_weights` and `finish_weight_update` of a transfer engine by name.
 Ours, "shared_memory", reads a file on this machine; "nccl" and "ipc" are vLLM's own.
 """
 
@@ -39,7 +39,7 @@ class FileUpdate(WeightTransferUpdateInfo):
     """One update."""
 
     path: str
-    """A safetensors file with Hugging Face names, readable by every worker; it may go after the update."""
+    """A safetensors file with Hugging Face names, readable by every worker; it may be deleted afterwards."""
 
 
 class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
@@ -54,7 +54,7 @@ class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
         super().__init__(config, vllm_config, device, model)
         # Named before any reload unties what is tied: a tied lm_head counts once, under the embedding's name.
         self._names = {name for name, _ in model.named_parameters()}
-        # What an update that broke off had loaded would count as loaded in the next one.
+        # What an interrupted update had loaded would count as loaded in the next one.
         self._is_open = False
 
     def init_transfer_engine(self, init_info: FileInit) -> None:
@@ -71,7 +71,7 @@ class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: FileUpdate) -> None:
-        """Loads the file. ValueError where it lacks parameters: vLLM itself would keep the old ones."""
+        """Loads the file. Raises ValueError if it lacks parameters: vLLM itself would keep the old ones."""
         load_weights = cast(LoadWeights, self.model.load_weights)
         with safe_open(update_info.path, framework="pt") as file:
             names = list(file.keys())
@@ -96,11 +96,11 @@ class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
 
 
 class WeightReceiver:
-    """vLLM's `worker_extension_cls`: what every worker can be asked beside vLLM's own methods."""
+    """vLLM's `worker_extension_cls`: methods that every worker has besides vLLM's own."""
 
     def load_weight_file(self, path: str) -> None:
-        """A whole update by `FileTransfer`, in one call instead of three: each is a way to every worker and
-        back, while requests stand still."""
+        """A whole update by `FileTransfer`, in one call instead of three: each is a round trip to every
+        worker while requests are paused."""
         worker = cast("Worker", self)
         worker.start_weight_update()
         worker.update_weights({"path": path})
@@ -111,8 +111,8 @@ class WeightReceiver:
         cast("Worker", self).update_weights(pickle.loads(update_info))
 
     def use_transport(self, backend: str, init_info: dict[str, Any]) -> None:
-        """Weights come by `backend` from now on; `init_info` is its own. Again after a learner was replaced:
-        what was begun with the one before is forgotten."""
+        """Receives weights by `backend` from now on; `init_info` is its own. Called again after a learner was
+        replaced: an unfinished update of the previous one is dropped."""
         worker = cast("Worker", self)
         assert worker.weight_transfer_engine is not None and worker.device is not None
         worker.weight_transfer_engine.shutdown()

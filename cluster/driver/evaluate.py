@@ -8,11 +8,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 
 from actors.engines.openai_engine import OpenAIEngine
 from actors.rollout_setup import RolloutSetup
+from actors.scripts import Script
 from actors.trajectory import GroupOrder
 from cluster.config.run_config import RunConfig
 from cluster.console.progress import quiet_libraries, say, set_up, setting_up
@@ -106,7 +108,7 @@ def _play_missing(
                 play(
                     todo,
                     player=player,
-                    policy=request.policy if request.kind == "script" else "engine",
+                    policy=cast(Script, request.policy) if request.kind == "script" else None,
                     simulator=simulator,
                     title=f"{request.name} with {simulator}",
                     keep=partial(_keep, journal, simulator, aspects),
@@ -159,7 +161,7 @@ def _setup_for(request: EvaluationRequest, setup: RolloutSetup) -> RolloutSetup:
     if request.endpoint is None:
         return setup
     connect = partial(OpenAIEngine.connect, setup.policy_folder, request.endpoint)
-    return replace(setup, connect_engine=connect, engine_places=math.inf)
+    return replace(setup, connect_engine=connect, engine_capacity=math.inf)
 
 
 def _report(config: RunConfig, request: EvaluationRequest, journal: EvaluationLog) -> list[EvaluationRow]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
+from actors.scripts import Script
 from actors.trajectory import GroupOrder
 from cluster.config.run_config import RunConfig
 from cluster.console.progress import stage_progress
@@ -19,8 +20,6 @@ from simulators.env_factory import load_tasks
 from simulators.task import Split
 
 WRITE_TIMEOUT_S = 120.0
-THE_MIX = ""
-"""In place of a simulator's name: the recipe's own mix of them."""
 
 
 def evaluate(
@@ -41,7 +40,7 @@ def evaluate(
             outcomes.extend(outcomes_of(table, policy=stage, simulator=mix, num_aspects=aspects))
 
     path = None if archive is None else archive / f"evaluation-{stage}.parquet"
-    play(orders, player=player, policy="engine", title=f"evaluate {stage}", keep=keep, archive=path)
+    play(orders, player=player, policy=None, title=f"evaluate {stage}", keep=keep, archive=path)
     return evaluation_rows(
         outcomes, stage=stage, seed=config.run.seed, held_out=config.gyms.held_out, split=split
     )
@@ -51,8 +50,8 @@ def play(
     orders: Sequence[GroupOrder],
     *,
     player: OrderPlayer,
-    policy: str,
-    simulator: str = THE_MIX,
+    policy: Script | None,
+    simulator: str | None = None,
     title: str,
     keep: Callable[[Sequence[pa.Table]], None],
     archive: Path | None = None,

@@ -8,8 +8,9 @@ import asyncio
 import random
 import signal
 from collections.abc import Generator, Mapping
-from typing import Literal
+from typing import Literal, cast
 
+from actors.scripts import Script, script_actions
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
 from cluster.play.policy import (
@@ -28,13 +29,10 @@ from simulators.persona import draw_persona
 from simulators.task import Split, Task, TaskKey
 from simulators.user import SimulatorError, User
 from simulators.users.human_user import HumanUser, printable
-from simulators.users.persona_style import attentive
 from simulators.users.rule_user import RuleUser
 
 Side = Literal["agent", "user"]
 HOW_TO = f"Type `choice content` with a choice of {', '.join(CHOICES)}; anything else is said to the user."
-HASTE = {"expert": 0.0, "hasty": 0.2}
-"""As `actors.engines.scripted_engine` has it, which would load a tokenizer."""
 Agent = Generator[str, str, None]
 """Yields the text of its actions and is sent their feedback."""
 
@@ -81,7 +79,8 @@ def play(
     # Default SIGINT handling while waiting for input: nothing is open that needs closing.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if opponent is None:
-        _play_here(config, rules, task, side=side, script=policy.policy or DEFAULT, terminal=terminal)
+        script = cast(Script, policy.policy or DEFAULT)
+        _play_here(config, rules, task, side=side, script=script, terminal=terminal)
         return
     from cluster.play.rollout import play_policy  # torch and a tokenizer, which a script does not need
 
@@ -89,7 +88,7 @@ def play(
 
 
 def _play_here(
-    config: RunConfig, gym: Gym, task: Task, *, side: Side, script: str, terminal: Terminal
+    config: RunConfig, gym: Gym, task: Task, *, side: Side, script: Script, terminal: Terminal
 ) -> None:
     """A person as the agent, or as the user of a script."""
     user: User = RuleUser({gym.name: gym})
@@ -134,12 +133,10 @@ def person(terminal: Terminal) -> Agent:
             yield str(read_action(line))
 
 
-def scripted(script: str, gym: Gym, task: Task, *, terminal: Terminal) -> Agent:
+def scripted(script: Script, gym: Gym, task: Task, *, terminal: Terminal) -> Agent:
     """A scripted policy, shown as it acts. An expert leaves where a person says what it cannot follow."""
-    actions = _random(gym, task) if script == "random" else _silent() if script == "silent" else None
-    if actions is None:
-        rng = random.Random(task.key.index)
-        actions = attentive(gym.expert(task.opening, rng, HASTE[script]))
+    rng = random.Random(task.key.index)
+    actions = script_actions(script, gym, task, opening=task.opening, rng=rng)
     try:
         action = next(actions)
         while True:
@@ -148,16 +145,6 @@ def scripted(script: str, gym: Gym, task: Task, *, terminal: Terminal) -> Agent:
             action = actions.send(feedback)
     except (StopIteration, ValueError, LookupError, AttributeError, TypeError):
         return  # a person may say anything; a script understands the phrases of its gym
-
-
-def _random(gym: Gym, task: Task) -> Generator[Action, str, None]:
-    rng = random.Random(task.key.index)
-    while True:
-        yield gym.random_action(task, rng)
-
-
-def _silent() -> Generator[Action, str, None]:
-    yield Action(choice="finish", content="")
 
 
 def read_action(line: str) -> Action:

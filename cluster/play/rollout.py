@@ -3,8 +3,9 @@
 import asyncio
 
 from actors.engines.protocol import CompletionRequest, PolicyEngine, Sampling
-from actors.renderer import Renderer, parse_tool_call
+from actors.renderer import Renderer
 from actors.rollout import ResumePoint, RolloutContext, rollout
+from actors.tool_call_parser import parse_tool_call
 from actors.trajectory import Completion, StopReason, Trajectory, Turn
 from cluster.config.run_config import RunConfig
 from cluster.play.policy import Opponent
@@ -41,7 +42,7 @@ class ShownEngine:
 def play_policy(config: RunConfig, gym: Gym, task: Task, *, opponent: Opponent, terminal: Terminal) -> None:
     """One dialogue of a policy with a person as its user, by the settings of training."""
     engine = ShownEngine(opponent.engine, renderer=opponent.renderer, terminal=terminal)
-    setting = RolloutContext(
+    context = RolloutContext(
         engine_for=lambda task, seed: engine,
         user=HumanUser(
             {gym.name: gym},
@@ -60,11 +61,13 @@ def play_policy(config: RunConfig, gym: Gym, task: Task, *, opponent: Opponent, 
         max_tokens=opponent.max_tokens,
     )
 
-    def tell(index: int, turn: Turn) -> None:
+    def show_feedback(index: int, turn: Turn) -> None:
         if turn.action is not None:
             terminal.show(f"\nenvironment: {turn.feedback}")
 
-    played = asyncio.run(rollout(task.key, setting, seed=task.key.seed, course=ResumePoint(tell=tell)))
+    played = asyncio.run(
+        rollout(task.key, context, seed=task.key.seed, resume=ResumePoint(publish=show_feedback))
+    )
     terminal.show(f"\n{ending_of(played)}")
 
 

@@ -94,14 +94,14 @@ def stop_simulators(config: RunConfig, *, and_ray: bool) -> None:
             remove_relay(config.run.name)
 
 
-def connect_user(config: RunConfig, name: str) -> User:
-    """The simulator of this name as a rollout actor calls it; of an empty name: the recipe's mix."""
+def connect_user(config: RunConfig, name: str | None) -> User:
+    """The simulator of this name as a rollout actor calls it; None: the recipe's mix."""
     handle = serve.get_deployment_handle(DEPLOYMENT, app_name=app_name(config))
     return connect_users(
         config.simulator,
         rules=ServeUser(handle, config.simulator),
         gyms=config.gyms.open(with_data=False),
-        names=[name] if name else None,
+        names=None if name is None else [name],
         llm_urls={llm.name: llm_url(llm, run=config.run.name) for llm in config.simulator.llms()},
         to_llms=partial(connect_relay, config.run.name),
         num_processes=config.rollout.num_actors,

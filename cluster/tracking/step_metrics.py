@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from actors.engines.usage import EngineUsage
+from actors.engines.engine_clock import EngineUsage
 from actors.trajectory import GroupSummary
 from actors.trajectory_table import TURN_STAGES
 from simulators.user import RULES, Failure

@@ -10,8 +10,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.engines.membership import EngineSet
-from actors.engines.usage import EngineUsage
+from actors.engines.client import EngineSet
+from actors.engines.engine_clock import EngineUsage
 from cluster.console.progress import say, warn
 from cluster.workers.engine_replica import EngineReplica, in_one_line, is_gone
 
@@ -92,8 +92,8 @@ class EnginePool:
         if not self.num_wanted:
             return None
         serving = tuple(replica.actor for replica in self._serving)
-        places = self._slots_per_engine * len(serving) / max(1, num_sharing)
-        return EngineSet(version=self._version, engines=serving, places=places)
+        capacity = self._slots_per_engine * len(serving) / max(1, num_sharing)
+        return EngineSet(version=self._version, engines=serving, capacity=capacity)
 
     def scale(self, num_engines: int) -> None:
         """Starts missing engines; of too many the newest are drained."""
@@ -268,7 +268,7 @@ def serve_own_weights(engines: EnginePool, *, timeout_s: float) -> None:
     for actor in engines.awaiting_weights:
         engines.mark_receiving(actor)
         try:
-            ray.get(actor.keep_own_weights.remote(0), timeout=timeout_s)
+            ray.get(actor.serve_own_weights.remote(0), timeout=timeout_s)
         except RayError as error:
             if not is_gone(error):
                 raise

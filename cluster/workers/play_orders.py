@@ -11,6 +11,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from actors.scripts import Script
 from actors.trajectory import GroupOrder
 from cluster.console.progress import warn
 from cluster.ray_cluster.start import actor_beside_driver
@@ -59,8 +60,8 @@ class OrderPlayer:
         self,
         orders: Sequence[GroupOrder],
         *,
-        policy: str,
-        simulator: str = "",
+        policy: Script | None,
+        simulator: str | None = None,
         finish: Callable[[Sequence[pa.Table]], None],
     ) -> tuple[ActorHandle, list[BufferedGroup]]:
         """Plays a list of orders: returns the work source that holds their tables, and the finished groups in

@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 
 from actors.process_info import ProcessInfo
 from actors.rollout_setup import WorkState
+from actors.scripts import Script
 from cluster.console.progress import warn
 from cluster.workers.engine_pool import EnginePool
 from cluster.workers.rllib_internals import mark_unhealthy
@@ -36,9 +37,10 @@ class Assignment:
 
     source: ActorHandle
     """The `WorkSource` that hands out group orders: the buffer, or a fixed list."""
-    policy: str = "engine"
-    simulator: str = ""
-    """Empty: the recipe's mix of simulators."""
+    policy: Script | None = None
+    """A script, or None: the engines."""
+    simulator: str | None = None
+    """None: the recipe's mix of simulators."""
     group_size: int
 
 
@@ -77,7 +79,7 @@ class RolloutPool:
         for state in states:
             if assignment and state.error:
                 raise RuntimeError(f"rollout actor {state.worker_index} stopped working: {state.error}")
-            self._processes[state.worker_index] = state.place
+            self._processes[state.worker_index] = state.process
         self._restart_unresponsive()
         self._remove_drained()
         self._require_alive(len(states))
@@ -138,7 +140,7 @@ class RolloutPool:
 
     def _reassign_dead(self, source: ActorHandle, states: Sequence[WorkState]) -> None:
         """Has the source reissue the orders of processes that have ended."""
-        holders = {state.worker_index: state.holder for state in states}
+        holders = {state.worker_index: state.worker_id for state in states}
         for index, holder in self._holders.get(source, {}).items():
             if index in self.health.unresponsive_s or index in self.membership.draining:
                 holders[index] = holder  # perhaps only busy, or at its last dialogues

@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 
 from actors.engines.client import EngineClient
 from actors.engines.vllm_engine import EngineActor
-from actors.engines.vllm_settings import COMES_FIRST
+from actors.engines.vllm_settings import HIGH_PRIORITY_ENV
 from actors.rollout_setup import RolloutSetup
 from cluster.config.run_config import RunConfig
 from cluster.console.progress import say
@@ -104,7 +104,7 @@ def start_engines(config: RunConfig, *, policy_folder: str) -> EnginePool:
         num_cpus=process.num_cpus,
         num_gpus=process.num_gpus,
         resources=process.resources,
-        runtime_env={"env_vars": COMES_FIRST},
+        runtime_env={"env_vars": HIGH_PRIORITY_ENV},
         max_concurrency=max_calls,
         scheduling_strategy="SPREAD",  # outside the placement group of a Tune trial
     )
@@ -131,7 +131,7 @@ def make_rollout_setup(config: RunConfig, *, policy_folder: str) -> RolloutSetup
         config=config.rollout,
         policy_folder=policy_folder,
         max_tokens=config.engine.max_model_len,
-        engine_places=config.engine.max_num_seqs * config.engine.num_engines / config.rollout.num_actors,
+        engine_capacity=config.engine.max_num_seqs * config.engine.num_engines / config.rollout.num_actors,
         connect_engine=partial(EngineClient, (), timeout_s=config.engine.complete_timeout_s),
         open_gyms=config.gyms.open,
         personas=config.simulator.personas,

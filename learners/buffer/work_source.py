@@ -93,7 +93,7 @@ class WorkSource(ABC):
                         self._has_orders.notify()
                         return []  # the asker died while it waited: an order given now would be lost with it
                     while len(orders) < max_groups and (order := self._issue()) is not None:
-                        orders.append(replace(order, num_begun=self._begun.count(order.group_id)))
+                        orders.append(replace(order, num_completed_turns=self._begun.count(order.group_id)))
                         self._issues.pop(order.group_id, None)  # the new one belongs at the end
                         self._issues[order.group_id] = _Issue(holder=holder, at_s=time.monotonic())
                     if orders:
@@ -134,7 +134,7 @@ class WorkSource(ABC):
             await kept
         return accepted
 
-    async def note_turns(self, holder: str, group_ids: Sequence[int], rows: pa.Buffer) -> None:
+    async def publish_turns(self, holder: str, group_ids: Sequence[int], rows: pa.Buffer) -> None:
         """Turns of dialogues under way are over, see `actors.partial_rollouts`; `group_ids` are their
         groups', turn by turn. Those of a group that somebody else has now are not wanted: two would tell one
         dialogue."""
@@ -142,7 +142,7 @@ class WorkSource(ABC):
         if mine and not self._ended():
             self._begun.add(mine, rows, number=self._keep_turns(mine, rows))
 
-    async def begun(self, group_ids: Sequence[int]) -> list[list[pa.Buffer]]:
+    async def partial_rollouts(self, group_ids: Sequence[int]) -> list[list[pa.Buffer]]:
         """The turns of these groups' dialogues that are over, among those of others."""
         return [self._begun.rows(group_id) for group_id in group_ids]
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 from jinja2.exceptions import TemplateError
 
-from actors.renderer import Renderer, parse_tool_call, read_completion
+from actors.renderer import Renderer
+from actors.tool_call_parser import parse_tool_call, read_completion
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from actors.trajectory_table import REWARD, SCHEMA, to_table
 from learners.sft.sharegpt import SharedDialogue
@@ -103,6 +104,6 @@ def _render_turns(dialogue: SharedDialogue, renderer: Renderer) -> list[Turn]:
         if number + 1 < len(dialogue.said):
             assert reply is not None
             rendered = renderer.extend(
-                rendered, completion_ids=completion.token_ids, said=read_completion(text), reply=reply
+                rendered, completion_ids=completion.token_ids, message=read_completion(text), reply=reply
             )
     return turns

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
-from actors.renderer import Renderer, read_completion
+from actors.renderer import Renderer
+from actors.tool_call_parser import read_completion
 from actors.trajectory import TokenIds, as_ids
 from learners.batch.samples import TrainingSample
 from learners.training.forward_scoring import ForwardScorer, TurnKey, by_turn, turn_logprobs
@@ -148,7 +149,7 @@ def _replayed(
             renderer.extend(
                 dialogue,
                 completion_ids=as_ids(completion_ids),
-                said=said,
+                message=said,
                 reply=Message(role="tool", content=content),
             )
             for content in (mask(feedback), feedback)

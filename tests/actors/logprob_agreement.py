@@ -1,4 +1,4 @@
-"""Policies of random weights, and what a learner says of tokens: for tests with a real engine."""
+"""Random policies, and a learner's logprobs of given tokens: for tests with a real engine."""
 
 import sys
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ def write_model(folder: Path, *, tied: bool) -> str:
 
 
 def learn(policy: Policy, *, seed: int) -> None:
-    """Another policy: all that trains is drawn anew, as far from the old as it is large."""
+    """Replaces all trainable matrices by random ones of the same scale."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.own_parameters():
@@ -52,7 +52,7 @@ def learn(policy: Policy, *, seed: int) -> None:
 
 
 def packed(weights: Iterable[tuple[str, torch.Tensor]]) -> NDArray[np.uint8]:
-    """What an engine receives of a model's `named_parameters`, which name what is tied once."""
+    """The payload that an engine receives, from a model's `named_parameters`, which name tied ones once."""
     known = dict(weights)
     return pack([(name, one.dtype, tuple(one.shape)) for name, one in known.items()], known.items())[0]
 

@@ -1,4 +1,5 @@
-"""Stragglers: dialogues cut at a time limit, dialogues that let others go first, groups that have enough."""
+"""Stragglers: dialogues stopped at a time limit, dialogues that yield their slot, groups with surplus
+dialogues."""
 
 import asyncio
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def renderer() -> Renderer:
 
 @dataclass
 class HangingEngine:
-    """Says `texts`, then never answers again."""
+    """Completes `texts`, then hangs."""
 
     engine: TextEngine
     num_texts: int
@@ -55,11 +56,11 @@ class HangingEngine:
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise
-        raise AssertionError("nobody waits so long")
+        raise AssertionError("no test waits so long")
 
 
 class HangingUser:
-    """Answers `num_replies` calls by the rules, then none."""
+    """Answers `num_replies` calls by the rules, then hangs."""
 
     def __init__(self, num_replies: int):
         self.num_replies = num_replies
@@ -74,13 +75,13 @@ class HangingUser:
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise
-        raise AssertionError("nobody waits so long")
+        raise AssertionError("no test waits so long")
 
 
-def make_setting(
+def make_context(
     renderer: Renderer, engine_for: Callable[[Task, int], PolicyEngine], **changes: Any
 ) -> RolloutContext:
-    setting = RolloutContext(
+    context = RolloutContext(
         engine_for=engine_for,
         user=RuleUser(),
         renderer=renderer,
@@ -90,7 +91,7 @@ def make_setting(
         max_turns=16,
         max_tokens=4096,
     )
-    return replace(setting, **changes)
+    return replace(context, **changes)
 
 
 def ask(renderer: Renderer) -> str:
@@ -109,40 +110,40 @@ async def test_at_the_time_limit_the_engines_call_is_cancelled_and_complete_turn
     renderer: Renderer,
 ):
     engine = hanging(renderer, 2)
-    setting = make_setting(renderer, lambda task, seed: engine)
-    trajectory = await rollout(KEY, setting, seed=0, cut=StopControl(limit_s=1.0))
+    context = make_context(renderer, lambda task, seed: engine)
+    trajectory = await rollout(KEY, context, seed=0, stop=StopControl(limit_s=1.0))
     assert (trajectory.stop_reason, len(trajectory.turns)) == (StopReason.TIME_LIMIT, 2)
     assert engine.num_cancelled == 1
     assert not asyncio.all_tasks() - {asyncio.current_task()}
 
 
-async def test_at_the_time_limit_the_users_call_is_cancelled_and_its_turn_is_no_turn(renderer: Renderer):
+async def test_at_the_time_limit_the_users_call_is_cancelled_and_its_turn_is_dropped(renderer: Renderer):
     user = HangingUser(num_replies=1)
     engine = TextEngine(renderer, [ask(renderer)] * 9)
-    setting = make_setting(renderer, lambda task, seed: engine, user=user)
-    trajectory = await rollout(KEY, setting, seed=0, cut=StopControl(limit_s=1.0))
+    context = make_context(renderer, lambda task, seed: engine, user=user)
+    trajectory = await rollout(KEY, context, seed=0, stop=StopControl(limit_s=1.0))
     assert trajectory.stop_reason is StopReason.TIME_LIMIT
     assert user.num_cancelled == 1
     assert len(engine.requests) == len(trajectory.turns) + 1
 
 
-async def test_a_time_out_of_the_dialogues_own_is_its_failure_and_no_cut(renderer: Renderer):
+async def test_a_timeout_inside_the_dialogue_is_a_failure_and_no_early_stop(renderer: Renderer):
     class Impatient:
         async def complete(self, request: CompletionRequest) -> Completion:
             raise TimeoutError("own limit")
 
-    setting = make_setting(renderer, lambda task, seed: Impatient())
-    trajectory = await rollout(KEY, setting, seed=0, cut=StopControl(limit_s=FOREVER))
+    context = make_context(renderer, lambda task, seed: Impatient())
+    trajectory = await rollout(KEY, context, seed=0, stop=StopControl(limit_s=FOREVER))
     assert (trajectory.stop_reason, trajectory.error) == (StopReason.ERROR, "TimeoutError: own limit")
 
 
-async def test_a_group_goes_on_without_the_dialogue_that_was_cut(renderer: Renderer):
+async def test_a_group_continues_without_the_dialogue_that_was_stopped(renderer: Renderer):
     engines = [TextEngine(renderer, ["Well."]), hanging(renderer, 1), TextEngine(renderer, ["Well."])]
     waiting = iter(engines)
-    setting = make_setting(renderer, lambda task, seed: next(waiting), dialogue_timeout_s=0.2)
+    context = make_context(renderer, lambda task, seed: next(waiting), dialogue_timeout_s=0.2)
     order = order_of(group_size=3)
     table = with_rewards(
-        to_table(order, await rollout_group(order, setting)), {"environment": 1.0}, RewardContext()
+        to_table(order, await rollout_group(order, context)), {"environment": 1.0}, RewardContext()
     )
     summary = summarize(order, table, duration_s=1.0)
     assert summary.stop_reasons[1] is StopReason.TIME_LIMIT
@@ -152,12 +153,12 @@ async def test_a_group_goes_on_without_the_dialogue_that_was_cut(renderer: Rende
     assert drop_reasons(table, advantages=table["reward"].to_numpy()) == {(0, 1): "cut"}
 
 
-async def test_a_group_that_has_enough_cuts_the_rest_and_keeps_their_rows(renderer: Renderer):
+async def test_a_group_with_enough_trajectories_stops_the_rest_and_keeps_their_rows(renderer: Renderer):
     slow = [hanging(renderer, 2), hanging(renderer, 0)]
     waiting = iter([slow[0], TextEngine(renderer, ["Well."]), slow[1], TextEngine(renderer, ["Well."])])
-    setting = make_setting(renderer, lambda task, seed: next(waiting))
+    context = make_context(renderer, lambda task, seed: next(waiting))
     order = order_of(group_size=2, num_extra=2)
-    trajectories = await asyncio.wait_for(rollout_group(order, setting), timeout=20)
+    trajectories = await asyncio.wait_for(rollout_group(order, context), timeout=20)
     reasons = [trajectory.stop_reason for trajectory in trajectories]
     ended, surplus = StopReason.NO_TOOL_CALL, StopReason.SURPLUS
     assert reasons == [surplus, ended, surplus, ended]
@@ -172,26 +173,26 @@ async def test_a_group_that_has_enough_cuts_the_rest_and_keeps_their_rows(render
     assert [engine.num_cancelled for engine in slow] == [1, 1]
 
 
-async def test_of_those_that_end_in_the_same_moment_no_more_than_enough_are_used(renderer: Renderer):
-    setting = make_setting(renderer, lambda task, seed: TextEngine(renderer, ["Well."]))
-    trajectories = await rollout_group(order_of(group_size=2, num_extra=3), setting)
+async def test_of_dialogues_that_end_in_the_same_moment_only_group_size_are_used(renderer: Renderer):
+    context = make_context(renderer, lambda task, seed: TextEngine(renderer, ["Well."]))
+    trajectories = await rollout_group(order_of(group_size=2, num_extra=3), context)
     reasons = [trajectory.stop_reason for trajectory in trajectories]
     assert reasons == [StopReason.NO_TOOL_CALL] * 2 + [StopReason.SURPLUS] * 3
 
 
-async def test_failures_do_not_count_as_enough(renderer: Renderer):
-    """Three of four fail; the last is waited for, and the group has one."""
+async def test_failures_do_not_count_towards_the_group_size(renderer: Renderer):
+    """Three of four fail; the last one is waited for, and the group has one trajectory."""
     waiting = iter(
         [TextEngine(renderer, []), TextEngine(renderer, ["Well."]), *[TextEngine(renderer, [])] * 2]
     )
-    setting = make_setting(renderer, lambda task, seed: next(waiting))
-    trajectories = await rollout_group(order_of(group_size=2, num_extra=2), setting)
+    context = make_context(renderer, lambda task, seed: next(waiting))
+    trajectories = await rollout_group(order_of(group_size=2, num_extra=2), context)
     reasons = [trajectory.stop_reason for trajectory in trajectories]
     assert reasons == [StopReason.ENGINE_ERROR, StopReason.NO_TOOL_CALL, *[StopReason.ENGINE_ERROR] * 2]
 
 
 async def test_without_extra_dialogues_the_seeds_are_those_of_the_group_alone(renderer: Renderer):
-    """Over-issue adds dialogues and changes none."""
+    """Extra dialogues add seeds and change none."""
 
     async def seeds(num_extra: int) -> list[int]:
         found: list[int] = []
@@ -200,19 +201,20 @@ async def test_without_extra_dialogues_the_seeds_are_those_of_the_group_alone(re
             found.append(seed)
             return TextEngine(renderer, ["Well."])
 
-        await rollout_group(order_of(group_size=3, num_extra=num_extra), make_setting(renderer, engine_for))
+        await rollout_group(order_of(group_size=3, num_extra=num_extra), make_context(renderer, engine_for))
         return found
 
     assert (await seeds(2))[:3] == await seeds(0)
 
 
-async def test_a_straggler_lets_others_go_first_and_goes_on_under_newer_weights(renderer: Renderer):
-    """Room for one group of two. Its slow dialogue waits for its user; the next group is played meanwhile."""
-    room, version = DialogueSlots(2), 0
+async def test_a_straggler_yields_its_slot_and_resumes_under_newer_weights(renderer: Renderer):
+    """Slots for one group of two. Its slow dialogue waits for its user; the next group is played
+    meanwhile."""
+    slots, version = DialogueSlots(2), 0
     replied, waits = asyncio.Event(), asyncio.Event()
 
     class Engine:
-        """Speaks as the version that is live."""
+        """Samples as the live version."""
 
         def __init__(self, texts: list[str]):
             self._engine = TextEngine(renderer, texts)
@@ -227,25 +229,25 @@ async def test_a_straggler_lets_others_go_first_and_goes_on_under_newer_weights(
             await replied.wait()
             return RuleUser().answer(call)
 
-    def setting_of(*texts: list[str], **changes: Any) -> RolloutContext:
+    def context_of(*texts: list[str], **changes: Any) -> RolloutContext:
         waiting = iter(texts)
-        setting = make_setting(renderer, lambda task, seed: Engine(next(waiting)), room=room, **changes)
-        return replace(setting, dialogue_timeout_s=0.1, on_timeout="resume")
+        context = make_context(renderer, lambda task, seed: Engine(next(waiting)), slots=slots, **changes)
+        return replace(context, dialogue_timeout_s=0.1, on_timeout="resume")
 
     order = order_of(group_size=2)
-    slow = setting_of([ask(renderer), "Well."], ["Well."], user=LateUser())
-    await room.enter(2)
+    slow = context_of([ask(renderer), "Well."], ["Well."], user=LateUser())
+    await slots.acquire(2)
     first = asyncio.create_task(rollout_group(order, slow))
     await asyncio.wait_for(waits.wait(), timeout=20)
-    await asyncio.wait_for(room.enter(2), timeout=20)  # both places are free while the straggler waits
+    await asyncio.wait_for(slots.acquire(2), timeout=20)  # both slots are free while the straggler waits
     version = 3
     replied.set()
     for _ in range(20):
         await asyncio.sleep(0)
-    assert not first.done()  # the room is full: it waits for its turn
-    second = await rollout_group(order, setting_of(["Well."], ["Well."]))
+    assert not first.done()  # all slots are taken: it waits for one
+    second = await rollout_group(order, context_of(["Well."], ["Well."]))
     assert [trajectory.stop_reason for trajectory in second] == [StopReason.NO_TOOL_CALL] * 2
     straggler, _ = await asyncio.wait_for(first, timeout=20)
     assert straggler.stop_reason is StopReason.NO_TOOL_CALL
     assert [set(turn.completion.policy_versions) for turn in straggler.turns] == [{0}, {3}]
-    assert room.num_free == 2
+    assert slots.num_free == 2

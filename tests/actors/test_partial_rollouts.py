@@ -1,4 +1,4 @@
-"""A dialogue that somebody else had begun goes on as if nobody had interrupted it."""
+"""A dialogue that another actor has played in part is resumed as if it had never been interrupted."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from actors.engines.protocol import CompletionRequest, Sampling
-from actors.partial_rollouts import TurnPublisher, TurnUpdate, read_partial_rollouts, to_rows
+from actors.partial_rollouts import TurnPublisher, TurnUpdate, encode_turns, read_partial_rollouts
 from actors.renderer import Renderer
 from actors.rollout import ResumePoint, RolloutContext, rollout, rollout_group
 from actors.trajectory import Completion, GroupOrder, Trajectory, Turn
@@ -29,7 +29,7 @@ def renderer() -> Renderer:
 
 
 class SeededEngine:
-    """Says what a request alone decides: prompt and seed, as a deterministic engine does."""
+    """Completions depend on prompt and seed alone, as those of a deterministic engine."""
 
     def __init__(self, renderer: Renderer):
         self._renderer = renderer
@@ -44,7 +44,7 @@ class SeededEngine:
         return Completion.of(ids, logprobs=logprobs, policy_versions=[request.seed % 5] * len(ids))
 
 
-def make_setting(
+def make_context(
     renderer: Renderer, engine: SeededEngine, user: ScriptedUser, *, max_turns: int
 ) -> RolloutContext:
     return RolloutContext(
@@ -65,44 +65,46 @@ def rows_of(key: TaskKey, trajectories: Sequence[Trajectory]) -> pa.Table:
 
 
 @pytest.mark.parametrize("gym", sorted(GYMS))
-@pytest.mark.parametrize("num_begun", [0, 1, 3])
-async def test_what_goes_on_is_what_was_never_interrupted(renderer: Renderer, gym: str, num_begun: int):
+@pytest.mark.parametrize("num_completed", [0, 1, 3])
+async def test_a_resumed_group_equals_one_that_was_never_interrupted(
+    renderer: Renderer, gym: str, num_completed: int
+):
     key = make_key(gym, split="train")
     order = GroupOrder(group_id=3, task_key=key, group_size=2, seed=5)
-    engine, user, told = SeededEngine(renderer), ScriptedUser(), list[TurnUpdate]()
+    engine, user, published = SeededEngine(renderer), ScriptedUser(), list[TurnUpdate]()
 
-    def note(trajectory: int, index: int, turn: Turn) -> None:
-        told.append(TurnUpdate(group_id=3, trajectory=trajectory, index=index, turn=turn))
+    def publish(trajectory: int, index: int, turn: Turn) -> None:
+        published.append(TurnUpdate(group_id=3, trajectory=trajectory, index=index, turn=turn))
 
-    setting = make_setting(renderer, engine, user, max_turns=5)
-    whole = await rollout_group(order, setting, tell=note)
+    context = make_context(renderer, engine, user, max_turns=5)
+    whole = await rollout_group(order, context, publish=publish)
     assert [len(one.turns) for one in whole] == [
-        sum(one.trajectory == index for one in told) for index in range(2)
+        sum(one.trajectory == index for one in published) for index in range(2)
     ]
 
-    over = [one for one in told if one.index < num_begun]
-    begun = read_partial_rollouts([to_rows(over)] if over else [], group_id=3)
+    over = [one for one in published if one.index < num_completed]
+    partial = read_partial_rollouts([encode_turns(over)] if over else [], group_id=3)
     second, asked_again = SeededEngine(renderer), ScriptedUser()
     rest: list[tuple[int, int]] = []
     again = await rollout_group(
         order,
-        make_setting(renderer, second, asked_again, max_turns=5),
-        begun=begun,
-        tell=lambda trajectory, index, turn: rest.append((trajectory, index)),
+        make_context(renderer, second, asked_again, max_turns=5),
+        partial_rollouts=partial,
+        publish=lambda trajectory, index, turn: rest.append((trajectory, index)),
     )
     assert rows_of(key, again).equals(rows_of(key, whole))
     assert second.num_requests == engine.num_requests - len(over)
     num_answered = sum(one.turn.user_reply is not None for one in over)
     assert len(asked_again.calls) == len(user.calls) - num_answered
-    assert len(rest) == len(told) - len(over) and all(index >= num_begun for _, index in rest)
+    assert len(rest) == len(published) - len(over) and all(index >= num_completed for _, index in rest)
     for mine, theirs in zip(again, whole, strict=True):
         assert mine.gauges == theirs.gauges
-        for one, other in zip(mine.turns[:num_begun], theirs.turns[:num_begun], strict=True):
+        for one, other in zip(mine.turns[:num_completed], theirs.turns[:num_completed], strict=True):
             assert (one.policy_s, one.queue_s, one.user_s) == (other.policy_s, other.queue_s, other.user_s)
 
 
-async def test_a_dialogue_that_was_solved_is_not_played_again(renderer: Renderer):
-    """Its group was not over: others were still talking."""
+async def test_a_dialogue_that_had_ended_is_only_replayed(renderer: Renderer):
+    """Its group had not ended: other dialogues were still running."""
     key = make_key("function")
     task = GYMS["function"].make_task(key)
 
@@ -123,67 +125,70 @@ async def test_a_dialogue_that_was_solved_is_not_played_again(renderer: Renderer
                 action = self.script.send(last)
             return Completion.scripted(renderer.completion_of(action))
 
-    told: list[TurnUpdate] = []
-    setting = make_setting(renderer, Expert(), ScriptedUser(), max_turns=16)
-    course = ResumePoint(
-        tell=lambda i, turn: told.append(TurnUpdate(group_id=3, trajectory=0, index=i, turn=turn))
+    published: list[TurnUpdate] = []
+    context = make_context(renderer, Expert(), ScriptedUser(), max_turns=16)
+    resume = ResumePoint(
+        publish=lambda i, turn: published.append(TurnUpdate(group_id=3, trajectory=0, index=i, turn=turn))
     )
-    whole = await rollout(key, setting, seed=1, course=course)
+    whole = await rollout(key, context, seed=1, resume=resume)
     assert str(whole.stop_reason) == "terminated" and task.key == key
     silent = Expert()
-    begun = read_partial_rollouts([to_rows(told)], group_id=3)[0]
+    completed = read_partial_rollouts([encode_turns(published)], group_id=3)[0]
     again = await rollout(
         key,
-        make_setting(renderer, silent, ScriptedUser(), max_turns=16),
+        make_context(renderer, silent, ScriptedUser(), max_turns=16),
         seed=1,
-        course=ResumePoint(begun=begun),
+        resume=ResumePoint(completed=completed),
     )
     assert silent.num_requests == 0
     assert rows_of(key, [again]).equals(rows_of(key, [whole]))
 
 
-async def test_a_gym_that_answers_otherwise_now_begins_anew(renderer: Renderer):
-    key, told = make_key("function"), list[TurnUpdate]()
-    setting = make_setting(renderer, SeededEngine(renderer), ScriptedUser(), max_turns=3)
-    course = ResumePoint(
-        tell=lambda i, turn: told.append(TurnUpdate(group_id=3, trajectory=0, index=i, turn=turn))
+async def test_a_dialogue_restarts_if_its_gym_replies_differently_now(renderer: Renderer):
+    key, published = make_key("function"), list[TurnUpdate]()
+    context = make_context(renderer, SeededEngine(renderer), ScriptedUser(), max_turns=3)
+    resume = ResumePoint(
+        publish=lambda i, turn: published.append(TurnUpdate(group_id=3, trajectory=0, index=i, turn=turn))
     )
-    whole = await rollout(key, setting, seed=1, course=course)
-    changed = [replace(told[0], turn=replace(told[0].turn, feedback="something else")), *told[1:]]
-    begun = read_partial_rollouts([to_rows(changed)], group_id=3)[0]
+    whole = await rollout(key, context, seed=1, resume=resume)
+    first, *others = published
+    changed = [replace(first, turn=replace(first.turn, feedback="something else")), *others]
+    completed = read_partial_rollouts([encode_turns(changed)], group_id=3)[0]
     engine, again = SeededEngine(renderer), list[int]()
     played = await rollout(
         key,
-        make_setting(renderer, engine, ScriptedUser(), max_turns=3),
+        make_context(renderer, engine, ScriptedUser(), max_turns=3),
         seed=1,
-        course=ResumePoint(begun=begun, tell=lambda i, turn: again.append(i)),
+        resume=ResumePoint(completed=completed, publish=lambda i, turn: again.append(i)),
     )
     assert engine.num_requests == 3 and again == [0, 1, 2]
     assert rows_of(key, [played]).equals(rows_of(key, [whole]))
 
 
-async def test_turns_told_again_replace_the_first_and_what_misses_its_beginning_counts_for_nothing(
+async def test_turns_published_again_replace_the_first_and_turns_without_their_beginning_are_dropped(
     renderer: Renderer,
 ):
-    told: list[TurnUpdate] = []
-    setting = make_setting(renderer, SeededEngine(renderer), ScriptedUser(), max_turns=3)
-    course = ResumePoint(
-        tell=lambda i, turn: told.append(TurnUpdate(group_id=3, trajectory=1, index=i, turn=turn))
+    published: list[TurnUpdate] = []
+    context = make_context(renderer, SeededEngine(renderer), ScriptedUser(), max_turns=3)
+    resume = ResumePoint(
+        publish=lambda i, turn: published.append(TurnUpdate(group_id=3, trajectory=1, index=i, turn=turn))
     )
-    await rollout(make_key("function"), setting, seed=1, course=course)
-    first, second, third = told
+    await rollout(make_key("function"), context, seed=1, resume=resume)
+    first, second, third = published
     other = replace(first, group_id=4)
-    anew = replace(first, turn=replace(first.turn, feedback="anew"))
-    begun = read_partial_rollouts([to_rows([first, other, second]), to_rows([third, anew])], group_id=3)
-    assert [turn.feedback for turn in begun[1]] == ["anew"]
-    assert read_partial_rollouts([to_rows([second, third])], group_id=3) == {1: []}
+    again = replace(first, turn=replace(first.turn, feedback="again"))
+    partial = read_partial_rollouts(
+        [encode_turns([first, other, second]), encode_turns([third, again])], group_id=3
+    )
+    assert [turn.feedback for turn in partial[1]] == ["again"]
+    assert read_partial_rollouts([encode_turns([second, third])], group_id=3) == {1: []}
 
 
-async def test_turns_that_end_during_a_call_go_together_in_the_next():
+async def test_turns_that_complete_during_a_call_share_the_next():
     calls: list[list[int]] = []
     called, free = asyncio.Event(), asyncio.Event()
 
-    async def note(group_ids: list[int], rows: pa.Buffer) -> None:
+    async def send(group_ids: list[int], rows: pa.Buffer) -> None:
         calls.append(group_ids)
         called.set()
         await free.wait()
@@ -198,11 +203,11 @@ async def test_turns_that_end_during_a_call_go_together_in_the_next():
         reward=0.0,
     )
     async with asyncio.TaskGroup() as tasks:
-        teller = TurnPublisher(note, spawn=tasks.create_task, every_s=0.0)
-        teller.of(1)(0, 0, turn)
+        publisher = TurnPublisher(send, spawn=tasks.create_task, every_s=0.0)
+        publisher.for_group(1)(0, 0, turn)
         await called.wait()
         for group_id in (1, 2, 3):
-            teller.of(group_id)(0, 1, turn)
+            publisher.for_group(group_id)(0, 1, turn)
         await asyncio.sleep(0.01)
         assert calls == [[1]]
         free.set()

@@ -1,4 +1,4 @@
-"""Token in, token out: what trains is what was sampled, whatever the chat template would make of it."""
+"""Token in, token out: training sees the sampled tokens, whatever the chat template would make of them."""
 
 import copy
 import json
@@ -9,12 +9,13 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from actors.engines.protocol import Sampling
-from actors.renderer import Renderer, parse_tool_call, read_completion
+from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout
+from actors.tool_call_parser import parse_tool_call
 from actors.trajectory import Trajectory, as_ids
 from learners.model.tiny_policy import CHAT_TEMPLATE, make_tokenizer
 from simulators.gyms import GYMS
-from simulators.message import TOOL_NAME, Action, Message, ToolCall
+from simulators.message import TOOL_NAME, Action, Message
 from simulators.users.rule_user import RuleUser
 from tests.fakes import TextEngine, make_key
 
@@ -48,7 +49,7 @@ def call(choice: str, content: str) -> str:
     return f"<tool_call>\n{json.dumps({'name': TOOL_NAME, 'arguments': arguments})}\n</tool_call>"
 
 
-SPOKEN = (
+COMPLETIONS = (
     call("action", "1 2 3 4"),
     '<tool_call>{"arguments":   {"content" : "0 0 0 1", "choice":"action"},\n "name":"'
     + TOOL_NAME
@@ -75,7 +76,7 @@ async def talk(
     renderer: Renderer, texts: Sequence[str], *, stops: bool = True
 ) -> tuple[Trajectory, TextEngine]:
     engine = TextEngine(renderer, texts, stops=stops)
-    setting = RolloutContext(
+    context = RolloutContext(
         engine_for=lambda task, seed: engine,
         user=RuleUser(),
         renderer=renderer,
@@ -85,19 +86,19 @@ async def talk(
         max_turns=None,
         max_tokens=10_000,
     )
-    return await rollout(make_key("function"), setting, seed=0), engine
+    return await rollout(make_key("function"), context, seed=0), engine
 
 
 @pytest.mark.parametrize("stops", [True, False])
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, *REWRITING.values()], ids=["tiny", *REWRITING])
-async def test_what_trains_is_what_the_engine_was_given_and_what_it_sampled(
+async def test_training_sees_the_tokens_that_the_engine_was_given_and_sampled(
     tokenizer: PreTrainedTokenizerFast, template: str, stops: bool
 ):
     renderer = renderer_of(tokenizer, template)
-    trajectory, engine = await talk(renderer, SPOKEN, stops=stops)
-    assert trajectory.stop_reason == "terminated" and len(trajectory.turns) == len(SPOKEN)
+    trajectory, engine = await talk(renderer, COMPLETIONS, stops=stops)
+    assert trajectory.stop_reason == "terminated" and len(trajectory.turns) == len(COMPLETIONS)
     sequence: list[int] = []
-    for text, turn, request in zip(SPOKEN, trajectory.turns, engine.requests, strict=True):
+    for text, turn, request in zip(COMPLETIONS, trajectory.turns, engine.requests, strict=True):
         sequence = [*([] if turn.forked else sequence), *turn.context_ids]
         assert sequence == list(request.token_ids)
         sampled = [*renderer.encode(text), *([renderer.stop_id] if stops else [])]
@@ -111,7 +112,7 @@ async def test_a_template_that_would_only_rewrite_completions_never_forks(
     tokenizer: PreTrainedTokenizerFast, name: str
 ):
     renderer = renderer_of(tokenizer, REWRITING[name])
-    trajectory, _ = await talk(renderer, SPOKEN)
+    trajectory, _ = await talk(renderer, COMPLETIONS)
     assert [turn.forked for turn in trajectory.turns] == [True] + [False] * 5
     for before, turn in pairwise(trajectory.turns):
         reply = f"<|im_start|>user\n<tool_response>\n{before.feedback}\n</tool_response><|im_end|>|\n"
@@ -121,12 +122,14 @@ async def test_a_template_that_would_only_rewrite_completions_never_forks(
 
 def test_a_completion_cut_by_length_gets_the_stop_as_context(tokenizer: PreTrainedTokenizerFast):
     renderer = renderer_of(tokenizer, PLAIN)
-    begun = renderer.begin(OPENING)
-    said = Message(role="assistant", content="", action=Action(choice="action", content="1"))
+    dialogue = renderer.begin(OPENING)
+    message = Message(role="assistant", content="", action=Action(choice="action", content="1"))
     reply = Message(role="tool", content="ok")
     ids = renderer.encode(call("action", "1"))
-    cut = renderer.extend(begun, completion_ids=as_ids(ids), said=said, reply=reply)
-    whole = renderer.extend(begun, completion_ids=as_ids([*ids, renderer.stop_id]), said=said, reply=reply)
+    cut = renderer.extend(dialogue, completion_ids=as_ids(ids), message=message, reply=reply)
+    whole = renderer.extend(
+        dialogue, completion_ids=as_ids([*ids, renderer.stop_id]), message=message, reply=reply
+    )
     assert cut.token_ids.tolist() == whole.token_ids.tolist()
     assert cut.context_ids.tolist() == [renderer.stop_id, *whole.context_ids.tolist()]
 
@@ -141,7 +144,7 @@ def test_a_canonical_dialogue_grows_into_what_the_template_renders_from_scratch(
         dialogue = renderer.extend(
             dialogue,
             completion_ids=renderer.completion_of(action),
-            said=Message(role="assistant", content="", action=action),
+            message=Message(role="assistant", content="", action=action),
             reply=Message(role="tool", content="No."),
         )
         assert not dialogue.forked
@@ -154,7 +157,7 @@ def test_the_tiny_policys_dialogue_reads_as_its_template_renders_it(tokenizer: P
     dialogue = renderer.extend(
         renderer.begin(OPENING),
         completion_ids=renderer.completion_of(action),
-        said=Message(role="assistant", content="", action=action),
+        message=Message(role="assistant", content="", action=action),
         reply=Message(role="tool", content="No."),
     )
     scratch = renderer.begin(dialogue.messages)
@@ -168,7 +171,7 @@ async def test_a_template_that_strips_thoughts_forks_into_a_rendering_from_scrat
     tokenizer: PreTrainedTokenizerFast, template: str, forks: list[int]
 ):
     renderer = renderer_of(tokenizer, template)
-    trajectory, engine = await talk(renderer, SPOKEN)
+    trajectory, engine = await talk(renderer, COMPLETIONS)
     forked = [index for index, turn in enumerate(trajectory.turns) if turn.forked]
     assert forked == [0, *forks]
     for index in forked:
@@ -193,71 +196,3 @@ def test_a_tool_call_is_read_back_from_its_tokens(
     ids = renderer.completion_of(Action(choice="answer", content=content, thought=thought))
     assert ids[-1] == renderer.stop_id and ids.tolist().count(renderer.stop_id) == 1
     assert parse_tool_call(renderer.decode(ids)) == Action(choice="answer", content=content)
-
-
-def raw(text: str) -> str:
-    return f"<tool_call>{text}</tool_call>"
-
-
-NAMED = f'"name": "{TOOL_NAME}"'
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[answer] F3",
-        '{"choice": "answer", "content": "F3"}',
-        raw(""),
-        raw("[]"),
-        raw("null"),
-        raw("{}"),
-        raw(f'{{{NAMED}, "arguments": {{"choice": "answer", "content": "F3"}}'),  # a brace is missing
-        raw(f"{{{NAMED}, 'arguments': {{}}}}"),
-        raw('{"name": "other", "arguments": {"choice": "answer", "content": "F3"}}'),
-        raw('{"arguments": {"choice": "answer", "content": "F3"}}'),
-        raw(f'{{{NAMED}, "arguments": "answer F3"}}'),
-        raw(f'{{{NAMED}, "arguments": ["answer", "F3"]}}'),
-        raw(f"{{{NAMED}}}"),
-        raw(f'{{{NAMED}, "arguments": {{"choice": "answer", "content": 3}}}}'),
-        raw(f'{{{NAMED}, "arguments": {{"choice": "answer"}}}}'),
-        raw(f'{{{NAMED}, "arguments": {{"choice": "buy", "content": "F3"}}}}'),
-        raw(f'{{{NAMED}, "arguments": {{"choice": ["answer"], "content": "F3"}}}}'),
-        raw(f'{{{NAMED}, "arguments": {{"choice": null, "content": "F3"}}}}'),
-        raw(f'{{{NAMED}, "arguments": {{"choice": "answer", "content": "\\ud800"}}}}'),
-        raw('{"a":' * 100_000 + "}"),
-        raw(f'{{{NAMED}, "arguments": {{"choice": "answer", "content": "3"}}, "n": {"9" * 5000}}}'),
-        call("answer", "F3").removesuffix("</tool_call>"),
-        "<tool_call>\n```json\n" + call("answer", "F3")[12:-13] + "\n```\n</tool_call>",
-        f"<think>{call('answer', 'F3')}</think>",
-        raw("{oops}") + call("answer", "F3"),
-    ],
-)
-def test_what_does_not_fit_the_tools_schema_is_no_call(text: str):
-    assert parse_tool_call(text) is None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        call("answer", "F3"),
-        "Well: " + call("answer", "F3") + call("answer", "H7"),
-        f"<think>\nI could {call('finish', '')}.\n</think>\n\n{call('answer', 'F3')}",
-        "```\n" + call("answer", "F3") + "\n```",
-        raw(f'\n\n{{"arguments":{{"content":"F3","choice":"answer"}},{NAMED},"id":1}} '),
-    ],
-)
-def test_the_first_call_after_the_thought_counts(text: str):
-    assert parse_tool_call(text) == Action(choice="answer", content="F3")
-
-
-def test_calls_of_any_tool_are_read_from_a_completion_and_of_the_gyms_tool_the_first():
-    look = ToolCall(name="look", arguments={"at": "sky"})
-    both = read_completion(f"<think>Hm.</think>Now: {look}\n{look}")
-    assert (both.content, both.action, both.calls) == ("<think>Hm.</think>Now:", None, (look, look))
-    functions = [entry["function"] for entry in both.to_chat()["tool_calls"]]
-    assert functions == [{"name": "look", "arguments": {"at": "sky"}}] * 2
-    own = read_completion(call("search", "a") + call("finish", ""))
-    assert (own.action, own.calls) == (Action(choice="search", content="a"), ())
-    for text in ("No call.", "<tool_call>{broken}</tool_call>", '<tool_call>{"name": 3}</tool_call>'):
-        assert read_completion(text) == Message(role="assistant", content=text)

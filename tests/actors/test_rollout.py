@@ -1,4 +1,4 @@
-"""Rollout: how dialogues end, what a failure leaves behind, and what is kept of every turn."""
+"""Rollout: the ends of dialogues, failures as data, and the record of every turn."""
 
 import asyncio
 import math
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from actors.engines.protocol import CompletionRequest, PolicyEngine, Sampling
-from actors.engines.scripted_engine import Script, ScriptedEngine
+from actors.engines.scripted_engine import ScriptedEngine
 from actors.group_summary import summarize
 from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout, rollout_group
+from actors.scripts import Script
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory
 from actors.trajectory_table import to_table
 from learners.model.tiny_policy import make_tokenizer
@@ -33,7 +34,7 @@ def renderer() -> Renderer:
     return Renderer(make_tokenizer(vocab_size=1024))
 
 
-def make_setting(
+def make_context(
     renderer: Renderer,
     engine_for: Callable[[Task, int], PolicyEngine],
     *,
@@ -57,14 +58,14 @@ def ask(renderer: Renderer, content: str = "1 2 3 4") -> str:
     return call_text(renderer, Action(choice="action", content=content))
 
 
-async def say(renderer: Renderer, texts: Sequence[str], *, key: TaskKey = KEY, **changes) -> Trajectory:
+async def play(renderer: Renderer, texts: Sequence[str], *, key: TaskKey = KEY, **changes) -> Trajectory:
     engine = TextEngine(renderer, texts)
-    return await rollout(key, make_setting(renderer, lambda task, seed: engine, **changes), seed=0)
+    return await rollout(key, make_context(renderer, lambda task, seed: engine, **changes), seed=0)
 
 
-async def test_turns_keep_what_was_sampled(renderer: Renderer):
+async def test_turns_keep_the_sampled_tokens(renderer: Renderer):
     texts = [ask(renderer), "thinking aloud " + ask(renderer, "0 0 0 0"), "I stop."]
-    trajectory = await say(renderer, texts)
+    trajectory = await play(renderer, texts)
     assert [turn.text for turn in trajectory.turns] == texts
     for text, turn in zip(texts, trajectory.turns, strict=True):
         ids = [*renderer.encode(text), renderer.stop_id]
@@ -76,50 +77,50 @@ async def test_turns_keep_what_was_sampled(renderer: Renderer):
     assert (trajectory.system, trajectory.task_key) == (GYMS["function"].system, KEY)
 
 
-async def test_words_without_a_tool_call_end_the_dialogue_and_are_kept(renderer: Renderer):
-    trajectory = await say(renderer, [ask(renderer), "Well."])
+async def test_text_without_a_tool_call_ends_the_dialogue_and_is_kept(renderer: Renderer):
+    trajectory = await play(renderer, [ask(renderer), "Well."])
     assert trajectory.stop_reason is StopReason.NO_TOOL_CALL and not trajectory.stop_reason.failed
     last = trajectory.turns[-1]
     assert (last.action, last.feedback, last.reward, last.text) == (None, "", 0.0, "Well.")
 
 
 async def test_the_turn_budget_ends_the_dialogue_after_its_last_turn(renderer: Renderer):
-    trajectory = await say(renderer, [ask(renderer)] * 9, max_turns=3)
+    trajectory = await play(renderer, [ask(renderer)] * 9, max_turns=3)
     assert trajectory.stop_reason is StopReason.MAX_TURNS and trajectory.stop_reason.truncated
     assert len(trajectory.turns) == 3 and "value" in trajectory.turns[-1].feedback
 
 
 async def test_a_dialogue_ends_before_a_completion_could_overrun_the_context(renderer: Renderer):
-    whole = await say(renderer, [ask(renderer)] * 9, max_turns=3)
+    whole = await play(renderer, [ask(renderer)] * 9, max_turns=3)
     prompts = [len(turn.context_ids) for turn in whole.turns]
     completion = len(whole.turns[0].completion.token_ids)
     third_prompt = sum(prompts) + 2 * completion
-    enough = await say(renderer, [ask(renderer)] * 9, max_turns=3, max_tokens=third_prompt + 32)
-    short = await say(renderer, [ask(renderer)] * 9, max_turns=3, max_tokens=third_prompt + 31)
+    enough = await play(renderer, [ask(renderer)] * 9, max_turns=3, max_tokens=third_prompt + 32)
+    short = await play(renderer, [ask(renderer)] * 9, max_turns=3, max_tokens=third_prompt + 31)
     assert (enough.stop_reason, len(enough.turns)) == (StopReason.MAX_TURNS, 3)
     assert (short.stop_reason, len(short.turns)) == (StopReason.MAX_TOKENS, 2)
 
 
 async def test_the_environments_own_end_is_terminated(renderer: Renderer):
-    trajectory = await say(renderer, [call_text(renderer, Action(choice="finish", content=""))])
+    trajectory = await play(renderer, [call_text(renderer, Action(choice="finish", content=""))])
     assert trajectory.stop_reason is StopReason.TERMINATED and len(trajectory.turns) == 1
 
 
 async def test_a_user_that_fails_ends_the_trajectory_as_data(renderer: Renderer):
     user = ScriptedUser(fails_on=frozenset({1}), error=SimulatorError("replica lost"))
-    trajectory = await say(renderer, [ask(renderer)] * 3, user=user)
+    trajectory = await play(renderer, [ask(renderer)] * 3, user=user)
     assert (trajectory.stop_reason, trajectory.error) == (StopReason.SIMULATOR_ERROR, "replica lost")
     assert len(trajectory.turns) == 1
 
 
 async def test_an_engine_that_fails_ends_the_trajectory_as_data(renderer: Renderer):
-    trajectory = await say(renderer, [ask(renderer)])
+    trajectory = await play(renderer, [ask(renderer)])
     assert (trajectory.stop_reason, trajectory.error) == (StopReason.ENGINE_ERROR, "nothing left to say")
 
 
 @pytest.mark.parametrize("logprob", [math.nan, math.inf, -math.inf])
 async def test_a_logprob_that_is_not_finite_is_the_engines_failure(renderer: Renderer, logprob: float):
-    """One of them would make a whole step so: it never comes to the learner."""
+    """One of them would make a whole step not finite: it never reaches the learner."""
     engine = TextEngine(renderer, [ask(renderer)] * 3)
     complete = engine.complete
 
@@ -128,19 +129,19 @@ async def test_a_logprob_that_is_not_finite_is_the_engines_failure(renderer: Ren
         return replace(completion, logprobs=np.append(completion.logprobs[:-1], np.float32(logprob)))
 
     engine.complete = complete_badly
-    trajectory = await rollout(KEY, make_setting(renderer, lambda task, seed: engine), seed=0)
+    trajectory = await rollout(KEY, make_context(renderer, lambda task, seed: engine), seed=0)
     assert trajectory.stop_reason is StopReason.ENGINE_ERROR and not trajectory.turns
     assert "logprob that is not finite" in trajectory.error
 
 
 async def test_an_environment_that_raises_ends_the_trajectory_as_data(renderer: Renderer):
     user = ScriptedUser(fails_on=frozenset({0}), error=KeyError("terms"))
-    trajectory = await say(renderer, [ask(renderer)], user=user)
+    trajectory = await play(renderer, [ask(renderer)], user=user)
     assert (trajectory.stop_reason, trajectory.error) == (StopReason.ERROR, "KeyError: 'terms'")
 
 
 async def test_a_task_that_cannot_be_made_ends_the_trajectory_as_data(renderer: Renderer):
-    trajectory = await say(renderer, [], key=make_key("no such gym"))
+    trajectory = await play(renderer, [], key=make_key("no such gym"))
     assert trajectory.stop_reason is StopReason.ERROR and "no such gym" in trajectory.error
     assert (trajectory.turns, trajectory.opening) == ([], "")
 
@@ -161,7 +162,7 @@ async def test_a_turns_seconds_are_those_of_engine_queue_user_and_tools(renderer
     engine.complete = complete_late
     user, simulator = ScriptedUser(), "qwen"
     user.reply = reply_late
-    trajectory = await rollout(KEY, make_setting(renderer, lambda task, seed: engine, user=user), seed=0)
+    trajectory = await rollout(KEY, make_context(renderer, lambda task, seed: engine, user=user), seed=0)
     asked, silent = trajectory.turns
     assert asked.policy_s >= 0.035 and asked.queue_s >= 0.02
     assert asked.user_s >= 0.045 and asked.tool_s >= 0.0
@@ -169,7 +170,7 @@ async def test_a_turns_seconds_are_those_of_engine_queue_user_and_tools(renderer
 
     engine = TextEngine(renderer, [ask(renderer)])
     simulator = WEB
-    trajectory = await rollout(KEY, make_setting(renderer, lambda task, seed: engine, user=user), seed=0)
+    trajectory = await rollout(KEY, make_context(renderer, lambda task, seed: engine, user=user), seed=0)
     (searched,) = trajectory.turns
     assert searched.user_s == 0.0 and searched.tool_s >= 0.045, "a search of the web is a tool's work"
 
@@ -177,7 +178,7 @@ async def test_a_turns_seconds_are_those_of_engine_queue_user_and_tools(renderer
 async def test_no_failure_becomes_a_reward(renderer: Renderer):
     order = GroupOrder(group_id=0, task_key=KEY, group_size=3, seed=0)
     users = [ScriptedUser(fails_on=frozenset({index})) for index in range(3)]
-    trajectories = [await say(renderer, [ask(renderer), "Well."], user=user) for user in users]
+    trajectories = [await play(renderer, [ask(renderer), "Well."], user=user) for user in users]
     table = with_rewards(to_table(order, trajectories), {"environment": 1.0, "turn": -0.1}, RewardContext())
     summary = summarize(order, table, duration_s=0)
     assert [math.isnan(score) for score in summary.scores] == [True, False, False]
@@ -186,7 +187,7 @@ async def test_no_failure_becomes_a_reward(renderer: Renderer):
 
 async def test_a_lone_surrogate_is_no_tool_call_and_every_table_can_hold_it(renderer: Renderer):
     text = ask(renderer, "x").replace('"x"', '"\\ud83d"')
-    trajectory = await say(renderer, [text])
+    trajectory = await play(renderer, [text])
     assert trajectory.stop_reason is StopReason.NO_TOOL_CALL
     order = GroupOrder(group_id=0, task_key=KEY, group_size=1, seed=0)
     assert to_table(order, [trajectory])["text"].to_pylist() == [text]
@@ -202,7 +203,7 @@ async def test_every_trajectory_and_turn_of_a_group_has_its_own_seed_and_the_ord
             engines[seed] = TextEngine(renderer, [ask(renderer), "Well."])
             return engines[seed]
 
-        await rollout_group(order, make_setting(renderer, engine_for))
+        await rollout_group(order, make_context(renderer, engine_for))
         return [[request.seed for request in engine.requests] for engine in engines.values()]
 
     order = GroupOrder(group_id=4, task_key=KEY, group_size=4, seed=1)
@@ -222,13 +223,13 @@ async def test_every_trajectory_and_turn_of_a_group_has_its_own_seed_and_the_ord
 async def test_the_experts_rollout_scores_one_and_the_silent_ones_zero(renderer: Renderer, gym: str):
     scripts: dict[Script, float] = {"expert": 1.0, "silent": 0.0}
     for script, score in scripts.items():
-        setting = make_setting(
+        context = make_context(
             renderer,
             lambda task, seed, s=script: ScriptedEngine(
                 s, gym=GYMS[task.key.gym], task=task, renderer=renderer, seed=seed
             ),
         )
-        trajectory = await rollout(make_key(gym, index=2), setting, seed=0)
+        trajectory = await rollout(make_key(gym, index=2), context, seed=0)
         assert list(trajectory.gold) == list(GYMS[gym].gold(GYMS[gym].make_task(make_key(gym, index=2))))
         assert (max(turn.progress for turn in trajectory.turns) > 0) == (script == "expert")
         assert trajectory.stop_reason is StopReason.TERMINATED, trajectory.error

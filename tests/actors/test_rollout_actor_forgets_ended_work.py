@@ -1,4 +1,4 @@
-"""A rollout actor lets go of feeds that have ended."""
+"""A rollout actor drops work sources that have ended."""
 
 from concurrent.futures import Future
 from typing import Any
@@ -16,15 +16,17 @@ def work(*, error: Exception | None = None, is_over: bool = True) -> "Future[Non
     return future
 
 
-def test_feeds_that_have_ended_are_let_go_and_those_that_failed_are_told_of():
+def test_work_that_has_ended_is_dropped_and_work_that_failed_is_kept():
     actor = RolloutActor.__new__(RolloutActor)
-    feeds: dict[Any, Future[None]] = {
+    sources: dict[Any, Future[None]] = {
         "training": work(is_over=False),
         "first evaluation": work(),
         "failed": work(error=ValueError("why")),
         "second evaluation": work(),
     }
-    actor._work = dict(feeds)
-    actor._demands = {feed: ConcurrencyTarget(places=1.0, most=8, group_size=1) for feed in feeds}
-    actor._forget_ended()
-    assert list(actor._work) == list(actor._demands) == ["training", "failed"]
+    actor._work = dict(sources)
+    actor._targets = {
+        source: ConcurrencyTarget(engine_capacity=1.0, max_dialogues=8, group_size=1) for source in sources
+    }
+    actor._drop_finished_work()
+    assert list(actor._work) == list(actor._targets) == ["training", "failed"]

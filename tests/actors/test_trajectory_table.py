@@ -1,4 +1,4 @@
-"""The group's table: every field of a turn comes back, and no trajectory goes unaccounted."""
+"""The group's table: it holds every field of a turn, and at least a row of every trajectory."""
 
 import io
 from dataclasses import replace
@@ -141,7 +141,7 @@ def test_a_trajectory_without_turns_has_one_row_without_tokens():
     assert (row["env_reward"], row["text"]) == (0.0, "")
 
 
-def test_a_user_who_failed_is_named_in_rows_that_nobody_answered():
+def test_a_user_that_failed_is_named_in_rows_without_a_reply():
     failed = Trajectory(
         task_key=KEY,
         system="S",
@@ -156,7 +156,7 @@ def test_a_user_who_failed_is_named_in_rows_that_nobody_answered():
     assert names == ["rules", "qwen", "qwen", "rules", ""]
 
 
-def test_a_group_of_nothing_but_failures_is_a_table_too():
+def test_a_group_of_failures_alone_has_a_table():
     table = to_table(ORDER, [TRAJECTORIES[1]] * 3)
     assert table.num_rows == 3 and table.schema == SCHEMA
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.config import EngineConfig
+from actors.engines.engine_clock import EngineClock, EngineUsage
 from actors.engines.rpc import EngineRpcServer, IdArray, RpcRequest, RpcResponse, SampledTokens
-from actors.engines.usage import EngineUsage, UsageMeter
 from actors.process_info import ProcessInfo, this_process
 from actors.renderer import Renderer
 from cluster.cli.main import main
@@ -32,8 +32,8 @@ class FunctionEngine:
 
     def __init__(self, model_folder: str, config: EngineConfig, seed: int):
         self._renderer = Renderer.from_folder(model_folder)
-        self._meter = UsageMeter()
-        self._lines = EngineRpcServer(self.complete)
+        self._clock = EngineClock()
+        self._rpc = EngineRpcServer(self.complete)
         self._weights = 0
         self._version = 0
 
@@ -44,7 +44,7 @@ class FunctionEngine:
         self, token_ids: IdArray, *, max_completion_tokens: int, temperature: float, seed: int
     ) -> SampledTokens:
         weights, version = self._weights, self._version
-        with self._meter.request():
+        with self._clock.request():
             await asyncio.sleep(SAMPLE_S)
         rng = random.Random(f"{weights} {seed} {zlib.crc32(token_ids.tobytes())}")
         choice: Choice = "answer" if rng.random() < 0.25 else "action"
@@ -52,21 +52,21 @@ class FunctionEngine:
         logprobs = np.array([-rng.uniform(0.1, 3.0) for _ in ids], np.float32)
         return ids, logprobs, np.full(len(ids), version, np.int32), SAMPLE_S
 
-    async def begin(self, line: str, asks: Sequence[RpcRequest]) -> None:
-        self._lines.begin(line, asks)
+    async def submit(self, client_id: str, requests: Sequence[RpcRequest]) -> None:
+        self._rpc.submit(client_id, requests)
 
-    async def answers(self, line: str) -> list[RpcResponse]:
-        return await self._lines.answers(line)
+    async def poll(self, client_id: str) -> list[RpcResponse]:
+        return await self._rpc.poll(client_id)
 
-    async def hang_up(self, line: str, ticket: int) -> None:
-        self._lines.hang_up(line, ticket)
+    async def cancel(self, client_id: str, request_id: int) -> None:
+        self._rpc.cancel(client_id, request_id)
 
     async def receive(self, payload: NDArray[np.uint8], policy_version: int) -> dict[str, float]:
         self._weights, self._version = zlib.crc32(payload.data), policy_version
         return {"time/receive_weights_s": 0.0}
 
     async def usage(self) -> EngineUsage:
-        return self._meter.read()
+        return self._clock.read_usage()
 
     async def check(self) -> None: ...
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.engines.protocol import Sampling
-from actors.partial_rollouts import TurnUpdate, to_rows
+from actors.partial_rollouts import TurnUpdate, encode_turns
 from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout_group
 from actors.trajectory import GroupOrder, StopReason
@@ -171,7 +171,7 @@ async def play(config: RunConfig, folder: RunFolder, renderer: Renderer) -> pa.T
         )
 
     user = connect_users(config.simulator, rules=RuleUser(), gyms=GYMS)
-    setting = RolloutContext(
+    context = RolloutContext(
         engine_for=engine,
         user=user,
         renderer=renderer,
@@ -182,7 +182,7 @@ async def play(config: RunConfig, folder: RunFolder, renderer: Renderer) -> pa.T
         max_tokens=8192,
     )
     order = GroupOrder(group_id=0, task_key=make_key("intention"), seed=1, group_size=12)
-    trajectories = await rollout_group(order, setting)
+    trajectories = await rollout_group(order, context)
     assert {one.stop_reason for one in trajectories} == {StopReason.SIMULATOR_ERROR, StopReason.MAX_TURNS}
     assert any("***" in one.error for one in trajectories), "the endpoint did quote the key"
     told = [
@@ -190,7 +190,7 @@ async def play(config: RunConfig, folder: RunFolder, renderer: Renderer) -> pa.T
         for at, one in enumerate(trajectories)
         for number, turn in enumerate(one.turns)
     ]
-    entry = LogEntry(number=0, kind="turns", facts={}, body=to_rows(told))
+    entry = LogEntry(number=0, kind="turns", facts={}, body=encode_turns(told))
     (folder.path / "journal").mkdir()
     parts = frame_of(entry)
     (folder.path / "journal" / "entries-000000000000.log").write_bytes(

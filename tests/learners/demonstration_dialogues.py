@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from actors.engines.protocol import Sampling
-from actors.engines.scripted_engine import Script, ScriptedEngine
+from actors.engines.scripted_engine import ScriptedEngine
 from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout
+from actors.scripts import Script
 from actors.trajectory import Trajectory
 from learners.buffer.archive import with_outcomes, write_tables
 from learners.buffer.ledger import TRAINED
@@ -46,7 +47,7 @@ def word_renderer(words: str, *, template: str = WORD_TEMPLATE) -> Renderer:
 def play(script: Script, *, gym: str, index: int, renderer: Renderer, max_tokens: int = 4096) -> Trajectory:
     """A scripted policy's dialogue with the gym's own user."""
     key = TaskKey(gym=gym, split="train", index=index, seed=0, difficulty=0)
-    setting = RolloutContext(
+    context = RolloutContext(
         engine_for=lambda task, seed: ScriptedEngine(
             script, gym=GYMS[task.key.gym], task=task, renderer=renderer, seed=seed
         ),
@@ -58,7 +59,7 @@ def play(script: Script, *, gym: str, index: int, renderer: Renderer, max_tokens
         max_turns=None,
         max_tokens=max_tokens,
     )
-    return asyncio.run(rollout(key, setting, seed=index))
+    return asyncio.run(rollout(key, context, seed=index))
 
 
 def as_row(trajectory: Trajectory, *, by_function_call: bool = False) -> dict[str, Any]:

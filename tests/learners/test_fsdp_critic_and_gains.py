@@ -32,7 +32,7 @@ from learners.training.optimizer_step import (
     with_critic,
 )
 from learners.training.step_batch import samples_of_step
-from tests.actors.test_renderer import SPOKEN, talk
+from tests.actors.test_renderer import COMPLETIONS, talk
 from tests.learners.local_ranks import join
 from tests.learners.tiny_parts import save_checkpoint
 
@@ -45,7 +45,7 @@ GOLD = json.dumps([{"choice": "answer", "content": "21"}])
 def one_group(folder: Path) -> pa.Table:
     """Dialogues of six, five and one turns; an odd number, so that two ranks share unevenly."""
     renderer = Renderer.from_folder(folder)
-    talks = [asyncio.run(talk(renderer, SPOKEN[index:])) for index in (0, 1, 5)]
+    talks = [asyncio.run(talk(renderer, COMPLETIONS[index:])) for index in (0, 1, 5)]
     trajectories = [trajectory for trajectory, _ in talks]
     order = GroupOrder(group_id=3, task_key=trajectories[0].task_key, group_size=3, seed=0)
     table = to_table(order, trajectories)

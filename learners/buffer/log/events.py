@@ -136,7 +136,7 @@ class BufferEventLog:
         """Groups came home. Only their bytes are written here; what they say is read by who recalls them."""
         number = self._journal.next_number
         facts = {
-            "orders": [replace(order, num_begun=0) for order in delivery.orders],
+            "orders": [replace(order, num_completed_turns=0) for order in delivery.orders],
             "summaries": delivery.summaries,
             "num_rows": delivery.num_rows,
         }

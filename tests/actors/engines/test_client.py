@@ -1,4 +1,4 @@
-"""The engines' client: where a dialogue's turns go, and what becomes of it when an engine fails."""
+"""The engines' client: the engine that each turn of a dialogue goes to, and retries when an engine fails."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -9,8 +9,7 @@ import pytest
 from ray.exceptions import RayActorError, RayError
 
 from actors.engines import client as client_module
-from actors.engines.client import EngineClient
-from actors.engines.membership import EngineSet
+from actors.engines.client import EngineClient, EngineSet
 from actors.engines.protocol import CompletionRequest, EngineError, EngineGoneError, RequestError, Sampling
 from actors.engines.rpc import EngineRpcServer, RpcRequest, RpcResponse, SampledTokens
 from actors.trajectory import Completion
@@ -20,28 +19,28 @@ REFUSED = EngineError("vLLM has died")
 
 
 class FakeEngine:
-    """Stands where a handle to an engine actor stands: answers after `delay_s`, of which it computed
-    `policy_s`, or fails with `error`; it is dead where that is Ray's."""
+    """In place of an engine actor's handle: completes after `delay_s`, of which it computed `policy_s`, or
+    fails with `error`; it is dead if that is an error of Ray."""
 
     def __init__(self, *, delay_s: float = 0.0, policy_s: float = 0.0, error: Exception | None = None):
         self.delay_s, self.policy_s, self.error = delay_s, policy_s, error
         self.seeds: list[int] = []
-        self.lines = EngineRpcServer(self._sample)
-        self.begin, self.answers, self.hang_up = (
-            Remote(call) for call in (self._begin, self._answers, self._hang_up)
+        self.server = EngineRpcServer(self._sample)
+        self.submit, self.poll, self.cancel = (
+            Remote(call) for call in (self._submit, self._poll, self._cancel)
         )
 
-    async def _begin(self, line: str, asks: list[RpcRequest]) -> None:
-        self.seeds += [ask.seed for ask in asks]
-        self.lines.begin(line, asks)
+    async def _submit(self, client_id: str, requests: list[RpcRequest]) -> None:
+        self.seeds += [request.seed for request in requests]
+        self.server.submit(client_id, requests)
 
-    async def _answers(self, line: str) -> list[RpcResponse]:
+    async def _poll(self, client_id: str) -> list[RpcResponse]:
         if isinstance(self.error, RayError):
             raise self.error
-        return await self.lines.answers(line)
+        return await self.server.poll(client_id)
 
-    async def _hang_up(self, line: str, ticket: int) -> None:
-        self.lines.hang_up(line, ticket)
+    async def _cancel(self, client_id: str, request_id: int) -> None:
+        self.server.cancel(client_id, request_id)
 
     async def _sample(self, token_ids: np.ndarray, **sampling: Any) -> SampledTokens:
         await asyncio.sleep(self.delay_s)
@@ -65,12 +64,12 @@ def client_of(*engines: FakeEngine, timeout_s: float = 60.0) -> EngineClient:
     return EngineClient(handles, timeout_s=timeout_s)
 
 
-def renew(client: EngineClient, version: int, *engines: FakeEngine) -> None:
+def update(client: EngineClient, version: int, *engines: FakeEngine) -> None:
     handles: Any = engines
-    client.renew(EngineSet(version=version, engines=handles, places=1.0))
+    client.update(EngineSet(version=version, engines=handles, capacity=1.0))
 
 
-async def ask(client: EngineClient, dialogue: int | None, *, seed: int = 0) -> Completion:
+async def complete(client: EngineClient, dialogue: int | None, *, seed: int = 0) -> Completion:
     request = CompletionRequest(
         token_ids=np.array([1, 2], np.int32),
         messages=(),
@@ -87,7 +86,7 @@ async def test_all_turns_of_a_dialogue_go_to_one_engine_and_dialogues_are_spread
 
     async def talk(dialogue: int) -> None:
         for _ in range(5):
-            await ask(client, dialogue, seed=dialogue)
+            await complete(client, dialogue, seed=dialogue)
 
     await asyncio.gather(*(talk(dialogue) for dialogue in range(12)))
     seen = [set(engine.seeds) for engine in engines]
@@ -99,91 +98,91 @@ async def test_dialogues_one_after_the_other_are_spread_too():
     engines = [FakeEngine(), FakeEngine()]
     client = client_of(*engines)
     for dialogue in range(6):
-        await ask(client, dialogue, seed=dialogue)
+        await complete(client, dialogue, seed=dialogue)
     assert [engine.seeds for engine in engines] == [[0, 2, 4], [1, 3, 5]]
 
 
-async def test_a_dialogue_begins_where_the_least_is_in_flight():
+async def test_a_dialogue_begins_on_the_engine_with_the_fewest_requests_in_flight():
     busy, free = FakeEngine(delay_s=30.0), FakeEngine()
     client = client_of(busy, free)
-    waiting = asyncio.create_task(ask(client, 0))
+    waiting = asyncio.create_task(complete(client, 0))
     await asyncio.sleep(0)
     for dialogue in range(1, 6):
-        await ask(client, dialogue)
+        await complete(client, dialogue)
     assert (len(busy.seeds), len(free.seeds)) == (1, 5)
     waiting.cancel()
 
 
 @pytest.mark.parametrize("error", [DEAD, REFUSED])
-async def test_a_dialogue_moves_when_its_engine_fails_and_stays_where_it_went(error: Exception):
+async def test_a_dialogue_moves_when_its_engine_fails_and_stays_with_the_new_one(error: Exception):
     broken, sound = FakeEngine(), FakeEngine()
     client = client_of(broken, sound)
-    await ask(client, 0)
+    await complete(client, 0)
     broken.error = error
-    await ask(client, 0, seed=1)
+    await complete(client, 0, seed=1)
     broken.error = None
-    await ask(client, 0, seed=2)
-    await ask(client, 1, seed=3)
-    assert (broken.seeds, sound.seeds) == ([0, 1], [1, 2, 3]), "who failed is left alone for a while"
+    await complete(client, 0, seed=2)
+    await complete(client, 1, seed=3)
+    assert (broken.seeds, sound.seeds) == ([0, 1], [1, 2, 3]), "the failed one is avoided for a while"
 
 
-async def test_a_request_that_is_at_fault_is_asked_for_once_and_harms_no_engine():
+async def test_a_request_that_is_at_fault_is_not_retried_and_its_engine_not_avoided():
     asked, other = FakeEngine(error=RequestError("the prompt is too long")), FakeEngine()
     client = client_of(asked, other)
     with pytest.raises(RequestError, match="too long"):
-        await ask(client, 0)
+        await complete(client, 0)
     asked.error = None
-    await ask(client, 0, seed=1)
+    await complete(client, 0, seed=1)
     assert (asked.seeds, other.seeds) == ([0, 1], [])
 
 
-async def test_an_engine_that_took_too_long_is_left_alone_for_a_while():
+async def test_an_engine_that_took_too_long_is_avoided_for_a_while():
     stuck, sound = FakeEngine(delay_s=600.0), FakeEngine()
     handles: Any = [stuck, sound]
     client = EngineClient(handles, timeout_s=0.05)
     with pytest.raises(EngineError, match=r"complete_timeout_s=0\.05"):
-        await ask(client, 0)
+        await complete(client, 0)
     client._timeout_s = 60.0
-    await ask(client, 0, seed=1)
+    await complete(client, 0, seed=1)
     assert (stuck.seeds, sound.seeds) == ([0], [1])
 
 
-async def test_a_failed_engine_is_asked_again_after_a_while(monkeypatch: pytest.MonkeyPatch):
+async def test_a_failed_engine_gets_requests_again_after_a_while(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(client_module, "AVOIDED_S", 0.0)
     broken, sound = FakeEngine(error=DEAD), FakeEngine()
     client = client_of(broken, sound)
-    await ask(client, 0)
+    await complete(client, 0)
     broken.error = None
     for dialogue in range(1, 5):
-        await ask(client, dialogue)
+        await complete(client, dialogue)
     assert len(broken.seeds) > 1
 
 
-async def test_where_every_engine_fails_the_last_ones_error_is_told():
+async def test_if_every_engine_fails_the_last_error_is_raised():
     client = client_of(FakeEngine(error=EngineError("no memory")), FakeEngine(error=REFUSED))
     with pytest.raises(EngineError, match="vLLM has died"):
-        await ask(client, 0)
+        await complete(client, 0)
 
 
-async def test_nobody_waits_for_the_place_of_a_dead_engine_longer_than_the_limit():
+async def test_the_wait_for_the_replacement_of_a_dead_engine_is_limited():
     for engines in ([FakeEngine(error=DEAD)], []):
         client = client_of(*engines, timeout_s=0.05)
         with pytest.raises(EngineError, match=r"none took its place within 0\.05 s"):
-            await ask(client, 0)
+            await complete(client, 0)
 
 
 @pytest.mark.parametrize("error", [DEAD, EngineGoneError("vLLM has died")])
-async def test_a_completion_that_died_with_its_engine_is_asked_of_the_one_in_its_place(error: Exception):
+async def test_a_completion_that_died_with_its_engine_is_retried_on_the_replacement(error: Exception):
     dead, new = FakeEngine(), FakeEngine()
     client = client_of(dead)
-    await ask(client, 0)
+    await complete(client, 0)
     dead.error = error
-    asked = asyncio.create_task(ask(client, 0, seed=1))
+    asked = asyncio.create_task(complete(client, 0, seed=1))
     await asyncio.sleep(0.01)
-    renew(client, 1)  # the run has noticed
+    update(client, 1)  # the run has noticed
     await asyncio.sleep(0.01)
     assert not asked.done()
-    renew(client, 2, new)
+    update(client, 2, new)
     assert (await asked).token_ids.tolist() == [5]
     assert (dead.seeds, new.seeds) == ([0, 1], [1])
 
@@ -191,45 +190,45 @@ async def test_a_completion_that_died_with_its_engine_is_asked_of_the_one_in_its
 async def test_an_older_set_of_engines_changes_nothing():
     first, second = FakeEngine(), FakeEngine()
     client = client_of()
-    renew(client, 2, second)
-    renew(client, 1, first)
-    await ask(client, 0)
+    update(client, 2, second)
+    update(client, 1, first)
+    await complete(client, 0)
     assert (len(first.seeds), len(second.seeds)) == (0, 1)
 
 
-async def test_a_dialogue_leaves_an_engine_that_is_to_go_and_what_is_in_flight_ends_there():
+async def test_a_dialogue_leaves_a_removed_engine_and_requests_in_flight_finish_there():
     leaving, staying = FakeEngine(delay_s=0.02), FakeEngine()
     client = client_of(leaving)
-    asked = asyncio.create_task(ask(client, 0, seed=1))
+    asked = asyncio.create_task(complete(client, 0, seed=1))
     await asyncio.sleep(0.005)
-    renew(client, 1, staying)
+    update(client, 1, staying)
     await asked
-    await ask(client, 0, seed=2)
+    await complete(client, 0, seed=2)
     assert (leaving.seeds, staying.seeds) == ([1], [2])
 
 
 async def test_an_engine_that_stays_keeps_its_dialogues():
     staying, others = FakeEngine(), [FakeEngine() for _ in range(3)]
     client = client_of(staying)
-    await ask(client, 0, seed=1)
-    renew(client, 1, *others, staying)
-    await ask(client, 0, seed=2)
+    await complete(client, 0, seed=1)
+    update(client, 1, *others, staying)
+    await complete(client, 0, seed=2)
     assert staying.seeds == [1, 2]
 
 
-async def test_what_was_not_computed_was_waited_for():
-    completion = await ask(client_of(FakeEngine(delay_s=0.05, policy_s=0.03)), 0)
+async def test_seconds_in_which_the_engine_did_not_compute_count_as_queueing():
+    completion = await complete(client_of(FakeEngine(delay_s=0.05, policy_s=0.03)), 0)
     assert completion.queue_s >= 0.019
-    completion = await ask(client_of(FakeEngine(policy_s=5.0)), 0)
+    completion = await complete(client_of(FakeEngine(policy_s=5.0)), 0)
     assert completion.queue_s == 0.0
 
 
-async def test_what_is_remembered_of_dialogues_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(client_module, "MOST_DIALOGUES", 2)
+async def test_the_number_of_remembered_dialogues_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(client_module, "MAX_DIALOGUES", 2)
     engines = [FakeEngine(), FakeEngine()]
     client = client_of(*engines)
     for dialogue in (0, 1, 2, 1, 2):
-        await ask(client, dialogue, seed=dialogue)
+        await complete(client, dialogue, seed=dialogue)
     assert [engine.seeds for engine in engines] == [[0, 2, 2], [1, 1]]
-    await ask(client, 0, seed=9)
-    assert engines[1].seeds[-1] == 9, "the forgotten one begins anew, where the fewest have been"
+    await complete(client, 0, seed=9)
+    assert engines[1].seeds[-1] == 9, "the forgotten one is routed as a new dialogue"

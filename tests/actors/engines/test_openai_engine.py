@@ -1,4 +1,4 @@
-"""An endpoint's model in the policy's place, against a real server on loopback."""
+"""The engine of an endpoint's model, against a real server on loopback."""
 
 import json
 import random
@@ -46,7 +46,7 @@ def call(*arguments: str, text: str | None = None, name: str = TOOL_NAME) -> dic
 
 
 def calls(anything: object) -> dict[str, Any]:
-    """A completion with this in the place of its tool calls."""
+    """A completion with this in place of its tool calls."""
     body = completion(None, "tool_calls")
     body["choices"][0]["message"]["tool_calls"] = anything
     return body
@@ -69,7 +69,7 @@ async def played(
             )
         )
         engine = OpenAIEngine(chat, renderer=renderer)
-        setting = RolloutContext(
+        context = RolloutContext(
             engine_for=lambda task, seed: engine,
             user=RuleUser(),
             renderer=renderer,
@@ -79,7 +79,7 @@ async def played(
             max_turns=None,
             max_tokens=2**24,
         )
-        yield await rollout(make_key(gym), setting, seed=3), endpoint
+        yield await rollout(make_key(gym), context, seed=3), endpoint
         await chat.close()
 
 
@@ -138,14 +138,18 @@ async def test_a_model_that_plays_like_the_expert_scores_like_the_expert(rendere
         calls([{"id": "c", "type": "function", "function": {"name": None, "arguments": FIRST[0]}}]),
     ],
 )
-async def test_what_is_no_tool_call_ends_the_dialogue_as_spoken(answer: Any, renderer: Renderer) -> None:
+async def test_a_reply_without_a_valid_tool_call_ends_the_dialogue_as_text(
+    answer: Any, renderer: Renderer
+) -> None:
     async with played([answer], renderer) as (trajectory, _):
         assert trajectory.stop_reason is StopReason.NO_TOOL_CALL
         assert [turn.action for turn in trajectory.turns] == [None]
 
 
 @pytest.mark.parametrize("answer", [500, 401, (429, "insufficient_quota"), b"no json", {"choices": []}, 5.0])
-async def test_an_endpoint_that_fails_is_a_failure_and_never_a_score(answer: Any, renderer: Renderer) -> None:
+async def test_an_endpoint_that_fails_is_an_engine_error_and_never_a_score(
+    answer: Any, renderer: Renderer
+) -> None:
     async with played([call(FIRST[0]), answer], renderer) as (trajectory, _):
         assert trajectory.stop_reason is StopReason.ENGINE_ERROR
         assert trajectory.stop_reason.failed
@@ -154,7 +158,7 @@ async def test_an_endpoint_that_fails_is_a_failure_and_never_a_score(answer: Any
         assert KEY not in trajectory.error
 
 
-async def test_arguments_as_an_object_and_a_call_without_a_type_are_understood(renderer: Renderer) -> None:
+async def test_arguments_as_an_object_and_a_call_without_a_type_are_accepted(renderer: Renderer) -> None:
     function = {"name": TOOL_NAME, "arguments": json.loads(FIRST[0])}
     async with played([calls([{"id": "c", "function": function}]), call(FIRST[1])], renderer) as (first, _):
         assert first.turns[0].action == Action(choice="action", content="1 2 3 4")

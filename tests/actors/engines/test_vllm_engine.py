@@ -1,4 +1,4 @@
-"""The engine on real parts: Ray, vLLM, and a tiny Qwen3 policy with random weights and tied embeddings."""
+"""The engine with real Ray and vLLM, and a tiny Qwen3 policy with random weights and tied embeddings."""
 
 import asyncio
 import gc
@@ -21,13 +21,13 @@ from actors.config import EngineConfig
 from actors.engines.client import EngineClient
 from actors.engines.protocol import CompletionRequest, EngineError, RequestError, Sampling
 from actors.engines.vllm_engine import EngineActor
-from actors.engines.vllm_settings import COMES_FIRST
+from actors.engines.vllm_settings import HIGH_PRIORITY_ENV
 from actors.trajectory import Completion, as_ids
 from tests.actors.logprob_agreement import STOP_TOKEN_ID, VOCAB_SIZE, packed, random_model
 
 pytestmark = pytest.mark.slow
 
-MOST_GAP = 0.02
+MAX_GAP = 0.02
 """Mean absolute difference of logprobs that training tolerates."""
 
 
@@ -38,7 +38,7 @@ class Started:
     policy: Qwen3ForCausalLM
     """Version 0, as the engines received it."""
     was_served_early: bool
-    """Whether a request got an answer before the first weights."""
+    """Whether a request was completed before the first weights."""
     early_versions: list[int]
     """Versions of that request's completion, once there were weights."""
 
@@ -84,13 +84,13 @@ def _receive(started: Started, policy: Qwen3ForCausalLM, *, version: int) -> Non
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     folder = tmp_path_factory.mktemp("policy")
     policy = _policy(seed=0)
-    _policy(seed=99).save_pretrained(folder)  # what an engine starts from must never be served
+    _policy(seed=99).save_pretrained(folder)  # the weights that an engine starts from must never be served
     path = str(Path(__file__).parents[3])
     ray.init("local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     try:
         config = EngineConfig(max_model_len=512, kv_cache_gib=0.1, num_threads=1)
         actor: Any = ray.remote(EngineActor)
-        actor = actor.options(num_cpus=0, max_concurrency=256, runtime_env={"env_vars": COMES_FIRST})
+        actor = actor.options(num_cpus=0, max_concurrency=256, runtime_env={"env_vars": HIGH_PRIORITY_ENV})
         engines = [actor.remote(str(folder), config, seed) for seed in (0, 1)]
         ray.get([engine.start.remote() for engine in engines], timeout=300)
         early = engines[0].complete.remote(
@@ -121,7 +121,7 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(started: Started, t
     requests = [_request(seed=seed, temperature=temperature) for seed in range(8)]
     completions = _run(_complete_all(started.client, requests))
     gaps = [_gap(started.policy, *pair) for pair in zip(requests, completions, strict=True)]
-    assert np.mean(gaps) < MOST_GAP
+    assert np.mean(gaps) < MAX_GAP
 
 
 def test_scores_are_the_learners_logprobs(started: Started) -> None:
@@ -129,7 +129,7 @@ def test_scores_are_the_learners_logprobs(started: Started) -> None:
     reference = _reference_logprobs(started.policy, ids, temperature=1.0)
     for engine in started.engines:
         scores = ray.get(engine.score.remote(np.array(ids, np.int32)), timeout=60)
-        assert np.abs(scores - reference).mean() < MOST_GAP
+        assert np.abs(scores - reference).mean() < MAX_GAP
 
 
 def test_a_completion_ends_with_its_stop_token_or_at_its_limit(started: Started) -> None:
@@ -147,32 +147,33 @@ def test_the_seed_alone_decides_what_is_sampled(started: Started) -> None:
     assert list(once.token_ids) == list(again.token_ids) != list(other.token_ids)
 
 
-def test_no_more_is_computed_at_once_than_there_are_places_and_the_rest_is_waiting(started: Started) -> None:
+def test_no_more_than_max_num_seqs_are_computed_at_once_and_the_rest_is_queueing(started: Started) -> None:
     client = EngineClient(started.engines[:1], timeout_s=60)
 
-    async def ask(seed: int) -> tuple[float, float]:
+    async def complete(seed: int) -> tuple[float, float]:
         began = time.perf_counter()
         completion = await client.complete(_request(seed=seed, length=20, most=24))
         return time.perf_counter() - began, completion.queue_s
 
-    async def ask_all() -> list[tuple[float, float]]:
-        return await asyncio.gather(*(ask(seed) for seed in range(256)))
+    async def complete_all() -> list[tuple[float, float]]:
+        return await asyncio.gather(*(complete(seed) for seed in range(256)))
 
     began = time.perf_counter()
-    waited_s, queue_s = np.transpose(_run(ask_all()))
+    waited_s, queue_s = np.transpose(_run(complete_all()))
     duration_s = time.perf_counter() - began
-    num_places = EngineConfig().max_num_seqs
-    assert waited_s.sum() > num_places * duration_s, "too few requests for this test to show anything"
-    assert (waited_s - queue_s).sum() <= 1.01 * num_places * duration_s
+    capacity = EngineConfig().max_num_seqs
+    assert waited_s.sum() > capacity * duration_s, "too few requests for this test to show anything"
+    assert (waited_s - queue_s).sum() <= 1.01 * capacity * duration_s
     assert (waited_s > queue_s).all() and (queue_s > 0).all()
 
 
-def test_requests_that_are_given_up_leave_their_places_at_once(started: Started) -> None:
-    """More requests than places, to their ends and then given up: who comes next does not wait for them."""
+def test_cancelled_requests_free_the_engine_at_once(started: Started) -> None:
+    """More requests than the engine computes at once, finished and then cancelled: the next request does not
+    wait for the cancelled ones."""
     client = EngineClient(started.engines[:1], timeout_s=60)
     crowd = [_request(seed=seed, length=20, most=256) for seed in range(160)]
 
-    async def give_up() -> float:
+    async def cancel_all() -> float:
         running = [asyncio.ensure_future(client.complete(request)) for request in crowd]
         await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         assert sum(not one.done() for one in running) > EngineConfig().max_num_seqs
@@ -186,11 +187,11 @@ def test_requests_that_are_given_up_leave_their_places_at_once(started: Started)
     began = time.perf_counter()
     _run(_complete_all(client, crowd))
     to_their_ends_s = time.perf_counter() - began
-    # The best of some: other work on the machine only adds.
-    assert min(_run(give_up()) for _ in range(3)) < to_their_ends_s / 4
+    # The minimum of several: other work on the machine only adds to it.
+    assert min(_run(cancel_all()) for _ in range(3)) < to_their_ends_s / 4
 
 
-def test_weights_arrive_in_flight_and_each_token_names_its_version(started: Started) -> None:
+def test_weights_are_received_in_flight_and_each_token_names_its_version(started: Started) -> None:
     requests = [_request(seed=100 + seed, length=200, most=256) for seed in range(16)]
     policy = _policy(seed=1)
 
@@ -221,19 +222,20 @@ def test_weights_arrive_in_flight_and_each_token_names_its_version(started: Star
                 policy_versions=completion.policy_versions[:num_old],
             )
             old_gaps.append(_gap(started.policy, request, old))
-    assert np.mean(old_gaps) < MOST_GAP
+    assert np.mean(old_gaps) < MAX_GAP
 
     # The same prompts again: nothing that the old weights cached may be used.
     completions = _run(_complete_all(started.client, requests))
     assert all(set(completion.policy_versions) == {1} for completion in completions)
     gaps = [_gap(policy, *pair) for pair in zip(requests, completions, strict=True)]
-    assert np.mean(gaps) < MOST_GAP
+    assert np.mean(gaps) < MAX_GAP
 
 
-def test_a_request_that_has_no_token_yet_when_weights_change_reads_nothing_that_the_old_ones_cached(
+def test_a_request_without_a_token_when_weights_change_reads_nothing_that_the_old_ones_cached(
     started: Started,
 ) -> None:
-    """More requests than places, all of one prompt: it is in the cache when the rest of them begins."""
+    """More requests than the engine computes at once, all with one prompt: it is cached when the rest
+    starts."""
     engine: Any = started.engines[0]
     client, policy = EngineClient([engine], timeout_s=60), _policy(seed=3)
     requests = [_request(seed=300 + seed, length=300, most=128) for seed in range(160)]
@@ -251,16 +253,16 @@ def test_a_request_that_has_no_token_yet_when_weights_change_reads_nothing_that_
         return [pair for pair in pairs if set(pair[1].policy_versions) == {5}]
 
     pairs = new_ones()
-    for _ in range(4):  # on a busy machine the weights may come when all have begun
+    for _ in range(4):  # on a busy machine the weights may come when all have started
         if len(pairs) >= 160 - 2 * EngineConfig().max_num_seqs:
             break
         _receive(started, _policy(seed=0), version=0)
         pairs = new_ones()
     assert len(pairs) >= 160 - 2 * EngineConfig().max_num_seqs
-    assert max(_gap(policy, *pair) for pair in pairs) < MOST_GAP
+    assert max(_gap(policy, *pair) for pair in pairs) < MAX_GAP
 
 
-def test_incomplete_weights_are_refused_and_close_the_gate_until_whole_ones_come(started: Started) -> None:
+def test_incomplete_weights_are_refused_and_nothing_is_served_until_whole_ones_come(started: Started) -> None:
     policy = _policy(seed=2)
     some = ((name, one) for name, one in policy.named_parameters() if "layers.1.mlp" not in name)
     payload = ray.put(packed(some))
@@ -271,10 +273,10 @@ def test_incomplete_weights_are_refused_and_close_the_gate_until_whole_ones_come
     assert ray.wait([late], timeout=0.5)[0] == []
     _receive(started, policy, version=2)
     reference = _reference_logprobs(policy, list(range(2, 20)), temperature=1.0)
-    assert np.abs(ray.get(late, timeout=60) - reference).mean() < MOST_GAP
+    assert np.abs(ray.get(late, timeout=60) - reference).mean() < MAX_GAP
 
 
-def test_what_the_engine_refuses_or_does_not_end_in_time_is_an_engine_error(started: Started) -> None:
+def test_a_refused_request_and_a_timeout_are_engine_errors(started: Started) -> None:
     with pytest.raises(RequestError, match="512"):
         _run(started.client.complete(_request(seed=0, length=600)))
     with pytest.raises(RequestError, match="temperature"):
@@ -305,13 +307,13 @@ def _vllm_pids(engine: EngineActor) -> list[int]:
     return [child.pid for child in children if "VLLM" in " ".join(child.cmdline())]
 
 
-def test_the_core_comes_before_its_front_and_no_collection_looks_at_what_they_imported(
+def test_the_core_has_priority_over_its_actor_and_imports_are_frozen(
     started: Started,
 ) -> None:
-    def look(_: EngineActor) -> tuple[int, list[int], int]:
+    def inspect(_: EngineActor) -> tuple[int, list[int], int]:
         children = [child.nice() for child in psutil.Process().children()]
         return os.getpriority(os.PRIO_PROCESS, 0), children, gc.get_freeze_count()
 
-    front, children, num_frozen = ray.get(started.engines[0].__ray_call__.remote(look), timeout=60)
+    front, children, num_frozen = ray.get(started.engines[0].__ray_call__.remote(inspect), timeout=60)
     assert (front, min(children)) == (15, 0)
     assert num_frozen > 100_000

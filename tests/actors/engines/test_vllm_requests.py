@@ -1,4 +1,4 @@
-"""What became of a request, read out of vLLM's terms."""
+"""Results of a request, converted from vLLM's types."""
 
 from dataclasses import dataclass
 from typing import Any

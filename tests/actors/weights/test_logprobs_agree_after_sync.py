@@ -1,5 +1,5 @@
-"""After every kind of sync the engine's logprobs are the learner's, on the same tokens: vLLM on CPU, and
-policies of random weights with tied and untied embeddings, with and without adapters."""
+"""After every kind of weight sync the engine's logprobs equal the learner's on the same tokens: vLLM on CPU,
+random policies with tied and untied embeddings, with and without adapters."""
 
 import copy
 import pickle
@@ -40,7 +40,7 @@ def assert_agree(learner: np.ndarray, engine: Any) -> None:
 
 
 def assert_serves(engine: ActorHandle, policy: Policy) -> None:
-    """Prompts and completions, at once and one after the other."""
+    """The engine's logprobs of prompts and of completions equal the policy's."""
     prompts = [random_ids(seed) for seed in range(8)]
     scores = ray.get([engine.score.remote(np.array(ids, np.int32)) for ids in prompts], timeout=TIMEOUT_S)
     completions = ray.get([complete(engine, ids, most=32) for ids in prompts], timeout=TIMEOUT_S)
@@ -96,7 +96,7 @@ def policy(kind: str, folders: Mapping[str, str]) -> Policy:
     )
 
 
-def test_a_file_brings_the_learners_policy_again_and_again(
+def test_every_update_by_file_serves_the_learners_policy(
     kind: str, policy: Policy, engines: Mapping[str, ActorHandle]
 ) -> None:
     for version in range(3):
@@ -105,7 +105,7 @@ def test_a_file_brings_the_learners_policy_again_and_again(
         assert_serves(engines[kind], policy)
 
 
-def test_requests_that_run_meanwhile_said_the_truth_before_and_new_ones_do_after(
+def test_running_requests_have_the_old_logprobs_before_and_the_new_ones_after_an_update(
     kind: str, policy: Policy, engines: Mapping[str, ActorHandle]
 ) -> None:
     engine = engines[kind]
@@ -131,10 +131,10 @@ def test_requests_that_run_meanwhile_said_the_truth_before_and_new_ones_do_after
     assert_serves(engine, policy)
 
 
-def test_the_four_calls_of_a_gpu_transport_bring_the_learners_policy(
+def test_the_four_calls_of_a_gpu_transport_serve_the_learners_policy(
     kind: str, policy: Policy, engines: Mapping[str, ActorHandle], tmp_path: Path
 ) -> None:
-    """Driven with the transport that a CPU has: connect, begin, take, end."""
+    """With the transport that a CPU has: connect, begin, take, end."""
     engine = engines[kind]
     for version in (20, 21):
         learn(policy, seed=version)
@@ -150,7 +150,7 @@ def test_the_four_calls_of_a_gpu_transport_bring_the_learners_policy(
         assert_serves(engine, policy)
 
 
-def test_an_update_that_was_left_in_the_middle_is_begun_anew_by_the_next_learner(
+def test_an_update_that_was_interrupted_is_restarted_by_the_next_learner(
     kind: str, policy: Policy, engines: Mapping[str, ActorHandle], tmp_path: Path
 ) -> None:
     engine, file = engines[kind], tmp_path / "part"
@@ -162,7 +162,7 @@ def test_an_update_that_was_left_in_the_middle_is_begun_anew_by_the_next_learner
     ray.get(engine.connect_learner.remote("shared_memory", {}), timeout=TIMEOUT_S)
     ray.get(engine.begin_weights.remote(), timeout=TIMEOUT_S)
     ray.get(engine.take_weights.remote(pickle.dumps({"path": str(file)})), timeout=TIMEOUT_S)
-    test_the_four_calls_of_a_gpu_transport_bring_the_learners_policy(kind, policy, engines, tmp_path)
+    test_the_four_calls_of_a_gpu_transport_serve_the_learners_policy(kind, policy, engines, tmp_path)
 
 
 def test_a_transport_that_needs_a_gpu_is_refused_in_one_line(engines: Mapping[str, ActorHandle]) -> None:

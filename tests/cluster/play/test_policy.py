@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.engines.protocol import CompletionRequest, Sampling
-from actors.engines.scripted_engine import HASTE as SCRIPTED_HASTE
 from actors.engines.scripted_engine import ScriptedEngine
 from actors.engines.transformers_engine import TransformersEngine
 from actors.renderer import Renderer
@@ -19,7 +18,6 @@ from actors.trajectory import TokenIds
 from cluster.cli.main import main
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig, load
-from cluster.play.play import HASTE
 from cluster.play.policy import Opponent, PolicyRequest, find_policy, open_policy, with_settings_of
 from cluster.play.rollout import play_policy
 from cluster.play.terminal import Terminal
@@ -254,7 +252,6 @@ def test_a_person_plays_the_user_of_other_scripts() -> None:
     assert silent.stdout.endswith("The dialogue is over.\nscore 0.00 in 1 turn\n")
     aimless = userrl_play("telepathy", "--as", "user", "--policy", "random", typed=[])
     assert "\nagent: [" in aimless.stdout and aimless.returncode == 0
-    assert HASTE == SCRIPTED_HASTE
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from actors.engines.usage import EngineUsage
+from actors.engines.engine_clock import EngineUsage
 from actors.trajectory import StopReason
 from actors.trajectory_table import SCHEMA, TURN_STAGES
 from cluster.tracking.step_metrics import (

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
+from actors.engines.engine_clock import EngineUsage
 from actors.engines.protocol import EngineGoneError
-from actors.engines.usage import EngineUsage
 from actors.process_info import ProcessInfo
 from cluster.workers.engine_pool import DRAIN_TIMEOUT_S, UNRESPONSIVE_S, EnginePool, EngineStartError
 from tests.cluster.ray_fakes import FakeActor, use_fakes
@@ -80,7 +80,7 @@ def test_rollout_actors_know_an_engine_only_once_it_holds_the_live_weights() -> 
     made.serve(0)
     assert (made.known, len(made.engines.awaiting_weights)) == ([0], 1)
     current = made.engines.snapshot(num_sharing=2)
-    assert current is not None and current.places == 4.0  # eight of one engine, between two
+    assert current is not None and current.capacity == 4.0  # eight of one engine, between two
 
 
 def test_every_change_gives_the_set_a_higher_version() -> None:

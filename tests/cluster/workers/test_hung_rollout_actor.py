@@ -17,8 +17,8 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from actors.engines.scripted_engine import Script
 from actors.rollout_setup import RolloutSetup
+from actors.scripts import Script
 from actors.trajectory import GroupOrder, GroupSummary
 from cluster.config.run_config import RunConfig
 from cluster.driver.algorithm_config import create_rollouts
@@ -53,7 +53,7 @@ class SlowUser:
         return RuleUser().answer(call)
 
 
-def connect_user(name: str) -> User:
+def connect_user(name: str | None) -> User:
     return SlowUser()
 
 
@@ -68,7 +68,7 @@ def start_rollouts(policy_folder: str, **rollout: float) -> tuple[RolloutPool, O
         config=config.rollout,
         policy_folder=policy_folder,
         max_tokens=100_000,
-        engine_places=math.inf,
+        engine_capacity=math.inf,
         connect_engine=lambda: None,  # type: ignore[arg-type,return-value]
         open_gyms=lambda: GYMS,
         personas="plain",

@@ -34,8 +34,8 @@ class Actor:
     def state(self) -> WorkState:
         return WorkState(
             worker_index=self.worker_index,
-            holder=f"rollout-{self.worker_index}-{self.life}",
-            place=HERE,
+            worker_id=f"rollout-{self.worker_index}-{self.life}",
+            process=HERE,
             is_idle=self.is_idle,
             error="",
         )

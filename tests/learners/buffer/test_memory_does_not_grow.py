@@ -22,7 +22,7 @@ there are a hundred of them: up to 25,000."""
 async def finish(feed: LocalBuffer, rewards: list[float], *, version: int) -> None:
     """One group, from its order to its delivery, with a turn told on the way."""
     (order,) = await feed.next_orders("a", 1) or []
-    await feed.note_turns("a", [order.group_id], pa.py_buffer(bytes(1000)))
+    await feed.publish_turns("a", [order.group_id], pa.py_buffer(bytes(1000)))
     assert await feed.put(delivery_of(order, rewards, versions=(version, version))) == [True]
 
 

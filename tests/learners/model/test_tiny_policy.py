@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from actors.renderer import Renderer, parse_tool_call
+from actors.renderer import Renderer
+from actors.tool_call_parser import parse_tool_call
 from learners.config import TinyPolicyConfig
 from learners.model.tiny_policy import build, constants, make_tokenizer
 from simulators.env import GymEnv

@@ -18,7 +18,7 @@ from learners.sft.batches import DemonstrationSamples, sample_lengths, without_o
 from learners.sft.sharegpt import count_rows, read_dialogues
 from learners.sft.sharegpt_table import dialogues_table
 from simulators.gyms import GYMS
-from tests.actors.test_renderer import REWRITING, SPOKEN, renderer_of, talk
+from tests.actors.test_renderer import COMPLETIONS, REWRITING, renderer_of, talk
 from tests.learners.demonstration_dialogues import as_row, play, word_renderer, write_json, write_lines
 
 ROW: dict[str, Any] = {
@@ -131,7 +131,7 @@ def test_a_scripted_dialogue_reads_back_as_its_rollouts_own_table(
 @pytest.mark.parametrize("name", REWRITING)
 async def test_it_reads_back_so_under_templates_that_rewrite(name: str, tiny: Renderer, tmp_path: Path):
     renderer = renderer_of(tiny.tokenizer, REWRITING[name])  # type: ignore[arg-type]
-    trajectory, _ = await talk(renderer, SPOKEN)
+    trajectory, _ = await talk(renderer, COMPLETIONS)
     path = write_lines(tmp_path / "a.jsonl", [as_row(trajectory)])
     assert_same(read(path, renderer=renderer), own_table(trajectory))
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from actors.renderer import Renderer, read_completion
+from actors.renderer import Renderer
+from actors.tool_call_parser import read_completion
 from actors.trajectory import GroupOrder, StopReason, TokenIds, Trajectory
 from actors.trajectory_table import REWARD, to_table
 from learners.config import LearnerConfig
@@ -28,7 +29,7 @@ from learners.training.information_gain import (
 )
 from learners.training.step_batch import gain_metrics, samples_of_step, scorable, with_gain
 from simulators.message import Action, Message
-from tests.actors.test_renderer import PLAIN, REWRITING, SPOKEN, renderer_of, talk
+from tests.actors.test_renderer import COMPLETIONS, PLAIN, REWRITING, renderer_of, talk
 from tests.fakes import make_key
 from tests.learners.tiny_parts import make_turn, scorer_of, tiny_model
 
@@ -59,7 +60,7 @@ def table_of(trajectories: Sequence[Trajectory], *, gold: str | None = None) -> 
 
 async def group(renderer: Renderer, *, gold: str | None = None, size: int = 1) -> pa.Table:
     """Dialogues of six turns; the second is shorter."""
-    talks = [await talk(renderer, SPOKEN[index:]) for index in range(size)]
+    talks = [await talk(renderer, COMPLETIONS[index:]) for index in range(size)]
     return table_of([trajectory for trajectory, _ in talks], gold=gold)
 
 
@@ -140,7 +141,7 @@ async def test_the_masked_feedbacks_gain_is_against_the_same_dialogue_told_nothi
     tokenizer: PreTrainedTokenizerFast, stops: bool
 ):
     renderer = renderer_of(tokenizer, PLAIN)
-    trajectory, _ = await talk(renderer, SPOKEN, stops=stops)
+    trajectory, _ = await talk(renderer, COMPLETIONS, stops=stops)
     table, policy = table_of([trajectory]), policy_for(renderer)
     scorer = scorer_of(policy, max_tokens=MAX_TOKENS)
     result = masked_feedback_gain(table, scorable(table), renderer, scorer)
@@ -186,7 +187,7 @@ def test_a_turn_without_feedback_has_no_gain_and_those_after_it_have(tokenizer: 
         turns.append(replace(turn, text=text, action=action, feedback=feedback))
         reply = Message(role="tool", content=feedback)
         said = read_completion(text)
-        dialogue = renderer.extend(dialogue, completion_ids=ids, said=said, reply=reply)
+        dialogue = renderer.extend(dialogue, completion_ids=ids, message=said, reply=reply)
     key = make_key("function")
     trajectory = Trajectory(
         task_key=key, system="Rules.", opening="Go.", turns=turns, stop_reason=StopReason.MAX_TURNS

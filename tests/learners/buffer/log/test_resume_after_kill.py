@@ -161,10 +161,10 @@ class Crashes(RuleBasedStateMachine):
             for order in await self.feed.next_orders("holder", num) or []:
                 assert order.group_id not in self.home, "finished groups are kept"
                 assert order.group_id not in self.held
-                begun = await self.feed.begun([order.group_id])
+                begun = await self.feed.partial_rollouts([order.group_id])
                 texts = [rows.to_pybytes().decode() for rows in begun[0]]
                 noted = self.noted.get(order.group_id, [])
-                assert texts == noted[: len(texts)] and order.num_begun == len(texts)
+                assert texts == noted[: len(texts)] and order.num_completed_turns == len(texts)
                 self.noted[order.group_id] = texts
                 self.held[order.group_id] = order
 
@@ -176,7 +176,7 @@ class Crashes(RuleBasedStateMachine):
         group_id = data.draw(st.sampled_from(sorted(self.held)))
         text = f"turn {len(self.noted[group_id])} of {group_id}"
         self.noted[group_id].append(text)
-        self.attempt(self.feed.note_turns("holder", [group_id], pa.py_buffer(text.encode())))
+        self.attempt(self.feed.publish_turns("holder", [group_id], pa.py_buffer(text.encode())))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())

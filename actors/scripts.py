@@ -1,0 +1,28 @@
+"""Scripted policies as generators of actions: each gym's expert, a hasty expert, a random and a silent
+policy. Needs no tokenizer."""
+
+import random
+from typing import Literal
+
+from simulators.env import Expert, Gym
+from simulators.message import Action
+from simulators.task import Task
+from simulators.users.persona_style import attentive
+
+Script = Literal["expert", "hasty", "random", "silent"]
+"""`hasty` is the expert in a hurry, like people who write demonstrations: it acts before it has asked
+enough."""
+HASTE: dict[Script, float] = {"expert": 0.0, "hasty": 0.2}
+"""Chance, at each question, to act without asking it."""
+
+
+def script_actions(script: Script, gym: Gym, task: Task, *, opening: str, rng: random.Random) -> Expert:
+    """Yields the script's actions and is sent their feedback; `opening` is the user's first message."""
+    match script:
+        case "random":
+            while True:
+                yield gym.random_action(task, rng)
+        case "silent":
+            yield Action(choice="finish", content="")
+        case "expert" | "hasty":
+            yield from attentive(gym.expert(opening, rng, HASTE[script]))
