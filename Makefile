@@ -1,4 +1,4 @@
-# make train | make test | make test-fast | make bench | make bench-gyms | make reference | make lint | make setup | make clean
+# make train | make test | make test-fast | make soak | make bench | make bench-gyms | make reference | make lint | make setup | make clean
 EXTRA  ?= cpu
 RECIPE ?= recipes/cpu-quickstart.toml
 RUN    ?=
@@ -13,7 +13,7 @@ ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA=$(EXTRA): known are cpu and gpu)
 endif
 
-.PHONY: setup train test test-fast bench bench-gyms reference lint clean
+.PHONY: setup train test test-fast soak bench bench-gyms reference lint clean
 
 setup: $(READY)
 	@:
@@ -25,7 +25,12 @@ test: test-fast
 	$(BIN)/python -m tests.run_slow_files
 
 test-fast: setup
-	$(BIN)/pytest -n auto -m "not slow and not gpu" $(ARGS)
+	$(BIN)/pytest -n auto -m "not slow and not soak and not gpu" $(ARGS)
+
+# Hours: all random cases, many kills of a real run, chaos. Run by hand.
+soak: setup
+	USERRL_SOAK=1 $(BIN)/pytest -n auto -m "not slow and not soak and not gpu" $(ARGS)
+	USERRL_SOAK=1 USERRL_TEST_KILLS=20 $(BIN)/python -m tests.run_slow_files "slow or soak or gpu"
 
 bench-gyms: setup
 	$(BIN)/python bench/gyms.py $(ARGS)

@@ -1,11 +1,17 @@
 """The order of the tests, and what a machine without a GPU leaves out."""
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # one worker a core: more threads than cores only get in each other's way
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Runs the slow tests, each file in a pytest of its own: `python -m tests.run_slow_files`.
+"""Runs the slow tests, each file in a pytest of its own: `python -m tests.run_slow_files [MARKS]`.
 
 They start Ray, Serve and vLLM: what one file leaves in its process, or a crash of it, is nothing to the next.
 """
@@ -11,7 +11,8 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-PYTEST = [sys.executable, "-m", "pytest", "-m", "slow or gpu"]
+MARKS = sys.argv[1] if len(sys.argv) > 1 else "(slow or gpu) and not soak"
+PYTEST = [sys.executable, "-m", "pytest", "-m", MARKS]
 LIMIT_S = 3600
 """For one file. Each test has a limit of its own, which does not end a process that hangs outside Python."""
 

@@ -199,6 +199,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_commands_that_take_seconds_run_as_they_stand(project: Path):
     """In the pages' order of making and using; a person at the keyboard has nothing to say."""
     bash = shutil.which("bash")

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "import os\nimport pytest\npytestmark = pytest.mark.slow\n"
 FILES = {
@@ -27,6 +29,7 @@ def each_apart(folder: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 def test_each_file_has_a_line_and_all_are_counted(tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
@@ -42,6 +45,7 @@ def test_each_file_has_a_line_and_all_are_counted(tmp_path: Path) -> None:
     assert last == "2 passed, 2 failed, 1 skipped"
 
 
+@pytest.mark.slow
 def test_slow_tests_that_are_not_found_are_no_success(tmp_path: Path) -> None:
     (tmp_path / "test_fast.py").write_text(FILES["test_c_fast.py"])
     done = each_apart(tmp_path)

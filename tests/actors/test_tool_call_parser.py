@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from actors.tool_call_parser import call_texts, parse_tool_call, read_completion
 from simulators.input_limits import MAX_DEPTH
 from simulators.message import TOOL_NAME, Action, Message, ToolCall
+from tests.effort import examples
 from tests.simulators.hostile import hostile_texts
 
 PATTERN = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
@@ -31,7 +32,7 @@ PIECES = (
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=14))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 def test_call_texts_equal_the_pattern(pieces: list[str]) -> None:
     text = "".join(pieces)
     assert list(call_texts(text)) == PATTERN.findall(text)

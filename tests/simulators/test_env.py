@@ -15,6 +15,7 @@ from simulators.message import CHOICES, Action
 from simulators.task import Task
 from simulators.user import SimulatorError, UserReply
 from simulators.users.rule_user import RuleUser
+from tests.effort import examples
 from tests.fakes import ScriptedUser, make_tasks, play, score_of
 
 (TASK,) = make_tasks("function", num=1)
@@ -126,7 +127,7 @@ def test_no_text_breaks_a_gym_and_its_pay_stays_within_one(gym: str, difficulty:
     content = st.one_of(st.text(max_size=30), words_of(task))
     action = st.builds(lambda choice, text: f"[{choice}] {text}", st.sampled_from(CHOICES[:3]), content)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=examples(60), deadline=None)
     @given(texts=st.lists(st.one_of(st.text(max_size=20), action), min_size=20, max_size=20))
     def holds(texts: list[str]) -> None:
         steps = asyncio.run(play(task, texts, max_turns=16))

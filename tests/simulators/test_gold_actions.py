@@ -15,6 +15,7 @@ from simulators.published.shared_rules import make_task
 from simulators.task import Task
 from simulators.users.persona_style import attentive
 from simulators.users.rule_user import RuleUser
+from tests.effort import examples
 from tests.fakes import make_tasks, play, play_expert, play_random, score_of
 
 LEVELS = (0, 1, 2)
@@ -83,7 +84,7 @@ async def test_whoever_ignores_the_dialogue_makes_less_progress_than_the_expert(
     assert sum(ignorant) < 0.7 * sum(expert)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(gym=st.sampled_from(list(GYMS)), difficulty=st.sampled_from(LEVELS), seed=st.integers(0, 10_000))
 async def test_progress_is_a_share_whatever_is_done(gym: str, difficulty: int, seed: int):
     task = make_tasks(gym, num=1, difficulty=difficulty, seed=seed)[0]

@@ -32,10 +32,11 @@ from simulators.task import SPLITS, Split, Task, TaskKey
 from simulators.user import SimulatorError, User, UserCall, UserReply
 from simulators.users.persona_style import attentive
 from simulators.users.rule_user import RuleUser
+from tests.effort import examples
 from tests.simulators import template_gym
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_ACTIONS = int(os.environ.get("GYM_ACTIONS", "400"))
+NUM_ACTIONS = int(os.environ.get("GYM_ACTIONS", examples(400)))
 """Generated actions of each gym."""
 TEXTS_PER_DIALOGUE = 20
 LEVELS = (0, 1, 2)

@@ -30,6 +30,7 @@ from simulators.users.json_verdict import (
 from simulators.users.llm_user import AGENT_TALK, FAREWELL, encode
 from simulators.users.quality_metrics import UserTurn, count
 from simulators.users.rule_user import RuleUser
+from tests.effort import examples
 from tests.fakes import make_key
 from tests.simulators.hostile import hostile_texts
 
@@ -218,7 +219,7 @@ def test_a_call_that_is_deep_costs_its_reward_and_nothing_else() -> None:
 
 
 @given(st.text(max_size=200), st.sampled_from(SPOKEN), st.sampled_from(sorted(CASES)))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_no_short_text_breaks_a_gym(text: str, choice: str, name: str) -> None:
     gym, task = CASES[name]
     user = RuleUser({gym.name: gym})
@@ -249,7 +250,7 @@ ARGUMENTS = st.recursive(
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_no_arguments_break_a_tool_and_those_of_another_form_change_nothing(data: st.DataObject) -> None:
     from simulators.tau.database import Database
     from simulators.tau.tools import TauToolCall, run_call

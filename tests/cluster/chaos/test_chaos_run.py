@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster.driver.test_algorithm import tiny_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[3]
 
 

@@ -19,7 +19,7 @@ from learners.buffer.log.segments import read_journal
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[3]
-NUM_KILLS = int(os.environ.get("USERRL_TEST_KILLS", "3"))
+NUM_KILLS = int(os.environ.get("USERRL_TEST_KILLS", "1"))
 """20 in the acceptance run."""
 NUM_STEPS = 8
 WAIT_S = 300.0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learners.advantages.estimators import make_estimator
+from tests.effort import examples
 
 SCORES = ("sum", "reward_to_go")
 CREDITS = ("equalized", "reward_to_go", "exponential")
@@ -131,7 +132,7 @@ def dialogues_of(rewards: st.SearchStrategy[float]) -> st.SearchStrategy[list[li
 any_pair = pytest.mark.parametrize("credit", CREDITS)
 any_score = pytest.mark.parametrize("score", SCORES)
 GAMMAS = st.sampled_from([0.5, 0.8, 0.99, 1.0])
-quick = settings(deadline=None, max_examples=40)
+quick = settings(deadline=None, max_examples=examples(40))
 
 
 @any_pair

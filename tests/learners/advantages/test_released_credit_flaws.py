@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from learners.advantages.estimators import Estimator, make_estimator
 from learners.advantages.turn_credit import USERRL_SCORES
+from tests.effort import examples
 
 GAMMAS = (0.5, 0.8, 1.0)
 RELEASED = {
@@ -30,7 +31,7 @@ corrected = pytest.mark.parametrize(("estimator", "gamma"), CORRECTED.values(), 
 TENTHS = st.integers(0, 10).map(lambda x: x / 10)
 ROW = st.lists(TENTHS, min_size=1, max_size=6)
 GROUP = st.lists(ROW, min_size=1, max_size=5)
-quick = settings(deadline=None, max_examples=30)
+quick = settings(deadline=None, max_examples=examples(30))
 
 
 def advantages(estimator: Estimator, rows: list[list[float]]) -> list[np.ndarray]:

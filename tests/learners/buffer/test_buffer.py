@@ -17,6 +17,7 @@ from learners.buffer.ledger import DROP_REASONS
 from learners.buffer.zero_advantage import is_flat
 from learners.config import LearnerConfig
 from simulators.task import TaskSource
+from tests.effort import examples
 
 OK, FAILED = StopReason.TERMINATED, StopReason.SIMULATOR_ERROR
 
@@ -359,4 +360,4 @@ class BufferLaws(RuleBasedStateMachine):
 
 
 TestBufferLaws = BufferLaws.TestCase
-TestBufferLaws.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestBufferLaws.settings = settings(max_examples=examples(150), stateful_step_count=50, deadline=None)

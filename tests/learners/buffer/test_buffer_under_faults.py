@@ -20,10 +20,11 @@ from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffered_group import BufferedGroup
 from learners.buffer.work_source import LostGroup
+from tests.effort import IS_SOAK
 from tests.fakes import make_summary
 from tests.learners.local_buffer import LocalBuffer, delivery_of, make_local_buffer
 
-NUM_STEPS = 80
+NUM_STEPS = 80 if IS_SOAK else 40
 NUM_WORKERS = 6
 GROUPS_PER_STEP = 3
 GROUP_SIZE, NUM_EXTRA = 3, 1

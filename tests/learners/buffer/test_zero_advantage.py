@@ -19,6 +19,7 @@ from learners.buffer.ledger import usable_trajectories
 from learners.buffer.zero_advantage import is_flat
 from learners.config import GymCreditConfig, LearnerConfig
 from simulators.task import TaskSource
+from tests.effort import examples
 from tests.fakes import make_key, make_summary
 from tests.learners.tiny_parts import make_table, make_turn
 
@@ -56,7 +57,7 @@ def trajectories(draw: st.DrawFn) -> tuple[list[Turn], StopReason]:
     return turns, reason
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=examples(250))
 @given(config=configs(), group=st.lists(trajectories(), min_size=2, max_size=4), masks=st.booleans())
 def test_a_group_is_flat_exactly_when_no_sample_has_an_advantage(
     config: LearnerConfig, group: list[tuple[list[Turn], StopReason]], masks: bool
@@ -153,7 +154,7 @@ def test_a_group_that_gains_are_still_added_to_is_never_flat():
     assert not is_flat(summary_of([[0.0], [0.0]]), credit_of=LearnerConfig().credit_of, has_gains=True)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     config=configs(),
     groups=st.lists(

@@ -23,6 +23,7 @@ from learners.config import LearnerConfig
 from learners.losses.policy_loss import POLICY_LOSSES
 from learners.model.policy import PolicyOutput
 from learners.training.optimizer_step import grpo_sums
+from tests.effort import examples
 from tests.learners.tiny_parts import random_table
 
 SHARES = {"function": 0.3, "search": 0.7}
@@ -257,7 +258,7 @@ def test_every_kl_with_every_loss(loss: str, estimator: str):
     check(config_of(loss, "token_mean", kl=estimator, kl_coefficient=0.3), seed=3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(data=st.data(), seed=st.integers(0, 10_000))
 def test_any_of_them_together(data: st.DataObject, seed: int):
     choose: Callable[[Sequence[Any]], Any] = lambda options: data.draw(st.sampled_from(options))  # noqa: E731

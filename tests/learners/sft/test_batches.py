@@ -17,6 +17,7 @@ from learners.config import LearnerConfig
 from learners.sft.batches import DemonstrationSamples, batch_indices, num_sft_steps
 from learners.sft_config import SftConfig
 from learners.training.optimizer_step import accumulate_gradients, apply_gradients, make_optimizer, sft_sums
+from tests.effort import examples
 from tests.learners.tiny_parts import make_table, make_turn, random_table, tiny_policy
 
 
@@ -49,7 +50,7 @@ TURNS = st.lists(st.tuples(TOKENS, TOKENS, st.booleans()), min_size=1, max_size=
 TRAJECTORIES = st.lists(st.tuples(TURNS, st.sampled_from(StopReason)), min_size=1, max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(TRAJECTORIES, min_size=1, max_size=3), st.booleans())
 def test_samples_made_when_asked_for_are_those_that_the_whole_tables_give(groups, chunked):
     """Failed trajectories, forks, turns without tokens and samples with nothing to learn are among them."""

@@ -20,6 +20,7 @@ from simulators.persona import draw_persona
 from simulators.task import SPLITS, Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
 from simulators.users.rule_user import RuleUser
+from tests.effort import examples
 from tests.fakes import make_tasks, play, play_expert, play_random, score_of
 
 USER = RuleUser({"intention": GYM})
@@ -222,7 +223,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=NUM_EXAMPLES, deadline=None)
+@settings(max_examples=examples(NUM_EXAMPLES), deadline=None)
 @given(
     difficulty=st.integers(0, 5), index=st.integers(0, 50), texts=st.lists(ACTIONS, min_size=16, max_size=16)
 )

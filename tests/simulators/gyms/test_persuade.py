@@ -29,6 +29,7 @@ from simulators.persona import PLAIN, Persona, draw_persona
 from simulators.task import SPLITS, Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
 from simulators.users.rule_user import RuleUser
+from tests.effort import examples
 from tests.fakes import make_tasks, play, play_expert, score_of
 
 USER = RuleUser({"persuade": GYM})
@@ -293,7 +294,7 @@ TEXTS = st.one_of(
 
 
 @given(st.integers(0, 50), st.integers(0, 2), st.lists(TEXTS, min_size=1, max_size=16))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_no_text_whatever_breaks_the_rules(index: int, difficulty: int, texts: list[str]):
     key = TaskKey(gym="persuade", split="test", index=index, seed=1, difficulty=difficulty)
     steps = asyncio.run(play(GYM.make_task(key), texts))

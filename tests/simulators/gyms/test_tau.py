@@ -20,6 +20,7 @@ from simulators.tau.shop_registry import TOOLS
 from simulators.user import UserReply
 from simulators.users.persona_style import attentive
 from simulators.users.rule_user import RuleUser
+from tests.effort import examples
 from tests.fakes import make_key, make_tasks
 from tests.simulators.tau.small_shop import USER, call_text, gold_agent, load_one, paid, play, userrl_row
 
@@ -225,7 +226,7 @@ TEXTS = st.builds(lambda choice, text: f"[{choice}] {text}", st.sampled_from(CHO
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     texts=st.lists(TEXTS, min_size=1, max_size=6),
     index=st.integers(0, 40),

@@ -32,6 +32,7 @@ from simulators.persona import draw_persona
 from simulators.task import SPLITS, Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
 from simulators.users.rule_user import RuleUser
+from tests.effort import examples
 from tests.fakes import make_tasks, play, play_expert, play_random, score_of
 
 USER = RuleUser({"turtle": GYM})
@@ -241,7 +242,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=NUM_EXAMPLES, deadline=None)
+@settings(max_examples=examples(NUM_EXAMPLES), deadline=None)
 @given(difficulty=st.integers(0, 5), texts=st.lists(ACTIONS, min_size=16, max_size=16))
 def test_no_text_breaks_a_dialogue_or_its_bounds(difficulty: int, texts: list[str]):
     for task in (*make_tasks("turtle", num=1, difficulty=difficulty), *PUBLISHED_STYLE):

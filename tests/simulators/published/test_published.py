@@ -19,6 +19,7 @@ from simulators.published.settings import CONSTANTS
 from simulators.task import Task, TaskKey
 from simulators.user import SimulatorError, UserCall, UserReply
 from simulators.users.rule_user import RuleUser
+from tests.effort import examples
 from tests.simulators.published.scripted_judges import USERRL, Oracle, play
 from tests.simulators.published.trip_data import load_trip
 
@@ -154,7 +155,7 @@ VERDICTS: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_any_text_and_any_verdict_give_finite_rewards_in_bounds(tasks: dict[str, Task], data: st.DataObject):
     gym = data.draw(st.sampled_from(OURS))
     pieces = st.sampled_from(

@@ -31,6 +31,7 @@ from learners.buffer.log.write_ahead_log import LogClosedError
 from learners.buffer.zero_advantage import is_flat
 from learners.config import LearnerConfig
 from simulators.task import TaskSource
+from tests.effort import examples
 from tests.fakes import make_summary
 from tests.learners.fake_disk import CrashingDisk, InlineJournal
 from tests.learners.local_buffer import LocalBuffer
@@ -316,7 +317,7 @@ class Crashes(RuleBasedStateMachine):
 
 TestCrashes = Crashes.TestCase
 TestCrashes.settings = settings(
-    max_examples=40,
+    max_examples=examples(40),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from learners.buffer.log import write_ahead_log
 from learners.buffer.log.segments import LogDisk, LogEntry, LogError, frame_of, read_journal, segments
 from learners.buffer.log.write_ahead_log import LogClosedError, WriteAheadLog
+from tests.effort import examples
 from tests.learners.fake_disk import CrashingDisk, InlineJournal
 
 WAIT_S = 20.0
@@ -65,7 +66,7 @@ def test_what_was_written_is_read_again_across_segments_and_lives(folder: Path) 
     assert len(segments(folder)) > 3
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(data=st.data())
 def test_after_any_crashes_the_journal_is_a_prefix_that_holds_all_that_was_promised(data: st.DataObject):
     """Several lives: each writes some entries, meets a full disk now and then, and ends at some operation.
