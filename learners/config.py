@@ -66,8 +66,8 @@ class LearnerConfig(BaseModel):
     """The policy loss: ppo, gspo and turn clip the ratio of a token, a sequence or a turn; cispo bounds it as
     a weight; sapo fades the gradient with it; reinforce has no ratio. See docs/losses.md."""
     importance: ImportanceConfig = NoImportanceConfig()
-    """Importance weights against the engine's probabilities: truncated bounds reinforce's ratio; masked leaves
-    out tokens whose ratio is outside two bounds, with any loss."""
+    """Importance weights against the engine's probabilities: truncated bounds reinforce's ratio; masked
+    leaves out tokens whose ratio is outside two bounds, with any loss."""
     entropy: EntropyConfig = EntropyConfig()
     kl: KlConfig = NoKlConfig()
     """Estimator of the KL to a reference model: k1 is subtracted from the advantages, k2 and k3 are added to
@@ -76,8 +76,8 @@ class LearnerConfig(BaseModel):
     """mask: a trajectory that was cut off, by the turns or the tokens it may take, counts in its group's
     baseline but is not learned from (DAPO's overlong filtering, arXiv 2503.14476)."""
     aggregation: AggregationConfig = MeanConfig()
-    """How tokens add up to a loss: the mean over tokens or over trajectories; divided by a constant length for
-    each trajectory (Dr. GRPO), or by a fixed number of tokens per step (C3PO)."""
+    """How tokens add up to a loss: the mean over tokens or over trajectories; divided by a constant length
+    for each trajectory (Dr. GRPO), or by a fixed number of tokens per step (C3PO)."""
     per_gym_denominator: bool = True
     """Aggregate each gym by itself and add the gyms up by `gyms.weights`, so that mixing gyms changes no
     other gym's gradient; false: all tokens of a step as one."""
@@ -128,7 +128,8 @@ class LearnerConfig(BaseModel):
 
     def credit_of(self, gym: str) -> CreditRule:
         """How this gym's rewards become advantages."""
-        keys = self.by_gym.get(gym, self.advantage).model_dump(exclude={"critic_lr"})
+        own = self.by_gym.get(gym, self.advantage).model_dump(exclude={"critic_lr"})
+        keys = SpreadConfig().model_dump() | own  # a rule has a score and a credit even if its type has none
         return CreditRule(advantage=keys.pop("type"), **keys)
 
     @field_validator("by_gym", mode="before")
@@ -143,8 +144,8 @@ class LearnerConfig(BaseModel):
     def _sections_fit_each_other(self) -> "LearnerConfig":
         if self.importance.type == "truncated" and self.loss.has_ratio:
             raise ValueError(
-                f"importance=truncated: loss={self.loss.type} has the ratio already and would count it twice: "
-                "take loss=reinforce, or importance=masked"
+                f"importance=truncated: loss={self.loss.type} has the ratio already and would count it "
+                "twice: take loss=reinforce, or importance=masked"
             )
         if len(self.critic_lrs) > 1:
             raise ValueError(

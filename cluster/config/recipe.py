@@ -162,7 +162,7 @@ def _one_line(detail: ErrorDetails, *, model: type[BaseModel]) -> str:
 def _locate(
     loc: tuple[int | str, ...], model: type[BaseModel]
 ) -> tuple[str, str, type[BaseModel], FieldInfo | None]:
-    """Of an error: its dotted key, its section's `type` if that is one of a union, the section, the field."""
+    """The place of an error: dotted key, `type` of its section if that is a union, section, and field."""
     names: list[str] = []
     of_type, section, info, annotation = "", model, None, model
     for part in loc:
@@ -176,9 +176,8 @@ def _locate(
                 section, info = kinds[0], kinds[0].model_fields.get(str(part))
                 annotation = info.annotation if info else None
             else:
-                annotation = next(
-                    iter(get_args(annotation)[-1 if get_origin(annotation) is dict else 0 :]), None
-                )
+                inner = get_args(annotation) or (None,)
+                annotation = inner[-1] if get_origin(annotation) is dict else inner[0]
     return ".".join(names), of_type, section, info
 
 

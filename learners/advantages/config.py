@@ -83,8 +83,8 @@ class TurnGaeConfig(DiscountKeys):
     default suits any policy."""
 
 
-Advantage = SpreadConfig | UserRLConfig | OutcomeConfig | TurnConfig | TurnGaeConfig
-AdvantageConfig = Annotated[Advantage, Field(discriminator="type"), by_type("grpo")]
-ADVANTAGE_CONFIGS: dict[str, type[Advantage]] = {
-    name: kind for kind in get_args(Advantage) for name in get_args(kind.model_fields["type"].annotation)
+_Advantage = SpreadConfig | UserRLConfig | OutcomeConfig | TurnConfig | TurnGaeConfig
+AdvantageConfig = Annotated[_Advantage, Field(discriminator="type"), by_type("grpo")]
+ADVANTAGE_CONFIGS: dict[str, type[_Advantage]] = {
+    name: kind for kind in get_args(_Advantage) for name in get_args(kind.model_fields["type"].annotation)
 }

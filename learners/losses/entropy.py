@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 COEFFICIENT_STEP = 0.005
-"""Change of the coefficient per step, as in the report's experiments; its released scripts use 0.0001 and stop
-at 0.005."""
+"""Change of the coefficient per step, as in the report's experiments; its released scripts use 0.0001 and
+stop at 0.005."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

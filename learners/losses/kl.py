@@ -38,8 +38,8 @@ def with_kl_in_loss(
     num_tokens: int,
     config: KlConfig,
 ) -> Float[Tensor, ""]:
-    """loss + coefficient x sum(weight x estimate) / num_tokens, with the weights and denominator of the policy
-    loss; the loss unchanged if the type is `k1` or the coefficient is 0."""
+    """loss + coefficient x sum(weight x estimate) / num_tokens, with the weights and denominator of the
+    policy loss; the loss unchanged if the type is `k1` or the coefficient is 0."""
     if config.type == "none" or config.type == "k1" or not config.coefficient:
         return loss
     estimates = LOSS_KLS[config.type](tokens.policy_logprobs, reference_logprobs)

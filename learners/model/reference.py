@@ -54,8 +54,8 @@ def load_reference(folder: str, *, policy: Policy, num_ranks: int, device: torch
     mine, theirs = policy.head.shape[0], reference.head.shape[0]
     if mine != theirs:
         raise ValueError(
-            f"learner.kl.reference={folder!r}: its vocabulary has {theirs} tokens and the policy's {mine}: name "
-            "a model with the policy's tokenizer"
+            f"learner.kl.reference={folder!r}: its vocabulary has {theirs} tokens and the policy's {mine}: "
+            "name a model with the policy's tokenizer"
         )
     return shard(reference, num_ranks=num_ranks, device=device)
 
