@@ -161,7 +161,7 @@ def _filled_in(own: object, shared: Mapping[str, object]) -> object:
     if not isinstance(own, Mapping):
         return own
     kind = ADVANTAGE_CONFIGS.get(str(own.get("type", shared["type"])))
-    return own if kind is None else {key: shared[key] for key in shared if key in kind.model_fields} | own
+    return own if kind is None else {key: shared[key] for key in shared if key in kind.model_fields} | {**own}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

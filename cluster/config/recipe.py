@@ -144,7 +144,8 @@ def _one_line(detail: ErrorDetails, *, model: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         return f"{key}: unknown key: did you mean {nearest(key, list(known_keys(model)))}?"
     if kind == "union_tag_invalid":
-        tag, known = detail["ctx"]["tag"], detail["ctx"]["expected_tags"].replace("'", "").split(", ")
+        context = detail.get("ctx", {})
+        tag, known = context["tag"], context["expected_tags"].replace("'", "").split(", ")
         return f"{key}={tag!r}: unknown: did you mean {nearest(tag, known)}? Known are {', '.join(known)}"
     if kind == "missing":
         return f"{key}: missing: write it in the recipe or give --{key} VALUE"

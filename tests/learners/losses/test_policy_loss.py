@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cluster.config.recipe import BadInput, validate
 from cluster.config.run_config import RunConfig
 from learners.config import LearnerConfig
-from learners.loss_config import LossConfig, PpoConfig
+from learners.loss_config import LossConfig, PpoConfig, SapoConfig
 from learners.losses.policy_loss import (
     POLICY_LOSSES,
     LossTokens,
@@ -216,7 +216,7 @@ def test_cispo_bounds_the_weight_and_stops_no_token():
 
 def test_sapo_fades_and_more_so_where_the_advantage_is_negative():
     """At r = 2 and tau = 1 the gate is 4 sigmoid(1) = 2.9242, its gradient 4 p (1 - p) r = 1.5729."""
-    config = config_of("sapo", sapo_positive=1.0, sapo_negative=2.0)
+    config = SapoConfig(positive=1.0, negative=2.0)
     result, gradient = gradient_of(tokens_of([2.0], [1.0]), config=config)
     assert result.loss.item() == pytest.approx(-2.924234315)
     assert gradient == pytest.approx([-1.572895467])
@@ -318,7 +318,10 @@ def test_gspo_by_tokens_has_the_gradient_of_gspo_by_the_sequence(
     ("settings", "rule"),
     [
         ({"loss": "gspoo"}, "learner.loss='gspoo': unknown: did you mean gspo? Known are ppo, gspo, turn"),
-        ({"advantage": "nope"}, "learner.advantage='nope': unknown: did you mean .* Known are grpo, dr_grpo"),
+        (
+            {"advantage": "rlooo"},
+            "learner.advantage='rlooo': unknown: did you mean rloo? Known are grpo, dr_grpo",
+        ),
         ({"importance": "truncated"}, "importance=truncated: loss=ppo has the ratio already"),
         ({"loss": "cispo", "importance": "truncated"}, "loss=cispo has the ratio already"),
         ({"loss": {"type": "gspo", "dual_clip": 2}}, "learner.loss.dual_clip: type=gspo has no such key"),
@@ -329,6 +332,6 @@ def test_gspo_by_tokens_has_the_gradient_of_gspo_by_the_sequence(
     ],
 )
 def test_senseless_settings_are_refused_in_one_line(settings: dict[str, Any], rule: str):
-    with pytest.raises(BadInput, match=rule) as caught:
+    with pytest.raises(BadInput) as caught:
         validate({"learner": settings}, model=RunConfig)
-    assert "\n" not in str(caught.value)
+    assert rule in str(caught.value) and "\n" not in str(caught.value)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from learners.advantages.config import TurnGaeConfig
 from learners.batch.packing import pack
 from learners.config import LearnerConfig
 from learners.model.attention import PACKED_CAUSAL
@@ -20,7 +21,7 @@ from tests.learners.tiny_parts import loss_mask, plain_model, save_checkpoint, t
 from tests.learners.training.test_optimizer_step import update
 
 CPU = torch.device("cpu")
-CONFIG = LearnerConfig(weight_decay=0.1)
+CONFIG = LearnerConfig(weight_decay=0.1, advantage=TurnGaeConfig())
 ARCHITECTURES = ("qwen3", "qwen2", "llama")
 
 
