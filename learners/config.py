@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
-from learners.advantages.config import ADVANTAGE_CONFIGS, FROZEN, AdvantageConfig, SpreadConfig
+from learners.advantages.config import ADVANTAGE_CONFIGS, AdvantageConfig, FrozenConfig, SpreadConfig
 from learners.advantages.estimators import CreditRule
 from learners.loss_config import (
     AggregationConfig,
@@ -23,10 +23,8 @@ from learners.loss_config import (
 from learners.sft_config import SftConfig
 
 
-class TinyPolicyConfig(BaseModel):
+class TinyPolicyConfig(FrozenConfig):
     """The tiny Qwen3-architecture policy that is created if `policy.path` is unset."""
-
-    model_config = FROZEN
 
     hidden_size: int = Field(default=128, ge=16)
     """Width of the residual stream."""
@@ -42,10 +40,8 @@ class TinyPolicyConfig(BaseModel):
     """Tokens of the tokenizer that is trained on the gyms' language, special tokens included."""
 
 
-class LearnerConfig(BaseModel):
+class LearnerConfig(FrozenConfig):
     """The learner group, its GRPO loss and its optimizer (AdamW)."""
-
-    model_config = FROZEN
 
     num_learners: int = Field(default=1, ge=1)
     """Learner processes; more than one share the policy's weights between them (FSDP2)."""

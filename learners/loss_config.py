@@ -3,15 +3,13 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from learners.advantages.config import FROZEN, by_type
+from learners.advantages.config import FrozenConfig, by_type
 
 
-class LossKeys(BaseModel):
+class LossKeys(FrozenConfig):
     """What all policy losses have."""
-
-    model_config = FROZEN
 
     has_ratio: ClassVar[bool] = True
     """Whether the objective contains policy / behavior, so that an importance weight would count it twice."""
@@ -81,18 +79,14 @@ LossConfig = Annotated[
 ]
 
 
-class NoImportanceConfig(BaseModel):
+class NoImportanceConfig(FrozenConfig):
     """No importance weights."""
-
-    model_config = FROZEN
 
     type: Literal["none"] = "none"
 
 
-class ImportanceKeys(BaseModel):
+class ImportanceKeys(FrozenConfig):
     """The keys that both kinds of importance weights have."""
-
-    model_config = FROZEN
 
     level: Literal["token", "turn", "sequence"] = "token"
     """Unit of the ratio: each token, or the product over its turn or its sequence."""
@@ -119,10 +113,8 @@ ImportanceConfig = Annotated[
 ]
 
 
-class EntropyConfig(BaseModel):
+class EntropyConfig(FrozenConfig):
     """The entropy bonus."""
-
-    model_config = FROZEN
 
     coefficient: float = Field(default=0.0, ge=0)
     """Weight of the policy's mean entropy in the objective; with a target, its initial value."""
@@ -131,18 +123,14 @@ class EntropyConfig(BaseModel):
     no target, a constant coefficient."""
 
 
-class NoKlConfig(BaseModel):
+class NoKlConfig(FrozenConfig):
     """No KL term; no reference model is loaded."""
-
-    model_config = FROZEN
 
     type: Literal["none"] = "none"
 
 
-class ReferenceKlConfig(BaseModel):
+class ReferenceKlConfig(FrozenConfig):
     """KL to a reference model: k1 is subtracted from the advantages, k2 and k3 are added to the loss."""
-
-    model_config = FROZEN
 
     type: Literal["k1", "k2", "k3"]
     coefficient: float = Field(default=0.0, ge=0)
@@ -154,28 +142,22 @@ class ReferenceKlConfig(BaseModel):
 KlConfig = Annotated[NoKlConfig | ReferenceKlConfig, Field(discriminator="type"), by_type("none")]
 
 
-class MeanConfig(BaseModel):
+class MeanConfig(FrozenConfig):
     """The mean over tokens, or over trajectories."""
-
-    model_config = FROZEN
 
     type: Literal["token_mean", "sequence_mean"] = "token_mean"
 
 
-class ConstantLengthConfig(BaseModel):
+class ConstantLengthConfig(FrozenConfig):
     """Divides by a constant length for each trajectory (Dr. GRPO)."""
-
-    model_config = FROZEN
 
     type: Literal["constant_length"] = "constant_length"
     tokens: int = Field(gt=0)
     """Tokens that each trajectory counts as; best the longest allowed."""
 
 
-class TokenBudgetConfig(BaseModel):
+class TokenBudgetConfig(FrozenConfig):
     """Divides by a fixed number of tokens (C3PO)."""
-
-    model_config = FROZEN
 
     type: Literal["token_budget"] = "token_budget"
     tokens: int = Field(gt=0)

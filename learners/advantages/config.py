@@ -6,10 +6,14 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
 ScoreName = Literal["sum", "mean", "reward_to_go", "max", "last"]
 CreditName = Literal["naive", "equalized", "reward_to_go", "exponential"]
+
+
+class FrozenConfig(BaseModel):
+    """An immutable config section that refuses unknown keys; the docstring under a field is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def by_type(default: str) -> BeforeValidator:
@@ -23,10 +27,8 @@ def by_type(default: str) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-class DiscountKeys(BaseModel):
+class DiscountKeys(FrozenConfig):
     """The key that all estimators have."""
-
-    model_config = FROZEN
 
     gamma: float = Field(default=0.95, gt=0, le=1)
     """Discount per turn of reward-to-go: less than 1 prefers the quicker of two equal successes."""

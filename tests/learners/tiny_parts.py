@@ -16,10 +16,9 @@ from actors.trajectory_table import REWARD, to_table
 from learners.batch.samples import TrainingSample, places_of
 from learners.config import LearnerConfig
 from learners.loss_config import LossConfig
-from learners.model.attention import PACKED_CAUSAL
 from learners.model.checkpoint import CheckpointWriter, Progress
 from learners.model.critic import Critic
-from learners.model.policy import Policy
+from learners.model.policy import PACKED_CAUSAL, Policy
 from learners.training.forward_scoring import ForwardScorer
 from simulators.task import TaskKey
 

@@ -20,8 +20,7 @@ from learners.batch.samples import TrainingSample, samples_from_table
 from learners.config import LearnerConfig
 from learners.losses.policy_loss import POLICY_LOSSES
 from learners.model import policy as policy_module
-from learners.model.attention import PACKED_CAUSAL
-from learners.model.policy import Policy, PolicyOutput
+from learners.model.policy import PACKED_CAUSAL, Policy, PolicyOutput
 from learners.training.optimizer_step import accumulate_gradients, grpo_sums
 from tests.learners.tiny_parts import (
     VOCAB_SIZE,

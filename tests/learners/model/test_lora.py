@@ -9,10 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from learners.advantages.config import TurnGaeConfig
 from learners.batch.packing import pack
 from learners.config import LearnerConfig
-from learners.model.attention import PACKED_CAUSAL
 from learners.model.checkpoint import Progress, export_model, load_checkpoint
 from learners.model.lora import add_adapters
-from learners.model.policy import Policy, load_policy
+from learners.model.policy import PACKED_CAUSAL, Policy, load_policy
 from learners.model.safetensors_storage import CheckpointFolderReader
 from learners.model.weight_export import full_state_dict
 from learners.training.optimizer_step import make_optimizer

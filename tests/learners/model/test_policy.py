@@ -6,8 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from learners.batch.packing import pack
 from learners.model import policy as policy_module
-from learners.model.attention import PACKED_CAUSAL
-from learners.model.policy import Policy, load_policy
+from learners.model.policy import PACKED_CAUSAL, Policy, load_policy
 from learners.model.weight_export import full_state_dict
 from tests.learners.batch.test_packing import samples_of
 from tests.learners.tiny_parts import loss_mask, plain_model, tiny_model, tiny_policy

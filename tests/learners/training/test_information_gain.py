@@ -16,8 +16,7 @@ from actors.renderer import Renderer, read_completion
 from actors.trajectory import GroupOrder, StopReason, TokenIds, Trajectory
 from actors.trajectory_table import REWARD, to_table
 from learners.config import LearnerConfig
-from learners.model.attention import PACKED_CAUSAL
-from learners.model.policy import Policy
+from learners.model.policy import PACKED_CAUSAL, Policy
 from learners.model.tiny_policy import CHAT_TEMPLATE, make_tokenizer
 from learners.training.information_gain import (
     INFORMATION_GAINS,
