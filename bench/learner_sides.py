@@ -14,15 +14,17 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
-from learners.batch.aggregation import take
+from learners.batch.aggregation import select_and_weigh
 from learners.batch.packing import micro_batches
-from learners.batch.samples import TrainingSample
+from learners.batch.samples import TrainingSample, places_of
 from learners.config import LearnerConfig
+from learners.loss_config import PpoConfig
 from learners.model.policy import load_policy
 from learners.training.optimizer_step import accumulate_gradients, apply_gradients, grpo_sums, make_optimizer
 
 LR = 1e-6
-CONFIG = LearnerConfig(lr=LR, warmup_steps=0)
+CLIP = PpoConfig()
+CONFIG = LearnerConfig(lr=LR, warmup_steps=0, loss=CLIP)
 """The learner as it is by default: ppo over the mean of all tokens, which TRL calls dapo."""
 TEMPERATURE = 1.0
 
@@ -47,7 +49,7 @@ class OurSide:
 
     def step(self, samples: Sequence[TrainingSample]) -> tuple[float, float]:
         """As the learner does it, packing included."""
-        taken, weights = take(samples, config=CONFIG, gym_shares={}, seed=0)
+        taken, weights = select_and_weigh(samples, config=CONFIG, gym_shares={}, seed=0)
         num_tokens = sum(sample.num_loss_tokens for sample in taken)
         sums = accumulate_gradients(
             self.policy,
@@ -78,9 +80,9 @@ class TrlSide:
             max_completion_length=4096,
             loss_type="dapo",
             beta=0.0,
-            epsilon=CONFIG.clip[0],
-            epsilon_high=CONFIG.clip[1],
-            delta=CONFIG.dual_clip,
+            epsilon=CLIP.clip_low,
+            epsilon_high=CLIP.clip_high,
+            delta=CLIP.dual_clip,
             temperature=TEMPERATURE,
             learning_rate=LR,
             adam_beta2=0.95,  # as ours
@@ -129,7 +131,9 @@ def padded(samples: Sequence[TrainingSample]) -> dict[str, Tensor]:
         "tool_mask": [], "old_per_token_logps": [],
     }  # fmt: skip
     for sample in samples:
-        ids, mask = torch.from_numpy(sample.token_ids).long(), torch.from_numpy(sample.loss_mask)
+        ids = torch.from_numpy(sample.token_ids).long()
+        mask = torch.zeros(len(ids), dtype=torch.bool)
+        mask[places_of(sample.turn_starts, sample.turn_lengths)] = True
         start = int(sample.turn_starts[0])
         logprobs = torch.zeros(len(ids)).masked_scatter(mask, torch.from_numpy(sample.behavior_logprobs))
         parts["prompt_ids"].append(ids[:start])

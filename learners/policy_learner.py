@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from actors.renderer import Renderer
-from learners.batch.aggregation import shares_of, take, turn_weights
+from learners.batch.aggregation import select_and_weigh, shares_of, turn_weights
 from learners.batch.packing import micro_batches
 from learners.batch.samples import TrainingSample
 from learners.config import LearnerSettings
@@ -70,10 +70,10 @@ class PolicyLearner:
             temperature=settings.temperature,
             dtype=getattr(torch, config.dtype),
             recompute_activations=config.recompute_activations,
-            entropies_have_gradient=config.entropy_coefficient > 0 or config.entropy_target > 0,
+            entropies_have_gradient=config.entropy.coefficient > 0 or config.entropy.target > 0,
             lora_rank=config.lora_rank,
             lora_alpha=config.lora_alpha,
-            has_critic=config.has_critic,
+            has_critic=bool(config.critic_lrs),
             seed=settings.seed,
         )
         self._policy = shard(policy, num_ranks=self._num_ranks, device=self._device)
@@ -83,7 +83,7 @@ class PolicyLearner:
         self._checkpoints = CheckpointWriter()
         self._reference: Policy | None = None
         self._stage = ""
-        self._entropy = EntropyControl(coefficient=config.entropy_coefficient)
+        self._entropy = EntropyControl(coefficient=config.entropy.coefficient)
         self._demonstrations = DemonstrationSamples([])
         self._credits: pa.Table | None = None
         """Of the last step; rank 0 alone has any."""
@@ -100,17 +100,18 @@ class PolicyLearner:
             tables, config=config, renderer=self._renderer, scorer=self._scorer(step)
         )
         num_usable = len(samples)
-        samples, weights = take(
+        samples, weights = select_and_weigh(
             samples,
             config=config,
             gym_shares=self._settings.gym_shares,
             seed=self._settings.seed + step,
         )
-        if config.entropy_target:
-            used = self._entropy.used(target=config.entropy_target)
-            config = config.model_copy(update={"entropy_coefficient": used})
+        if config.entropy.target:
+            coefficient = self._entropy.next_coefficient(target=config.entropy.target)
+            entropy = config.entropy.model_copy(update={"coefficient": coefficient})
+            config = config.model_copy(update={"entropy": entropy})
         num_loss_tokens = sum(sample.num_loss_tokens for sample in samples)
-        taken = EffectiveAdvantages() if config.takes_kl_from_advantages and num_loss_tokens else None
+        taken = EffectiveAdvantages() if config.subtracts_kl and num_loss_tokens else None
         loss_fn = partial(
             grpo_sums,
             config=config,
@@ -124,12 +125,12 @@ class PolicyLearner:
             samples, weights=weights, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step
         )
         self._note_credits(groups, samples=samples, taken=taken, step=step)
-        if config.entropy_target and "learner/entropy" in metrics:
-            self._entropy = self._entropy.after(metrics["learner/entropy"], target=config.entropy_target)
-            metrics["learner/entropy_coefficient"] = config.entropy_coefficient
-        if config.aggregation == "token_budget":
+        if config.entropy.target and "learner/entropy" in metrics:
+            self._entropy = self._entropy.updated(metrics["learner/entropy"], target=config.entropy.target)
+            metrics["learner/entropy_coefficient"] = config.entropy.coefficient
+        if config.aggregation.type == "token_budget":
             metrics["learner/num_left_out"] = float(num_usable - len(samples))
-            metrics["learner/budget_filled"] = num_loss_tokens / config.aggregation_tokens
+            metrics["learner/budget_filled"] = num_loss_tokens / config.aggregation.tokens
         return metrics | credit_metrics
 
     def credits(self) -> pa.Table | None:
@@ -201,7 +202,7 @@ class PolicyLearner:
         """GRPO's KL is measured from the policy as that stage `begins`, or from the model that was named."""
         settings, config = self._settings, self._settings.learner
         self._reference = None
-        if stage != "grpo" or config.kl == "none":
+        if stage != "grpo" or config.kl.type == "none":
             return
         ranks = {"num_ranks": self._num_ranks, "device": self._device}
         if begins and not config.reference:

@@ -64,7 +64,7 @@ def _train(arguments: argparse.Namespace, config: RunConfig) -> None:
     check(config)
     check_same_run(config)
     check_hub(config.policy.path, key="policy.path")
-    check_hub(config.learner.reference or None, key="learner.reference")
+    check_hub(config.learner.reference or None, key="learner.kl.reference")
     from cluster.console.progress import say
     from cluster.run_folder.heartbeat import recorded
 

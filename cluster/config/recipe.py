@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -39,19 +39,22 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 def sections_of(annotation: object) -> list[type[BaseModel]]:
     """The config classes that a field may hold: one, several for a union on `type`, or none."""
+    if get_origin(annotation) is Annotated:
+        return sections_of(get_args(annotation)[0])
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     return [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Every key of a recipe, dotted, in order."""
+    """Every key of a recipe, dotted, in order: of a union on `type` its name and the keys of all types."""
     keys: dict[str, FieldInfo] = {}
     for name, info in model.model_fields.items():
         sections = sections_of(info.annotation)
-        if not sections:
+        if len(sections) != 1 and name != "type":
             keys[prefix + name] = info
         for section in sections:
-            keys |= known_keys(section, f"{prefix}{name}.")
+            for key, inner in known_keys(section, f"{prefix}{name}.").items():
+                keys.setdefault(key, inner)  # several types may have it: the first is the default type
     return keys
 
 
@@ -82,13 +85,19 @@ def read_toml(path: Path) -> dict[str, Any]:
 def apply_overrides(data: dict[str, Any], overrides: Mapping[str, str], *, model: type[BaseModel]) -> None:
     """Sets dotted keys in `data`, in place. Values are TOML where they read as TOML, else plain text."""
     keys = known_keys(model)
-    for key, text in overrides.items():
-        table_key = key.rpartition(".")[0]
+    for key, text in sorted(
+        overrides.items(), key=lambda item: item[0].count(".")
+    ):  # tables before their keys
+        table_key, _, last = key.rpartition(".")
         info = keys.get(key) or keys.get(table_key)
-        if info is None or (key not in keys and get_origin(info.annotation) is not dict):
+        is_type = info is not None and last == "type" and len(sections_of(info.annotation)) > 1
+        if info is None or not (key in keys or is_type or get_origin(info.annotation) is dict):
             raise BadInput(f"{key}: unknown key: did you mean {nearest(key, list(keys))}?")
-        section = data
+        section, path = data, ""
         for name in key.split(".")[:-1]:
+            path = f"{path}.{name}" if path else name
+            if isinstance(section.get(name), str) and path in keys and sections_of(keys[path].annotation):
+                section[name] = {"type": section[name]}  # a bare name stands for its type
             section = section.setdefault(name, {})
             if not isinstance(section, dict):
                 raise BadInput(f"{name}={section!r}: must be a table: write [{name}] in the recipe")
@@ -127,11 +136,17 @@ _RULES = {
 
 
 def _one_line(detail: ErrorDetails, *, model: type[BaseModel]) -> str:
-    keys = known_keys(model)
-    key = ".".join(str(part) for part in detail["loc"] if not str(part).endswith("Config"))
+    key, of_type, section, info = _locate(detail["loc"], model)
     kind, value = detail["type"], detail["input"]
+    if kind == "extra_forbidden" and of_type:
+        own = ", ".join(name for name in section.model_fields if name != "type") or "none"
+        return f"{key}: type={of_type} has no such key: its keys are: {own}"
     if kind == "extra_forbidden":
-        return f"{key}: unknown key: did you mean {nearest(key, list(keys))}?"
+        return f"{key}: unknown key: did you mean {nearest(key, list(known_keys(model)))}?"
+    if kind == "union_tag_invalid":
+        context = detail.get("ctx", {})
+        tag, known = context["tag"], context["expected_tags"].replace("'", "").split(", ")
+        return f"{key}={tag!r}: unknown: did you mean {nearest(tag, known)}? Known are {', '.join(known)}"
     if kind == "missing":
         return f"{key}: missing: write it in the recipe or give --{key} VALUE"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
@@ -140,9 +155,35 @@ def _one_line(detail: ErrorDetails, *, model: type[BaseModel]) -> str:
         text = detail["msg"].removeprefix("Value error, ")
         return text if not key else f"{key}={value!r}: {text}" if _is_plain(value) else f"{key}: {text}"
     rule = _RULES.get(kind) or re.sub(r"^Input should be", "must be", detail["msg"])
-    default = keys[key].default if key in keys else None
+    default = info.default if info else None
     cure = f": the default is {default!r}" if _is_plain(default) else ""
     return f"{key}={value!r}: {rule}{cure}"
+
+
+def _locate(
+    loc: tuple[int | str, ...], model: type[BaseModel]
+) -> tuple[str, str, type[BaseModel], FieldInfo | None]:
+    """The place of an error: dotted key, `type` of its section if that is a union, section, and field."""
+    names: list[str] = []
+    of_type, section, info, annotation = "", model, None, model
+    for part in loc:
+        kinds = sections_of(annotation)
+        tagged = [kind for kind in kinds if len(kinds) > 1 and part in _types(kind)]
+        if tagged:
+            of_type, annotation = str(part), tagged[0]
+        elif not str(part).endswith("Config"):
+            names.append(str(part))
+            if kinds:
+                section, info = kinds[0], kinds[0].model_fields.get(str(part))
+                annotation = info.annotation if info else None
+            else:
+                inner = get_args(annotation) or (None,)
+                annotation = inner[-1] if get_origin(annotation) is dict else inner[0]
+    return ".".join(names), of_type, section, info
+
+
+def _types(kind: type[BaseModel]) -> tuple[object, ...]:
+    return get_args(kind.model_fields["type"].annotation) if "type" in kind.model_fields else ()
 
 
 def _is_plain(value: object) -> bool:

@@ -16,8 +16,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cluster.config.run_config import RunConfig
-from learners.advantages.estimators import ADVANTAGES
-from learners.losses.policy_loss import POLICY_LOSSES
 from rewards.reward_functions import REWARDS
 
 INTRO = """\
@@ -29,14 +27,14 @@ order of precedence is: defaults, recipe, command line. On the command line a ke
 RECIPE` prints the resulting plan without starting anything. `config.toml` in a run folder is the run's
 recipe with all defaults filled in.
 
+A section whose heading names a `type` exists for that type only. The bare name stands for a table of this
+type with its defaults: `loss = "gspo"` in a recipe, `--learner.loss gspo` on the command line.
+
 Besides the bounds below, some rules span sections (a turn must fit into the engine's context, for example).
 A violation is refused in one line before anything starts. This page is generated from the code by
 `make reference`.
 """
 NAMES: Mapping[str, Mapping[str, object]] = {
-    "learner.loss": POLICY_LOSSES,
-    "learner.advantage": ADVANTAGES,
-    "learner.by_gym.NAME.advantage": ADVANTAGES,
     "reward.weights": REWARDS,
 }
 """Keys whose text is one of a table's names."""
@@ -62,7 +60,7 @@ UNITS = (
     (r"batch_size", "samples"),
     (r"max_turns", "turns"),
     (r"max_calls|max_retries|max_concurrency", "calls"),
-    (r"entropy_target", "nats"),
+    (r"target", "nats"),
     (r"keep", "checkpoints"),
 )
 """Of a number, by its key."""
@@ -81,15 +79,16 @@ def _sections(model: type[BaseModel], *, path: str, title: str = "", text: str =
     for name, info in model.model_fields.items():
         where = f"{path}.{name}" if path else name
         forms = list(_models(info.annotation))
-        if any(form == "table" for form, _ in forms):
-            inner += [(kind, where, f"[{where}]", _prose(info.description)) for _, kind in forms]
+        if len(forms) == 1 and forms[0][0] == "table":
+            inner.append((forms[0][1], where, f"[{where}]", _prose(info.description)))
             continue
         rows += [] if name == "type" else [_row(name, info, where=where)]
         for form, kind in forms:
+            if form == "named" and "type" in kind.model_fields:
+                continue  # the row names the union, which has sections of its own
             place = f"{where}.NAME" if form == "named" else where
-            is_one_of_several = "type" in kind.model_fields
-            head = f"[{place}]" if form == "named" else f"[[{where}]]"
-            of_type = f', type = "{kind.model_fields["type"].default}"' if is_one_of_several else ""
+            head = f"[[{where}]]" if form == "list" else f"[{place}]"
+            of_type = f", type = {' or '.join(map(_toml, _types(kind)))}" if _types(kind) else ""
             inner.append((kind, place, head + of_type, ""))
     if rows:
         heading = f"## `{title or path}`"
@@ -105,6 +104,11 @@ def _row(name: str, info: FieldInfo, *, where: str) -> str:
         kind = names if kind == "text" else f"{kind}, by name: {names}"
     cells = (f"`{name}`", kind, _default(info), _unit(name, info), _bounds(info), _prose(info.description))
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _types(kind: type[BaseModel]) -> tuple[str, ...]:
+    """The values of `type` for which a union holds this class."""
+    return get_args(kind.model_fields["type"].annotation) if "type" in kind.model_fields else ()
 
 
 def _models(annotation: Any, *, form: str = "table") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -129,6 +133,8 @@ def _type(annotation: Any) -> str:
         return _type(parts[0])
     if origin is Literal:
         return ", ".join(f"`{part}`" for part in parts)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return ", ".join(f"`{name}`" for name in _types(annotation))
     if origin in (Union, UnionType):
         return ", ".join(_type(part) for part in parts if part is not NoneType)
     if origin in (tuple, list):

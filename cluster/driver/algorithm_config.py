@@ -29,10 +29,13 @@ RLLIB_NAMES = {
 
 
 def merged(table: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested table with these changes. New sections, and `weights`, are replaced as a whole."""
+    """The nested table with the changes. A new section, or one of another `type`, replaces what was there."""
 
     def is_section(key: str, value: Any) -> bool:
-        return isinstance(value, Mapping) and isinstance(table.get(key), dict) and key != "weights"
+        before = table.get(key)
+        if not isinstance(value, Mapping) or not isinstance(before, dict) or key == "weights":
+            return False
+        return "type" not in value or value["type"] == before.get("type")
 
     return table | {
         key: merged(table[key], value) if is_section(key, value) else value for key, value in changes.items()

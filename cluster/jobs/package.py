@@ -55,7 +55,10 @@ def _named(config: RunConfig) -> dict[str, str]:
     folder."""
     here = Path.cwd()
     written = {f"gyms.data.{gym}": str(path) for gym, path in config.gyms.data.items()}
-    for key, path in (("policy.path", config.policy.path), ("learner.reference", config.learner.reference)):
+    for key, path in (
+        ("policy.path", config.policy.path),
+        ("learner.kl.reference", config.learner.reference),
+    ):
         if path and not is_hub_name(path):
             written[key] = path
     made = {"sft.files": config.sft.files, "sft.runs": config.sft.runs}

@@ -43,7 +43,7 @@ def check(config: RunConfig) -> None:
     if config.policy.path is not None:
         check_model(config.policy.path, key="policy.path")
     if config.learner.reference:
-        check_model(config.learner.reference, key="learner.reference", speaks=False)
+        check_model(config.learner.reference, key="learner.kl.reference", speaks=False)
     check_gyms(config)
     check_users(config)
     check_demonstrations(config)

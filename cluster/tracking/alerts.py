@@ -131,8 +131,8 @@ class RunAlerts:
                 title="entropy collapse",
                 text=f"learner/entropy={mean:.4f}, mean of {WINDOW_STEPS} steps: it is under "
                 f"{ENTROPY_SHARE:.0%} of {_mean_of(self._first_entropies):.4f}, where GRPO began, and a "
-                "policy that tries nothing new learns nothing: set learner.entropy_target or "
-                "learner.entropy_coefficient, lower learner.lr, or go back to the best checkpoint",
+                "policy that tries nothing new learns nothing: set learner.entropy.target or "
+                "learner.entropy.coefficient, lower learner.lr, or go back to the best checkpoint",
             )
 
     def _reward(self, known: Mapping[str, float]) -> Iterator[Alert]:

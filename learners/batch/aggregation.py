@@ -14,44 +14,38 @@ from numpy import ndarray
 
 from learners.batch.samples import TrainingSample
 from learners.config import LearnerConfig
+from learners.loss_config import AggregationConfig
 
 Denominators = Float64[ndarray, "num_samples"]
-Aggregation = Callable[[Sequence[TrainingSample], int, float], Denominators]
-"""(samples of a part, `aggregation_tokens`, the part's share) -> by what each sample's token sum is
-divided."""
+Aggregation = Callable[..., Denominators]
+"""(samples of a part, the part's share, `aggregation.tokens`) -> denominator of each sample's token sum."""
 
 
-def take(
+def select_and_weigh(
     samples: Sequence[TrainingSample],
     *,
     config: LearnerConfig,
     gym_shares: Mapping[str, float],
     seed: int,
 ) -> tuple[list[TrainingSample], Float64[ndarray, "num_samples"]]:
-    """The samples that the step learns from, and their weights, as the configuration asks."""
+    """The samples that the step learns from, and their weights."""
     shares = shares_of(config, gym_shares)
-    taken = list(samples)
-    if config.aggregation == "token_budget":
-        taken = within_budget(samples, budget=config.aggregation_tokens, gym_shares=shares, seed=seed)
-    weights = sample_weights(
-        taken,
-        aggregation=config.aggregation,
-        aggregation_tokens=config.aggregation_tokens,
-        gym_shares=shares,
-    )
-    return taken, weights
+    selected = list(samples)
+    if config.aggregation.type == "token_budget":
+        selected = within_budget(samples, budget=config.aggregation.tokens, gym_shares=shares, seed=seed)
+    return selected, sample_weights(selected, aggregation=config.aggregation, gym_shares=shares)
 
 
 def shares_of(config: LearnerConfig, gym_shares: Mapping[str, float]) -> Mapping[str, float] | None:
-    """Each gym's part of a step; None where a step is one part."""
+    """Each gym's share of the loss; None if the step is weighed as a whole."""
     return gym_shares if config.per_gym_denominator and gym_shares else None
 
 
 def turn_weights(
     samples: Sequence[TrainingSample], *, gym_shares: Mapping[str, float] | None
 ) -> Float64[ndarray, "num_samples"]:
-    """How much each sample's turns weigh in the critic's loss: the mean over the turns with a return, of the
-    step or of each gym, and gyms added up by their share."""
+    """Weight of each sample's turns in the critic's loss: the mean over the turns with a return, of the step,
+    or of each gym with the gyms added up by their shares."""
     weights = np.zeros(len(samples))
     for share, indices in _parts(samples, gym_shares):
         num_turns = sum(samples[index].num_returns for index in indices)
@@ -62,30 +56,29 @@ def turn_weights(
 def sample_weights(
     samples: Sequence[TrainingSample],
     *,
-    aggregation: str,
-    aggregation_tokens: int,
+    aggregation: AggregationConfig,
     gym_shares: Mapping[str, float] | None,
 ) -> Float64[ndarray, "num_samples"]:
     """Each sample's weight. With `gym_shares`, fixed by the recipe, a gym's part of the loss does not depend
-    on which other gyms are in the step; None takes the step as one. Raises ValueError for a gym without a
-    share."""
+    on which other gyms are in the step; None weighs the step as a whole. Raises ValueError for a gym without
+    a share."""
+    keys = aggregation.model_dump(exclude={"type"})
     num_tokens = sum(sample.num_loss_tokens for sample in samples)
     weights = np.zeros(len(samples))
     for share, indices in _parts(samples, gym_shares):
         part = [samples[index] for index in indices]
-        weights[indices] = (
-            share * num_tokens / AGGREGATIONS[aggregation](part, aggregation_tokens, share)
-        )  # share x num_tokens first: exactly 1 where the denominator is num_tokens
+        denominators = AGGREGATIONS[aggregation.type](part, share, **keys)
+        weights[indices] = share * num_tokens / denominators  # this order: exactly 1 if both are num_tokens
     return weights
 
 
 def within_budget(
     samples: Sequence[TrainingSample], *, budget: int, gym_shares: Mapping[str, float] | None, seed: int
 ) -> list[TrainingSample]:
-    """Whole trajectories in seeded order until `budget` loss tokens are there (C3PO, Ring-lite, arXiv
-    2506.14731); with `gym_shares`, each gym until its share of them. At least one of each stays.
+    """Whole trajectories in seeded order until they have `budget` loss tokens (C3PO, Ring-lite, arXiv
+    2506.14731); with `gym_shares`, each gym until its share of them. At least one of each gym stays.
 
-    The trajectory that reaches the budget is kept: leaving it out would leave out the long ones.
+    The trajectory that reaches the budget is kept: leaving it out would favour short ones.
     """
     chosen: set[tuple[int, int]] = set()
     for share, indices in _parts(samples, gym_shares):
@@ -102,26 +95,26 @@ def within_budget(
     return [sample for sample in samples if (sample.group_id, sample.trajectory) in chosen]
 
 
-def token_mean(samples: Sequence[TrainingSample], _tokens: int, _share: float) -> Denominators:
-    """Every token alike: sum / number of tokens (DAPO, arXiv 2503.14476 eq. 8)."""
+def token_mean(samples: Sequence[TrainingSample], _share: float) -> Denominators:
+    """Every token counts the same: sum / number of tokens (DAPO, arXiv 2503.14476 eq. 8)."""
     return np.full(len(samples), _lengths(samples).sum())
 
 
-def sequence_mean(samples: Sequence[TrainingSample], _tokens: int, _share: float) -> Denominators:
-    """Every trajectory alike, its tokens in the mean (GRPO, arXiv 2402.03300 eq. 3). The parts of a forked
-    trajectory count as one."""
+def sequence_mean(samples: Sequence[TrainingSample], _share: float) -> Denominators:
+    """Every trajectory counts the same, by the mean over its tokens (GRPO, arXiv 2402.03300 eq. 3). The parts
+    of a forked trajectory count as one."""
     owners, num_trajectories = _owners(samples)
     return num_trajectories * np.bincount(owners, weights=_lengths(samples))[owners]
 
 
-def constant_length(samples: Sequence[TrainingSample], tokens: int, _share: float) -> Denominators:
+def constant_length(samples: Sequence[TrainingSample], _share: float, *, tokens: int) -> Denominators:
     """sum / (number of trajectories x a constant): a long trajectory weighs as many tokens as it has, and its
     length changes no other's weight (Dr. GRPO, arXiv 2503.20783)."""
     return np.full(len(samples), float(_owners(samples)[1] * tokens))
 
 
-def token_budget(samples: Sequence[TrainingSample], tokens: int, share: float) -> Denominators:
-    """sum / budget, whatever number of tokens there is (C3PO); a gym's budget is its share of it."""
+def token_budget(samples: Sequence[TrainingSample], share: float, *, tokens: int) -> Denominators:
+    """sum / budget, independent of the number of tokens (C3PO); a gym's budget is its share of it."""
     return np.full(len(samples), share * tokens)
 
 

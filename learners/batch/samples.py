@@ -9,7 +9,7 @@ from itertools import chain, compress, pairwise, starmap
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 from numpy import ndarray
 
 from actors.group_summary import turn_states
@@ -49,13 +49,6 @@ class TrainingSample:
     @property
     def num_loss_tokens(self) -> int:
         return len(self.behavior_logprobs)
-
-    @property
-    def loss_mask(self) -> Bool[ndarray, "T"]:
-        """True where the policy produced the token."""
-        mask = np.zeros(self.num_tokens, bool)
-        mask[places_of(self.turn_starts, self.turn_lengths)] = True
-        return mask
 
     @property
     def num_returns(self) -> int:

@@ -1,37 +1,39 @@
 """Policy losses (PPO clip, GSPO, turn clip, CISPO, SAPO, REINFORCE) and the SFT loss on selected tokens, as
-pure functions of logprobs. Knows no model, no batch, no Ray.
+pure functions of logprobs. No model, no batch, no Ray.
 
-A policy loss gives every token an objective (to be maximised); `policy_loss` adds the objectives up, each
-times its token's weight, and divides by the token count of the whole step, so that gradients add up over
+A policy loss gives every token an objective (to be maximised); `policy_loss` sums the objectives, each times
+its token's weight, and divides by the token count of the whole step, so that gradients add up over
 micro-batches and learners however the samples are packed. Every ratio is against the engine that sampled,
 token for token.
-
-torch is not imported here, only its tensors' methods are called: the configuration reads the names of
-`POLICY_LOSSES` in an instant.
 
 Legend: L tokens in the loss. `segments` number the turn or sequence that each of them belongs to, from 0 up.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int64
-    from torch import Tensor
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
-    from learners.config import LearnerConfig
+from learners.loss_config import (
+    CispoConfig,
+    GspoConfig,
+    LossConfig,
+    PpoConfig,
+    ReinforceConfig,
+    SapoConfig,
+    TurnClipConfig,
+)
 
 MOST_LOG_RATIO = 20.0
-"""A log ratio counts no more than this, either way: exp(20) is beyond every bound, and finite, so that a
-token that is masked or clipped away leaves a gradient of 0 and not of 0 times infinity."""
+"""Log ratios are clamped to this, either way: exp(20) is beyond every bound, and finite, so that a token that
+is masked or clipped away has a gradient of 0 and not of 0 times infinity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossTokens:
-    """What a policy loss may know of a micro-batch."""
+    """Inputs of a policy loss: the loss tokens of a micro-batch."""
 
     policy_logprobs: Float[Tensor, "L"]
     """Has the gradient."""
@@ -48,23 +50,12 @@ class LossTokens:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenObjective:
-    """What each token adds to the objective, before its weight."""
+    """Objective of each token, before its weight."""
 
     values: Float[Tensor, "L"]
     """Has a gradient."""
     clipped: Bool[Tensor, "L"]
-    """Where a bound changed the token's gradient."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Loss:
-    """A policy loss, and what others must know of it."""
-
-    objective: Callable[[LossTokens, LearnerConfig], TokenObjective]
-    clip: tuple[float, float] = (0.2, 0.28)
-    """`clip_low` and `clip_high` where the recipe gives none."""
-    holds_ratio: bool = True
-    """It holds policy / behavior itself: an importance weight would count it twice."""
+    """True if a bound changed the token's gradient."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,19 +67,19 @@ class PolicyLoss:
     num_clipped: Float[Tensor, ""]
     """Tokens whose gradient a bound changed: stopped in ppo, gspo and turn, capped in cispo."""
     ratio_sum: Float[Tensor, ""]
-    """Of the tokens' ratios, whatever ratio the loss itself takes."""
+    """Sum of the tokens' own ratios, also if the loss uses those of turns or sequences."""
     kl_sum: Float[Tensor, ""]
     """Sum of `kl_k3` of KL(behavior || policy)."""
 
 
 def policy_loss(
-    tokens: LossTokens, *, weights: Float[Tensor, "L"], num_tokens: int, config: LearnerConfig
+    tokens: LossTokens, *, weights: Float[Tensor, "L"], num_tokens: int, config: LossConfig
 ) -> PolicyLoss:
-    """The loss that `config.loss` names: -sum(weight x objective) / num_tokens.
+    """The loss of `config.type`: -sum(weight x objective) / num_tokens.
 
     `weights` are 1 for the mean over all tokens; `num_tokens` is the step's, over all learners.
     """
-    objective = POLICY_LOSSES[config.loss].objective(tokens, config)
+    objective = POLICY_LOSSES[config.type](tokens, config)
     loss = -(weights.to(objective.values.dtype) * objective.values).sum() / num_tokens
     log_ratio, policy_logprobs = tokens.log_ratio.detach(), tokens.policy_logprobs.detach()
     return PolicyLoss(
@@ -99,11 +90,9 @@ def policy_loss(
     )
 
 
-def ppo_clip(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
+def ppo_clip(tokens: LossTokens, config: PpoConfig) -> TokenObjective:
     """PPO's clipped surrogate (arXiv 1707.06347 eq. 7) with two bounds (clip-higher: DAPO, arXiv 2503.14476)
-    and a dual clip (arXiv 1912.09729): where the advantage is negative, a ratio counts no more than
-    `dual_clip`.
-    """
+    and a dual clip (arXiv 1912.09729): if the advantage is negative, the ratio is at most `dual_clip`."""
     ratio, advantages = tokens.log_ratio.exp(), tokens.advantages
     objective = _clipped(ratio, advantages, config)
     bounded = objective.values.maximum(config.dual_clip * advantages)
@@ -113,36 +102,36 @@ def ppo_clip(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
     )
 
 
-def gspo(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
+def gspo(tokens: LossTokens, config: GspoConfig) -> TokenObjective:
     """GSPO-token (arXiv 2507.18071 eq. 13 and 14): all tokens of a sequence share the geometric mean of their
-    ratios, so that the clip takes or leaves the sequence as a whole.
+    ratios, so that the sequence is clipped as a whole.
 
-    A sequence is one sample: all that the policy said in a dialogue, up to a fork.
+    A sequence is one sample: the policy's tokens of a dialogue, up to a fork.
     """
     return _clipped(segment_ratio(tokens, tokens.sequences), tokens.advantages, config)
 
 
-def turn_clip(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
+def turn_clip(tokens: LossTokens, config: TurnClipConfig) -> TokenObjective:
     """The ratio and clip of a whole turn: the turn is the action (Turn-PPO, arXiv 2512.17008), its ratio
     GSPO's length-normalised one (arXiv 2507.18071 eq. 7) over the turn's tokens."""
     return _clipped(segment_ratio(tokens, tokens.turns), tokens.advantages, config)
 
 
-def cispo(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
+def cispo(tokens: LossTokens, config: CispoConfig) -> TokenObjective:
     """CISPO (MiniMax-M1, arXiv 2506.13585 eq. 4 and 5): sg[min(r, 1 + clip_high)] A log pi.
 
-    The ratio is a weight and is bounded, not the update: no token ever loses its gradient. As in the paper's
-    runs there is no lower bound.
+    The ratio is a weight and is bounded, not the update: no token loses its gradient. As in the paper's runs
+    there is no lower bound.
     """
     ratio = tokens.log_ratio.detach().exp()
-    highest = 1 + config.clip[1]
+    highest = 1 + config.clip_high
     weights = ratio.clamp(max=highest)
     return TokenObjective(
         values=weights * tokens.advantages * tokens.policy_logprobs, clipped=ratio > highest
     )
 
 
-def sapo(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
+def sapo(tokens: LossTokens, config: SapoConfig) -> TokenObjective:
     """SAPO (arXiv 2511.20347): a gate 4 / tau x sigmoid(tau (r - 1)) in place of the clip, with its own tau
     for A > 0 and for A <= 0.
 
@@ -151,18 +140,16 @@ def sapo(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
     """
     ratio = tokens.log_ratio.exp()
     gains = tokens.advantages > 0
-    tau = ratio.new_full(ratio.shape, config.sapo_negative).masked_fill(gains, config.sapo_positive)
+    tau = ratio.new_full(ratio.shape, config.negative).masked_fill(gains, config.positive)
     gates = (tau * (ratio - 1)).sigmoid() * 4 / tau
-    return TokenObjective(values=gates * tokens.advantages, clipped=_nowhere(gains))
+    return TokenObjective(values=gates * tokens.advantages, clipped=gains.new_zeros(gains.shape))
 
 
-def reinforce(tokens: LossTokens, config: LearnerConfig) -> TokenObjective:
+def reinforce(tokens: LossTokens, config: ReinforceConfig) -> TokenObjective:
     """The policy gradient itself, A log pi (Williams 1992). Without importance weights it is right only on
     policy."""
-    return TokenObjective(
-        values=tokens.advantages * tokens.policy_logprobs,
-        clipped=_nowhere(tokens.advantages > 0),
-    )
+    values = tokens.advantages * tokens.policy_logprobs
+    return TokenObjective(values=values, clipped=torch.zeros_like(values, dtype=torch.bool))
 
 
 def segment_ratio(tokens: LossTokens, segments: Int64[Tensor, "L"]) -> Float[Tensor, "L"]:
@@ -185,13 +172,13 @@ def segment_mean(values: Float[Tensor, "L"], segments: Int64[Tensor, "L"]) -> Fl
 
 def kl_k1(sampled_logprobs: Float[Tensor, "L"], other_logprobs: Float[Tensor, "L"]) -> Float[Tensor, "L"]:
     """log(p / q) at tokens sampled from p: unbiased for KL(p || q), can be negative (Schulman 2020, as k2 and
-    k3). As a reward it is a right penalty; its gradient as a loss is zero in the mean."""
+    k3). As a reward it is an exact penalty; its gradient as a loss is zero in the mean."""
     return sampled_logprobs - other_logprobs
 
 
 def kl_k2(sampled_logprobs: Float[Tensor, "L"], other_logprobs: Float[Tensor, "L"]) -> Float[Tensor, "L"]:
     """log(p / q)^2 / 2: never negative, slightly biased. On policy its gradient by p is that of KL(p || q),
-    which makes it the one to add to a loss."""
+    so it suits a term of the loss."""
     return (sampled_logprobs - other_logprobs).square() / 2
 
 
@@ -207,10 +194,12 @@ def sft_loss(policy_logprobs: Float[Tensor, "L"], *, num_tokens: int) -> Float[T
 
 
 def _clipped(
-    ratio: Float[Tensor, "L"], advantages: Float[Tensor, "L"], config: LearnerConfig
+    ratio: Float[Tensor, "L"],
+    advantages: Float[Tensor, "L"],
+    config: PpoConfig | GspoConfig | TurnClipConfig,
 ) -> TokenObjective:
-    """min(r A, clip(r) A), and where that stopped the gradient."""
-    low, high = 1 - config.clip[0], 1 + config.clip[1]
+    """min(r A, clip(r) A)."""
+    low, high = 1 - config.clip_low, 1 + config.clip_high
     return TokenObjective(
         values=(ratio * advantages).minimum(ratio.clamp(low, high) * advantages),
         clipped=((advantages > 0) & (ratio > high)) | ((advantages < 0) & (ratio < low)),
@@ -221,15 +210,12 @@ def _log_ratio(over: Float[Tensor, "L"], under: Float[Tensor, "L"]) -> Float[Ten
     return (over - under).clamp(-MOST_LOG_RATIO, MOST_LOG_RATIO)
 
 
-def _nowhere(like: Bool[Tensor, "L"]) -> Bool[Tensor, "L"]:
-    return like & ~like
-
-
-POLICY_LOSSES: dict[str, Loss] = {
-    "ppo": Loss(objective=ppo_clip),
-    "gspo": Loss(objective=gspo, clip=(3e-4, 4e-4)),
-    "turn": Loss(objective=turn_clip, clip=(3e-3, 4e-3)),
-    "cispo": Loss(objective=cispo),
-    "sapo": Loss(objective=sapo),
-    "reinforce": Loss(objective=reinforce, holds_ratio=False),
+POLICY_LOSSES: dict[str, Callable[..., TokenObjective]] = {
+    "ppo": ppo_clip,
+    "gspo": gspo,
+    "turn": turn_clip,
+    "cispo": cispo,
+    "sapo": sapo,
+    "reinforce": reinforce,
 }
+"""Type of `learner.loss` to its objective: a function of `LossTokens` and the type's config."""

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError
+from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -22,7 +23,6 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from learners.losses.entropy import EntropyControl
-from learners.model.checkpoint_match import check_same_policy
 from learners.model.lora import adapter_scale
 from learners.model.policy import Policy
 from learners.model.safetensors_storage import (
@@ -129,7 +129,7 @@ def load_checkpoint(path: Path, policy: Policy, optimizer: Optimizer) -> Progres
     entries = _entries(policy, Progress(stage=""))
     written = _read_metadata(path)
     try:
-        check_same_policy(path, written, model)
+        _check_same_policy(path, written, model)
         words: dict[str, Any] = {
             name: value for name, value in entries.items() if name in written.state_dict_metadata
         }
@@ -150,6 +150,33 @@ def load_checkpoint(path: Path, policy: Policy, optimizer: Optimizer) -> Progres
         stage=words["stage"],
         entropy=EntropyControl(coefficient=words["entropy_coefficient"], last_entropy=words["last_entropy"]),
     )
+
+
+def _check_same_policy(path: Path, written: Metadata, model: Mapping[str, Tensor]) -> None:
+    """Raises ValueError if names or shapes of the checkpoint's weights differ from the policy's."""
+    theirs = {
+        name.removeprefix("model."): tuple(entry.size)
+        for name, entry in written.state_dict_metadata.items()
+        if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
+    }
+    ours = {name: tuple(tensor.shape) for name, tensor in model.items()}
+    if theirs == ours:
+        return
+    there, asked = _described(theirs), _described(ours)
+    if there == asked:
+        name = min(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        there, asked = (f"{name} {shapes.get(name, 'missing')}" for shapes in (theirs, ours))
+    raise ValueError(
+        f"{path}: written with {there}, and this run has {asked}: give the settings of the run that wrote "
+        "it, or begin a new run"
+    )
+
+
+def _described(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The settings that decide which weights a policy has, read from the weights."""
+    rank = next((shape[0] for name, shape in shapes.items() if ".lora_A." in name), 0)
+    critic = any(name.startswith("critic.") for name in shapes)
+    return f"lora_rank={rank} and {'a' if critic else 'no'} critic"
 
 
 def _read_metadata(path: Path) -> Metadata:

@@ -1,11 +1,11 @@
-"""The policy model in the learner: a Hugging Face causal LM that returns logprobs of selected tokens, sharded
-by FSDP2.
+"""The policy model in the learner: a Hugging Face causal LM that returns logprobs of selected tokens, with
+causal attention over packed samples, sharded by FSDP2.
 
 Weights that train are float32; matrix products may run in bfloat16 (autocast, and under FSDP2 on weights
-gathered in it). Knows no loss and no Ray.
+gathered in it). No loss, no Ray.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -14,18 +14,48 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.nn.functional import linear
+from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
 from learners.batch.packing import MicroBatch
-from learners.model.attention import PACKED_CAUSAL
 from learners.model.critic import Critic
 from learners.model.lora import add_adapters
 
+PACKED_CAUSAL = "packed_causal"
+"""Name of `packed_causal_attention` in transformers' attention interface. The mask interface does not know
+it: no mask is ever built."""
 LOGITS_AT_ONCE = 2**25
 """Logits alive at a time (128 MiB in float32): more loss tokens go through the head in chunks, computed
 again backward."""
+
+
+def packed_causal_attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 heads T head_dim"],
+    key: Float[Tensor, "1 kv_heads T head_dim"],
+    value: Float[Tensor, "1 kv_heads T head_dim"],
+    attention_mask: None,
+    *,
+    sample_lengths: Sequence[int],
+    scaling: float,
+    **ignored: object,
+) -> tuple[Float[Tensor, "1 T heads head_dim"], None]:
+    """Each sample attends causally to itself alone, without a mask or padding: one kernel per sample, so the
+    cost is the sum of squares.
+
+    Dropout is ignored: a policy that drops units has no logprob to compare with the engine's.
+    """
+    outputs = [
+        scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        for q, k, v in zip(*(x.split(list(sample_lengths), dim=2) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(PACKED_CAUSAL, packed_causal_attention)
 
 
 class PolicyOutput(NamedTuple):

@@ -42,7 +42,7 @@ def load_reference(folder: str, *, policy: Policy, num_ranks: int, device: torch
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder}: no reference model there: copy it from the run that wrote the checkpoint, or name a "
-            "model with learner.reference"
+            "model with learner.kl.reference"
         )
     reference = load_policy(
         folder,
@@ -54,8 +54,8 @@ def load_reference(folder: str, *, policy: Policy, num_ranks: int, device: torch
     mine, theirs = policy.head.shape[0], reference.head.shape[0]
     if mine != theirs:
         raise ValueError(
-            f"learner.reference={folder!r}: its vocabulary has {theirs} tokens and the policy's {mine}: name "
-            "a model with the policy's tokenizer"
+            f"learner.kl.reference={folder!r}: its vocabulary has {theirs} tokens and the policy's {mine}: "
+            "name a model with the policy's tokenizer"
         )
     return shard(reference, num_ranks=num_ranks, device=device)
 

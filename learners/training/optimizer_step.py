@@ -51,20 +51,20 @@ def grpo_sums(
     )
     reference_logprobs = reference(batch) if reference else None
     if reference_logprobs is not None:
-        tokens = with_kl_in_advantages(tokens, reference_logprobs, config)
+        tokens = with_kl_in_advantages(tokens, reference_logprobs, config.kl)
     if note is not None:
         note(batch, tokens.advantages)
-    importance = importance_weights(tokens, config)
+    importance = importance_weights(tokens, config.importance, has_ratio=config.loss.has_ratio)
     weights = batch.weights * importance
-    result = policy_loss(tokens, weights=weights, num_tokens=num_tokens, config=config)
+    result = policy_loss(tokens, weights=weights, num_tokens=num_tokens, config=config.loss)
     loss = result.loss
     if reference_logprobs is not None:
         loss = with_kl_in_loss(
-            loss, tokens, reference_logprobs, weights=weights, num_tokens=num_tokens, config=config
+            loss, tokens, reference_logprobs, weights=weights, num_tokens=num_tokens, config=config.kl
         )
-    if config.entropy_coefficient:
+    if config.entropy.coefficient:
         bonus = (batch.weights.to(policy.entropies.dtype) * policy.entropies).sum() / num_tokens
-        loss = loss - config.entropy_coefficient * bonus
+        loss = loss - config.entropy.coefficient * bonus
     own = _of_whole_completions(batch, policy_version=policy_version)
     gaps = (policy.logprobs.detach() - batch.behavior_logprobs).abs()
     sums = {
@@ -76,7 +76,7 @@ def grpo_sums(
         "gap": gaps[own].sum(),
         "own": own.sum(),
     }
-    if config.importance != "none":
+    if config.importance.type != "none":
         sums |= {"importance": importance.sum(), "left_out": (importance == 0).sum()}
     if reference_logprobs is not None:
         sums["reference_kl"] = kl_k3(policy.logprobs.detach(), reference_logprobs).sum()
@@ -206,7 +206,7 @@ def make_optimizer(policy: Policy, *, config: LearnerConfig) -> AdamW:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if policy.critic is not None:
-        critic = {"params": list(policy.critic.parameters()), "lr_factor": config.critic_lr / config.lr}
+        critic = {"params": list(policy.critic.parameters()), "lr_factor": max(config.critic_lrs) / config.lr}
         groups.append(critic | {"weight_decay": 0.0})
     return AdamW([group for group in groups if group["params"]], lr=config.lr, betas=(0.9, 0.95))
 

@@ -35,8 +35,8 @@ def group_config(
     config.learners(num_learners=num_learners, learner_class=GRPOLearner)
     config.learner_settings = LearnerSettings(
         policy_folder=str(policy_folder),
-        learner=LearnerConfig(
-            num_learners=max(1, num_learners), num_threads=1, micro_batch_tokens=128, **learner
+        learner=LearnerConfig.model_validate(
+            {"num_learners": max(1, num_learners), "num_threads": 1, "micro_batch_tokens": 128, **learner}
         ),
         sft=sft,
         temperature=1.0,

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from actors.group_summary import summarize
 from actors.group_transport import GroupBatch, ScoredGroup
 from actors.trajectory import StopReason
+from learners.advantages.config import SpreadConfig
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffered_group import BufferedGroup
 from learners.buffer.credit_columns import CREDITS, KEYS
@@ -22,7 +23,7 @@ from tests.learners.tiny_parts import make_table, scorer_of, tiny_policy
 
 LIMIT_S = 30.0
 SIZES = BufferSizes(group_size=3, groups_per_step=2, max_off_policy_steps=1, seed=0)
-CONFIG = LearnerConfig(trajectory_score="sum")
+CONFIG = LearnerConfig(advantage=SpreadConfig(trajectory_score="sum"))
 DONE, FAILED = StopReason.TERMINATED, StopReason.ENGINE_ERROR
 GOOD, FLAT = (1.0, 0.0, 0.5), (0.5, 0.5, 0.5)
 

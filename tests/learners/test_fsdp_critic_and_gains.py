@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import spawn
 from actors.renderer import Renderer
 from actors.trajectory import GroupOrder
 from actors.trajectory_table import REWARD, to_table
+from learners.advantages.config import TurnGaeConfig
 from learners.batch.aggregation import turn_weights
 from learners.batch.packing import micro_batches
 from learners.config import LearnerConfig, TinyPolicyConfig
@@ -57,9 +58,8 @@ def one_group(folder: Path) -> pa.Table:
 def three_steps(folder: Path, *, kind: str, rank: int, num_ranks: int) -> list[dict[str, float]]:
     """Two steps, a checkpoint, another step after loading the one that one rank wrote. Metrics and sums."""
     config = LearnerConfig(
-        advantage="turn_gae",
+        advantage=TurnGaeConfig(critic_lr=0.01),
         information_gain=kind,  # type: ignore[arg-type]
-        critic_lr=0.01,
     )
     policy = load_policy(
         str(folder / "model"),

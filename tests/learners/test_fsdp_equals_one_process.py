@@ -16,10 +16,11 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 from torch.optim import Optimizer
 
-from learners.batch.aggregation import take
+from learners.batch.aggregation import select_and_weigh
 from learners.batch.packing import micro_batches
 from learners.batch.samples import TrainingSample
 from learners.config import LearnerConfig
+from learners.loss_config import EntropyConfig, GspoConfig, MaskedConfig, MeanConfig, TurnClipConfig
 from learners.model.checkpoint import Progress, load_checkpoint
 from learners.model.policy import Policy, shard
 from learners.model.weight_export import full_state_dict
@@ -40,12 +41,16 @@ CASES = {
     "fewer samples than ranks": (PPO, SAMPLES[:1], 64),
     "one sample too many": (PPO, SAMPLES[:5], 48),
     "turn": (
-        LearnerConfig(loss="turn", aggregation="sequence_mean", entropy_coefficient=0.1, **CLIPS),
+        LearnerConfig(
+            loss=TurnClipConfig(**CLIPS),
+            aggregation=MeanConfig(type="sequence_mean"),
+            entropy=EntropyConfig(coefficient=0.1),
+        ),
         SAMPLES,
         64,
     ),
     "gspo": (
-        LearnerConfig(loss="gspo", importance="masked", importance_level="turn", **CLIPS),
+        LearnerConfig(loss=GspoConfig(**CLIPS), importance=MaskedConfig(level="turn")),
         SAMPLES,
         48,
     ),
@@ -63,7 +68,7 @@ def gradient(
     ranks: int,
 ) -> dict[str, float]:
     """The step's gradient into the policy; the sums over all ranks."""
-    taken, weights = take(samples, config=config, gym_shares={}, seed=0)
+    taken, weights = select_and_weigh(samples, config=config, gym_shares={}, seed=0)
     num_tokens = sum(sample.num_loss_tokens for sample in taken)
     return accumulate_gradients(
         policy,
@@ -85,7 +90,7 @@ def gradients(*, rank: int, ranks: int) -> dict[str, tuple[dict[str, float], dic
 
 
 def make_policy(config: LearnerConfig, *, ranks: int) -> Policy:
-    policy = tiny_policy(temperature=TEMPERATURE, entropies_have_gradient=config.entropy_coefficient > 0)
+    policy = tiny_policy(temperature=TEMPERATURE, entropies_have_gradient=config.entropy.coefficient > 0)
     return shard(policy, num_ranks=ranks, device=CPU)
 
 

@@ -12,6 +12,7 @@ from torch.multiprocessing.spawn import spawn
 
 from learners.batch.packing import micro_batches
 from learners.config import LearnerConfig
+from learners.loss_config import ReferenceKlConfig
 from learners.model.checkpoint import Progress, load_checkpoint
 from learners.model.policy import Policy, load_policy, shard
 from learners.model.reference import load_reference, reference_logprobs, write_reference
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 SAMPLES = samples_of(6)
 NUM_TOKENS = sum(sample.num_loss_tokens for sample in SAMPLES)
-CONFIG = LearnerConfig(kl="k3", kl_coefficient=0.5)
+CONFIG = LearnerConfig(kl=ReferenceKlConfig(type="k3", coefficient=0.5))
 CASES: dict[str, dict[str, Any]] = {
     "full": {"dtype": torch.float32, "lora_rank": 0, "recompute_activations": False},
     "lora": {"dtype": torch.float32, "lora_rank": 4, "recompute_activations": True},

@@ -125,7 +125,7 @@ def test_one_of_each_is_one_of_each():
 @pytest.mark.parametrize("rewards", [[1.0], [0.5, 0.5, 0.5], [1e300, -1e300], [math.inf, math.nan]])
 def test_no_estimator_lets_a_number_through_that_is_not_finite(advantage: Any, rewards: list[float]):
     """A group of one, rewards all equal, rewards beyond float32, and none at all."""
-    config = LearnerConfig(advantage=advantage)
+    config = LearnerConfig.model_validate({"advantage": advantage})
     with np.errstate(all="ignore"):
         samples, dropped = learned(group_of(*map(turns_of, rewards)), config)
     assert all(np.isfinite(sample.advantages).all() for sample in samples)

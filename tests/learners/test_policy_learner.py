@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def make_group(folder: Path, *, num_learners: int = 0, **learner: Any) -> LearnerGroup:
-    reference = learner.get("reference") or str(folder / f"reference-{num_learners}")
+    reference = learner.get("kl", {}).get("reference") or str(folder / f"reference-{num_learners}")
     sft = SftConfig(batch_size=4, warmup_steps=0)
     settings = {"sft": sft, "reference_folder": reference, "warmup_steps": 0, **learner}
     return start(group_config(folder / "policy", num_learners=num_learners, **settings))
@@ -68,7 +68,7 @@ def weights(group: LearnerGroup) -> dict[str, torch.Tensor]:
     return load(payload.tobytes())
 
 
-KL = {"kl": "k2", "kl_coefficient": 0.5}
+KL: dict[str, Any] = {"kl": {"type": "k2", "coefficient": 0.5}}
 
 
 def test_the_reference_is_the_policy_after_the_cold_start_on_one_rank_and_on_two(folder: Path):
@@ -148,7 +148,7 @@ def test_adapters_reach_engines_and_export_as_plain_weights(folder: Path):
 
 def test_one_rank_and_two_credit_every_turn_once_and_alike(folder: Path):
     """With a critic, and a KL that each rank takes from the advantages of its own micro-batches."""
-    kinds = {"advantage": "turn_gae", "kl": "k1", "kl_coefficient": 0.5}
+    kinds: dict[str, Any] = {"advantage": "turn_gae", "kl": {"type": "k1", "coefficient": 0.5}}
     one, two = make_group(folder, **kinds), make_group(folder, num_learners=2, **kinds)
     for step in range(2):
         for group in (one, two):

@@ -7,19 +7,35 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Bool
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from actors.trajectory import Completion, GroupOrder, StopReason, TokenIds, Trajectory, Turn, as_ids
 from actors.trajectory_table import REWARD, to_table
-from learners.model.attention import PACKED_CAUSAL
+from learners.batch.samples import TrainingSample, places_of
+from learners.config import LearnerConfig
+from learners.loss_config import LossConfig
 from learners.model.checkpoint import CheckpointWriter, Progress
 from learners.model.critic import Critic
-from learners.model.policy import Policy
+from learners.model.policy import PACKED_CAUSAL, Policy
 from learners.training.forward_scoring import ForwardScorer
 from simulators.task import TaskKey
 
 VOCAB_SIZE = 50
+
+
+def loss_config(name: str, **keys: float) -> LossConfig:
+    """`learner.loss` of this type, with those of the keys that the type has."""
+    default = LearnerConfig.model_validate({"loss": name}).loss
+    return default.model_copy(update={key: keys[key] for key in keys if key in type(default).model_fields})
+
+
+def loss_mask(sample: TrainingSample) -> Bool[np.ndarray, "T"]:
+    """True at the sample's loss tokens."""
+    mask = np.zeros(sample.num_tokens, bool)
+    mask[places_of(sample.turn_starts, sample.turn_lengths)] = True
+    return mask
 
 
 def tiny_model(vocab_size: int = VOCAB_SIZE) -> Qwen3ForCausalLM:

@@ -84,7 +84,7 @@ def test_a_recipe_weighs_a_gym_of_its_own_like_any_other(here: Path) -> None:
         ({"gyms.modules": "nowhere"}, "nowhere: no such module"),
         ({"gyms.weights": "{echo = 1.0}"}, "'echo': unknown gym: .*known by its module in gyms.modules"),
         ({"gyms.modules": "my_gym", "gyms.held_out": '["ecko"]'}, "'ecko': unknown gym: did you mean echo?"),
-        ({"learner.by_gym": '{taut = {advantage = "rloo"}}'}, "learner.by_gym: 'taut': unknown gym: .* tau?"),
+        ({"learner.by_gym": '{taut = "rloo"}'}, "learner.by_gym: 'taut': unknown gym: .* tau?"),
     ],
 )
 def test_what_is_not_known_is_one_line(overrides: dict[str, str], says: str) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.config.recipe import BadInput, known_keys, nearest, to_toml
 from cluster.config.run_config import RunConfig, load
+from learners.loss_config import GspoConfig, LossConfig, PpoConfig, SapoConfig
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
 
@@ -44,6 +45,31 @@ def test_command_line_wins_over_the_recipe_and_the_recipe_over_the_default(tmp_p
     assert config.buffer == RunConfig().buffer
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides", "loss"),
+    [
+        ("", {"learner.loss": "gspo"}, GspoConfig()),
+        ('loss = "gspo"', {}, GspoConfig()),
+        ("", {"learner.loss.clip_low": "0.1"}, PpoConfig(clip_low=0.1)),
+        ('loss = "gspo"', {"learner.loss.clip_low": "0.1"}, GspoConfig(clip_low=0.1)),
+        ("loss = { dual_clip = 2 }", {"learner.loss.clip_low": "0.1"}, PpoConfig(clip_low=0.1, dual_clip=2)),
+        ("loss = { dual_clip = 2 }", {"learner.loss": "gspo"}, GspoConfig()),
+        ("", {"learner.loss.positive": "2", "learner.loss": "sapo"}, SapoConfig(positive=2)),
+        ("", {"learner.loss": '{type = "sapo", positive = 2}'}, SapoConfig(positive=2)),
+        ("", {"learner.loss.type": "sapo"}, SapoConfig()),
+    ],
+)
+def test_a_bare_name_stands_for_a_type_and_its_keys_can_be_given_one_by_one(
+    text: str, overrides: dict[str, str], loss: LossConfig, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f"[learner]\n{text}\n")
+    config = load(recipe, overrides)
+    assert config.learner.loss == loss
+    recipe.write_text(config.to_toml())
+    assert load(recipe) == config
+
+
 def test_one_gym_can_be_left_out_or_named_alone_on_the_command_line() -> None:
     assert set(load(None, {"gyms.weights": "{travel = 2.0}"}).gyms.weights) == {"travel"}
     config = load(None, {"gyms.weights": "{travel = 1.0, function = 1.0}", "gyms.weights.travel": "0"})
@@ -60,6 +86,23 @@ def test_every_key_has_help() -> None:
         ({"learner.lrr": "1"}, "learner.lrr: unknown key: did you mean learner.lr?"),
         ({"learner.lr": "fast"}, "learner.lr='fast': must be a number"),
         ({"learner.lr": "-1"}, "learner.lr=-1: must be greater than 0"),
+        ({"learner.clip_low": "0.1"}, "learner.clip_low: unknown key: did you mean learner.loss.clip_low?"),
+        ({"learner.loss.clip_lo": "0.1"}, "unknown key: did you mean learner.loss.clip_low?"),
+        (
+            {"learner.loss": "gspoo"},
+            "learner.loss='gspoo': unknown: did you mean gspo? Known are ppo, gspo, turn",
+        ),
+        ({"learner.loss": "3"}, "learner.loss=3: must be a table: write [learner.loss] in the recipe"),
+        ({"learner.kl": "k2", "learner.kl.coefficient": "x"}, "learner.kl.coefficient='x': must be a number"),
+        (
+            {"learner.aggregation": "token_budget"},
+            "learner.aggregation.tokens: missing: write it in the recipe",
+        ),
+        (
+            {"learner.by_gym.tau": "{gama = 1}"},
+            "learner.by_gym.tau.gama: type=grpo has no such key: its keys",
+        ),
+        ({"learner.by_gym.tau": "3"}, "learner.by_gym.tau=3: must be a table"),
         ({"rollout.group_size": "1"}, "rollout.group_size=1: a group needs at least 2 trajectories"),
         ({"rollout.group_size": "2.5"}, "rollout.group_size=2.5: must be a whole number"),
         ({"rollout.temperature": "0"}, "rollout.temperature=0: must be greater than 0"),

@@ -58,7 +58,7 @@ def judge() -> Iterator[Endpoint]:
 
 def test_a_run_is_rewarded_by_all_functions_and_its_rows_say_how(tmp_path: Path, judge: Endpoint) -> None:
     config = tiny_config(tmp_path, name="rewards")
-    config.training(learner={"advantage": "turn_loo", "gamma": 0.9})
+    config.training(learner={"advantage": {"type": "turn_loo", "gamma": 0.9}})
     config.environment(
         reward={
             "weights": WEIGHTS,

@@ -203,12 +203,12 @@ def test_shaping_is_refused_where_it_is_not_seen_or_would_change_what_is_best() 
         return RunConfig.model_validate({"reward": {"weights": {"potential": 1.0}}, "learner": learner})
 
     for advantage in ("turn_mean", "turn_loo", "turn_gae"):
-        assert shaped(advantage=advantage, gamma=0.5)
+        assert shaped(advantage={"type": advantage, "gamma": 0.5})
     for advantage in ("grpo", "rloo", "mt_grpo", "gigpo", "igpo", "userrl_compat", "userrl_printed"):
         with pytest.raises(ValueError, match=f"has advantage={advantage}, .*: take one of turn_mean"):
             shaped(advantage=advantage)
     with pytest.raises(ValueError, match="tau has advantage=rloo"):
-        shaped(advantage="turn_loo", by_gym={"tau": {"advantage": "rloo"}})
+        shaped(advantage="turn_loo", by_gym={"tau": "rloo"})
 
 
 def test_gold_answers_are_refused_where_no_trained_gym_knows_one(monkeypatch: pytest.MonkeyPatch) -> None:

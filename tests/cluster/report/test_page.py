@@ -296,7 +296,7 @@ def test_several_runs_stand_beside_each_other(tmp_path: Path):
     row = re.search(r"<th scope=\"row\">learner.lr</th>(.*?)</tr>", html)
     assert row is not None
     assert "0.5" in row[1]
-    assert "learner.gamma" not in re.sub(r"<pre>.*?</pre>", "", html, flags=re.DOTALL)
+    assert "learner.advantage.gamma" not in re.sub(r"<pre>.*?</pre>", "", html, flags=re.DOTALL)
 
 
 def test_runs_of_one_name_are_told_apart_and_one_run_is_not_two(tmp_path: Path):

@@ -11,8 +11,8 @@ from cluster.run_folder.paths import RunFolder
 from cluster.workers.policy_source import reference_folder
 
 
-def config_of(**learner: object) -> RunConfig:
-    return RunConfig.model_validate({"learner": {"kl": "k2", **learner}})
+def config_of(**kl: object) -> RunConfig:
+    return RunConfig.model_validate({"learner": {"kl": {"type": "k2", **kl}}})
 
 
 def test_the_reference_is_in_the_run_folder_unless_the_recipe_names_one(tmp_path: Path):
@@ -24,9 +24,9 @@ def test_the_reference_is_in_the_run_folder_unless_the_recipe_names_one(tmp_path
 
 
 def test_a_named_reference_is_checked_before_anything_starts(tmp_path: Path):
-    with pytest.raises(BadInput, match=r"learner\.reference=.*no such folder"):
+    with pytest.raises(BadInput, match=r"learner\.kl\.reference=.*no such folder"):
         check(config_of(reference=str(tmp_path / "none")))
-    with pytest.raises(BadInput, match=r"learner\.reference=.*no config\.json"):
+    with pytest.raises(BadInput, match=r"learner\.kl\.reference=.*no config\.json"):
         check(config_of(reference=str(tmp_path)))
     (tmp_path / "config.json").write_text("{}")
     check(config_of(reference=str(tmp_path)))  # it samples nothing: no chat template is needed

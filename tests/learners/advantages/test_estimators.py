@@ -1,18 +1,29 @@
 """Advantages against numbers worked out by hand."""
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.config.recipe import BadInput, validate
+from cluster.config.run_config import RunConfig
+from learners.advantages.config import ADVANTAGE_CONFIGS, SpreadConfig, TurnGaeConfig, UserRLConfig
 from learners.advantages.estimators import ADVANTAGES, CreditRule, make_estimator
 from learners.advantages.group_baseline import group_relative
-from learners.advantages.turn_credit import CREDITS, SCORES, discounted_reward, total_reward
-from learners.config import GymCreditConfig, LearnerConfig
+from learners.advantages.turn_credit import (
+    CREDITS,
+    SCORES,
+    USERRL_CREDITS,
+    USERRL_SCORES,
+    discounted_reward,
+    total_reward,
+)
+from learners.config import LearnerConfig
 
 NAN = float("nan")
 
@@ -103,16 +114,30 @@ def estimate(advantage: str, rows: list[np.ndarray], *, credit: str = "equalized
 
 
 @pytest.mark.parametrize(
-    ("field", "table"),
-    [("trajectory_score", SCORES), ("turn_credit", CREDITS)],
+    ("kind", "field", "table"),
+    [
+        (SpreadConfig, "trajectory_score", SCORES),
+        (SpreadConfig, "turn_credit", CREDITS),
+        (UserRLConfig, "trajectory_score", USERRL_SCORES),
+        (UserRLConfig, "turn_credit", USERRL_CREDITS),
+    ],
 )
-def test_every_name_of_the_tables_can_be_configured(field: str, table: dict[str, object]):
-    assert set(get_args(LearnerConfig.model_fields[field].annotation)) == set(table)
+def test_a_recipe_may_give_every_name_of_the_tables(kind: Any, field: str, table: Iterable[str]):
+    assert set(get_args(kind.model_fields[field].annotation)) == set(table)
+
+
+def test_the_types_that_a_recipe_may_name_are_those_of_the_table():
+    assert ADVANTAGE_CONFIGS.keys() == ADVANTAGES.keys()
+    for name, kind in ADVANTAGE_CONFIGS.items():
+        assert ("turn_credit" in kind.model_fields) == ADVANTAGES[name].spreads
 
 
 @every_advantage
-def test_a_line_in_the_table_is_all_that_a_recipe_needs(advantage: str):
-    assert LearnerConfig(advantage=advantage).credit_of("").estimator is ADVANTAGES[advantage]
+def test_a_bare_name_stands_for_the_estimator_with_its_defaults(advantage: str):
+    rule = LearnerConfig.model_validate({"advantage": advantage}).credit_of("")
+    assert rule == CreditRule(
+        advantage=advantage, trajectory_score="reward_to_go", turn_credit="equalized", gamma=0.95
+    )
 
 
 @every_advantage
@@ -184,7 +209,7 @@ PAIRS = [(score, credit) for score in SCORES for credit in CREDITS]
 def test_any_pair_can_be_set_for_one_gym(score: str, credit: str):
     """Both gyms of a recipe, each by its own pair: A c_t N / sum of c over tokens, in plain arithmetic."""
     config = LearnerConfig.model_validate(
-        {"gamma": 0.5, "by_gym": {"tau": {"trajectory_score": score, "turn_credit": credit}}}
+        {"advantage": {"gamma": 0.5}, "by_gym": {"tau": {"trajectory_score": score, "turn_credit": credit}}}
     )
     rows, lengths = ragged([0.0, 0.25, 1.0], [0.5, 0.125], [0.0]), [[3, 1, 2], [4, 2], [5]]
     for gym, (own_score, own_credit) in (("tau", (score, credit)), ("travel", ("reward_to_go", "equalized"))):
@@ -201,8 +226,8 @@ def test_any_pair_can_be_set_for_one_gym(score: str, credit: str):
 
 
 def test_a_gym_may_have_its_own_credit():
-    own = GymCreditConfig(trajectory_score="last", gamma=0.5)
-    config = LearnerConfig(by_gym={"tau": own}, advantage="rloo")
+    own = {"trajectory_score": "last", "gamma": 0.5}
+    config = LearnerConfig.model_validate({"by_gym": {"tau": own}, "advantage": "rloo"})
     assert config.credit_of("tau") == CreditRule(
         advantage="rloo", trajectory_score="last", turn_credit="equalized", gamma=0.5
     )
@@ -211,23 +236,36 @@ def test_a_gym_may_have_its_own_credit():
     )
 
 
+def test_a_gyms_own_estimator_takes_the_keys_that_both_have_from_the_shared_one():
+    settings = {
+        "advantage": {"turn_credit": "naive", "gamma": 0.5},
+        "by_gym": {"tau": "turn_gae", "travel": {"type": "rloo"}},
+    }
+    config = LearnerConfig.model_validate(settings)
+    assert config.by_gym["tau"] == TurnGaeConfig(gamma=0.5)
+    assert config.by_gym["travel"] == SpreadConfig(type="rloo", turn_credit="naive", gamma=0.5)
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"advantage": "turn_loo", "turn_credit": "naive"}, "turn_loo credits each turn itself"),
         (
-            {"advantage": "userrl_compat", "turn_credit": "naive"},
-            "turn_credit=naive: the released code has no",
+            {"advantage": {"type": "turn_loo", "turn_credit": "naive"}},
+            "learner.advantage.turn_credit: type=turn_loo has no such key: its keys are: gamma",
+        ),
+        (
+            {"advantage": {"type": "userrl_compat", "turn_credit": "naive"}},
+            "learner.advantage.turn_credit='naive': must be 'equalized', 'reward_to_go' or 'exponential'",
         ),
         (
             {"advantage": "userrl_compat", "by_gym": {"tau": {"trajectory_score": "max"}}},
-            "by_gym.tau: trajectory_score=max: the released code has no such",
+            "learner.by_gym.tau.trajectory_score='max': must be 'sum' or 'reward_to_go'",
         ),
     ],
 )
-def test_names_that_do_not_go_together_are_refused(settings: dict[str, object], line: str):
-    with pytest.raises(ValueError, match=line):
-        LearnerConfig.model_validate(settings)
+def test_keys_that_the_type_does_not_have_are_refused_in_one_line(settings: dict[str, object], line: str):
+    with pytest.raises(BadInput, match=line):
+        validate({"learner": settings}, model=RunConfig)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():

@@ -10,10 +10,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.batch.aggregation import AGGREGATIONS, sample_weights, take, within_budget
+from learners.batch.aggregation import AGGREGATIONS, sample_weights, select_and_weigh, within_budget
 from learners.batch.packing import micro_batches, pack
 from learners.batch.samples import TrainingSample
 from learners.config import LearnerConfig
+from learners.loss_config import (
+    CispoConfig,
+    ConstantLengthConfig,
+    EntropyConfig,
+    GspoConfig,
+    MaskedConfig,
+    MeanConfig,
+    ReinforceConfig,
+    SapoConfig,
+    TokenBudgetConfig,
+    TruncatedConfig,
+    TurnClipConfig,
+)
 from learners.training.optimizer_step import accumulate_gradients, grpo_sums, step_metrics
 from tests.learners.batch.test_packing import samples_of
 from tests.learners.tiny_parts import tiny_policy
@@ -48,16 +61,22 @@ def weights(
     samples: list[TrainingSample],
     aggregation: str,
     *,
-    tokens: int = 0,
+    tokens: int | None = None,
     shares: dict[str, float] | None = None,
 ) -> list[float]:
-    return sample_weights(
-        samples, aggregation=aggregation, aggregation_tokens=tokens, gym_shares=shares
-    ).tolist()
+    config = config_of(aggregation, tokens=tokens)
+    return sample_weights(samples, aggregation=config.aggregation, gym_shares=shares).tolist()
 
 
-def test_a_config_names_every_aggregation():
-    assert set(get_args(LearnerConfig.model_fields["aggregation"].annotation)) == set(AGGREGATIONS)
+def config_of(aggregation: str, *, tokens: int | None) -> LearnerConfig:
+    table = {"type": aggregation} | ({} if tokens is None else {"tokens": tokens})
+    return LearnerConfig.model_validate({"aggregation": table})
+
+
+def test_the_types_that_a_recipe_may_name_are_those_of_the_table():
+    union = get_args(LearnerConfig.model_fields["aggregation"].annotation)
+    names = {name for kind in union for name in get_args(kind.model_fields["type"].annotation)}
+    assert names == set(AGGREGATIONS)
 
 
 def test_weights_by_hand():
@@ -102,7 +121,7 @@ def test_another_gym_changes_no_weight_of_a_gym_with_its_own_denominator(
     aggregation: str, samples: list[TrainingSample]
 ):
     """Weight over the step's tokens is what a token counts in the loss."""
-    tokens = 7 if aggregation in ("constant_length", "token_budget") else 0
+    tokens = 7 if aggregation in ("constant_length", "token_budget") else None
     samples = [replace(s, group_id=list(SHARES).index(s.gym)) for s in samples]
     alone = [s for s in samples if s.gym == "function"]
     mixed = weights(samples, aggregation, tokens=tokens, shares=SHARES)
@@ -140,8 +159,8 @@ def gradients(
     samples: list[TrainingSample], *, config: LearnerConfig, max_tokens: int = 10_000, num_ranks: int = 1
 ) -> dict[str, torch.Tensor]:
     """The step's gradient, packed into micro-batches of at most `max_tokens`; ranks one after the other."""
-    policy = tiny_policy(entropies_have_gradient=config.entropy_coefficient > 0)
-    samples, each = take(samples, config=config, gym_shares=SHARES, seed=0)
+    policy = tiny_policy(entropies_have_gradient=config.entropy.coefficient > 0)
+    samples, each = select_and_weigh(samples, config=config, gym_shares=SHARES, seed=0)
     num_tokens = sum(s.num_loss_tokens for s in samples)
     loss_fn = partial(grpo_sums, config=config, num_tokens=num_tokens, policy_version=0)
     for rank in range(num_ranks):
@@ -153,21 +172,21 @@ def gradients(
 
 
 CONFIGS = {
-    "gspo": LearnerConfig(loss="gspo", clip_low=0.5, clip_high=0.5, aggregation="sequence_mean"),
-    "turn": LearnerConfig(loss="turn", clip_low=0.5, clip_high=0.5, per_gym_denominator=True),
+    "gspo": LearnerConfig(
+        loss=GspoConfig(clip_low=0.5, clip_high=0.5), aggregation=MeanConfig(type="sequence_mean")
+    ),
+    "turn": LearnerConfig(loss=TurnClipConfig(clip_low=0.5, clip_high=0.5)),
     "cispo": LearnerConfig(
-        loss="cispo",
-        importance="masked",
-        importance_level="turn",
-        importance_low=0.0,
-        importance_high=3.0,
-        aggregation="constant_length",
-        aggregation_tokens=40,
+        loss=CispoConfig(),
+        importance=MaskedConfig(level="turn", low=0.0, high=3.0),
+        aggregation=ConstantLengthConfig(tokens=40),
     ),
     "sapo": LearnerConfig(
-        loss="sapo", entropy_coefficient=0.1, aggregation="token_budget", aggregation_tokens=50
+        loss=SapoConfig(),
+        entropy=EntropyConfig(coefficient=0.1),
+        aggregation=TokenBudgetConfig(tokens=50),
     ),
-    "reinforce": LearnerConfig(loss="reinforce", importance="truncated", importance_level="sequence"),
+    "reinforce": LearnerConfig(loss=ReinforceConfig(), importance=TruncatedConfig(level="sequence")),
 }
 
 
@@ -200,11 +219,7 @@ def test_any_split_over_micro_batches_and_ranks_gives_the_gradient_of_one(name: 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_mixing_gyms_adds_their_gradients_where_each_has_its_own_denominator(aggregation: str):
     """The gradient of both gyms is that of one alone plus that of the other alone: 1e-9, in float64."""
-    config = LearnerConfig(
-        aggregation=aggregation,  # pyright: ignore
-        aggregation_tokens=60 if aggregation in ("constant_length", "token_budget") else 0,
-        per_gym_denominator=True,
-    )
+    config = config_of(aggregation, tokens=60 if aggregation in ("constant_length", "token_budget") else None)
     samples = mixed_samples()
     both = gradients(samples, config=config)
     alone = [gradients([s for s in samples if s.gym == gym], config=config) for gym in SHARES]
@@ -222,7 +237,7 @@ def test_without_it_another_gym_does_change_the_step():
 def test_the_entropy_bonus_is_the_gradient_of_the_mean_entropy():
     """With advantages of zero only the bonus is left: against autograd through a plain softmax."""
     samples = [replace(s, advantages=np.zeros_like(s.advantages)) for s in samples_of(2)]
-    config = LearnerConfig(entropy_coefficient=0.5, per_gym_denominator=False)
+    config = LearnerConfig(entropy=EntropyConfig(coefficient=0.5), per_gym_denominator=False)
     found = gradients(samples, config=config, max_tokens=100)
     policy = tiny_policy()
     total = torch.zeros((), dtype=torch.float64)
@@ -244,7 +259,7 @@ def test_the_entropy_bonus_is_the_gradient_of_the_mean_entropy():
 
 def test_a_masked_step_says_how_much_was_left_out():
     """Every ratio is beyond [1, 1]: nothing is learned, and all of it is reported."""
-    config = LearnerConfig(importance="masked", importance_low=1.0, importance_high=1.0)
+    config = LearnerConfig(importance=MaskedConfig(low=1.0, high=1.0))
     policy, samples = tiny_policy(), samples_of(1)
     num_tokens = sum(s.num_loss_tokens for s in samples)
     loss_fn = partial(grpo_sums, config=config, num_tokens=num_tokens, policy_version=0)

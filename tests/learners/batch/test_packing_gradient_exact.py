@@ -14,16 +14,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from learners.batch.aggregation import AGGREGATIONS, take
+from learners.batch.aggregation import AGGREGATIONS, select_and_weigh
 from learners.batch.packing import micro_batches, pack
 from learners.batch.samples import TrainingSample, samples_from_table
 from learners.config import LearnerConfig
 from learners.losses.policy_loss import POLICY_LOSSES
 from learners.model import policy as policy_module
-from learners.model.attention import PACKED_CAUSAL
-from learners.model.policy import Policy, PolicyOutput
+from learners.model.policy import PACKED_CAUSAL, Policy, PolicyOutput
 from learners.training.optimizer_step import accumulate_gradients, grpo_sums
-from tests.learners.tiny_parts import VOCAB_SIZE, random_table, tiny_model, tiny_policy
+from tests.learners.tiny_parts import (
+    VOCAB_SIZE,
+    loss_config,
+    loss_mask,
+    random_table,
+    tiny_model,
+    tiny_policy,
+)
 
 TEMPERATURE = 0.8
 SHARES = {"function": 0.4, "search": 0.6}
@@ -63,9 +69,9 @@ def packed_gradients(
 ) -> dict[str, Tensor]:
     """The learner's way; ranks one after the other."""
     policy = policy or tiny_policy(
-        temperature=TEMPERATURE, entropies_have_gradient=config.entropy_coefficient > 0
+        temperature=TEMPERATURE, entropies_have_gradient=config.entropy.coefficient > 0
     )
-    samples, weights = take(SAMPLES, config=config, gym_shares=SHARES, seed=5)
+    samples, weights = select_and_weigh(SAMPLES, config=config, gym_shares=SHARES, seed=5)
     num_tokens = sum(sample.num_loss_tokens for sample in samples)
     loss_fn = partial(
         grpo_sums,
@@ -91,12 +97,12 @@ def one_at_a_time(config: LearnerConfig, *, reference: Policy | None = None) -> 
     """Each sample through the plain model by itself."""
     model = tiny_model().double()
     model.set_attn_implementation("sdpa")  # "eager" takes its softmax in float32
-    samples, weights = take(SAMPLES, config=config, gym_shares=SHARES, seed=5)
+    samples, weights = select_and_weigh(SAMPLES, config=config, gym_shares=SHARES, seed=5)
     num_tokens = sum(sample.num_loss_tokens for sample in samples)
     for sample, weight in zip(samples, weights, strict=True):
         ids = torch.from_numpy(sample.token_ids).long()
         log_probs = (model(ids[None]).logits[0, :-1] / TEMPERATURE).log_softmax(-1)
-        kept = torch.from_numpy(sample.loss_mask[1:])
+        kept = torch.from_numpy(loss_mask(sample)[1:])
         said = PolicyOutput(
             logprobs=log_probs.gather(1, ids[1:, None])[kept, 0],
             entropies=-(log_probs.exp() * log_probs).sum(-1)[kept],
@@ -123,34 +129,28 @@ def agree(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def config_of(loss: str, **others: Any) -> LearnerConfig:
-    aggregation = others.get("aggregation", "token_mean")
-    tokens = {"constant_length": 30, "token_budget": 60}.get(aggregation, 0)  # a budget that leaves some out
-    return LearnerConfig(
-        loss=loss,  # pyright: ignore
-        clip_low=0.25,
-        clip_high=0.3,
-        aggregation_tokens=tokens,
-        **others,
-    )
+    return LearnerConfig.model_validate({"loss": loss_config(loss, clip_low=0.25, clip_high=0.3), **others})
+
+
+TOKENS = {"constant_length": 30, "token_budget": 60}  # a budget that leaves some out
 
 
 @pytest.mark.parametrize("per_gym", [False, True])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("loss", POLICY_LOSSES)
 def test_every_loss_in_every_aggregation(loss: str, aggregation: str, per_gym: bool):
-    config = config_of(loss, aggregation=aggregation, per_gym_denominator=per_gym)
+    tokens = {"tokens": TOKENS[aggregation]} if aggregation in TOKENS else {}
+    config = config_of(loss, aggregation={"type": aggregation, **tokens}, per_gym_denominator=per_gym)
     agree(packed_gradients(config, max_tokens=2 * LONGEST, seed=len(loss)), one_at_a_time(config))
 
 
 @pytest.mark.parametrize("level", ["token", "turn", "sequence"])
 @pytest.mark.parametrize("loss", POLICY_LOSSES)
 def test_every_loss_under_every_importance_level(loss: str, level: str):
-    config = config_of(
-        loss, importance="masked", importance_level=level, importance_low=0.6, importance_high=1.8
-    )
+    config = config_of(loss, importance={"type": "masked", "level": level, "low": 0.6, "high": 1.8})
     agree(packed_gradients(config, max_tokens=3 * LONGEST), one_at_a_time(config))
     if loss == "reinforce":
-        config = config_of(loss, importance="truncated", importance_level=level, importance_high=1.2)
+        config = config_of(loss, importance={"type": "truncated", "level": level, "high": 1.2})
         agree(packed_gradients(config, max_tokens=3 * LONGEST), one_at_a_time(config))
 
 
@@ -165,7 +165,7 @@ def test_however_the_samples_are_packed(loss: str):
 
 
 def test_with_an_entropy_bonus():
-    config = config_of("turn", aggregation="sequence_mean", entropy_coefficient=0.2)
+    config = config_of("turn", aggregation="sequence_mean", entropy={"coefficient": 0.2})
     agree(packed_gradients(config, max_tokens=2 * LONGEST), one_at_a_time(config))
 
 
@@ -176,7 +176,7 @@ def test_with_a_kl_to_a_reference(estimator: str):
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter += 0.05 * torch.sin(torch.arange(parameter.numel())).view_as(parameter)
-    config = config_of("ppo", kl=estimator, kl_coefficient=0.5)
+    config = config_of("ppo", kl={"type": estimator, "coefficient": 0.5})
     expected = one_at_a_time(config, reference=reference)
     agree(packed_gradients(config, max_tokens=2 * LONGEST, reference=reference), expected)
     without = packed_gradients(config_of("ppo"), max_tokens=2 * LONGEST)
@@ -187,7 +187,7 @@ def test_with_a_kl_to_a_reference(estimator: str):
 def test_with_recomputed_activations_and_a_head_in_chunks(
     entropy_coefficient: float, monkeypatch: pytest.MonkeyPatch
 ):
-    config = config_of("gspo", entropy_coefficient=entropy_coefficient)
+    config = config_of("gspo", entropy={"coefficient": entropy_coefficient})
     monkeypatch.setattr(policy_module, "LOGITS_AT_ONCE", 5 * VOCAB_SIZE)
     model = tiny_model().double()
     model.set_attn_implementation(PACKED_CAUSAL)

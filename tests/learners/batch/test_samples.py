@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from actors.trajectory import StopReason
+from learners.advantages.config import SpreadConfig
 from learners.advantages.estimators import make_estimator
 from learners.batch.samples import (
     TrainingSample,
@@ -12,8 +13,8 @@ from learners.batch.samples import (
     row_advantages,
     samples_from_table,
 )
-from learners.config import GymCreditConfig, LearnerConfig
-from tests.learners.tiny_parts import make_table, make_turn
+from learners.config import LearnerConfig
+from tests.learners.tiny_parts import loss_mask, make_table, make_turn
 
 ESTIMATOR = make_estimator("grpo", trajectory_score="sum", gamma=1.0)
 DONE = StopReason.TERMINATED
@@ -32,7 +33,7 @@ def test_a_trajectory_is_its_turns_end_to_end():
     first, second = samples_of(make_table([(good, DONE), (bad, DONE)], group_id=5))
     assert (first.group_id, first.trajectory, second.trajectory) == (5, 0, 1)
     assert first.token_ids.tolist() == [1, 2, 3, 4, 5, 7, 8]
-    assert first.loss_mask.tolist() == [False, False, False, True, True, False, True]
+    assert loss_mask(first).tolist() == [False, False, False, True, True, False, True]
     assert np.allclose(first.behavior_logprobs, [-0.5, -0.6, -0.5])
     assert first.policy_versions.tolist() == [6, 6, 7]
     assert first.turns.tolist() == [0, 1]
@@ -90,7 +91,7 @@ def test_a_slice_of_a_table_reads_its_own_rows():
 def test_nothing_predicts_a_first_token():
     turns = [make_turn([], [5, 6], reward=0.0, forked=True)]
     (sample,) = samples_from_table(make_table([(turns, DONE)]), advantages=np.ones(1))
-    assert sample.loss_mask.tolist() == [False, True]
+    assert loss_mask(sample).tolist() == [False, True]
 
 
 def walked(table: pa.Table, advantages: list[float]) -> list[tuple[list[int], list[tuple]]]:
@@ -140,7 +141,7 @@ def test_samples_are_what_a_walk_over_the_tokens_finds(seed: int):
         assert sample.token_ids.tolist() == ids
         of = np.repeat(np.arange(len(sample.turns)), sample.turn_lengths)
         columns = (
-            np.flatnonzero(sample.loss_mask),
+            np.flatnonzero(loss_mask(sample)),
             sample.behavior_logprobs,
             sample.policy_versions,
             sample.turns[of],
@@ -184,9 +185,10 @@ def test_a_groups_gym_decides_its_credit():
     early = [make_turn([1], [2], reward=1.0, forked=True), make_turn([3], [4], reward=0.0, forked=False)]
     late = [make_turn([1], [2], reward=0.0, forked=True), make_turn([3], [4], reward=1.0, forked=False)]
     table = make_table([(early, DONE), (late, DONE)])
-    own = GymCreditConfig(trajectory_score="last", advantage="dr_grpo")
-    by_gym = LearnerConfig(trajectory_score="sum", by_gym={"function": own})
+    own = SpreadConfig(type="dr_grpo", trajectory_score="last")
+    by_gym = LearnerConfig(advantage=SpreadConfig(trajectory_score="sum"), by_gym={"function": own})
     assert gym_advantages(table, by_gym.credit_of).tolist() == [-0.5, -0.5, 0.5, 0.5]
-    others = LearnerConfig(trajectory_score="sum", by_gym={"tau": own})
+    others = LearnerConfig(advantage=SpreadConfig(trajectory_score="sum"), by_gym={"tau": own})
     assert gym_advantages(table, others.credit_of).tolist() == [0.0] * 4
-    assert gym_advantages(table, LearnerConfig(gamma=0.5).credit_of).tolist() == [1.0, 1.0, -1.0, -1.0]
+    discounted = LearnerConfig(advantage=SpreadConfig(gamma=0.5))
+    assert gym_advantages(table, discounted.credit_of).tolist() == [1.0, 1.0, -1.0, -1.0]

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from actors.group_summary import summarize
 from actors.trajectory import GroupOrder, GroupSummary, StopReason, Turn
+from learners.advantages.config import ADVANTAGE_CONFIGS, SpreadConfig
 from learners.advantages.estimators import ADVANTAGES
 from learners.advantages.turn_credit import CREDITS, SCORES, USERRL_CREDITS, USERRL_SCORES
 from learners.batch.samples import gym_advantages, samples_from_table, without_truncated
 from learners.buffer.buffer import Buffer, BufferSizes
 from learners.buffer.ledger import usable_trajectories
 from learners.buffer.zero_advantage import is_flat
-from learners.config import GymCreditConfig, LearnerConfig
+from learners.config import LearnerConfig
 from simulators.task import TaskSource
 from tests.effort import examples
 from tests.fakes import make_key, make_summary
@@ -31,17 +32,13 @@ def configs(draw: st.DrawFn) -> LearnerConfig:
     """Any estimator with all that goes with it, but those that ask the model."""
     advantage = draw(st.sampled_from([name for name, entry in ADVANTAGES.items() if not entry.asks_critic]))
     is_released = advantage == "userrl_compat"
-    credits = (
-        USERRL_CREDITS if is_released else list(CREDITS) if ADVANTAGES[advantage].spreads else ["equalized"]
-    )
-    return LearnerConfig.model_validate(
-        {
-            "advantage": advantage,
-            "trajectory_score": draw(st.sampled_from(USERRL_SCORES if is_released else list(SCORES))),
-            "turn_credit": draw(st.sampled_from(credits)),
-            "gamma": draw(st.sampled_from([0.5, 0.8, 1.0])),
-        }
-    )
+    keys = {
+        "trajectory_score": draw(st.sampled_from(USERRL_SCORES if is_released else list(SCORES))),
+        "turn_credit": draw(st.sampled_from(USERRL_CREDITS if is_released else list(CREDITS))),
+        "gamma": draw(st.sampled_from([0.5, 0.8, 1.0])),
+    }
+    own = {key: keys[key] for key in keys if key in ADVANTAGE_CONFIGS[advantage].model_fields}
+    return LearnerConfig.model_validate({"advantage": {"type": advantage, **own}})
 
 
 @st.composite
@@ -70,7 +67,7 @@ def test_a_group_is_flat_exactly_when_no_sample_has_an_advantage(
     if masks:
         samples, _ = without_truncated(samples, tables=[table])
     earned = {tuple(summary.turn_rewards[index]) for index in usable_trajectories(summary)}
-    differ = len(earned) > 1 or not ADVANTAGES[config.advantage].spreads
+    differ = len(earned) > 1 or not ADVANTAGES[config.advantage.type].spreads
     teaches = differ and any(sample.advantages.any() for sample in samples)
     assert is_flat(summary, credit_of=config.credit_of, masks_truncated=masks) != teaches
 
@@ -89,8 +86,8 @@ def summary_of(
     )
 
 
-def flat(summary: GroupSummary, **settings: object) -> bool:
-    return is_flat(summary, credit_of=LearnerConfig.model_validate(settings).credit_of)
+def flat(summary: GroupSummary, **advantage: object) -> bool:
+    return is_flat(summary, credit_of=LearnerConfig.model_validate({"advantage": advantage}).credit_of)
 
 
 def test_equal_sums_are_flat_only_where_sums_are_compared():
@@ -98,7 +95,7 @@ def test_equal_sums_are_flat_only_where_sums_are_compared():
     group = summary_of([[1.0], [0.0, 0.0, 1.0]])
     assert flat(group, trajectory_score="sum")
     assert not flat(group, trajectory_score="reward_to_go", gamma=0.5)
-    assert not flat(group, advantage="turn_loo", gamma=0.5)
+    assert not flat(group, type="turn_loo", gamma=0.5)
 
 
 def test_different_sums_are_flat_where_only_the_best_turn_counts():
@@ -110,7 +107,7 @@ def test_different_sums_are_flat_where_only_the_best_turn_counts():
 def test_a_group_of_total_failures_is_flat_by_the_released_arithmetic():
     """Nothing differs among failures; one success makes the difference."""
     failures = summary_of([[0.0], [0.0, 0.0]])
-    released = {"advantage": "userrl_compat", "turn_credit": "reward_to_go"}
+    released = {"type": "userrl_compat", "turn_credit": "reward_to_go"}
     assert flat(failures, **released)
     assert not flat(summary_of([[0.0], [0.0, 1.0]]), **released)
 
@@ -118,15 +115,15 @@ def test_a_group_of_total_failures_is_flat_by_the_released_arithmetic():
 def test_trajectories_that_earned_the_same_are_flat_whatever_is_left_by_rounding():
     """Released arithmetic leaves a score of 0.056 in eight times 0.7; the printed equation compares none."""
     group = summary_of([[0.7, 0.7]] * 8)
-    assert flat(group, advantage="userrl_compat", trajectory_score="sum")
-    assert flat(group, advantage="userrl_printed", turn_credit="naive")
+    assert flat(group, type="userrl_compat", trajectory_score="sum")
+    assert flat(group, type="userrl_printed", turn_credit="naive")
 
 
 def test_states_are_compared_where_the_estimator_asks_for_them():
     """Equal outcomes; from the second state on one earned at once and the other only later."""
     group = summary_of([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     apart = replace(group, turn_states=[[0, 1, 2], [0, 3, 4]])
-    gigpo = {"advantage": "gigpo", "trajectory_score": "sum", "gamma": 1.0}
+    gigpo = {"type": "gigpo", "trajectory_score": "sum", "gamma": 1.0}
     assert not flat(group, **gigpo)
     assert flat(apart, **gigpo)
 
@@ -138,8 +135,8 @@ def test_turns_without_a_token_teach_nothing():
 
 
 def test_each_gym_is_asked_by_its_own_rule():
-    own = GymCreditConfig(trajectory_score="last")
-    config = LearnerConfig(trajectory_score="sum", by_gym={"tau": own})
+    own = SpreadConfig(trajectory_score="last")
+    config = LearnerConfig(advantage=SpreadConfig(trajectory_score="sum"), by_gym={"tau": own})
     rewards = [[0.0, 1.0], [1.0, 1.0]]
     assert is_flat(summary_of(rewards, gym="tau"), credit_of=config.credit_of)
     assert not is_flat(summary_of(rewards, gym="travel"), credit_of=config.credit_of)
@@ -147,7 +144,7 @@ def test_each_gym_is_asked_by_its_own_rule():
 
 @pytest.mark.parametrize("advantage", [name for name, entry in ADVANTAGES.items() if entry.asks_critic])
 def test_what_only_the_model_can_tell_is_never_flat(advantage: str):
-    assert not flat(summary_of([[0.0], [0.0]]), advantage=advantage)
+    assert not flat(summary_of([[0.0], [0.0]]), type=advantage)
 
 
 def test_a_group_that_gains_are_still_added_to_is_never_flat():

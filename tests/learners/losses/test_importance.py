@@ -1,4 +1,4 @@
-"""Importance weights by hand, at each level, and which loss takes which."""
+"""Importance weights against numbers computed by hand, at each level and for each loss."""
 
 from math import exp, log
 
@@ -7,8 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.config import LearnerConfig
-from learners.losses.importance import importance_weights, kept, masked_weights, truncated_weights
+from learners.loss_config import (
+    CispoConfig,
+    ImportanceConfig,
+    MaskedConfig,
+    NoImportanceConfig,
+    ReinforceConfig,
+    TruncatedConfig,
+)
+from learners.losses.importance import importance_weights, inside_mask, masked_weights, truncated_weights
 from tests.learners.losses.test_policy_loss import config_of, gradient_of, tokens_of
 
 LOG_RATIO = torch.tensor([log(r) for r in (2.0, 3.0, 0.5, 0.1)], dtype=torch.float64)
@@ -25,8 +32,8 @@ def test_truncation_bounds_from_above_alone():
 def test_a_mask_leaves_out_on_both_sides_and_by_the_whole_segment():
     assert masked_weights(LOG_RATIO, TOKENS, low=0.4, high=2.5).tolist() == pytest.approx([2.0, 0, 0.5, 0])
     assert masked_weights(LOG_RATIO, TURNS, low=0.01, high=2.5).tolist() == pytest.approx([0, 0, 0.05, 0.05])
-    assert kept(LOG_RATIO, SEQUENCE, low=0.2, high=2.5).tolist() == [1.0] * 4
-    assert kept(LOG_RATIO, SEQUENCE, low=0.5, high=2.5).tolist() == [0.0] * 4
+    assert inside_mask(LOG_RATIO, SEQUENCE, low=0.2, high=2.5).tolist() == [1.0] * 4
+    assert inside_mask(LOG_RATIO, SEQUENCE, low=0.5, high=2.5).tolist() == [0.0] * 4
 
 
 def test_ratios_beyond_all_bounds_stay_finite():
@@ -50,12 +57,17 @@ def test_weights_are_their_reference_written_token_by_token(tokens: list[tuple[f
 
 
 def weights_for(loss: str, importance: str) -> list[float]:
-    config = config_of(loss, importance=importance, importance_low=0.4, importance_high=2.5)
-    return importance_weights(tokens_of([2.0, 3.0, 0.5], [1.0, 1.0, 1.0]), config).tolist()
+    configs: dict[str, ImportanceConfig] = {
+        "none": NoImportanceConfig(),
+        "truncated": TruncatedConfig(high=2.5),
+        "masked": MaskedConfig(low=0.4, high=2.5),
+    }
+    tokens, has_ratio = tokens_of([2.0, 3.0, 0.5], [1.0, 1.0, 1.0]), config_of(loss).has_ratio
+    return importance_weights(tokens, configs[importance], has_ratio=has_ratio).tolist()
 
 
 def test_the_ratio_is_counted_once():
-    """reinforce takes it from here; a loss that holds it gets a mask of ones and zeros."""
+    """reinforce gets the ratio as its weight; a loss that has the ratio gets a mask of ones and zeros."""
     assert weights_for("reinforce", "truncated") == pytest.approx([2.0, 2.5, 0.5])
     assert weights_for("reinforce", "masked") == pytest.approx([2.0, 0.0, 0.5])
     for loss in ("ppo", "gspo", "turn", "cispo", "sapo"):
@@ -66,9 +78,8 @@ def test_the_ratio_is_counted_once():
 def test_reinforce_truncated_by_the_token_is_cispo():
     ratios, advantages = [2.0, 1.1, 0.3], [1.0, -2.0, 0.5]
     tokens = tokens_of(ratios, advantages)
-    config = LearnerConfig(loss="reinforce", importance="truncated", importance_high=1.3)
-    weights = importance_weights(tokens, config)
+    weights = importance_weights(tokens, TruncatedConfig(high=1.3), has_ratio=False)
     assert not weights.requires_grad
-    _, truncated = gradient_of(tokens, config=config, weights=weights.tolist())
-    _, cispo = gradient_of(tokens, config=LearnerConfig(loss="cispo", clip_high=0.3))
+    _, truncated = gradient_of(tokens, config=ReinforceConfig(), weights=weights.tolist())
+    _, cispo = gradient_of(tokens, config=CispoConfig(clip_high=0.3))
     assert truncated == pytest.approx(cispo, abs=1e-12)

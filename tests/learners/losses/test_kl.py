@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from learners.config import LearnerConfig
+from learners.loss_config import PpoConfig, ReferenceKlConfig
 from learners.losses.kl import with_kl_in_advantages, with_kl_in_loss
 from learners.losses.policy_loss import POLICY_LOSSES, LossTokens, kl_k1, kl_k2, kl_k3, policy_loss
-
-NARROW = {"clip_low": 0.01, "clip_high": 0.01}
+from tests.learners.tiny_parts import loss_config
 
 
 def tokens_of(
@@ -54,13 +54,13 @@ def test_each_estimate_and_its_term_by_hand():
     def term(name: Any) -> float:
         return with_kl_in_loss(
             torch.tensor(1.0), tokens_of(policy), reference, weights=torch.tensor([1.0, 2.0]), num_tokens=4,
-            config=LearnerConfig(kl=name, kl_coefficient=0.1),
+            config=ReferenceKlConfig(type=name, coefficient=0.1),
         ).item()  # fmt: skip
 
     assert term("k2") == pytest.approx(1 + 0.1 * (0.240227 + 2 * 0.240227) / 4, abs=1e-6)
     assert term("k3") == pytest.approx(1 + 0.1 * (0.193147 + 2 * 0.306853) / 4, abs=1e-6)
     assert term("k1") == 1.0
-    config = LearnerConfig(kl="k1", kl_coefficient=0.1)
+    config = ReferenceKlConfig(type="k1", coefficient=0.1)
     tokens = tokens_of(policy, advantages=torch.tensor([1.0, -1.0]))
     advantages = with_kl_in_advantages(tokens, reference, config).advantages
     assert advantages.tolist() == pytest.approx([1 - 0.0693147, -1 + 0.0693147], abs=1e-6)
@@ -68,7 +68,7 @@ def test_each_estimate_and_its_term_by_hand():
 
 @pytest.mark.parametrize("name", ["none", "k1", "k2", "k3"])
 def test_without_a_coefficient_nothing_is_added(name: Any):
-    config, loss = LearnerConfig(kl=name), torch.tensor(1.0)
+    config, loss = LearnerConfig.model_validate({"kl": name}).kl, torch.tensor(1.0)
     policy = torch.tensor([-1.0, -2.0])
     tokens = tokens_of(policy)
     assert with_kl_in_advantages(tokens, policy - 1, config) is tokens
@@ -98,12 +98,13 @@ def test_expected_gradients_on_policy(seed: int):
     probabilities = p.detach().exp()
     wanted, reverse = gradient(kl(p, q), logits), gradient(kl(q, p), logits)
     assert gradient((probabilities * kl_k1(p, q)).sum(), logits).abs().max() < 1e-12
-    config = LearnerConfig(kl="k1", kl_coefficient=1.0)
+    config = ReferenceKlConfig(type="k1", coefficient=1.0)
     tokens = with_kl_in_advantages(tokens_of(p), q, config)
-    as_reward = policy_loss(tokens, weights=probabilities, num_tokens=1, config=config).loss
+    as_reward = policy_loss(tokens, weights=probabilities, num_tokens=1, config=PpoConfig()).loss
     assert torch.allclose(gradient(as_reward, logits), wanted, atol=1e-12)
-    for name, expected in (("k2", wanted), ("k3", reverse)):
-        config = LearnerConfig(kl=name, kl_coefficient=1.0)  # type: ignore[arg-type]
+    terms: list[tuple[Any, Tensor]] = [("k2", wanted), ("k3", reverse)]
+    for name, expected in terms:
+        config = ReferenceKlConfig(type=name, coefficient=1.0)
         zero = torch.zeros((), dtype=torch.float64)
         term = with_kl_in_loss(zero, tokens_of(p), q, weights=probabilities, num_tokens=1, config=config)
         assert torch.allclose(gradient(term, logits), expected, atol=1e-12)
@@ -118,10 +119,13 @@ def test_on_policy_k1_in_the_advantages_and_k2_in_the_loss_move_every_token_alik
     reference, advantages = -2 * torch.rand(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
     weights = torch.rand(8, dtype=torch.float64)
     gradients = []
-    for name in ("k1", "k2"):
-        config = LearnerConfig(loss=loss, kl=name, kl_coefficient=0.3, sapo_negative=1.0, **NARROW)  # type: ignore[arg-type]
+    for config in (
+        ReferenceKlConfig(type="k1", coefficient=0.3),
+        ReferenceKlConfig(type="k2", coefficient=0.3),
+    ):
         tokens = with_kl_in_advantages(tokens_of(policy, advantages=advantages), reference, config)
-        value = policy_loss(tokens, weights=weights, num_tokens=5, config=config).loss
+        narrow = loss_config(loss, clip_low=0.01, clip_high=0.01, negative=1.0)
+        value = policy_loss(tokens, weights=weights, num_tokens=5, config=narrow).loss
         value = with_kl_in_loss(value, tokens, reference, weights=weights, num_tokens=5, config=config)
         gradients.append(gradient(value, policy))
     assert torch.allclose(*gradients, atol=1e-12)
@@ -131,7 +135,7 @@ def test_on_policy_k1_in_the_advantages_and_k2_in_the_loss_move_every_token_alik
 def test_the_term_in_the_loss_has_the_gradient_of_finite_differences(name: Any):
     torch.manual_seed(2)
     reference, weights = -torch.rand(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
-    config = LearnerConfig(kl=name, kl_coefficient=0.7)
+    config = ReferenceKlConfig(type=name, coefficient=0.7)
 
     def term(policy: Tensor) -> Tensor:
         zero = torch.zeros((), dtype=torch.float64)
@@ -144,7 +148,7 @@ def test_the_term_in_the_loss_has_the_gradient_of_finite_differences(name: Any):
 
 def test_k1_in_the_advantages_has_no_gradient_of_its_own():
     policy = torch.tensor([-1.0, -2.0], requires_grad=True)
-    config = LearnerConfig(kl="k1", kl_coefficient=0.5)
+    config = ReferenceKlConfig(type="k1", coefficient=0.5)
     assert not with_kl_in_advantages(tokens_of(policy), policy.detach() - 1, config).advantages.requires_grad
 
 
@@ -154,17 +158,17 @@ def test_off_policy_the_policy_loss_weighs_k1_by_its_ratio():
     logits, q = distributions(3)
     p = logits.log_softmax(0)
     behavior = (p.detach() + 0.05 * torch.randn(7, dtype=torch.float64)).log_softmax(0)
-    config = LearnerConfig(kl="k1", kl_coefficient=1.0, clip_low=0.99, clip_high=100.0, dual_clip=1e6)
     tokens = replace(tokens_of(p), behavior_logprobs=behavior)
-    tokens = with_kl_in_advantages(tokens, q, config)
-    value = policy_loss(tokens, weights=behavior.exp(), num_tokens=1, config=config).loss
+    tokens = with_kl_in_advantages(tokens, q, ReferenceKlConfig(type="k1", coefficient=1.0))
+    wide = PpoConfig(clip_low=0.99, clip_high=100.0, dual_clip=1e6)
+    value = policy_loss(tokens, weights=behavior.exp(), num_tokens=1, config=wide).loss
     assert torch.allclose(gradient(value, logits), gradient(kl(p, q), logits), atol=1e-12)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"kl_coefficient": 0.1}, {"reference": "some/model"}, {"kl": "k4"}, {"kl": "k2", "kl_coefficient": -1}],
+    [{"coefficient": 0.1}, {"reference": "some/model"}, "k4", {"type": "k2", "coefficient": -1}],
 )
 def test_settings_without_a_meaning_are_refused(settings: Any):
     with pytest.raises(ValueError, match="kl"):
-        LearnerConfig(**settings)
+        LearnerConfig.model_validate({"kl": settings})

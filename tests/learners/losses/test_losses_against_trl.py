@@ -17,13 +17,21 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from learners.batch.aggregation import take
+from learners.batch.aggregation import select_and_weigh
 from learners.batch.packing import MicroBatch, pack
 from learners.batch.samples import TrainingSample, samples_from_table
 from learners.config import LearnerConfig
+from learners.loss_config import (
+    CispoConfig,
+    EntropyConfig,
+    MeanConfig,
+    ReferenceKlConfig,
+    SapoConfig,
+    TurnClipConfig,
+)
 from learners.model.policy import Policy, PolicyOutput
 from learners.training.optimizer_step import grpo_sums, sft_sums
-from tests.learners.tiny_parts import VOCAB_SIZE, random_table, tiny_model, tiny_policy
+from tests.learners.tiny_parts import VOCAB_SIZE, loss_mask, random_table, tiny_model, tiny_policy
 
 pytestmark = pytest.mark.slow  # importing TRL takes some seconds
 
@@ -74,20 +82,20 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def rollouts(samples: list[TrainingSample]) -> dict[str, list[list[Any]]]:
     """Dialogues as TRL takes them: the first context is the prompt, all that follows the completion."""
-    starts = [int(sample.loss_mask.argmax()) for sample in samples]
+    starts = [int(loss_mask(sample).argmax()) for sample in samples]
     pairs = list(zip(samples, starts, strict=True))
     return {
         "prompt_ids": [sample.token_ids[:start].tolist() for sample, start in pairs],
         "completion_ids": [sample.token_ids[start:].tolist() for sample, start in pairs],
         "logprobs": [of_all_tokens(sample)[start:].tolist() for sample, start in pairs],
-        "env_mask": [sample.loss_mask[start:].astype(int).tolist() for sample, start in pairs],
+        "env_mask": [loss_mask(sample)[start:].astype(int).tolist() for sample, start in pairs],
     }
 
 
 def of_all_tokens(sample: TrainingSample) -> np.ndarray:  # [num_tokens]
     """The behavior logprobs, 0 where the policy said nothing."""
     logprobs = np.zeros(sample.num_tokens, np.float32)
-    logprobs[sample.loss_mask] = sample.behavior_logprobs
+    logprobs[loss_mask(sample)] = sample.behavior_logprobs
     return logprobs
 
 
@@ -143,7 +151,7 @@ def our_loss(
     reference: Tensor | None = None,
 ) -> tuple[float, Tensor]:
     """As the learner does it, from samples to the sums of one micro-batch."""
-    taken, weights = take(samples, config=config, gym_shares={}, seed=0)
+    taken, weights = select_and_weigh(samples, config=config, gym_shares={}, seed=0)
     assert len(taken) == len(samples)
     batch = pack(taken, weights=weights)
     num_tokens = sum(sample.num_loss_tokens for sample in taken)
@@ -181,7 +189,7 @@ def agree(ours: tuple[float, Tensor], theirs: tuple[float, Tensor], *, value: bo
 
 CLIPS: dict[str, Any] = {"clip_low": 0.15, "clip_high": 0.25}
 TRL_CLIPS: dict[str, Any] = {"epsilon_low": 0.15, "epsilon_high": 0.25}
-CONSTANT: dict[str, Any] = {"aggregation": "constant_length", "aggregation_tokens": LONGEST}
+CONSTANT: dict[str, Any] = {"aggregation": {"type": "constant_length", "tokens": LONGEST}}
 AGGREGATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "token_mean": ({"aggregation": "token_mean"}, {"loss_type": "dapo"}),
     "token_mean in one micro-batch": ({"aggregation": "token_mean"}, {"loss_type": "bnpo"}),
@@ -189,14 +197,17 @@ AGGREGATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "constant_length": (CONSTANT, {"loss_type": "dr_grpo"}),
     # A budget that all dialogues just fill is Dr. GRPO's constant times their number.
     "token_budget": (
-        {"aggregation": "token_budget", "aggregation_tokens": LONGEST * GROUP_SIZE * NUM_GROUPS},
+        {"aggregation": {"type": "token_budget", "tokens": LONGEST * GROUP_SIZE * NUM_GROUPS}},
         {"loss_type": "dr_grpo"},
     ),
 }
 LOSSES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "ppo": ({"loss": "ppo", "dual_clip": 1.8}, {"delta": 1.8, "importance_sampling_level": "token"}),
+    "ppo": (
+        {"loss": {"type": "ppo", "dual_clip": 1.8, **CLIPS}},
+        {"delta": 1.8, "importance_sampling_level": "token"},
+    ),
     # Ours is GSPO-token, TRL's GSPO: one gradient, as a dialogue's tokens share their advantage.
-    "gspo": ({"loss": "gspo"}, {"delta": None, "importance_sampling_level": "sequence"}),
+    "gspo": ({"loss": {"type": "gspo", **CLIPS}}, {"delta": None, "importance_sampling_level": "sequence"}),
 }
 
 
@@ -209,7 +220,7 @@ def test_clipped_losses_agree_in_every_aggregation(trainer: Any, loss: str, aggr
     flat = said_by_a_policy(samples, seed=seed)
     inputs = sampled(trl_inputs(trainer, samples, **NO_SAMPLER))
     settings = {**TRL_CLIPS, **theirs, **their_sum, "beta": 0.0}
-    config = LearnerConfig(**CLIPS, **ours, **our_sum)
+    config = LearnerConfig(**ours, **our_sum)
     agree(our_loss(samples, flat, config), trl_loss(trainer, inputs, flat, **settings))
 
 
@@ -225,7 +236,7 @@ def test_cispo_agrees(trainer: Any, seed: int):
     flat = said_by_a_policy(samples, seed=seed)
     inputs = sampled(trl_inputs(trainer, samples, **NO_SAMPLER))
     settings = {"loss_type": "cispo", "epsilon_high": 1.25, "importance_sampling_level": "token"}
-    config = LearnerConfig(loss="cispo", clip_high=0.25)
+    config = LearnerConfig(loss=CispoConfig(clip_high=0.25))
     agree(our_loss(samples, flat, config), trl_loss(trainer, inputs, flat, **settings))
 
 
@@ -237,7 +248,9 @@ def test_sapo_agrees(trainer: Any, seed: int):
     inputs = sampled(trl_inputs(trainer, samples, **NO_SAMPLER))
     settings: dict[str, Any] = {"loss_type": "sapo", "importance_sampling_level": "token"}
     settings |= {"sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.5}
-    config = LearnerConfig(loss="sapo", sapo_positive=1.0, sapo_negative=1.5, aggregation="sequence_mean")
+    config = LearnerConfig(
+        loss=SapoConfig(positive=1.0, negative=1.5), aggregation=MeanConfig(type="sequence_mean")
+    )
     agree(our_loss(samples, flat, config), trl_loss(trainer, inputs, flat, **settings))
 
 
@@ -250,7 +263,7 @@ def test_the_turn_ratio_is_gspo_of_turns_as_sequences(trainer: Any, seed: int):
     turns = [one_turn(sample, turn) for sample in samples for turn in (0, 1)]
     inputs = sampled(trl_inputs(trainer, turns, **NO_SAMPLER))
     settings = {**TRL_CLIPS, "delta": None, "importance_sampling_level": "sequence", "loss_type": "dapo"}
-    config = LearnerConfig(loss="turn", **CLIPS)
+    config = LearnerConfig(loss=TurnClipConfig(**CLIPS))
     agree(our_loss(samples, flat, config), trl_loss(trainer, inputs, flat, **settings))
 
 
@@ -283,7 +296,7 @@ def test_the_kl_term_agrees_in_every_aggregation(trainer: Any, aggregation: str,
     inputs = sampled(trl_inputs(trainer, samples, **NO_SAMPLER, beta=0.0))
     mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
     inputs["ref_per_token_logps"] = torch.zeros(mask.shape).double().masked_scatter(mask, reference)
-    config = LearnerConfig(**CLIPS, **ours, **our_sum, kl="k3", kl_coefficient=beta)
+    config = LearnerConfig(**ours, **our_sum, kl=ReferenceKlConfig(type="k3", coefficient=beta))
     settings = {**TRL_CLIPS, **theirs, **their_sum, "beta": beta, "use_bias_correction_kl": False}
     try:
         expected = trl_loss(trainer, inputs, flat, **settings)
@@ -298,7 +311,7 @@ def test_the_entropy_bonus_agrees(trainer: Any):
     flat = said_by_a_policy(samples, seed=7)
     inputs = sampled(trl_inputs(trainer, samples, **NO_SAMPLER))
     settings = {**TRL_CLIPS, **LOSSES["ppo"][1], "loss_type": "dapo", "entropy_coef": 0.03}
-    config = LearnerConfig(**CLIPS, **LOSSES["ppo"][0], entropy_coefficient=0.03)
+    config = LearnerConfig(**LOSSES["ppo"][0], entropy=EntropyConfig(coefficient=0.03))
     trainer._entropy_bonus_enabled = True
     try:
         expected = trl_loss(trainer, inputs, flat, **settings)
@@ -342,12 +355,9 @@ def test_importance_weights_agree(trainer: Any, mode: str, importance: Any, leve
         expected = trl_loss(trainer, inputs, flat, **settings)
     finally:
         trainer.use_vllm = False
-    config = LearnerConfig(
-        loss="reinforce",
-        importance=importance,
-        importance_level=level,
-        importance_low=low,
-        importance_high=1.5,
+    bounds: dict[str, float] = {"low": low, "high": 1.5} if importance == "masked" else {"high": 1.5}
+    config = LearnerConfig.model_validate(
+        {"loss": "reinforce", "importance": {"type": importance, "level": level, **bounds}}
     )
     agree(our_loss(samples, flat, config), expected, value=False)
     ratios = inputs["importance_sampling_ratio"]
@@ -382,8 +392,8 @@ def test_a_whole_step_has_trls_gradient_by_every_weight(trainer: Any):
     trainer.model.zero_grad()
     expected = trainer.compute_loss(trainer.model, inputs)
     expected.backward()
-    config = LearnerConfig(**CLIPS, **LOSSES["ppo"][0], aggregation="sequence_mean")
-    taken, weights = take(samples, config=config, gym_shares={}, seed=0)
+    config = LearnerConfig(**LOSSES["ppo"][0], aggregation=MeanConfig(type="sequence_mean"))
+    taken, weights = select_and_weigh(samples, config=config, gym_shares={}, seed=0)
     num_tokens = sum(sample.num_loss_tokens for sample in taken)
     batch: MicroBatch = pack(taken, weights=weights)
     sums = grpo_sums(batch, policy(batch), config=config, num_tokens=num_tokens, policy_version=0)
@@ -413,7 +423,7 @@ def test_the_sft_loss_is_the_cross_entropy_of_transformers_and_of_trl():
     ours.backward()
     ids = padded([torch.from_numpy(sample.token_ids).long() for sample in samples], 0)
     labels = padded(
-        [torch.from_numpy(np.where(s.loss_mask, s.token_ids, -100)).long() for s in samples], -100
+        [torch.from_numpy(np.where(loss_mask(s), s.token_ids, -100)).long() for s in samples], -100
     )
     seen = padded([torch.ones(sample.num_tokens) for sample in samples], 0)
     for fused in ({}, {"fused_lm_head": True}):

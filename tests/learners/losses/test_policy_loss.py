@@ -1,7 +1,7 @@
 """The losses against numbers worked out by hand, and against references written token by token."""
 
 from math import exp, log
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,7 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.config.recipe import BadInput, validate
+from cluster.config.run_config import RunConfig
 from learners.config import LearnerConfig
+from learners.loss_config import LossConfig, PpoConfig, SapoConfig
 from learners.losses.policy_loss import (
     POLICY_LOSSES,
     LossTokens,
@@ -20,13 +23,14 @@ from learners.losses.policy_loss import (
     policy_loss,
     sft_loss,
 )
+from tests.learners.tiny_parts import loss_config
 
-CONFIG = LearnerConfig(clip_low=0.2, clip_high=0.3, dual_clip=3.0)
+CONFIG = PpoConfig(clip_low=0.2, clip_high=0.3, dual_clip=3.0)
 
 
-def config_of(name: str, **settings: Any) -> LearnerConfig:
+def config_of(name: str) -> LossConfig:
     """Clips at 0.75 and 1.3."""
-    return LearnerConfig(loss=name, clip_low=0.25, clip_high=0.3, dual_clip=3.0, **settings)  # pyright: ignore
+    return loss_config(name, clip_low=0.25, clip_high=0.3, dual_clip=3.0)
 
 
 def tokens_of(
@@ -51,7 +55,7 @@ def tokens_of(
 def gradient_of(
     tokens: LossTokens,
     *,
-    config: LearnerConfig,
+    config: LossConfig,
     weights: list[float] | None = None,
     num_tokens: int = 1,
 ) -> tuple[PolicyLoss, list[float]]:
@@ -123,10 +127,23 @@ def test_sft_loss_is_the_token_mean_of_the_whole_step():
     assert logprobs.grad.tolist() == [-0.25, -0.25]
 
 
-@pytest.mark.parametrize("name", POLICY_LOSSES)
-def test_a_line_in_the_table_is_all_that_a_recipe_needs(name: str):
-    assert LearnerConfig(loss=name).clip == POLICY_LOSSES[name].clip
-    assert LearnerConfig(loss=name, clip_low=0.1).clip == (0.1, POLICY_LOSSES[name].clip[1])
+def test_the_types_that_a_recipe_may_name_are_those_of_the_table():
+    union = get_args(LearnerConfig.model_fields["loss"].annotation)
+    assert {name for kind in union for name in get_args(kind.model_fields["type"].annotation)} == set(
+        POLICY_LOSSES
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("ppo", 0.2, 0.28), ("gspo", 3e-4, 4e-4), ("turn", 3e-3, 4e-3)]
+)
+def test_each_clipped_loss_has_default_clips_for_the_length_of_its_segments(
+    name: str, low: float, high: float
+):
+    assert loss_config(name).model_dump(include={"clip_low", "clip_high"}) == {
+        "clip_low": low,
+        "clip_high": high,
+    }
 
 
 @pytest.mark.parametrize("name", POLICY_LOSSES)
@@ -146,7 +163,7 @@ def test_a_ratio_beyond_all_numbers_leaves_no_gradient_that_is_not_finite(
     )
     for weight in (1.0, 0.0):
         result = policy_loss(
-            tokens, weights=torch.tensor([1.0, weight]), num_tokens=2, config=LearnerConfig(loss=name)
+            tokens, weights=torch.tensor([1.0, weight]), num_tokens=2, config=loss_config(name)
         )
         (gradient,) = torch.autograd.grad(result.loss, policy)
         assert gradient.isfinite().all() and result.kl_sum.isfinite()
@@ -199,7 +216,7 @@ def test_cispo_bounds_the_weight_and_stops_no_token():
 
 def test_sapo_fades_and_more_so_where_the_advantage_is_negative():
     """At r = 2 and tau = 1 the gate is 4 sigmoid(1) = 2.9242, its gradient 4 p (1 - p) r = 1.5729."""
-    config = config_of("sapo", sapo_positive=1.0, sapo_negative=2.0)
+    config = SapoConfig(positive=1.0, negative=2.0)
     result, gradient = gradient_of(tokens_of([2.0], [1.0]), config=config)
     assert result.loss.item() == pytest.approx(-2.924234315)
     assert gradient == pytest.approx([-1.572895467])
@@ -300,14 +317,21 @@ def test_gspo_by_tokens_has_the_gradient_of_gspo_by_the_sequence(
 @pytest.mark.parametrize(
     ("settings", "rule"),
     [
-        ({"loss": "nope"}, "loss=nope: unknown: take one of ppo, gspo"),
-        ({"advantage": "nope"}, "advantage=nope: unknown: take one of grpo"),
-        ({"importance": "truncated"}, "importance=truncated: loss=ppo holds the ratio already"),
-        ({"loss": "cispo", "importance": "truncated"}, "loss=cispo holds the ratio already"),
-        ({"aggregation": "token_budget"}, "aggregation=token_budget divides by it: set it above 0"),
-        ({"aggregation_tokens": 5}, "aggregation=token_mean takes none: leave it out"),
+        ({"loss": "gspoo"}, "learner.loss='gspoo': unknown: did you mean gspo? Known are ppo, gspo, turn"),
+        (
+            {"advantage": "rlooo"},
+            "learner.advantage='rlooo': unknown: did you mean rloo? Known are grpo, dr_grpo",
+        ),
+        ({"importance": "truncated"}, "importance=truncated: loss=ppo has the ratio already"),
+        ({"loss": "cispo", "importance": "truncated"}, "loss=cispo has the ratio already"),
+        ({"loss": {"type": "gspo", "dual_clip": 2}}, "learner.loss.dual_clip: type=gspo has no such key"),
+        ({"loss": {"positive": 2}}, "type=ppo has no such key: its keys are: clip_low, clip_high, dual_clip"),
+        ({"loss": {"clip_low": 2}}, "learner.loss.clip_low=2: must be less than 1: the default is 0.2"),
+        ({"aggregation": "token_budget"}, "learner.aggregation.tokens: missing"),
+        ({"aggregation": {"tokens": 5}}, "learner.aggregation.tokens: type=token_mean has no such key"),
     ],
 )
 def test_senseless_settings_are_refused_in_one_line(settings: dict[str, Any], rule: str):
-    with pytest.raises(ValueError, match=rule):
-        LearnerConfig(**settings)
+    with pytest.raises(BadInput) as caught:
+        validate({"learner": settings}, model=RunConfig)
+    assert rule in str(caught.value) and "\n" not in str(caught.value)

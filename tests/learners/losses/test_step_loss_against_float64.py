@@ -16,15 +16,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.batch.aggregation import AGGREGATIONS, take
+from learners.batch.aggregation import AGGREGATIONS, select_and_weigh
 from learners.batch.packing import pack, plan
 from learners.batch.samples import TrainingSample, samples_from_table
 from learners.config import LearnerConfig
+from learners.loss_config import LossConfig
 from learners.losses.policy_loss import POLICY_LOSSES
 from learners.model.policy import PolicyOutput
 from learners.training.optimizer_step import grpo_sums
 from tests.effort import examples
-from tests.learners.tiny_parts import random_table
+from tests.learners.tiny_parts import loss_config, random_table
 
 SHARES = {"function": 0.3, "search": 0.7}
 CLOSE = 1e-6
@@ -69,40 +70,41 @@ def mean(values: Sequence[float]) -> float:
 
 
 def objective(
-    config: LearnerConfig, *, token: float, segment: float, advantage: float, logprob: float
+    loss: LossConfig, *, token: float, segment: float, advantage: float, logprob: float
 ) -> tuple[float, float]:
     """A token's objective and its slope by the token's logprob, at its own ratio and its segment's."""
-    low, high = 1 - config.clip[0], 1 + config.clip[1]
-    if config.loss == "reinforce":
+    if loss.type == "reinforce":
         return advantage * logprob, advantage
-    if config.loss == "cispo":
-        return min(token, high) * advantage * logprob, min(token, high) * advantage
-    if config.loss == "sapo":
-        tau = config.sapo_positive if advantage > 0 else config.sapo_negative
+    if loss.type == "sapo":
+        tau = loss.positive if advantage > 0 else loss.negative
         gate = 1 / (1 + exp(-tau * (token - 1)))
         return 4 / tau * gate * advantage, 4 * gate * (1 - gate) * token * advantage
-    ratio = token if config.loss == "ppo" else segment
+    high = 1 + loss.clip_high
+    if loss.type == "cispo":
+        return min(token, high) * advantage * logprob, min(token, high) * advantage
+    ratio = token if loss.type == "ppo" else segment
     value, slope = ratio * advantage, ratio * advantage
-    bounded = min(max(ratio, low), high) * advantage
+    bounded = min(max(ratio, 1 - loss.clip_low), high) * advantage
     if bounded < value:
         value, slope = bounded, 0.0
-    if config.loss == "ppo" and advantage < 0 and config.dual_clip * advantage > value:
-        value, slope = config.dual_clip * advantage, 0.0
+    if loss.type == "ppo" and advantage < 0 and loss.dual_clip * advantage > value:
+        value, slope = loss.dual_clip * advantage, 0.0
     return value, slope
 
 
 def importance(config: LearnerConfig, ratio: float) -> float:
-    inside = config.importance_low <= ratio <= config.importance_high
-    if config.importance == "none":
+    weights = config.importance
+    if weights.type == "none":
         return 1.0
-    if config.importance == "truncated":
-        return min(ratio, config.importance_high)
-    return (ratio if config.loss == "reinforce" else 1.0) if inside else 0.0
+    if weights.type == "truncated":
+        return min(ratio, weights.high)
+    inside = weights.low <= ratio <= weights.high
+    return (ratio if config.loss.type == "reinforce" else 1.0) if inside else 0.0
 
 
 def kl(config: LearnerConfig, logprob: float, reference: float) -> tuple[float, float]:
     """A token's KL term and its slope."""
-    if config.kl == "k2":
+    if config.kl.type == "k2":
         return (logprob - reference) ** 2 / 2, logprob - reference
     return exp(reference - logprob) - 1 - (reference - logprob), 1 - exp(reference - logprob)
 
@@ -122,9 +124,9 @@ def denominators(samples: Sequence[TrainingSample], config: LearnerConfig) -> li
         return {
             "token_mean": sum(len(s.behavior_logprobs) for s in mine) / share,
             "sequence_mean": len(trajectories) * own / share,
-            "constant_length": len(trajectories) * config.aggregation_tokens / share,
-            "token_budget": float(config.aggregation_tokens),
-        }[config.aggregation]
+            "constant_length": len(trajectories) * TOKENS["constant_length"] / share,
+            "token_budget": float(TOKENS["token_budget"]),
+        }[config.aggregation.type]
 
     return [one(sample) for sample in samples]
 
@@ -134,6 +136,7 @@ def reference_step(
 ) -> tuple[float, list[list[float]]]:
     """The loss, and its gradient by each sample's logprobs and then its entropies."""
     loss, slopes = 0.0, []
+    level = "token" if config.importance.type == "none" else config.importance.level
     for sample, says, denominator in zip(samples, said, denominators(samples, config), strict=True):
         log_ratios = [
             own - behavior
@@ -143,28 +146,28 @@ def reference_step(
         mine: list[float] = []
         for at, which in enumerate(turns):
             of_turn = [r for r, turn in zip(log_ratios, turns, strict=True) if turn == which]
-            segment = of_turn if config.loss == "turn" else log_ratios
+            segment = of_turn if config.loss.type == "turn" else log_ratios
             weighed = {"token": [log_ratios[at]], "turn": of_turn, "sequence": log_ratios}
             logprob, advantage = says.logprobs[at], float(sample.advantages[which])
-            if config.kl == "k1":
-                advantage -= config.kl_coefficient * (logprob - says.reference[at])
+            if config.kl.type == "k1":
+                advantage -= config.kl.coefficient * (logprob - says.reference[at])
             value, slope = objective(
-                config,
+                config.loss,
                 token=exp(log_ratios[at]),
                 segment=exp(mean(segment)),
                 advantage=advantage,
                 logprob=logprob,
             )
-            weight = importance(config, exp(sum(weighed[config.importance_level])))
+            weight = importance(config, exp(sum(weighed[level])))
             value, slope = -weight * value, -weight * slope
-            if config.kl in ("k2", "k3"):
+            if config.kl.type == "k2" or config.kl.type == "k3":
                 term, term_slope = kl(config, logprob, says.reference[at])
-                value += weight * config.kl_coefficient * term
-                slope += weight * config.kl_coefficient * term_slope
-            value -= config.entropy_coefficient * says.entropies[at]
+                value += weight * config.kl.coefficient * term
+                slope += weight * config.kl.coefficient * term_slope
+            value -= config.entropy.coefficient * says.entropies[at]
             loss += value / denominator
             mine.append(slope / denominator)
-        slopes.append(mine + [-config.entropy_coefficient / denominator] * len(turns))
+        slopes.append(mine + [-config.entropy.coefficient / denominator] * len(turns))
     return loss, slopes
 
 
@@ -172,7 +175,7 @@ def our_step(
     samples: Sequence[TrainingSample], said: Sequence[Said], config: LearnerConfig, *, seed: int
 ) -> tuple[float, list[list[float]]]:
     """As the learner does it: weights of the step, micro-batches, sums of each."""
-    taken, weights = take(samples, config=config, gym_shares=SHARES, seed=0)
+    taken, weights = select_and_weigh(samples, config=config, gym_shares=SHARES, seed=0)
     assert len(taken) == len(samples)
     num_tokens = sum(sample.num_loss_tokens for sample in samples)
     longest = max(sample.num_tokens for sample in samples)
@@ -195,7 +198,7 @@ def our_step(
             config=config,
             num_tokens=num_tokens,
             policy_version=0,
-            reference=(lambda _, x=reference: x) if config.kl != "none" else None,
+            reference=(lambda _, x=reference: x) if config.kl.type != "none" else None,
         )
         loss += sums["loss"].item()
         for gradient in torch.autograd.grad(
@@ -217,16 +220,17 @@ def check(config: LearnerConfig, *, seed: int) -> None:
     assert max(abs(slope) for mine in expected_slopes for slope in mine) > 1e3 * CLOSE
 
 
+TOKENS = {"constant_length": 11, "token_budget": 500}
+
+
 def config_of(loss: str, aggregation: str, **others: Any) -> LearnerConfig:
-    tokens = {"constant_length": 11, "token_budget": 500}.get(aggregation, 0)
-    return LearnerConfig(
-        loss=loss,  # pyright: ignore
-        aggregation=aggregation,  # pyright: ignore
-        aggregation_tokens=tokens,
-        clip_low=0.15,
-        clip_high=0.3,
-        dual_clip=1.6,
-        **others,
+    tokens = {"tokens": TOKENS[aggregation]} if aggregation in TOKENS else {}
+    return LearnerConfig.model_validate(
+        {
+            "loss": loss_config(loss, clip_low=0.15, clip_high=0.3, dual_clip=1.6),
+            "aggregation": {"type": aggregation, **tokens},
+            **others,
+        }
     )
 
 
@@ -234,7 +238,7 @@ def config_of(loss: str, aggregation: str, **others: Any) -> LearnerConfig:
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("loss", POLICY_LOSSES)
 def test_every_loss_in_every_aggregation(loss: str, aggregation: str, per_gym: bool):
-    check(config_of(loss, aggregation, per_gym_denominator=per_gym, entropy_coefficient=0.02), seed=1)
+    check(config_of(loss, aggregation, per_gym_denominator=per_gym, entropy={"coefficient": 0.02}), seed=1)
 
 
 WEIGHTS = [
@@ -245,17 +249,15 @@ WEIGHTS = [
 
 @pytest.mark.parametrize(("loss", "kind", "level"), WEIGHTS)
 def test_every_importance_weight_at_every_level(loss: str, kind: str, level: str):
-    low = {"importance_low": 0.6} if kind == "masked" else {}
-    config = config_of(
-        loss, "sequence_mean", importance=kind, importance_level=level, importance_high=1.7, **low
-    )
-    check(config, seed=2)
+    low = {"low": 0.6} if kind == "masked" else {}
+    importance = {"type": kind, "level": level, "high": 1.7, **low}
+    check(config_of(loss, "sequence_mean", importance=importance), seed=2)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("loss", POLICY_LOSSES)
 def test_every_kl_with_every_loss(loss: str, estimator: str):
-    check(config_of(loss, "token_mean", kl=estimator, kl_coefficient=0.3), seed=3)
+    check(config_of(loss, "token_mean", kl={"type": estimator, "coefficient": 0.3}), seed=3)
 
 
 @settings(max_examples=examples(25), deadline=None)
@@ -266,13 +268,12 @@ def test_any_of_them_together(data: st.DataObject, seed: int):
     kind = choose(("none", "masked", "truncated") if loss == "reinforce" else ("none", "masked"))
     others: dict[str, Any] = {
         "per_gym_denominator": choose((False, True)),
-        "importance": kind,
-        "importance_high": 1.0 + log(choose((2, 3, 4))),
-        "entropy_coefficient": choose((0.0, 0.05)),
+        "entropy": {"coefficient": choose((0.0, 0.05))},
     }
     if kind != "none":
-        others["importance_level"] = choose(("token", "turn", "sequence"))
+        level = choose(("token", "turn", "sequence"))
+        others["importance"] = {"type": kind, "high": 1.0 + log(choose((2, 3, 4))), "level": level}
     estimator = choose(("none", "k1", "k2", "k3"))
     if estimator != "none":
-        others |= {"kl": estimator, "kl_coefficient": 0.2}
+        others["kl"] = {"type": estimator, "coefficient": 0.2}
     check(config_of(loss, choose(list(AGGREGATIONS)), **others), seed=seed)

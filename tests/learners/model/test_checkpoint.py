@@ -10,6 +10,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from learners.advantages.config import TurnGaeConfig
 from learners.config import LearnerConfig
 from learners.losses.entropy import EntropyControl
 from learners.model.checkpoint import Progress, is_checkpoint, load_checkpoint, withdraw
@@ -17,6 +18,7 @@ from learners.model.policy import Policy, load_policy
 from learners.training.optimizer_step import make_optimizer
 from tests.learners.tiny_parts import save_checkpoint, tiny_model, tiny_policy
 
+CONFIG = LearnerConfig(advantage=TurnGaeConfig())
 PROGRESS = Progress(stage="grpo", entropy=EntropyControl(coefficient=0.5, last_entropy=1.5))
 FULL: dict[str, Any] = {}
 CRITIC = {"has_critic": True}
@@ -41,12 +43,12 @@ def policy_of(tmp_path: Path) -> Callable[..., Policy]:
 
 
 def written(path: Path, policy: Policy) -> Path:
-    save_checkpoint(path, policy, make_optimizer(policy, config=LearnerConfig()), PROGRESS)
+    save_checkpoint(path, policy, make_optimizer(policy, config=CONFIG), PROGRESS)
     return path
 
 
 def load(path: Path, policy: Policy) -> Progress:
-    return load_checkpoint(path, policy, make_optimizer(policy, config=LearnerConfig()))
+    return load_checkpoint(path, policy, make_optimizer(policy, config=CONFIG))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_a_weight_that_differs(tmp
 
 def test_a_checkpoint_of_pickles_is_refused_unread(tmp_path: Path) -> None:
     policy = tiny_policy()
-    model, optim = get_state_dict(policy, make_optimizer(policy, config=LearnerConfig()))
+    model, optim = get_state_dict(policy, make_optimizer(policy, config=CONFIG))
     save({"model": model, "optimizer": optim, "stage": "grpo"}, checkpoint_id=tmp_path / "c", no_dist=True)
     with pytest.raises(ValueError, match=r"c: written by an earlier version, as pickles, .*: go on"):
         load(tmp_path / "c", tiny_policy())

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from actors.trajectory import StopReason
+from learners.advantages.config import TurnGaeConfig
 from learners.batch.aggregation import turn_weights
 from learners.batch.packing import micro_batches
 from learners.batch.samples import TrainingSample
-from learners.config import GymCreditConfig, LearnerConfig
+from learners.config import LearnerConfig
 from learners.model.checkpoint import Progress, load_checkpoint
 from learners.model.critic import Critic, critic_loss, explained_variance
 from learners.model.policy import Policy
@@ -40,7 +41,7 @@ from tests.learners.tiny_parts import (
 
 CPU = torch.device("cpu")
 DONE = StopReason.TERMINATED
-CONFIG = LearnerConfig(advantage="turn_gae", gamma=0.5, gae_lambda=0.5, warmup_steps=0)
+CONFIG = LearnerConfig(advantage=TurnGaeConfig(gamma=0.5, gae_lambda=0.5), warmup_steps=0)
 
 
 def expecting(value: float) -> Policy:
@@ -126,7 +127,7 @@ def test_gyms_with_other_rules_are_as_without_a_critic():
     others = random_table(group_id=2)
     gym = table.schema.get_field_index("gym")
     others = others.set_column(gym, "gym", pa.array(["tau"] * others.num_rows))
-    mixed = LearnerConfig(by_gym={"function": GymCreditConfig(advantage="turn_gae")})
+    mixed = LearnerConfig(by_gym={"function": TurnGaeConfig()})
     samples, _ = step_samples([table, others], expecting(0.5), config=mixed)
     alone, metrics = step_samples([others], tiny_policy(), config=LearnerConfig())
     assert "learner/critic/explained_variance" not in metrics
@@ -187,7 +188,7 @@ def test_the_critic_learns_the_returns_of_a_fixed_batch():
     """The policy all but stands still, so that the states stay the same."""
     policy = critic_policy(dtype=torch.float32)
     samples, _ = step_samples([random_table(group_id=g) for g in range(3)], expecting(0.0))
-    optimizer = make_optimizer(policy, config=LearnerConfig(lr=1e-9, critic_lr=0.01))
+    optimizer = make_optimizer(policy, config=LearnerConfig(lr=1e-9, advantage=TurnGaeConfig(critic_lr=0.01)))
     losses = [update(policy, optimizer, samples, lr=1e-9)["critic_loss"] for _ in range(100)]
     assert losses[-1] < losses[0] / 10
 
@@ -207,7 +208,8 @@ def test_the_policys_step_is_the_same_bit_for_bit_whether_or_not_a_critic_learns
 
 def test_the_critic_has_a_learning_rate_of_its_own_and_does_not_decay():
     policy = critic_policy()
-    optimizer = make_optimizer(policy, config=LearnerConfig(lr=1e-4, critic_lr=1e-2, weight_decay=0.1))
+    config = LearnerConfig(lr=1e-4, advantage=TurnGaeConfig(critic_lr=1e-2), weight_decay=0.1)
+    optimizer = make_optimizer(policy, config=config)
     assert policy.critic is not None
     for parameter in policy.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -285,6 +287,11 @@ def test_a_checkpoint_goes_on_exactly_with_its_critic(tmp_path: Path):
 
 
 def test_only_a_rule_that_needs_a_critic_makes_one():
-    assert not LearnerConfig().has_critic
-    assert LearnerConfig(advantage="turn_gae").has_critic
-    assert LearnerConfig(by_gym={"tau": GymCreditConfig(advantage="turn_gae")}).has_critic
+    assert LearnerConfig().critic_lrs == set()
+    assert LearnerConfig(advantage=TurnGaeConfig()).critic_lrs == {1e-3}
+    assert LearnerConfig(by_gym={"tau": TurnGaeConfig(critic_lr=1e-2)}).critic_lrs == {1e-2}
+
+
+def test_the_gyms_share_one_critic_and_its_learning_rate():
+    with pytest.raises(ValueError, match=r"critic_lr=0\.01: one critic serves all gyms, .* has 0\.001: give"):
+        LearnerConfig(advantage=TurnGaeConfig(), by_gym={"tau": TurnGaeConfig(critic_lr=1e-2)})

@@ -6,21 +6,21 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from learners.advantages.config import TurnGaeConfig
 from learners.batch.packing import pack
 from learners.config import LearnerConfig
-from learners.model.attention import PACKED_CAUSAL
 from learners.model.checkpoint import Progress, export_model, load_checkpoint
 from learners.model.lora import add_adapters
-from learners.model.policy import Policy, load_policy
+from learners.model.policy import PACKED_CAUSAL, Policy, load_policy
 from learners.model.safetensors_storage import CheckpointFolderReader
 from learners.model.weight_export import full_state_dict
 from learners.training.optimizer_step import make_optimizer
 from tests.learners.batch.test_packing import samples_of
-from tests.learners.tiny_parts import plain_model, save_checkpoint, tiny_model
+from tests.learners.tiny_parts import loss_mask, plain_model, save_checkpoint, tiny_model
 from tests.learners.training.test_optimizer_step import update
 
 CPU = torch.device("cpu")
-CONFIG = LearnerConfig(weight_decay=0.1)
+CONFIG = LearnerConfig(weight_decay=0.1, advantage=TurnGaeConfig())
 ARCHITECTURES = ("qwen3", "qwen2", "llama")
 
 
@@ -108,7 +108,7 @@ def test_merged_weights_say_what_base_and_adapters_say(architecture: str, tied: 
         for sample in samples:
             ids = torch.from_numpy(sample.token_ids).long()
             per_token = model(ids[None]).logits[0].log_softmax(-1)[:-1].gather(1, ids[1:, None])[:, 0]
-            expected.append(per_token[torch.from_numpy(sample.loss_mask[1:])])
+            expected.append(per_token[torch.from_numpy(loss_mask(sample)[1:])])
         actual = policy(pack(samples)).logprobs
     assert torch.allclose(actual, torch.cat(expected), atol=1e-6)
     assert {name.rpartition(".")[2] for name in state} <= {"weight", "bias"}

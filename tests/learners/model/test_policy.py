@@ -6,11 +6,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from learners.batch.packing import pack
 from learners.model import policy as policy_module
-from learners.model.attention import PACKED_CAUSAL
-from learners.model.policy import Policy, load_policy
+from learners.model.policy import PACKED_CAUSAL, Policy, load_policy
 from learners.model.weight_export import full_state_dict
 from tests.learners.batch.test_packing import samples_of
-from tests.learners.tiny_parts import plain_model, tiny_model, tiny_policy
+from tests.learners.tiny_parts import loss_mask, plain_model, tiny_model, tiny_policy
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "qwen2", "llama"])
@@ -32,7 +31,7 @@ def test_packed_logprobs_are_those_of_the_plain_model_at_the_sampling_temperatur
             ids = torch.from_numpy(sample.token_ids).long()
             log_probs = (model(ids[None]).logits[0] / 0.7).log_softmax(-1)
             per_token = log_probs[:-1].gather(1, ids[1:, None])[:, 0]
-            expected.append(per_token[torch.from_numpy(sample.loss_mask[1:])])
+            expected.append(per_token[torch.from_numpy(loss_mask(sample)[1:])])
     assert torch.allclose(result.logprobs, torch.cat(expected), atol=1e-9)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from learners.batch.packing import micro_batches, pack
 from learners.config import LearnerConfig
+from learners.loss_config import ReferenceKlConfig, ReinforceConfig
 from learners.model.policy import Policy, load_policy
 from learners.model.reference import load_reference, reference_logprobs, write_reference
 from learners.training.optimizer_step import (
@@ -37,6 +38,9 @@ def policy_of(folder: Path, *, dtype: torch.dtype = torch.float32, lora_rank: in
         recompute_activations=False,
         lora_rank=lora_rank,
     )
+
+
+MEASURED = LearnerConfig(kl=ReferenceKlConfig(type="k3"))
 
 
 def reference_of(policy: Policy, folder: Path) -> Policy:
@@ -74,7 +78,7 @@ def test_at_the_start_the_kl_is_exactly_zero(tmp_path: Path, dtype: torch.dtype,
     reference = reference_of(policy, tmp_path / "reference")
     batch = pack(SAMPLES)
     assert reference_logprobs(reference, batch).equal(policy(batch).logprobs.detach())
-    metrics = step(policy, make_optimizer(policy, config=LearnerConfig()), LearnerConfig(kl="k3"), reference)
+    metrics = step(policy, make_optimizer(policy, config=LearnerConfig()), MEASURED, reference)
     assert metrics["learner/reference_kl"] == 0.0
 
 
@@ -99,7 +103,7 @@ def test_a_coefficient_of_zero_only_measures(tmp_path: Path, name: Any):
     gradients(policy, LearnerConfig(), None)
     expected = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad(set_to_none=True)
-    sums = gradients(policy, LearnerConfig(kl=name), reference)
+    sums = gradients(policy, LearnerConfig(kl=ReferenceKlConfig(type=name)), reference)
     assert sums["reference_kl"] > 0
     assert all(p.grad is not None and p.grad.equal(expected[n]) for n, p in policy.named_parameters())
 
@@ -109,7 +113,9 @@ def test_the_kl_grows_with_training_and_less_under_a_coefficient(tmp_path: Path,
     def trained(coefficient: float) -> list[float]:
         policy = policy_of(tmp_path / "policy")
         reference = reference_of(policy, tmp_path / "reference")
-        config = LearnerConfig(kl=name, kl_coefficient=coefficient, loss="reinforce")
+        config = LearnerConfig(
+            kl=ReferenceKlConfig(type=name, coefficient=coefficient), loss=ReinforceConfig()
+        )
         optimizer = make_optimizer(policy, config=config)
         return [step(policy, optimizer, config, reference)["learner/reference_kl"] for _ in range(6)]
 
@@ -133,7 +139,9 @@ def test_a_reference_is_written_over_the_one_before_and_leaves_nothing_behind(tm
 
 def test_a_missing_reference_is_named_with_its_cure(tmp_path: Path):
     policy = policy_of(tmp_path / "policy")
-    with pytest.raises(FileNotFoundError, match=r"no reference model there: copy it .* learner\.reference"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no reference model there: copy it .* learner\.kl\.reference"
+    ):
         load_reference(str(tmp_path / "none"), policy=policy, num_ranks=1, device=CPU)
 
 

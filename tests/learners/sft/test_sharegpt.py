@@ -20,6 +20,7 @@ from learners.sft.sharegpt_table import dialogues_table
 from simulators.gyms import GYMS
 from tests.actors.test_renderer import COMPLETIONS, REWRITING, renderer_of, talk
 from tests.learners.demonstration_dialogues import as_row, play, word_renderer, write_json, write_lines
+from tests.learners.tiny_parts import loss_mask
 
 ROW: dict[str, Any] = {
     "conversations": [
@@ -64,7 +65,7 @@ def own_table(trajectory: Trajectory) -> pa.Table:
 
 def spell(sample: TrainingSample, *, renderer: Renderer) -> list[tuple[str, bool]]:
     words = renderer.tokenizer.convert_ids_to_tokens(sample.token_ids.tolist())
-    return list(zip(words, sample.loss_mask.tolist(), strict=True))
+    return list(zip(words, loss_mask(sample).tolist(), strict=True))
 
 
 def assert_same(read_back: pa.Table, own: pa.Table) -> None:
@@ -72,7 +73,7 @@ def assert_same(read_back: pa.Table, own: pa.Table) -> None:
     assert len(theirs) == len(ours) > 0
     for one, other in zip(theirs, ours, strict=True):
         np.testing.assert_array_equal(one.token_ids, other.token_ids)
-        np.testing.assert_array_equal(one.loss_mask, other.loss_mask)
+        np.testing.assert_array_equal(loss_mask(one), loss_mask(other))
         np.testing.assert_array_equal(one.turns, other.turns)
 
 
@@ -180,7 +181,7 @@ def test_several_calls_at_once_are_one_turn(tiny: Renderer, tmp_path: Path):
     written = f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
     assert dialogue.said[1] == f"<think>both</think>\n\n{written}\n{written}"
     (sample,) = DemonstrationSamples([read(path, renderer=tiny)])
-    assert tiny.tokenizer.decode(sample.token_ids[sample.loss_mask]).count(written) == 2
+    assert tiny.tokenizer.decode(sample.token_ids[loss_mask(sample)]).count(written) == 2
 
 
 def turns(*pairs: tuple[str, object]) -> dict[str, Any]:

@@ -9,13 +9,14 @@ import torch.distributed as dist
 from learners.batch.packing import micro_batches
 from learners.batch.samples import TrainingSample, gym_advantages, samples_from_table
 from learners.config import LearnerConfig
+from learners.loss_config import ReferenceKlConfig
 from learners.training.effective_advantages import EffectiveAdvantages
 from learners.training.forward_scoring import TurnKey, by_turn, turn_logprobs
 from learners.training.optimizer_step import grpo_sums
 from tests.learners.tiny_parts import random_table, scorer_of, tiny_policy
 
 MAX_TOKENS, SEED = 48, 3
-CONFIG = LearnerConfig(kl="k1", kl_coefficient=0.5)
+CONFIG = LearnerConfig(kl=ReferenceKlConfig(type="k1", coefficient=0.5))
 
 
 def three_groups() -> list[TrainingSample]:
@@ -67,14 +68,14 @@ def test_ranks_add_up_to_every_turn_once(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("kl", "expected"),
     [
-        ({}, False),
-        ({"kl": "k1"}, False),
-        ({"kl": "k2", "kl_coefficient": 0.1}, False),
-        ({"kl": "k3", "kl_coefficient": 0.1}, False),
-        ({"kl": "k1", "kl_coefficient": 0.1}, True),
+        ("none", False),
+        ("k1", False),
+        ({"type": "k2", "coefficient": 0.1}, False),
+        ({"type": "k3", "coefficient": 0.1}, False),
+        ({"type": "k1", "coefficient": 0.1}, True),
     ],
 )
-def test_only_a_kl_that_is_taken_from_the_advantages_makes_others(settings: dict, expected: bool):
-    assert LearnerConfig.model_validate(settings).takes_kl_from_advantages == expected
+def test_only_k1_with_a_coefficient_is_subtracted_from_the_advantages(kl: object, expected: bool):
+    assert LearnerConfig.model_validate({"kl": kl}).subtracts_kl == expected

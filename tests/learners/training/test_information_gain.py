@@ -17,8 +17,7 @@ from actors.tool_call_parser import read_completion
 from actors.trajectory import GroupOrder, StopReason, TokenIds, Trajectory
 from actors.trajectory_table import REWARD, to_table
 from learners.config import LearnerConfig
-from learners.model.attention import PACKED_CAUSAL
-from learners.model.policy import Policy
+from learners.model.policy import PACKED_CAUSAL, Policy
 from learners.model.tiny_policy import CHAT_TEMPLATE, make_tokenizer
 from learners.training.information_gain import (
     INFORMATION_GAINS,
@@ -258,7 +257,11 @@ async def test_every_estimator_gets_the_gains_as_turn_rewards(tokenizer: PreTrai
     table, policy = await group(renderer, gold=GOLD, size=2), policy_for(renderer)
     scorer = scorer_of(policy, max_tokens=MAX_TOKENS)
     config = LearnerConfig.model_validate(
-        {"advantage": "turn_mean", "gamma": 1, "information_gain": kind, "information_gain_weight": 3}
+        {
+            "advantage": {"type": "turn_mean", "gamma": 1},
+            "information_gain": kind,
+            "information_gain_weight": 3,
+        }
     )
     samples, metrics, _ = samples_of_step([table], config=config, renderer=renderer, scorer=scorer)
     find = gold_answer_gain if kind == "gold_answer" else masked_feedback_gain

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pytest
 
 from actors.trajectory import StopReason
-from learners.advantages.estimators import ADVANTAGES
-from learners.batch.aggregation import take
+from learners.advantages.config import SpreadConfig, TurnConfig, TurnGaeConfig
+from learners.advantages.estimators import ADVANTAGES, CreditRule
+from learners.batch.aggregation import select_and_weigh
 from learners.batch.samples import TrainingSample
 from learners.buffer.credit_columns import CREDITS, KEYS
-from learners.config import GymCreditConfig, LearnerConfig
+from learners.config import LearnerConfig
+from learners.loss_config import TokenBudgetConfig
 from learners.model.policy import Policy
 from learners.training.information_gain import INFORMATION_GAINS, InformationGain
 from learners.training.step_batch import samples_of_step, trajectories_of
@@ -32,7 +34,7 @@ def step_of(
     """The samples that a step learns from, and its table."""
     scorer = scorer_of(policy or tiny_policy())
     samples, _, groups = samples_of_step(tables, config=config, renderer=renderer, scorer=scorer)
-    samples, _ = take(samples, config=config, gym_shares={}, seed=0)
+    samples, _ = select_and_weigh(samples, config=config, gym_shares={}, seed=0)
     learned = trajectories_of(samples)
     return samples, credit_table(groups, credit_of=config.credit_of, learned=learned, in_loss={})
 
@@ -57,7 +59,7 @@ def assert_null_but_of(table: pa.Table, learned: set[int]) -> None:
 
 @pytest.mark.parametrize("advantage", list(ADVANTAGES))
 def test_the_numbers_are_those_of_the_loss_to_the_last_bit(advantage: Any):
-    config = LearnerConfig(advantage=advantage, gamma=0.9)
+    config = LearnerConfig.model_validate({"advantage": {"type": advantage, "gamma": 0.9}})
     policy = expecting(0.5) if advantage == "turn_gae" else None
     tables = [random_table(group_id=group_id, seed=3) for group_id in (5, 2, 8)]
     samples, table = step_of(tables, config, policy=policy)
@@ -75,7 +77,7 @@ def test_advantages_and_credits_by_hand():
     """R = 1/2 and 0 give A = 1 and -1. With gamma = 1/2 the credits of (0, 1) are 1/2 and 1; over one token
     and two they add up to 5/2: a turn has A c 3 / (5/2). Credits of nothing are zeros."""
     table = group_of(turns_of(1.0), turns_of(0.0))
-    config = LearnerConfig(turn_credit="reward_to_go", gamma=0.5)
+    config = LearnerConfig(advantage=SpreadConfig(turn_credit="reward_to_go", gamma=0.5))
     _, credits = step_of([table], config)
     assert column(credits, "credit") == [0.5, 1.0, 0.0, 0.0]
     assert column(credits, "advantage") == pytest.approx([0.6, 1.2, 0.0, 0.0])
@@ -101,7 +103,7 @@ def test_advantages_and_credits_by_hand():
 )
 def test_a_turns_credit_by_every_rule(advantage: Any, turn_credit: Any, expected: list[float]):
     """Rewards (1, 0, 2) with gamma = 1/2."""
-    rule = LearnerConfig(advantage=advantage, turn_credit=turn_credit, gamma=0.5).credit_of("function")
+    rule = CreditRule(advantage=advantage, trajectory_score="sum", turn_credit=turn_credit, gamma=0.5)
     (credits,) = rule.estimator.credit(rule, [np.array([1.0, 0.0, 2.0])])
     assert credits == pytest.approx(expected)
 
@@ -114,7 +116,7 @@ def test_what_was_not_learned_from_has_no_number_whatever_the_reason():
 
 
 def test_a_masked_trajectory_is_compared_and_has_no_number():
-    config = LearnerConfig(truncated="mask", trajectory_score="sum")
+    config = LearnerConfig(truncated="mask", advantage=SpreadConfig(trajectory_score="sum"))
     table = group_of(turns_of(1.0), turns_of(0.0), turns_of(0.5), ends=[DONE, DONE, StopReason.MAX_TURNS])
     _, credits = step_of([table], config)
     assert_null_but_of(credits, {0, 1})
@@ -124,7 +126,7 @@ def test_a_masked_trajectory_is_compared_and_has_no_number():
 
 def test_what_a_token_budget_leaves_out_has_no_number():
     """Trajectories of three tokens, a budget of four: two of three are taken."""
-    config = LearnerConfig(aggregation="token_budget", aggregation_tokens=4)
+    config = LearnerConfig(aggregation=TokenBudgetConfig(tokens=4))
     samples, credits = step_of([group_of(*GOOD)], config)
     assert len(samples) == 2
     assert_null_but_of(credits, {sample.trajectory for sample in samples})
@@ -134,7 +136,7 @@ def test_a_critics_word_stands_beside_its_turn():
     """V = 1/2, gamma = lambda = 1/2: advantages -1/8 and 1/2, as in test_critic. Before a turn without tokens
     nobody asks, V = 0: its delta is 1, that before it 0 + 0 - 1/2, and 1/4 x 1 is added."""
     silent = [make_turn([1], [2], reward=0.0, forked=True), make_turn([3], [], reward=1.0, forked=False)]
-    config = LearnerConfig(advantage="turn_gae", gamma=0.5, gae_lambda=0.5)
+    config = LearnerConfig(advantage=TurnGaeConfig(gamma=0.5, gae_lambda=0.5))
     table = make_table([(two_turns(reward=1.0), DONE), (silent, DONE), (two_turns(reward=0.0), FAILED)])
     _, credits = step_of([table], config, policy=expecting(0.5))
     assert column(credits, "value") == [0.5, 0.5, 0.5, 0.0, None, None]
@@ -147,7 +149,9 @@ def test_a_gain_is_part_of_the_credit_and_stands_by_itself_too(monkeypatch: pyte
     gain = InformationGain(by_turn={(0, 0, 0): 0.25}, num_too_long=0)
     monkeypatch.setitem(INFORMATION_GAINS, "gold_answer", lambda *asked: gain)
     config = LearnerConfig(
-        advantage="turn_loo", gamma=1.0, information_gain="gold_answer", information_gain_weight=2.0
+        advantage=TurnConfig(type="turn_loo", gamma=1.0),
+        information_gain="gold_answer",
+        information_gain_weight=2.0,
     )
     table = group_of(turns_of(1.0), turns_of(0.0))
     _, credits = step_of([table], config, renderer="is not asked")
@@ -160,7 +164,9 @@ def test_each_gym_has_its_own_rule():
     table = group_of(turns_of(1.0), turns_of(0.0))
     other = table.set_column(0, "group_id", pa.array([1] * 4))
     other = other.set_column(other.schema.get_field_index("gym"), "gym", pa.array(["tau"] * 4))
-    config = LearnerConfig(gamma=0.5, by_gym={"tau": GymCreditConfig(advantage="turn_loo")})
+    config = LearnerConfig(
+        advantage=SpreadConfig(gamma=0.5), by_gym={"tau": TurnConfig(type="turn_loo", gamma=0.5)}
+    )
     _, credits = step_of([table, other], config)
     assert column(credits, "credit") == [1.0, 1.0, 1.0, 1.0, 0.5, 1.0, 0.0, 0.0]
     assert column(credits, "advantage") == [1.0, 1.0, -1.0, -1.0, 0.5, 1.0, -0.5, -1.0]
@@ -181,7 +187,9 @@ def test_the_mean_of_what_the_loss_took_stands_in_place_of_what_it_was_given():
 def test_a_number_beyond_float32_is_null_where_the_loss_does_not_need_it():
     """Of 1e100 and -1e100 GRPO makes +1 and -1; the rewards themselves have no float32."""
     table = group_of(turns_of(1e100), turns_of(-1e100))
-    samples, credits = step_of([table], LearnerConfig(turn_credit="naive", trajectory_score="sum"))
+    samples, credits = step_of(
+        [table], LearnerConfig(advantage=SpreadConfig(turn_credit="naive", trajectory_score="sum"))
+    )
     assert len(samples) == 2
     assert column(credits, "advantage") == pytest.approx([0.0, 1.0, 0.0, -1.0])
     assert column(credits, "credit") == [0.0, None, 0.0, None]
