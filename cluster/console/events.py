@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
 
+from cluster.console.eta import short_time
+
 IMPORTANT = ("trouble", "refused", "failed")
 """Kinds that a quiet command tells."""
 LineKind = Literal["line", "trouble", "refused", "failed"]
@@ -125,3 +127,15 @@ def first_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """One line without what would steer a terminal: some of it was said by models and servers."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def stage_line(stage: StageProgress) -> str:
+    """A stage for people.
+
+    Example: `evaluate sft 60/600 | 12.3s | 1m 50s left | score 0.31`.
+    """
+    is_done = stage.done >= stage.total
+    left = None if stage.left_s is None or is_done else f"{short_time(stage.left_s)} left"
+    note = None if stage.note == "" else printable(stage.note)
+    parts = [f"{stage.stage} {stage.done}/{stage.total}", f"{stage.elapsed_s:.1f}s", left, note]
+    return " | ".join(part for part in parts if part is not None)

@@ -6,7 +6,6 @@ import sys
 from threading import RLock
 from typing import Protocol, TextIO, cast
 
-from cluster.console.eta import short_time
 from cluster.console.events import (
     IMPORTANT,
     Event,
@@ -16,6 +15,7 @@ from cluster.console.events import (
     StepFinished,
     WaitReason,
     printable,
+    stage_line,
     to_json,
 )
 from cluster.console.native_stderr import NativeStderr
@@ -160,18 +160,6 @@ def choose_screen(*, is_quiet: bool, is_jsonl: bool) -> Screen:
 
         return TerminalScreen()
     return PlainScreen()
-
-
-def stage_line(stage: StageProgress) -> str:
-    """A stage for people.
-
-    Example: `evaluate sft 60/600 | 12.3s | 1m 50s left | score 0.31`.
-    """
-    is_done = stage.done >= stage.total
-    left = None if stage.left_s is None or is_done else f"{short_time(stage.left_s)} left"
-    note = None if stage.note == "" else printable(stage.note)
-    parts = [f"{stage.stage} {stage.done}/{stage.total}", f"{stage.elapsed_s:.1f}s", left, note]
-    return " | ".join(part for part in parts if part is not None)
 
 
 def _write(line: str, *, to: TextIO | None = None) -> None:

@@ -18,8 +18,8 @@ from cluster.console.events import (
     StepFinished,
     WaitReason,
     printable,
+    stage_line,
 )
-from cluster.console.screens import stage_line
 
 STYLES = {"line": "", "trouble": "yellow", "refused": "red", "failed": "red"}
 REFRESHES_PER_S = 4
