@@ -78,8 +78,9 @@ class PolicyLearner:
         )
         self._policy = shard(policy, num_ranks=self._num_ranks, device=self._device)
         self._optimizer = make_optimizer(self._policy, config=config)
-        needs_renderer = config.information_gain != "none"
-        self._renderer = Renderer.from_folder(settings.policy_folder) if needs_renderer else None
+        self._renderer = (
+            None if config.information_gain == "none" else Renderer.from_folder(settings.policy_folder)
+        )
         self._checkpoints = CheckpointWriter()
         self._reference: Policy | None = None
         self._stage = ""
@@ -192,9 +193,7 @@ class PolicyLearner:
         if stage != self._stage:
             self._optimizer = make_optimizer(self._policy, config=self._settings.learner)
             if stage == "grpo":
-                self._demonstrations = DemonstrationSamples(
-                    []
-                )  # they would hold their place in the object store
+                self._demonstrations = DemonstrationSamples([])  # frees their tables in the object store
             self._take_reference(stage, begins=True)
             self._stage = stage
 
