@@ -44,16 +44,16 @@ class LearnerConfig(FrozenConfig):
     """The learner group, its GRPO loss and its optimizer (AdamW)."""
 
     num_learners: int = Field(default=1, ge=1)
-    """Learner processes; more than one share the policy's weights between them (FSDP2)."""
+    """Number of learner processes; several shard the policy's weights (FSDP2)."""
     num_gpus_per_learner: int = Field(default=0, ge=0, le=1)
-    """GPUs of each learner; 0 learns on the CPU."""
+    """GPUs of each learner; 0: the CPU is used."""
     num_threads: int = Field(default=0, ge=0)
-    """CPU threads that one learner computes with; 0 divides the machine's cores over the learners."""
+    """CPU threads of each learner; 0: the machine's cores divided by the number of learners."""
     lr: float = Field(default=1e-3, gt=0)
-    """GRPO's learning rate, after warm-up. The default suits the tiny policy; take about 1e-6 for a
+    """Learning rate of GRPO after warm-up. The default suits the tiny policy; use about 1e-6 for a
     pretrained one."""
     warmup_steps: int = Field(default=5, ge=0)
-    """Steps over which the learning rate rises from zero, in each stage."""
+    """Steps of linear warm-up at the start of GRPO."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -69,14 +69,14 @@ class LearnerConfig(FrozenConfig):
     """Estimator of the KL to a reference model: k1 is subtracted from the advantages, k2 and k3 are added to
     the loss. none loads no reference. See docs/losses.md."""
     truncated: Literal["keep", "mask"] = "keep"
-    """mask: a trajectory that was cut off, by the turns or the tokens it may take, counts in its group's
-    baseline but is not learned from (DAPO's overlong filtering, arXiv 2503.14476)."""
+    """mask: a trajectory that reached the limit of turns or tokens counts in its group's baseline but is left
+    out of the loss (DAPO's overlong filtering, arXiv 2503.14476)."""
     aggregation: AggregationConfig = MeanConfig()
     """How tokens add up to a loss: the mean over tokens or over trajectories; divided by a constant length
     for each trajectory (Dr. GRPO), or by a fixed number of tokens per step (C3PO)."""
     per_gym_denominator: bool = True
-    """Aggregate each gym by itself and add the gyms up by `gyms.weights`, so that mixing gyms changes no
-    other gym's gradient; false: all tokens of a step as one."""
+    """true: tokens are aggregated within each gym and the gyms added up by `gyms.weights`, so that no gym
+    changes another gym's gradient. false: all tokens of a step are aggregated together."""
     advantage: AdvantageConfig = SpreadConfig()
     """Advantage estimator: grpo divides by the group's standard deviation; dr_grpo only subtracts its mean;
     rloo subtracts the others' mean. turn_mean, turn_loo, mt_grpo, gigpo and igpo credit each turn by its
@@ -86,25 +86,24 @@ class LearnerConfig(FrozenConfig):
     """Advantage estimators of single gyms, such as tau = { trajectory_score = "last" }. The keys are those of
     `learner.advantage`, which also fills in those left out."""
     information_gain: Literal["none", "gold_answer", "masked_feedback"] = "none"
-    """What a turn's feedback was worth, added to the turn's reward: how much likelier it made the gold
-    answer, or what the policy said next, against the same dialogue with that feedback masked."""
+    """Information-gain reward of a turn, added to its reward: how much its feedback raised the probability of
+    the gold answer, or that of the policy's next completion compared with the feedback masked."""
     information_gain_weight: float = Field(default=1.0, gt=0)
-    """How much a turn's gain counts beside its reward. IGPO's gold_answer takes 1, InfoPO's masked_feedback
-    0.1."""
+    """Weight of a turn's gain in its reward. IGPO uses 1 for gold_answer, InfoPO 0.1 for masked_feedback."""
     max_logprob_gap: float = Field(default=0.02, gt=0)
-    """Most that engine and learner may differ on the logprob of a sampled token, in the mean of a step,
-    before the run stops."""
+    """Limit of the mean difference between the logprobs of engine and learner in a step. The run stops above
+    it."""
     micro_batch_tokens: int = Field(default=8192, ge=16)
-    """Most tokens that one forward pass takes; memory grows with it, gradients do not depend on it."""
+    """Maximum number of tokens of one forward pass; memory grows with it, gradients do not depend on it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of matrix products; the weights themselves stay float32. Match the engine's."""
+    """Number format of matrix products; the weights stay float32. Should be the engine's."""
     lora_rank: int = Field(default=0, ge=0)
-    """Train adapters of this rank beside the decoder's linear layers (LoRA), which wants about ten times the
-    learning rate; 0 trains all weights."""
+    """Rank of LoRA adapters on the decoder's linear layers, which need about ten times the learning rate. 0:
+    all weights are trained."""
     lora_alpha: int = Field(default=32, gt=0)
-    """An adapter's product is scaled by lora_alpha / lora_rank."""
+    """The adapters' output is scaled by lora_alpha / lora_rank."""
     recompute_activations: bool = False
-    """Keep only each layer's input for the backward pass: far less memory, a third more work."""
+    """Keep only each layer's input for the backward pass: far less memory, a third more compute."""
 
     @property
     def critic_lrs(self) -> set[float]:

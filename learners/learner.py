@@ -1,8 +1,8 @@
 """The learner as an RLlib `TorchLearner`: fetches tables from the object store and hands them to a
 `PolicyLearner`.
 
-The driver calls its methods through Ray, on every rank alike: all but `saved`, `credits` and `get_state` are
-collective. There is no RLModule: dialogues are sampled by the engine, and the policy's weights travel through
+The driver calls its methods through Ray on all ranks: all except `saved`, `credits` and `get_state` are
+collective. It has no RLModule: dialogues are sampled by the engines, which get the policy's weights through
 `weights` or, between GPUs, `send_weights`.
 """
 
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
     from actors.weights.gpu_weight_sender import GpuWeightSender
 
 FETCH_TIMEOUT_S = 120.0
-"""Longest wait for a step's tables."""
+"""Timeout for a step's tables."""
 SEND_TIMEOUT_S = 300.0
-"""Longest wait for an engine's part of a transfer between GPUs."""
+"""Timeout for an engine's part of a transfer between GPUs."""
 
 
 class GRPOLearner(TorchLearner):
-    """One training rank as a process. `config.learner_settings`, a `LearnerSettings`, says everything."""
+    """One training rank as a process, configured by the `LearnerSettings` in `config.learner_settings`."""
 
     def build(self) -> None:
-        """Called once, by the LearnerGroup."""
+        """Called once by the LearnerGroup."""
         self._learner = PolicyLearner(vars(self.config)["learner_settings"])
         self._sender: GpuWeightSender | None = None
-        self._met: list[ActorHandle] = []
-        """The engines that the sender knows."""
+        self._sender_engines: list[ActorHandle] = []
+        """Engines that the sender is connected to."""
         self._is_built = True
         freeze_heap()
 
     def update_groups(self, groups: Sequence[GroupRows], *, step: int) -> dict[str, float]:
-        """`PolicyLearner.update_groups` on the groups' tables, with the seconds that it took once they were
-        there: `time/learn_s`."""
+        """`PolicyLearner.update_groups` on the groups' tables. Adds `time/learn_s`, which excludes
+        fetching."""
         tables = fetch_groups(groups, timeout_s=FETCH_TIMEOUT_S)
         start = time.perf_counter()
         metrics = self._learner.update_groups(tables, step=step)
@@ -78,15 +78,15 @@ class GRPOLearner(TorchLearner):
         dtype: Literal["float32", "bfloat16", "auto"],
         policy_version: int,
     ) -> dict[str, float]:
-        """The policy's weights from this learner's GPU into the engines, which the first call meets, and any
-        later one for other engines. Live there when rank 0 returns, with what the engines measured; the other
-        ranks return nothing."""
-        if self._sender is None or list(engines) != self._met:
+        """Sends the policy's weights from this learner's GPU to the engines; the first call, and every call
+        with other engines, connects to them. Rank 0 returns the engines' metrics once the weights are in use
+        there, other ranks an empty dict."""
+        if self._sender is None or list(engines) != self._sender_engines:
             from actors.weights.gpu_weight_sender import (
                 GpuWeightSender,  # vLLM is slow to import, and only GPUs need it
             )
 
-            keeps = self._learner.rank == 0 or transport == "ipc"  # each rank shares its own copy
+            keeps = self._learner.rank == 0 or transport == "ipc"  # each rank sends its own copy
             self._sender = GpuWeightSender(
                 transport,
                 engines=engines,
@@ -95,7 +95,7 @@ class GRPOLearner(TorchLearner):
                 rank=self._learner.rank,
                 timeout_s=SEND_TIMEOUT_S,
             )
-            self._met = list(engines)
+            self._sender_engines = list(engines)
         return self._sender.send(policy_version)
 
     def save(self, path: str) -> None:
@@ -111,18 +111,18 @@ class GRPOLearner(TorchLearner):
         self._learner.export(folder)
 
     def get_state(self, *args: object, **kwargs: object) -> dict[str, object]:
-        """Nothing: RLlib asks one rank alone, where a sharded policy cannot be gathered. See `save` and
+        """No state: RLlib calls this on one rank only, which cannot gather a sharded policy. See `save` and
         `weights`."""
         return {COMPONENT_RL_MODULE: {}}
 
     def set_state(self, state: dict[str, object]) -> None:
-        """Takes nothing back; see `load`."""
+        """Ignores the state; see `load`."""
 
     def get_checkpointable_components(self) -> list[tuple[str, MultiRLModule]]:
         return []
 
     def compute_loss_for_module(self, **kwargs: object) -> NoReturn:
-        """RLlib's own update path, which cuts batches without regard to groups: not taken."""
+        """RLlib's own update path, which splits batches without regard to groups: not used."""
         raise NotImplementedError("GRPOLearner learns through update_groups and sft_updates")
 
 

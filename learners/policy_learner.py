@@ -1,8 +1,7 @@
 """One training rank: the policy with its optimizer, reference model and training stage (SFT or GRPO). Tables
 in, metrics out.
 
-Every method but `saved` and `credits` is collective: all ranks call it alike, with the same arguments. Knows
-no Ray.
+Every method except `saved` and `credits` is collective: all ranks call it with the same arguments. No Ray.
 """
 
 import os
@@ -29,7 +28,7 @@ from learners.model.checkpoint import CheckpointWriter, Progress, SaveReport, ex
 from learners.model.policy import Policy, load_policy, shard
 from learners.model.reference import load_reference, reference_logprobs, write_reference
 from learners.model.weight_export import WeightExport
-from learners.model.weight_payload import WIRE_DTYPES, pack
+from learners.model.weight_payload import WIRE_DTYPES, pack_weights
 from learners.sft.batches import DemonstrationSamples, batch_indices, num_sft_steps
 from learners.training.effective_advantages import EffectiveAdvantages
 from learners.training.forward_scoring import ForwardScorer, TurnKey
@@ -51,15 +50,15 @@ from learners.training.turn_credit_table import GroupCredits, credit_table
 
 
 class PolicyLearner:
-    """The learning of one rank. Made once, on every rank of the process group at the same time."""
+    """Policy, optimizer and training stage of one rank. Constructed once, on all ranks at the same time."""
 
     def __init__(self, settings: LearnerSettings):
-        """Loads the policy, shards it over the ranks, makes the optimizer."""
+        """Loads the policy, shards it over the ranks and makes the optimizer."""
         config = settings.learner
         self._settings = settings
         self._num_ranks = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        """Among the learners."""
+        """Rank among the learners."""
         self._device = torch.device("cuda" if config.num_gpus_per_learner else "cpu")
         if not config.num_gpus_per_learner:
             torch.set_num_threads(
@@ -78,22 +77,21 @@ class PolicyLearner:
         )
         self._policy = shard(policy, num_ranks=self._num_ranks, device=self._device)
         self._optimizer = make_optimizer(self._policy, config=config)
-        self._renderer = (
-            None if config.information_gain == "none" else Renderer.from_folder(settings.policy_folder)
-        )
+        needs_renderer = config.information_gain != "none"
+        self._renderer = Renderer.from_folder(settings.policy_folder) if needs_renderer else None
         self._checkpoints = CheckpointWriter()
         self._reference: Policy | None = None
         self._stage = ""
         self._entropy = EntropyControl(coefficient=config.entropy.coefficient)
         self._demonstrations = DemonstrationSamples([])
         self._credits: pa.Table | None = None
-        """Of the last step; rank 0 alone has any."""
+        """Credits of the last step, on rank 0 only."""
 
     def update_groups(self, tables: Sequence[pa.Table], *, step: int) -> dict[str, float]:
-        """One GRPO step on whole scored groups, a table each, the same list on every rank.
+        """One GRPO step on complete scored groups, one table each, the same list on every rank.
 
-        `step` is the policy version before the update, and decides the warm-up. Metrics are the same on every
-        rank.
+        `step` is the policy version before the update; the warm-up depends on it. Metrics are the same on
+        every rank.
         """
         self._enter_stage("grpo")
         config = self._settings.learner
@@ -102,30 +100,27 @@ class PolicyLearner:
         )
         num_usable = len(samples)
         samples, weights = select_and_weigh(
-            samples,
-            config=config,
-            gym_shares=self._settings.gym_shares,
-            seed=self._settings.seed + step,
+            samples, config=config, gym_shares=self._settings.gym_shares, seed=self._settings.seed + step
         )
         if config.entropy.target:
             coefficient = self._entropy.next_coefficient(target=config.entropy.target)
             entropy = config.entropy.model_copy(update={"coefficient": coefficient})
             config = config.model_copy(update={"entropy": entropy})
         num_loss_tokens = sum(sample.num_loss_tokens for sample in samples)
-        taken = EffectiveAdvantages() if config.subtracts_kl and num_loss_tokens else None
+        effective = EffectiveAdvantages() if config.subtracts_kl and num_loss_tokens else None
         loss_fn = partial(
             grpo_sums,
             config=config,
             num_tokens=num_loss_tokens,
             policy_version=step,
             reference=partial(reference_logprobs, self._reference) if self._reference is not None else None,
-            note=taken.note if taken else None,
+            record=effective.record if effective else None,
         )
         lr = warmed_up(config.lr, step=step, warmup_steps=config.warmup_steps)
         metrics = self._step(
             samples, weights=weights, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step
         )
-        self._note_credits(groups, samples=samples, taken=taken, step=step)
+        self._record_credits(groups, samples=samples, effective=effective, step=step)
         if config.entropy.target and "learner/entropy" in metrics:
             self._entropy = self._entropy.updated(metrics["learner/entropy"], target=config.entropy.target)
             metrics["learner/entropy_coefficient"] = config.entropy.coefficient
@@ -135,16 +130,17 @@ class PolicyLearner:
         return metrics | credit_metrics
 
     def credits(self) -> pa.Table | None:
-        """The `credit_table` of the last `update_groups`; None on all ranks but the first. Not collective."""
+        """The `credit_table` of the last `update_groups` on rank 0, None on the others. Not collective."""
         return self._credits
 
     def set_demonstrations(self, tables: Sequence[pa.Table]) -> int:
-        """Keeps the SFT stage's demonstrations; returns how many samples they give."""
+        """Sets the demonstrations of the SFT stage; returns the number of their samples."""
         self._demonstrations = DemonstrationSamples(tables)
         return len(self._demonstrations)
 
     def sft_updates(self, *, first_step: int, num_steps: int) -> dict[str, float]:
-        """SFT steps from `first_step` on, each on its own batch of demonstrations; the last one's metrics."""
+        """SFT steps from `first_step` on, each on its own batch of demonstrations. Returns metrics of the
+        last."""
         self._enter_stage("sft")
         metrics: dict[str, float] = {}
         for step in range(first_step, first_step + num_steps):
@@ -154,57 +150,56 @@ class PolicyLearner:
     def weights(
         self, *, dtype: Literal["float32", "bfloat16", "auto"]
     ) -> tuple[NDArray[np.uint8], dict[str, float]] | None:
-        """The whole policy packed on rank 0, None on the others; "auto": as wide as it trains."""
+        """All weights, packed, on rank 0, None on the others. "auto" keeps the training dtype."""
         weights = self.full_weights(dtype=dtype, keep=self.rank == 0)
         if self.rank == 0:
-            return pack(weights.shapes(), weights)
+            return pack_weights(weights.shapes(), weights)
         for _ in weights:
             pass
         return None
 
     def full_weights(self, *, dtype: Literal["float32", "bfloat16", "auto"], keep: bool) -> WeightExport:
-        """The policy's weights to go through, one at a time, again after each step."""
+        """An iterable over the policy's current weights, gathered one at a time."""
         return WeightExport(self._policy, dtype=WIRE_DTYPES[dtype], keep=keep)
 
     def save(self, path: str) -> None:
-        """Begins a checkpoint in the folder `path`, which all learners must be able to reach; `saved` says
-        when it is whole."""
+        """Starts a checkpoint in the folder `path`, which all learners must be able to reach; see `saved`."""
         self._checkpoints.save(
             Path(path), self._policy, self._optimizer, Progress(stage=self._stage, entropy=self._entropy)
         )
 
     def saved(self, *, wait: bool) -> SaveReport:
-        """How far this rank is with the last `save`. Not collective."""
+        """Progress of this rank with the last `save`. Not collective."""
         return self._checkpoints.report(wait=wait)
 
     def load(self, path: str) -> None:
-        """Goes on from a checkpoint, whatever number of learners wrote it."""
+        """Resumes from a checkpoint, written by any number of learners."""
         progress = load_checkpoint(Path(path), self._policy, self._optimizer)
         self._stage, self._entropy = progress.stage, progress.entropy
-        self._take_reference(self._stage, begins=False)
+        self._load_reference(self._stage, is_new_stage=False)
 
     def export(self, folder: str) -> None:
-        """Writes the policy with its tokenizer as a Hugging Face folder."""
+        """Writes the policy with its tokenizer as a Hugging Face model folder."""
         tokenizer = AutoTokenizer.from_pretrained(self._settings.policy_folder)
         export_model(Path(folder), self._policy, tokenizer=tokenizer, is_writer=self.rank == 0)
 
     def _enter_stage(self, stage: str) -> None:
-        """Begins a stage with fresh optimizer moments: those of another loss would steer its first steps."""
+        """Starts a stage with new optimizer moments: those of another loss would distort its first steps."""
         if stage != self._stage:
             self._optimizer = make_optimizer(self._policy, config=self._settings.learner)
             if stage == "grpo":
-                self._demonstrations = DemonstrationSamples([])  # frees their tables in the object store
-            self._take_reference(stage, begins=True)
+                self._demonstrations = DemonstrationSamples([])  # frees the object store
+            self._load_reference(stage, is_new_stage=True)
             self._stage = stage
 
-    def _take_reference(self, stage: str, *, begins: bool) -> None:
-        """GRPO's KL is measured from the policy as that stage `begins`, or from the model that was named."""
+    def _load_reference(self, stage: str, *, is_new_stage: bool) -> None:
+        """Loads GRPO's reference model: the configured one, or the policy at the start of that stage."""
         settings, config = self._settings, self._settings.learner
         self._reference = None
         if stage != "grpo" or config.kl.type == "none":
             return
         ranks = {"num_ranks": self._num_ranks, "device": self._device}
-        if begins and not config.reference:
+        if is_new_stage and not config.reference:
             write_reference(Path(settings.reference_folder), self._policy, rank=self.rank, **ranks)
         self._reference = load_reference(settings.reference_folder, policy=self._policy, **ranks)
 
@@ -223,18 +218,18 @@ class PolicyLearner:
         loss_fn = partial(sft_sums, num_tokens=num_loss_tokens)
         return self._step(samples, loss_fn=loss_fn, num_loss_tokens=num_loss_tokens, lr=lr, step=step)
 
-    def _note_credits(
+    def _record_credits(
         self,
         groups: Sequence[GroupCredits],
         *,
         samples: Sequence[TrainingSample],
-        taken: EffectiveAdvantages | None,
+        effective: EffectiveAdvantages | None,
         step: int,
     ) -> None:
-        """After the step on these samples, for `credits`."""
-        in_loss: dict[TurnKey, float] = {}
-        if taken:
-            in_loss = taken.by_turn(
+        """Makes the table that `credits` returns."""
+        loss_advantages: dict[TurnKey, float] = {}
+        if effective:
+            loss_advantages = effective.by_turn(
                 samples,
                 max_tokens=self._settings.learner.micro_batch_tokens,
                 rank=self.rank,
@@ -245,8 +240,8 @@ class PolicyLearner:
             self._credits = credit_table(
                 groups,
                 credit_of=self._settings.learner.credit_of,
-                learned=trajectories_of(samples),
-                in_loss=in_loss,
+                trained=trajectories_of(samples),
+                loss_advantages=loss_advantages,
             )
 
     def _scorer(self, step: int) -> ForwardScorer:
@@ -269,18 +264,18 @@ class PolicyLearner:
         lr: float,
         step: int,
     ) -> dict[str, float]:
-        """One optimizer step on these samples; a step without a token to learn from is skipped."""
+        """One optimizer step on these samples; skipped if they have no loss token."""
         if not num_loss_tokens:
             return {"learner/num_tokens": 0.0, "learner/num_loss_tokens": 0.0, "learner/num_skipped": 1.0}
         start, config = time.perf_counter(), self._settings.learner
-        of_turns = None
+        weights_of_turns = None
         if self._policy.critic is not None:
-            of_turns = turn_weights(samples, gym_shares=shares_of(config, self._settings.gym_shares))
+            weights_of_turns = turn_weights(samples, gym_shares=shares_of(config, self._settings.gym_shares))
             loss_fn = partial(with_critic, loss_fn=loss_fn)
         batches = micro_batches(
             samples,
             weights=weights,
-            turn_weights=of_turns,
+            turn_weights=weights_of_turns,
             max_tokens=config.micro_batch_tokens,
             rank=self.rank,
             num_ranks=self._num_ranks,

@@ -1,5 +1,5 @@
 """Micro-batches: the packing plan, which every learner computes identically, and packed tensors without
-padding. Knows no model and no Ray.
+padding. No model, no Ray.
 
 Legend: T tokens of a row, L of them in the loss, K turns with a token in the loss.
 """
@@ -20,31 +20,31 @@ SampleWeights = Float64[np.ndarray, "num_samples"]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MicroBatch:
-    """Samples end to end in one row, with what the loss needs at each token it counts."""
+    """Samples end to end in one row, with the inputs of the loss at each loss token."""
 
     lengths: tuple[int, ...]  # [num_samples]
-    """Tokens of each sample, in order: attention never crosses these borders."""
+    """Tokens of each sample, in order; attention does not cross samples."""
     token_ids: Int64[Tensor, "T"]
     position_ids: Int64[Tensor, "T"]
-    """Restart at 0 with each sample."""
+    """Position within its sample."""
     predictors: Int64[Tensor, "L"]
-    """Where in the row the token before each loss token stands: its hidden state predicts it."""
+    """Position of the token before each loss token; its hidden state predicts the loss token."""
     targets: Int64[Tensor, "L"]
     behavior_logprobs: Float32[Tensor, "L"]
     policy_versions: Int32[Tensor, "L"]
     advantages: Float32[Tensor, "L"]
     sequences: Int64[Tensor, "L"]
-    """Which sample of the row the token belongs to, from 0."""
+    """Index of the token's sample in the row."""
     turns: Int64[Tensor, "L"]
-    """Which turn of the row, numbered through all samples from 0."""
+    """Index of the token's turn in the row, over all samples."""
     weights: Float64[Tensor, "L"]
-    """How much the token weighs in the loss; 1 for the mean over all tokens of the step."""
+    """Weight of the token in the loss; 1 for the mean over all tokens of the step."""
     states: Int64[Tensor, "K"]
-    """Where in the row the token before each turn's completion stands: there the critic reads."""
+    """Position of the token before each turn's completion; its hidden state is the critic's input."""
     returns: Float32[Tensor, "K"]
-    """What the critic learns to say of each turn's state; NaN where none is wanted."""
+    """The critic's target for each turn; NaN if it has none."""
     turn_weights: Float64[Tensor, "K"]
-    """How much the turn weighs in the critic's loss."""
+    """Weight of the turn in the critic's loss."""
 
 
 def plan(
@@ -52,9 +52,10 @@ def plan(
 ) -> list[list[tuple[int, ...]]]:
     """Sample indices of each rank's micro-batches: [num_ranks][num_micro_batches][num_samples].
 
-    Longest first, each onto the emptiest micro-batch, equal lengths in seeded order: the micro-batches come
-    out nearly even. Every rank gets equally many (FSDP's collectives must match), so that some may be empty;
-    the same input gives the same plan everywhere. Raises ValueError for a sample longer than `max_tokens`.
+    Samples are assigned longest first, each to the emptiest micro-batch, equal lengths in seeded order, which
+    gives micro-batches of similar size. Every rank gets the same number of them (FSDP's collectives must
+    match), so that some may be empty; the same input gives the same plan on every rank. Raises ValueError for
+    a sample longer than `max_tokens`.
     """
     if lengths and max(lengths) > max_tokens:
         raise ValueError(
@@ -76,7 +77,7 @@ def _round_up(number: int, multiple: int) -> int:
 def _fill(
     order: Sequence[int], *, lengths: Sequence[int], max_tokens: int, num_bins: int
 ) -> list[tuple[int, ...]] | None:
-    """Each sample onto the emptiest of `num_bins` micro-batches; None if one does not fit."""
+    """Assigns each sample to the emptiest of `num_bins` micro-batches; None if one does not fit."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     emptiest = [(0, b) for b in range(num_bins)]
     for index in order:
@@ -94,9 +95,8 @@ def pack(
     weights: SampleWeights | None = None,
     turn_weights: SampleWeights | None = None,
 ) -> MicroBatch:
-    """The samples end to end, each sample's tokens and turns under its weights (1 where none are given). No
-    sample at all: one token that counts for nothing, so that a rank without work still takes part in every
-    collective."""
+    """The samples end to end, with each sample's weights at its tokens and turns (None means 1). Without
+    samples: one token that counts for nothing, so that a rank without work takes part in every collective."""
     if not samples:
         zero = torch.zeros(1, dtype=torch.int64)
         none, nothing = zero[:0], torch.zeros(0)
@@ -147,7 +147,7 @@ def micro_batches(
     num_ranks: int,
     seed: int,
 ) -> Iterator[MicroBatch]:
-    """This rank's micro-batches of the step, packed one at a time; weights as in `pack`."""
+    """This rank's micro-batches of the step, packed one at a time, weights as in `pack`."""
     lengths = [sample.num_tokens for sample in samples]
     for indices in plan(lengths, max_tokens=max_tokens, num_ranks=num_ranks, seed=seed)[rank]:
         mine = list(indices)

@@ -1,5 +1,4 @@
-"""Training samples, read from the Arrow tables of groups and demonstrations. Knows no model, no torch, no
-Ray."""
+"""Training samples, read from the Arrow tables of groups and demonstrations. No model, torch or Ray."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +21,8 @@ from learners.drop_reasons import drop_reasons
 class TrainingSample:
     """One token sequence to train on: a trajectory, or the part of it between two forks.
 
-    Legend: T tokens, L of them in the loss, in K turns. Most tokens are context, of which the ids alone are
-    kept; within a turn the loss tokens stand side by side.
+    Legend: T tokens, L of them in the loss, in K turns. Most tokens are context, of which only the ids are
+    kept; the loss tokens of a turn are adjacent.
     """
 
     group_id: int
@@ -35,12 +34,12 @@ class TrainingSample:
     turns: Int32[ndarray, "K"]
     """The turns within its trajectory, from 0, that have a token in the loss; in order."""
     turn_starts: Int64[ndarray, "K"]
-    """Where in the sample each turn's loss tokens begin; never at 0, since nothing predicts that token."""
+    """Position of each turn's first loss token; never 0, since nothing predicts that token."""
     turn_lengths: Int64[ndarray, "K"]
-    """How many they are, at least one; they add up to L."""
+    """Number of each turn's loss tokens, at least one; they add up to L."""
     advantages: Float32[ndarray, "K"]
     returns: Float32[ndarray, "K"]
-    """What the critic should have said before the turn; NaN where no critic learns from it."""
+    """The critic's target before the turn; NaN if no critic learns from it."""
 
     @property
     def num_tokens(self) -> int:
@@ -52,21 +51,21 @@ class TrainingSample:
 
     @property
     def num_returns(self) -> int:
-        """Turns that the critic learns from."""
+        """Number of turns that the critic learns from."""
         return int(np.isfinite(self.returns).sum())
 
 
 def places_of(starts: Int64[ndarray, "K"], lengths: Int64[ndarray, "K"]) -> Int64[ndarray, "L"]:
-    """Each start and the places after it, as many as its length says: (5, 9) and (2, 1) give 5, 6, 9."""
-    places = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-    places += np.arange(len(places))
-    return places
+    """The positions of each span: starts (5, 9) and lengths (2, 1) give 5, 6, 9."""
+    positions = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    positions += np.arange(len(positions))
+    return positions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Columns:
-    """A table's samples end to end, and which part of each column is whose: S samples of N tokens, M of them
-    completions', in V turns with a token in the loss."""
+    """A table's samples end to end, and each sample's slice of every column: S samples of N tokens, M of them
+    in completions, in V turns with a token in the loss."""
 
     token_ids: Int32[ndarray, "N"]
     tokens_of: list[slice]  # [S]
@@ -84,22 +83,24 @@ class _Columns:
     def of(
         cls, table: pa.Table, *, first_rows: ndarray, advantages: ndarray, returns: ndarray | None
     ) -> "_Columns":
-        """`first_rows` [S]: where in the table each sample begins. No Python object per token."""
-        num_context, num_completion = (_lengths(table[name]) for name in ("context_ids", "completion_ids"))
-        ends, said_ends = _ends(num_context + num_completion), _ends(num_completion)
+        """`first_rows` [S]: each sample's first row in the table. Makes no Python object per token."""
+        num_context, num_completion = (
+            list_lengths(table[name]) for name in ("context_ids", "completion_ids")
+        )
+        ends, completion_ends = _ends(num_context + num_completion), _ends(num_completion)
         borders = [*first_rows.tolist(), table.num_rows]
         before = num_context + ends[:-1] - np.repeat(ends[first_rows], np.diff(borders))
-        # Nothing stands before a sample's first token to predict it.
+        # Nothing predicts a sample's first token.
         unpredicted = (before == 0) & (num_completion > 0)
         lengths = num_completion - unpredicted
         said = np.flatnonzero(lengths)
-        loss_begins = said_ends[first_rows] + np.add.reduceat(unpredicted, first_rows, dtype=np.int64)
+        loss_begins = completion_ends[first_rows] + np.add.reduceat(unpredicted, first_rows, dtype=np.int64)
         return cls(
             token_ids=_interleaved(_views(table["context_ids"]), _views(table["completion_ids"])),
             tokens_of=_between(ends[borders]),
             behavior_logprobs=_values(table["behavior_logprobs"]),
             policy_versions=_values(table["policy_versions"]),
-            loss_of=list(map(slice, loss_begins.tolist(), said_ends[borders[1:]].tolist())),
+            loss_of=list(map(slice, loss_begins.tolist(), completion_ends[borders[1:]].tolist())),
             turns=table["turn"].to_numpy()[said],
             starts=(before + unpredicted)[said],
             lengths=lengths[said],
@@ -116,7 +117,7 @@ def _between(borders: ndarray) -> list[slice]:
 
 
 def _interleaved(first: Sequence[ndarray], second: Sequence[ndarray]) -> ndarray:
-    """One of `first`, one of `second`, and so on, end to end: each is copied once."""
+    """The arrays of both in turn, end to end, each copied once."""
     return np.concatenate(list(chain.from_iterable(zip(first, second, strict=True))))
 
 
@@ -126,7 +127,7 @@ def _values(column: pa.ChunkedArray) -> ndarray:  # [num_values]
 
 
 def _views(column: pa.ChunkedArray) -> list[ndarray]:  # [num_rows]
-    """Each row's values of a list column, not copied."""
+    """Each row's values of a list column, without copying."""
     views: list[ndarray] = []
     for chunk in column.chunks:
         values = chunk.values.to_numpy()
@@ -134,24 +135,35 @@ def _views(column: pa.ChunkedArray) -> list[ndarray]:  # [num_rows]
     return views
 
 
-def _lengths(column: pa.ChunkedArray) -> Int64[ndarray, "num_rows"]:
-    """How many values each row of a list column has."""
+def list_lengths(column: pa.ChunkedArray) -> Int64[ndarray, "num_rows"]:
+    """Number of values in each row of a list column."""
     return pc.call_function("list_value_length", [column]).to_numpy().astype(np.int64)
 
 
 def _ends(lengths: Int64[ndarray, "n"]) -> Int64[ndarray, "n_plus_one"]:
-    """Where each part ends in all of them end to end, from 0 on."""
+    """Offsets of parts end to end: 0, then the end of each."""
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
+def is_new_trajectory(table: pa.Table) -> ndarray:  # [num_rows]
+    """True at each trajectory's first row. Rows are in order of (group_id, trajectory, turn)."""
+    groups, trajectories = table["group_id"].to_numpy(), table["trajectory"].to_numpy()
+    return (np.diff(groups, prepend=-1) != 0) | (np.diff(trajectories, prepend=-1) != 0)
+
+
+def sample_starts(table: pa.Table) -> ndarray:  # [num_samples]
+    """Each sample's first row: of a trajectory, and at each fork."""
+    return np.flatnonzero(is_new_trajectory(table) | table["forked"].to_numpy())
+
+
 CreditOf = Callable[[str], CreditRule]
-"""A gym's rule."""
+"""Gym to its credit rule."""
 
 
 def gym_advantages(
     table: pa.Table, credit_of: CreditOf, *, values: ndarray | None = None
 ) -> ndarray:  # [num_rows]
-    """`row_advantages` of one group by the rule of its gym."""
+    """`row_advantages` of one group by its gym's rule."""
     rule = credit_of(table["gym"][0].as_py())
     return row_advantages(
         table, _estimator_of(rule), values=values, with_states=rule.estimator.compares_states
@@ -166,13 +178,13 @@ def _estimator_of(rule: CreditRule) -> Estimator:
 def row_advantages(
     table: pa.Table, estimator: Estimator, *, values: ndarray | None = None, with_states: bool = True
 ) -> ndarray:  # [num_rows]
-    """One group's advantages in the table's row order, NaN on each turn of a trajectory that failed or has
-    no reward. `values` [num_rows] are the critic's, before each turn."""
+    """One group's advantages in the table's row order, NaN on each turn of a trajectory that failed or has no
+    reward. `values` [num_rows] are the critic's before each turn."""
     trajectories = table["trajectory"].to_numpy()
     rewards = np.where(table["failed"].to_numpy(), np.nan, table["reward"].to_numpy())
     firsts = np.flatnonzero(trajectories[1:] != trajectories[:-1]) + 1
     places = list(starmap(slice, pairwise([0, *firsts.tolist(), table.num_rows])))
-    num_tokens = _lengths(table["completion_ids"])
+    num_tokens = list_lengths(table["completion_ids"])
     advantages = estimator(
         [rewards[place] for place in places],
         num_tokens=[num_tokens[place] for place in places],
@@ -188,19 +200,18 @@ def samples_from_table(
     """The table's samples. A trajectory that may not be trained (`drop_reasons`) gives none, and neither does
     a sample without completion tokens.
 
-    `advantages` is [num_rows]; demonstrations pass ones. `returns` [num_rows] are what the critic learns; not
-    given: nothing. Rows stand in order of (group_id, trajectory, turn).
+    `advantages` is [num_rows], ones for demonstrations. `returns` [num_rows] are the critic's targets; None
+    means that it learns nothing. Rows are in order of (group_id, trajectory, turn).
     """
     if not table.num_rows:
         return []
     groups, trajectories = table["group_id"].to_numpy(), table["trajectory"].to_numpy()
-    new_trajectory = (np.diff(groups, prepend=-1) != 0) | (np.diff(trajectories, prepend=-1) != 0)
-    starts = np.flatnonzero(new_trajectory | table["forked"].to_numpy())
+    starts = sample_starts(table)
     gyms = table["gym"].take(pa.array(starts)).to_pylist()
     dropped = drop_reasons(table, advantages=advantages)
     columns = _Columns.of(table, first_rows=starts, advantages=advantages, returns=returns)
     keys = zip(groups[starts].tolist(), trajectories[starts].tolist(), strict=True)
-    places = zip(columns.tokens_of, columns.loss_of, columns.turns_of, strict=True)
+    slices = zip(columns.tokens_of, columns.loss_of, columns.turns_of, strict=True)
     return [
         TrainingSample(
             group_id=key[0],
@@ -215,7 +226,7 @@ def samples_from_table(
             advantages=columns.advantages[turns],
             returns=columns.returns[turns],
         )
-        for key, gym, (tokens, loss, turns) in zip(keys, gyms, places, strict=True)
+        for key, gym, (tokens, loss, turns) in zip(keys, gyms, slices, strict=True)
         if turns.start < turns.stop and key not in dropped
     ]
 
@@ -223,12 +234,12 @@ def samples_from_table(
 def without_truncated(
     samples: Sequence[TrainingSample], *, tables: Sequence[pa.Table]
 ) -> tuple[list[TrainingSample], int]:
-    """The samples of trajectories that came to an end, and how many others there were: cut off by the turns
-    or the tokens they may take, which says little of how they acted (DAPO, arXiv 2503.14476 section 3.4)."""
-    cut: set[tuple[int, int]] = set()
+    """The samples of trajectories that ended by themselves, and the number of the others, which reached the
+    limit of turns or tokens (DAPO, arXiv 2503.14476 section 3.4)."""
+    truncated: set[tuple[int, int]] = set()
     for table in tables:
         keys = zip(table["group_id"].to_pylist(), table["trajectory"].to_pylist(), strict=True)
-        cut.update(compress(keys, (StopReason(r).truncated for r in table["stop_reason"].to_pylist())))
+        truncated.update(compress(keys, (StopReason(r).truncated for r in table["stop_reason"].to_pylist())))
     keys_of = {(sample.group_id, sample.trajectory) for sample in samples}
-    kept = [sample for sample in samples if (sample.group_id, sample.trajectory) not in cut]
-    return kept, len(keys_of & cut)
+    kept = [sample for sample in samples if (sample.group_id, sample.trajectory) not in truncated]
+    return kept, len(keys_of & truncated)

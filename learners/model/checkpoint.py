@@ -1,8 +1,8 @@
 """Checkpoints of a learner group: model and optimizer, sharded on disk, resumable on another number of
 learners.
 
-The index is written last: a folder without it was never finished. Beside tensors stand a format number and a
-few words, see `_entries`. How all of it lies on disk: learners/model/safetensors_storage.py.
+The index is written last: a folder without it is unfinished. Besides tensors it holds a format number and a
+few scalars, see `_scalars`. File format: learners/model/safetensors_storage.py.
 """
 
 from collections.abc import Mapping
@@ -35,45 +35,43 @@ from learners.model.safetensors_storage import (
 from learners.model.weight_export import full_state_dict
 
 FORMAT = 2
-"""Of the checkpoints that are written. 0 and 1 were pickles, and are not read."""
-PICKLED = ".metadata"
-"""Their index."""
+"""Number of the current checkpoint format."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """What a checkpoint says beside tensors."""
+    """State of training besides tensors."""
 
     stage: str
-    """Whose optimizer state it holds: "sft", "grpo", or "" before the first step."""
+    """Stage of the optimizer state: "sft", "grpo", or "" before the first step."""
     entropy: EntropyControl = field(default_factory=EntropyControl)
 
 
 def is_checkpoint(path: Path) -> bool:
-    """True where a checkpoint was finished."""
+    """Whether the folder holds a finished checkpoint."""
     return (path / INDEX).is_file()
 
 
 def withdraw(path: Path) -> None:
-    """What lies there is no finished checkpoint from here on; another may be written over it."""
+    """Marks the folder as unfinished, so that another checkpoint may be written to it."""
     (path / INDEX).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveReport:
-    """How far one rank is with the checkpoint that it last began."""
+    """Progress of one rank with the last checkpoint."""
 
     done: bool
-    """Nothing of it is left to write, or it failed."""
+    """Writing has ended, by success or failure."""
     error: str = ""
-    """Why it failed, one line; empty where it did not."""
+    """Why it failed, one line; empty if it did not."""
 
 
 class CheckpointWriter:
-    """Writes checkpoints behind training, one at a time.
+    """Writes checkpoints in the background of training, one at a time.
 
-    Has a process group of its own: what ranks tell each other while they write must not meet what they tell
-    each other while they train. Collective to make.
+    It has its own process group, since its collectives run concurrently with those of training. Its
+    construction is collective.
     """
 
     def __init__(self) -> None:
@@ -82,11 +80,11 @@ class CheckpointWriter:
         self._writing: Future[Any] | None = None
 
     def save(self, path: Path, policy: Policy, optimizer: Optimizer, progress: Progress) -> None:
-        """Copies this moment's state to CPU memory and returns; the writing goes on. Waits for the end of the
-        checkpoint before. Collective."""
+        """Copies the current state to CPU memory and returns; it is written in the background. Waits for the
+        end of the previous checkpoint. Collective."""
         self.report(wait=True)
         model, optim = _state(policy, optimizer)
-        state = {"model": model, "optimizer": optim, **_entries(policy, progress)}
+        state = {"model": model, "optimizer": optim, **_scalars(policy, progress)}
         writing = async_save(
             state,
             storage_writer=CheckpointFolderWriter(path),
@@ -94,10 +92,10 @@ class CheckpointWriter:
             process_group=self._group,
             no_dist=self._group is None,
         )
-        self._writing = cast("Future[Any]", writing)  # the other type is for stagers of one's own
+        self._writing = cast("Future[Any]", writing)  # the other type is for custom stagers
 
     def report(self, *, wait: bool) -> SaveReport:
-        """How the last `save` stands on this rank; `wait` for its end. Never raises."""
+        """Progress of the last `save` on this rank; with `wait`, after its end. Never raises."""
         if self._writing is None:
             return SaveReport(done=True)
         if not wait and not self._writing.done():
@@ -107,48 +105,45 @@ class CheckpointWriter:
 
 
 def _first_cause(error: BaseException) -> str:
-    """One line. A `CheckpointException` holds what went wrong on each rank."""
+    """One line with the first failure: a `CheckpointException` holds one per rank."""
     failures = getattr(error, "failures", None) or {0: (error,)}
     rank, (cause, *_) = min(failures.items())
     return f"learner {rank}: {' '.join(str(cause).split()) or type(cause).__name__}"
 
 
 def load_checkpoint(path: Path, policy: Policy, optimizer: Optimizer) -> Progress:
-    """Collective: loads in place, whatever number of ranks wrote it. Raises FileNotFoundError for an
-    unfinished one, ValueError for one of other settings, and OSError for a damaged one, each in one line."""
-    if (path / PICKLED).is_file() and not is_checkpoint(path):
-        raise ValueError(
-            f"{path}: written by an earlier version, as pickles, which could run anything: go on with the "
-            "version that wrote it, or begin a new run"
-        )
+    """Loads in place, for any number of ranks that wrote it. Collective. Raises FileNotFoundError for an
+    unfinished checkpoint, ValueError for one with other settings, OSError for a damaged one, in one line."""
     if not is_checkpoint(path):
         raise FileNotFoundError(
-            f"{path}: no finished checkpoint there (no {INDEX}): name a folder that holds one"
+            f"{path}: no finished checkpoint there (no {INDEX}): give a folder that has one"
         )
     model, optim = _state(policy, optimizer)
-    entries = _entries(policy, Progress(stage=""))
+    expected = _scalars(policy, Progress(stage=""))
     written = _read_metadata(path)
     try:
         _check_same_policy(path, written, model)
-        words: dict[str, Any] = {
-            name: value for name, value in entries.items() if name in written.state_dict_metadata
+        scalars: dict[str, Any] = {
+            name: value for name, value in expected.items() if name in written.state_dict_metadata
         }
-        _load(words, path)
-        _check_entries(path, words, entries)
+        _load(scalars, path)
+        _check_scalars(path, scalars, expected)
         _load({"model": model, "optimizer": optim}, path)
     except CheckpointException as error:
         raise _damaged(path, _first_cause(error)) from None
-    whole = len(model) == len(policy.state_dict())
+    is_complete = len(model) == len(policy.state_dict())
     set_state_dict(
         policy,
         optimizer,
         model_state_dict=model,
         optim_state_dict=optim,
-        options=StateDictOptions(strict=whole),
+        options=StateDictOptions(strict=is_complete),
     )
     return Progress(
-        stage=words["stage"],
-        entropy=EntropyControl(coefficient=words["entropy_coefficient"], last_entropy=words["last_entropy"]),
+        stage=scalars["stage"],
+        entropy=EntropyControl(
+            coefficient=scalars["entropy_coefficient"], last_entropy=scalars["last_entropy"]
+        ),
     )
 
 
@@ -168,7 +163,7 @@ def _check_same_policy(path: Path, written: Metadata, model: Mapping[str, Tensor
         there, asked = (f"{name} {shapes.get(name, 'missing')}" for shapes in (theirs, ours))
     raise ValueError(
         f"{path}: written with {there}, and this run has {asked}: give the settings of the run that wrote "
-        "it, or begin a new run"
+        "it, or start a new run"
     )
 
 
@@ -187,7 +182,7 @@ def _read_metadata(path: Path) -> Metadata:
 
 
 def _damaged(path: Path, reason: str) -> OSError:
-    return OSError(f"{path}: the checkpoint is damaged ({reason}): go on from another one")
+    return OSError(f"{path}: the checkpoint is damaged ({reason}): resume from another one")
 
 
 def _load(state: dict[str, Any], path: Path) -> None:
@@ -199,22 +194,22 @@ def _load(state: dict[str, Any], path: Path) -> None:
     )
 
 
-def _check_entries(path: Path, words: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
-    """Raises ValueError for a format of later, and for adapters that count otherwise."""
-    if words.get("format", 0) > FORMAT:
+def _check_scalars(path: Path, scalars: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises ValueError for a later format and for another scale of the adapters."""
+    if scalars["format"] > FORMAT:
         raise ValueError(
-            f"{path}: format={words['format']} of a later version, and this one reads up to {FORMAT}: go on "
-            "with the version that wrote it"
+            f"{path}: format={scalars['format']} of a later version, and this one reads up to {FORMAT}: "
+            "resume with the version that wrote it"
         )
-    ours, theirs = entries["adapter_scale"], words.get("adapter_scale")
-    if theirs not in (None, ours):
+    ours, theirs = expected["adapter_scale"], scalars["adapter_scale"]
+    if theirs != ours:
         raise ValueError(
             f"{path}: written with lora_alpha / lora_rank = {theirs:g}, and this run has {ours:g}: give the "
-            "settings of the run that wrote it, or begin a new run"
+            "settings of the run that wrote it, or start a new run"
         )
 
 
-def _entries(policy: Policy, progress: Progress) -> dict[str, str | float]:
+def _scalars(policy: Policy, progress: Progress) -> dict[str, str | float]:
     return {
         "format": FORMAT,
         "adapter_scale": adapter_scale(policy.model),
@@ -225,9 +220,9 @@ def _entries(policy: Policy, progress: Progress) -> dict[str, str | float]:
 
 
 def _state(policy: Policy, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Model and optimizer, without the weights that never train: those are the policy folder's own."""
+    """State of model and optimizer without frozen weights, which come from the policy's own folder."""
     model, optim = get_state_dict(policy, optimizer)
-    # Both names of a tied weight, of which the option `ignore_frozen_params` would leave one.
+    # Covers both names of a tied weight; the option `ignore_frozen_params` would leave one.
     parameters = dict(policy.named_parameters(remove_duplicate=False))
     frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
     return {name: tensor for name, tensor in model.items() if name not in frozen}, optim
@@ -236,8 +231,8 @@ def _state(policy: Policy, optimizer: Optimizer) -> tuple[dict[str, Any], dict[s
 def export_model(
     folder: Path, policy: Policy, *, tokenizer: PreTrainedTokenizerBase | None, is_writer: bool
 ) -> None:
-    """Writes the model, with its tokenizer if given, as a folder that `transformers` and vLLM load.
-    Collective. Raises OSError where it cannot be written."""
+    """Writes the model, with its tokenizer if given, as a folder that `transformers` and vLLM can load.
+    Collective. Raises OSError if it cannot be written."""
     state = full_state_dict(policy, keep=is_writer)
     if is_writer:
         try:

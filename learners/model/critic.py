@@ -1,7 +1,7 @@
 """The critic: a small value head on the policy's hidden state that predicts the return before each turn. Its
 gradient never reaches the policy.
 
-Used where a gym's advantage is `turn_gae` (Turn-PPO, arXiv 2512.17008). Knows no tables and no Ray.
+Used if a gym's advantage is `turn_gae` (Turn-PPO, arXiv 2512.17008). No tables, no Ray.
 """
 
 import numpy as np
@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 WIDTH = 256
-"""Units of the hidden layer, or as many as the policy's hidden state has where those are fewer."""
+"""Units of the hidden layer; at most as many as the policy's hidden state has."""
 
 
 class Critic(nn.Module):
-    """V of a state: layer norm, one hidden layer, one number. The last layer begins at zero, so that an
-    untrained critic expects nothing and advantages are plain returns.
+    """Value of a state: layer norm, one hidden layer, one number. The last layer starts at zero, so that an
+    untrained critic predicts 0 and advantages are plain returns.
 
-    Weights are float32 whatever the policy computes in. The same seed gives the same critic on every rank.
+    Weights are float32 for any dtype of the policy. The same seed gives the same critic on every rank.
     """
 
     def __init__(self, hidden_size: int, *, seed: int):
@@ -45,10 +45,10 @@ def critic_loss(
     values: Float[Tensor, "K"], returns: Float[Tensor, "K"], *, weights: Float[Tensor, "K"]
 ) -> Float[Tensor, ""]:
     """A micro-batch's part of the step's weighted squared error, sum of weight x (V - return)^2 (PPO, arXiv
-    1707.06347 eq. 9, without a clip: each step goes over its turns once).
+    1707.06347 eq. 9, without a clip: each step uses its turns once).
 
-    A turn without a return counts for nothing. Where none has one the gradient is zero, not missing: every
-    rank's collectives stay alike, and the optimizer's state is whole in every checkpoint.
+    A turn without a return is ignored. If no turn has one, the gradient is zero, not missing: all ranks run
+    the same collectives, and every checkpoint has the complete optimizer state.
     """
     known = returns.isfinite()
     errors = values[known] - returns[known].to(values.dtype)
@@ -58,7 +58,7 @@ def critic_loss(
 def explained_variance(
     values: Float[np.ndarray, "num_turns"], returns: Float[np.ndarray, "num_turns"]
 ) -> float | None:
-    """1 - Var(return - V) / Var(return): 1 for a critic that knows, 0 for one that says the mean. None where
-    all returns are equal."""
+    """1 - Var(return - V) / Var(return): 1 for an exact critic, 0 for one that predicts the mean. None if all
+    returns are equal."""
     variance = float(np.var(returns)) if len(returns) else 0.0
     return 1.0 - float(np.var(returns - values)) / variance if variance > 0 else None

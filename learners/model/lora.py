@@ -1,7 +1,7 @@
 """LoRA adapters (arXiv 2106.09685) through peft: one next to each linear layer of the decoder, and the merged
 weights of base and adapter.
 
-Adapters are put into the model's own modules, so that the model stays what it was to everyone else.
+Adapters are injected into the model's own modules, so that its class and interface stay the same.
 """
 
 from typing import NamedTuple, cast
@@ -14,22 +14,22 @@ from transformers import PreTrainedModel
 
 ADAPTER = "default"
 BASE = ".base_layer."
-"""Stands in the name of a weight that has an adapter beside it, for a dot in its plain name."""
+"""Replaces a dot in the name of a weight that has an adapter."""
 
 
 class LoraAdapter(NamedTuple):
-    """What is added to a weight W [out, in]: scale x B A."""
+    """The low-rank update of a weight W [out, in]: scale x B A."""
 
     a: Tensor
-    """[rank, in]; a shard of it under FSDP2, as `b`."""
+    """[rank, in]; under FSDP2 a shard of it, like `b`."""
     b: Tensor
     """[out, rank]"""
     scale: float
 
 
 def add_adapters(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> None:
-    """Adds the adapters in place and freezes all other weights. B begins at zero, so the policy is still the
-    base; A is drawn from `seed`, alike on every rank."""
+    """Adds the adapters in place and freezes all other weights. B starts at zero, so the policy equals the
+    base; A is drawn from `seed`, the same on every rank."""
     layers = {id(module) for module in cast(nn.ModuleList, model.base_model.layers).modules()}
     names = [
         name
@@ -43,12 +43,12 @@ def add_adapters(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) ->
 
 
 def plain_name(name: str) -> str | None:
-    """The weight's name in the model without adapters; None for what belongs to an adapter."""
+    """The weight's name in the model without adapters; None for a weight of an adapter."""
     return None if ".lora_" in name else name.replace(BASE, ".")
 
 
 def adapter_of(model: PreTrainedModel, name: str) -> LoraAdapter | None:
-    """The adapter beside the weight of this name in `model.state_dict()`, if there is one."""
+    """The adapter of the weight with this name in `model.state_dict()`, if it has one."""
     owner, base, leaf = name.partition(BASE)
     if not base or leaf != "weight":
         return None
@@ -58,7 +58,7 @@ def adapter_of(model: PreTrainedModel, name: str) -> LoraAdapter | None:
 
 
 def adapter_scale(model: PreTrainedModel) -> float:
-    """What the products of the model's adapters are scaled by; 0 without adapters."""
+    """Scale of the model's adapters; 0 without adapters."""
     layers = (module for module in model.modules() if isinstance(module, LoraLayer))
     return next((layer.scaling[ADAPTER] for layer in layers), 0.0)
 

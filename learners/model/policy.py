@@ -24,7 +24,7 @@ from learners.model.lora import add_adapters
 
 PACKED_CAUSAL = "packed_causal"
 """Name of `packed_causal_attention` in transformers' attention interface. The mask interface does not know
-it: no mask is ever built."""
+it, so no mask is built."""
 LOGITS_AT_ONCE = 2**25
 """Logits alive at a time (128 MiB in float32): more loss tokens go through the head in chunks, computed
 again backward."""
@@ -59,19 +59,19 @@ AttentionInterface.register(PACKED_CAUSAL, packed_causal_attention)
 
 
 class PolicyOutput(NamedTuple):
-    """What the policy says of each loss token, and its critic of each turn. A named tuple: FSDP2 must find
-    the tensors of a forward's output."""
+    """Outputs of the policy for each loss token and of its critic for each turn. A named tuple: FSDP2 must
+    find the tensors of a forward's output."""
 
     logprobs: Float[Tensor, "L"]
     """Natural log, of the distribution at the sampling temperature; has a gradient."""
     entropies: Float[Tensor, "L"]
-    """Nats; with a gradient only where the policy was asked for one."""
+    """Nats; with a gradient only if the policy was made with `entropies_have_gradient`."""
     values: Float[Tensor, "K"]
-    """What the critic expects before each turn that has a token in the loss; empty without a critic."""
+    """The critic's value before each turn that has a token in the loss; empty without a critic."""
 
 
 class Policy(nn.Module):
-    """A causal LM with a packed row in and the logprobs of its loss tokens out."""
+    """A causal LM that maps a packed row of samples to the logprobs of its loss tokens."""
 
     def __init__(
         self,
@@ -88,11 +88,11 @@ class Policy(nn.Module):
         self.critic = critic
         self.temperature = temperature
         self.dtype = dtype
-        """Of matrix products."""
+        """Number format of matrix products."""
         self._entropies_have_gradient = entropies_have_gradient
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
-        """All but the critic's."""
+        """All parameters except the critic's."""
         return self.model.parameters()
 
     @property
@@ -153,7 +153,7 @@ def _logprobs_of_chunk(
     if temperature != 1.0:
         logits = logits / temperature
     log_probs = logits.log_softmax(-1)
-    del logits  # each of these takes as much as the whole chunk
+    del logits  # as large as log_probs
     logprobs = log_probs.gather(-1, targets[:, None])[:, 0]
     with torch.set_grad_enabled(entropies_have_gradient and torch.is_grad_enabled()):
         entropies = -(log_probs.exp() * log_probs).sum(-1)
@@ -161,7 +161,7 @@ def _logprobs_of_chunk(
 
 
 def _check_supported(model: PreTrainedModel) -> None:
-    """Refuses models whose logprobs this class would get wrong."""
+    """Raises ValueError for models whose logprobs this class would compute wrongly."""
     config, name = model.config.get_text_config(), type(model).__name__
     if config._attn_implementation != PACKED_CAUSAL:
         raise ValueError(f"{name}: load the model with attn_implementation={PACKED_CAUSAL!r}")
@@ -188,11 +188,11 @@ def load_policy(
     seed: int = 0,
     frozen: bool = False,
 ) -> Policy:
-    """Loads a Hugging Face causal LM (a folder or a hub name) with float32 weights, whole, into CPU memory:
-    `shard` brings it to the device, which may hold no more than a part of it.
+    """Loads a Hugging Face causal LM (a folder or a hub name) with float32 weights, unsharded, into CPU
+    memory; `shard` moves it to the device, which may have room for a part of it only.
 
-    With `lora_rank` only adapters train; `frozen`, nothing does. Adapters and critic are drawn from `seed`.
-    Linear layers that do not train are stored in the format that they are multiplied in.
+    With `lora_rank` only adapters train; with `frozen` nothing does. Adapters and critic are initialised from
+    `seed`. Linear layers that do not train are stored in the number format of matrix products.
     """
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=PACKED_CAUSAL
@@ -219,8 +219,8 @@ def load_policy(
 
 
 def _narrow_frozen(model: PreTrainedModel, *, dtype: torch.dtype) -> None:
-    """Frozen linear layers in the format of matrix products: autocast would round them to the same numbers at
-    each use. Norms and embeddings stay float32, as they enter sums."""
+    """Stores frozen linear layers in the format of matrix products: autocast would round them to the same
+    numbers at each use. Norms and embeddings stay float32, since they enter sums."""
     embedding = cast(nn.Embedding, model.get_input_embeddings()).weight
     for module in model.modules():
         if (
@@ -232,12 +232,12 @@ def _narrow_frozen(model: PreTrainedModel, *, dtype: torch.dtype) -> None:
 
 
 def shard(policy: Policy, *, num_ranks: int, device: torch.device) -> Policy:
-    """Brings the policy to `device`, in place: whole where there is one rank, else sharded over the process
-    group, each decoder layer gathered when used.
+    """Moves the policy to `device`, in place: unsharded on one rank, else sharded over the process group,
+    each decoder layer gathered when used.
 
     `fully_shard` moves a unit's weights and buffers itself and keeps this rank's part, so that a device never
-    holds more than its shards and one whole unit. In bfloat16 the shards and the optimizer's moments stay
-    float32 and so does the sum of gradients over ranks; only what is gathered to compute with is bfloat16.
+    holds more than its shards and one gathered unit. In bfloat16 the shards, the optimizer's moments and the
+    sum of gradients over ranks stay float32; only gathered weights are bfloat16.
     """
     if num_ranks == 1:
         return policy.to(device)
@@ -251,6 +251,6 @@ def shard(policy: Policy, *, num_ranks: int, device: torch.device) -> Policy:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     if policy.critic is not None:
         fully_shard(policy.critic, mesh=mesh)
-    # FSDP keeps the outermost weights gathered for a backward pass; where none comes, they need not stay.
+    # FSDP keeps the outermost weights gathered for a backward pass, which a frozen policy does not have.
     fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=None if trains else True)
     return policy

@@ -1,7 +1,7 @@
 """The reference model of the KL term: a frozen copy of the policy at the start of GRPO, or another named
 model.
 
-It is kept as a model folder, so that a run that was stopped goes on with the very same one.
+It is stored as a model folder, so that a stopped run resumes with the same one.
 """
 
 import shutil
@@ -18,12 +18,12 @@ from learners.model.policy import Policy, load_policy, shard
 
 
 def write_reference(folder: Path, policy: Policy, *, rank: int, num_ranks: int, device: torch.device) -> None:
-    """Rank 0 writes the policy as it is, whole or not at all, over what lay there. Collective: returns when
-    the folder can be read, and raises OSError on every rank where it could not be written."""
+    """Rank 0 writes the current policy, atomically, in place of an earlier one. Collective: returns when the
+    folder can be read; raises OSError on every rank if it could not be written."""
     partial, problem = folder.with_name(f"{folder.name}.partial"), [""]
     try:
         if rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it wrote
+            shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed while writing
         export_model(partial, policy, tokenizer=None, is_writer=rank == 0)
         if rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -37,8 +37,8 @@ def write_reference(folder: Path, policy: Policy, *, rank: int, num_ranks: int, 
 
 
 def load_reference(folder: str, *, policy: Policy, num_ranks: int, device: torch.device) -> Policy:
-    """The folder's model frozen, sharded, at the policy's temperature and in its number format. Raises
-    FileNotFoundError where there is none, and ValueError for another vocabulary than the policy's."""
+    """The folder's model, frozen and sharded, with the policy's temperature and number format. Raises
+    FileNotFoundError if there is none, ValueError if its vocabulary differs from the policy's."""
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder}: no reference model there: copy it from the run that wrote the checkpoint, or name a "
@@ -51,10 +51,10 @@ def load_reference(folder: str, *, policy: Policy, num_ranks: int, device: torch
         recompute_activations=False,
         frozen=True,
     )
-    mine, theirs = policy.head.shape[0], reference.head.shape[0]
-    if mine != theirs:
+    ours, theirs = policy.head.shape[0], reference.head.shape[0]
+    if ours != theirs:
         raise ValueError(
-            f"learner.kl.reference={folder!r}: its vocabulary has {theirs} tokens and the policy's {mine}: "
+            f"learner.kl.reference={folder!r}: its vocabulary has {theirs} tokens and the policy's {ours}: "
             "name a model with the policy's tokenizer"
         )
     return shard(reference, num_ranks=num_ranks, device=device)
@@ -62,5 +62,5 @@ def load_reference(folder: str, *, policy: Policy, num_ranks: int, device: torch
 
 @torch.no_grad()
 def reference_logprobs(reference: Policy, batch: MicroBatch) -> Float[Tensor, "L"]:
-    """What the reference says of the micro-batch's loss tokens; made when needed and never kept."""
+    """The reference's logprobs of the micro-batch's loss tokens; computed when needed, never stored."""
     return reference(batch).logprobs

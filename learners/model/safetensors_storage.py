@@ -1,9 +1,9 @@
 """Checkpoint storage for torch.distributed.checkpoint without pickles: tensors as safetensors, everything
 else as JSON.
 
-What `torch.distributed.checkpoint` writes by itself are pickles: its index, and each value that is no tensor.
-Who reads them runs whatever is in them. So these are its seams, planner and storage, once more: a file for
-each rank, with one safetensors block after the other, and an index that is written last.
+By default `torch.distributed.checkpoint` pickles its index and each value that is no tensor, and reading a
+pickle runs the code in it. This module replaces its planners and storage: one file per rank, a sequence of
+safetensors blocks, and an index that is written last.
 """
 
 import dataclasses
@@ -43,35 +43,35 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 INDEX = "index.json"
-"""Written last: a folder without it was never finished."""
+"""Written last: a folder without it is unfinished."""
 BLOCK = "tensor"
-"""The one name in each block."""
+"""Name of the only tensor in each block."""
 TUPLE = "tuple"
-"""The one key of what stands for a tuple, which JSON lacks."""
+"""The only key of the JSON object that represents a tuple."""
 
 
 class JsonSavePlanner(DefaultSavePlanner):
-    """Values that are no tensors become JSON."""
+    """Encodes values that are no tensors as JSON."""
 
     def transform_object(self, write_item: WriteItem, object: Any) -> Any:
-        """The other planner pickles them."""
+        """Replaces the default, which pickles."""
         if write_item.type == WriteItemType.BYTE_IO:
-            return io.BytesIO(json.dumps(_packed(object)).encode())
+            return io.BytesIO(json.dumps(_to_json(object)).encode())
         return object
 
 
 class JsonLoadPlanner(DefaultLoadPlanner):
-    """The other way round."""
+    """Decodes values that are no tensors from JSON."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Puts the value where the state has it."""
+        """Sets the value in the state dict."""
         path = self.mappings[read_item.dest_index.fqn]
-        set_element(self.original_state_dict, path, _unpacked(json.loads(value.read())))
+        set_element(self.original_state_dict, path, _from_json(json.loads(value.read())))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """Where one item lies."""
+    """Place of one item in a rank's file, in bytes."""
 
     file: str
     offset: int
@@ -79,13 +79,13 @@ class Slice:
 
 
 class CheckpointFolderWriter(StorageWriter):
-    """Writes one folder."""
+    """Writes one checkpoint folder."""
 
     def __init__(self, path: Path):
         self._path = path
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing to forget."""
+        """Nothing to reset."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Nothing to set up."""
@@ -95,16 +95,16 @@ class CheckpointFolderWriter(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Each rank's file has its name from here."""
+        """Names each rank's file."""
         return [dataclasses.replace(plan, storage_data=f"rank-{i}.bin") for i, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """This rank's items, one after the other, safe on disk when this returns."""
+        """Writes this rank's items in order; they are synced to disk when this returns."""
         name: str = plan.storage_data
         results: list[WriteResult] = []
         with (self._path / name).open("wb") as file:
             for item in plan.items:
-                block, offset = _block_of(planner.resolve_data(item)), file.tell()
+                block, offset = _encode(planner.resolve_data(item)), file.tell()
                 file.write(block)
                 place = Slice(file=name, offset=offset, length=len(block))
                 results.append(WriteResult(index=item.index, size_in_bytes=len(block), storage_data=place))
@@ -113,9 +113,9 @@ class CheckpointFolderWriter(StorageWriter):
         return _done(results)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """The index: from here on it is a checkpoint."""
+        """Writes the index, which makes the folder a checkpoint."""
         index = {
-            "entries": {name: _entry(about) for name, about in metadata.state_dict_metadata.items()},
+            "entries": {name: _to_entry(entry) for name, entry in metadata.state_dict_metadata.items()},
             "slices": [
                 [one.index.fqn, one.index.offset, *dataclasses.astuple(one.storage_data)]
                 for rank in results
@@ -135,7 +135,7 @@ class CheckpointFolderWriter(StorageWriter):
 
 
 class CheckpointFolderReader(StorageReader):
-    """Reads one folder."""
+    """Reads one checkpoint folder."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -145,11 +145,11 @@ class CheckpointFolderReader(StorageReader):
         self._slices = {}
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index. Raises OSError, or ValueError, TypeError, KeyError for one that is damaged."""
+        """Reads the index. Raises OSError; ValueError, TypeError or KeyError for a damaged one."""
         index = json.loads((self._path / INDEX).read_text(encoding="utf-8"))
         return Metadata(
-            state_dict_metadata={name: _about(entry) for name, entry in index["entries"].items()},
-            storage_data=dict(map(_slice, index["slices"])),
+            state_dict_metadata={name: _from_entry(entry) for name, entry in index["entries"].items()},
+            storage_data=dict(map(_read_slice, index["slices"])),
         )
 
     def set_up_storage_reader(
@@ -164,14 +164,14 @@ class CheckpointFolderReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """This rank's items. Raises OSError, SafetensorError, ValueError for damaged ones."""
+        """Reads this rank's items. Raises OSError; SafetensorError or ValueError for damaged ones."""
         for name in sorted({self._slices[item.storage_index].file for item in plan.items}):
             with (self._path / name).open("rb") as file:
                 for item in plan.items:
                     place = self._slices[item.storage_index]
                     if place.file == name:
                         file.seek(place.offset)
-                        _take(item, file.read(place.length), planner=planner)
+                        _load_item(item, file.read(place.length), planner=planner)
         return _done(None)
 
     @classmethod
@@ -179,7 +179,7 @@ class CheckpointFolderReader(StorageReader):
         return True
 
 
-def _take(item: ReadItem, block: bytes, *, planner: LoadPlanner) -> None:
+def _load_item(item: ReadItem, block: bytes, *, planner: LoadPlanner) -> None:
     if item.type == LoadItemType.BYTE_IO:
         planner.load_bytes(item, io.BytesIO(block))
         return
@@ -191,37 +191,37 @@ def _take(item: ReadItem, block: bytes, *, planner: LoadPlanner) -> None:
     planner.commit_tensor(item, target)
 
 
-def _block_of(value: Tensor | io.BytesIO) -> bytes:
+def _encode(value: Tensor | io.BytesIO) -> bytes:
     if isinstance(value, io.BytesIO):
         return value.getvalue()
     return write_block({BLOCK: value.detach().cpu().contiguous()})
 
 
-def _entry(about: TensorStorageMetadata | BytesStorageMetadata) -> dict[str, Any] | None:
-    """None for JSON."""
-    if isinstance(about, BytesStorageMetadata):
+def _to_entry(metadata: TensorStorageMetadata | BytesStorageMetadata) -> dict[str, Any] | None:
+    """The index entry of a tensor; None for a JSON value."""
+    if isinstance(metadata, BytesStorageMetadata):
         return None
-    chunks = [[list(chunk.offsets), list(chunk.sizes)] for chunk in about.chunks]
-    dtype = str(about.properties.dtype).removeprefix("torch.")
-    return {"dtype": dtype, "size": list(about.size), "chunks": chunks}
+    chunks = [[list(chunk.offsets), list(chunk.sizes)] for chunk in metadata.chunks]
+    dtype = str(metadata.properties.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "size": list(metadata.size), "chunks": chunks}
 
 
-def _about(entry: Mapping[str, Any] | None) -> TensorStorageMetadata | BytesStorageMetadata:
+def _from_entry(entry: Mapping[str, Any] | None) -> TensorStorageMetadata | BytesStorageMetadata:
     if entry is None:
         return BytesStorageMetadata()
     dtype = getattr(torch, entry["dtype"], None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{entry['dtype']!r} is no number format")
+        raise ValueError(f"{entry['dtype']!r} is not a number format")
     chunks = [
         ChunkStorageMetadata(offsets=_size(offsets), sizes=_size(sizes)) for offsets, sizes in entry["chunks"]
     ]
     return TensorStorageMetadata(TensorProperties(dtype=dtype), _size(entry["size"]), chunks)
 
 
-def _slice(row: Sequence[Any]) -> tuple[MetadataIndex, Slice]:
+def _read_slice(row: Sequence[Any]) -> tuple[MetadataIndex, Slice]:
     name, at, file, offset, length = row
     if Path(file).name != file:
-        raise ValueError(f"{file!r} is no file of this folder")
+        raise ValueError(f"{file!r} is not a file of this folder")
     place = Slice(file=file, offset=int(offset), length=int(length))
     return MetadataIndex(name, None if at is None else _size(at)), place
 
@@ -230,20 +230,20 @@ def _size(numbers: Sequence[Any]) -> torch.Size:
     return torch.Size([int(number) for number in numbers])
 
 
-def _packed(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, tuple):
-        return {TUPLE: [_packed(item) for item in value]}
+        return {TUPLE: [_to_json(item) for item in value]}
     if isinstance(value, Mapping):
-        return {key: _packed(item) for key, item in value.items()}
-    return [_packed(item) for item in value] if isinstance(value, list) else value
+        return {key: _to_json(item) for key, item in value.items()}
+    return [_to_json(item) for item in value] if isinstance(value, list) else value
 
 
-def _unpacked(value: Any) -> Any:
+def _from_json(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() == {TUPLE}:
-            return tuple(_unpacked(item) for item in value[TUPLE])
-        return {key: _unpacked(item) for key, item in value.items()}
-    return [_unpacked(item) for item in value] if isinstance(value, list) else value
+            return tuple(_from_json(item) for item in value[TUPLE])
+        return {key: _from_json(item) for key, item in value.items()}
+    return [_from_json(item) for item in value] if isinstance(value, list) else value
 
 
 def _done(result: Any) -> Future[Any]:

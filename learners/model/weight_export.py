@@ -13,21 +13,19 @@ from learners.model.weight_payload import Shape
 
 
 class WeightExport:
-    """All weights, each tied one once, in `dtype`, or else in float32 whatever they are stored in.
+    """All weights, tied ones once, in `dtype`; without it in float32 at least.
 
-    Iterating gathers one after the other, on the policy's device, so that no more than one is ever whole
-    there. It is collective: every rank goes through to the end. Each is rounded after adapters were merged.
-    """
+    Iterating gathers one weight at a time on the policy's device. It is collective: every rank must iterate
+    to the end. Weights are rounded after adapters were merged."""
 
     def __init__(self, policy: Policy, *, dtype: torch.dtype | None = None, keep: bool = True):
-        """With `keep=False` this rank takes part without a use for what is gathered: it merges and rounds
-        nothing."""
+        """With `keep=False` this rank only takes part in gathering: it merges and rounds nothing."""
         self._policy = policy
         self._dtype = dtype
         self._keep = keep
 
     def shapes(self) -> list[Shape]:
-        """What iterating yields, in the same order, without gathering anything."""
+        """Shapes of the weights in the order of iteration, without gathering."""
         return [
             (name, self._format(adapter.b if adapter else tensor), tuple(tensor.shape))
             for name, tensor, adapter in self._stored()

@@ -1,5 +1,5 @@
-"""Weight payload for the engines: the policy's weights as the bytes of one safetensors file. Knows no Ray and
-no engine."""
+"""Weight payload for the engines: the policy's weights as the bytes of one safetensors file. No Ray, no
+engine."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Shape = tuple[str, torch.dtype, tuple[int, ...]]
 """Name, number format and size of one weight."""
 WIRE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}
-"""Engines' number formats; "auto": whatever the weights are kept in."""
+"""Number formats of the engines; "auto": that of the stored weights."""
 _FORMATS = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -23,18 +23,18 @@ _FORMATS = {
     torch.int64: "I64",
     torch.int32: "I32",
 }
-"""The number formats that a model's weights come in, as safetensors calls them."""
+"""Number formats of weights and their names in safetensors."""
 _ALIGNMENT = 8
 
 
-def pack(
+def pack_weights(
     shapes: Sequence[Shape], weights: Iterable[tuple[str, torch.Tensor]]
 ) -> tuple[NDArray[np.uint8], dict[str, float]]:
-    """Packs weights into safetensors bytes as they come, and says what that cost.
+    """Packs weights into safetensors bytes, one at a time as they are gathered.
 
-    `weights` yields what `shapes` says, in any order. Returns (payload of uint8 [num_bytes], metrics); Ray
-    stores the array unpickled. Written by hand, straight into the payload: beside it no more than one weight
-    is held, where `safetensors.torch.save` holds the whole of them twice.
+    `weights` yields the weights of `shapes`, in any order. Returns (payload, uint8 [num_bytes], and metrics);
+    Ray stores the array without pickling. Written into the payload directly, so that besides it only one
+    weight is in memory; `safetensors.torch.save` would hold all of them twice.
     """
     start = time.perf_counter()
     header, places = _header(shapes)
@@ -50,8 +50,8 @@ def pack(
 
 
 def _header(shapes: Sequence[Shape]) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """Its own length, then what is where, filled up with spaces so that the data begins aligned; and where
-    each weight's bytes begin and end in the payload. Wide formats first, which keeps all of them aligned."""
+    """The header: its length, then the offsets, padded with spaces so that the data is aligned; and begin and
+    end of each weight in the payload. Wide formats come first, which keeps all weights aligned."""
     entries: dict[str, Any] = {}
     end = 0
     for name, dtype, shape in sorted(shapes, key=lambda one: -one[1].itemsize):

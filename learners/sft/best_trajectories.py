@@ -1,7 +1,7 @@
 """Selection of the best trajectories of earlier runs from their archives, with the token ids as sampled.
 
-A file of the archive is one step's groups. All of them are looked through without their tokens, a file at a
-time; tokens are read of what was chosen, and of nothing else.
+A file of the archive holds one step's groups. Files are scanned one at a time without their tokens; tokens
+are read for the selected trajectories only.
 """
 
 from collections import Counter
@@ -24,16 +24,16 @@ from actors.trajectory_table import SCHEMA, SCORED
 from simulators.message import Message
 
 MOST_PER_TASK = 2
-"""A second way to do a task teaches something, a third hardly."""
+"""Trajectories selected per task: a second solution still adds something, a third hardly."""
 DIGITS = 9
-"""Scores that differ by less are equal: sums of the same parts in another order do."""
+"""Digits of scores that are compared: sums of the same parts in another order differ beyond them."""
 ONE_TRAJECTORY = ("group_id", "trajectory", "gym", "task_id", "step")
 SCANNED = (*ONE_TRAJECTORY, "turn", "env_reward", "stop_reason", "failed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArchivedTrajectory:
-    """Where a trajectory lies, and what it is ranked by."""
+    """Location of a trajectory in an archive, and the numbers that it is ranked by."""
 
     file: Path
     group_id: int
@@ -45,27 +45,26 @@ class ArchivedTrajectory:
     num_turns: int
     step: int
     rank_in_task: int = 0
-    """How many better ones of the same task there are."""
+    """Number of better trajectories of the same task."""
 
     @property
     def key(self) -> tuple[float, int, int, str, int, int]:
-        """Lower is better: the score, then fewer turns, then the newest; then whatever makes it certain."""
+        """Sort key, best first: score, fewer turns, newer step; the rest makes the order unique."""
         return -self.score, self.num_turns, -self.step, str(self.file), self.group_id, self.trajectory
 
 
 def archive_files(run: Path) -> list[Path]:
-    """The steps' files of a run folder, oldest first; evaluations, whose tasks are held out, are not among
-    them."""
+    """The steps' files of a run folder, oldest first, without evaluations, whose tasks are held out."""
     return sorted((run / "trajectories").glob("step-*.parquet"))
 
 
 def best_trajectories(
     runs: Sequence[Path], *, gyms: Sequence[str], per_gym: int
 ) -> dict[str, list[ArchivedTrajectory]]:
-    """By gym, the best of what these runs' policies did on training tasks, best first.
+    """By gym, the best trajectories of these runs on training tasks, best first.
 
-    A trajectory counts if the environment itself ended it and its score is above 0. The best of each task
-    comes before the second best of any. Raises ValueError for a file that is no archive.
+    A trajectory counts if the environment ended it and its score is above 0. The best of each task comes
+    before the second best of any task. Raises ValueError for a file that is not an archive.
     """
     kept: dict[str, list[ArchivedTrajectory]] = {gym: [] for gym in gyms}
     for file in chain.from_iterable(map(archive_files, runs)):
@@ -73,13 +72,13 @@ def best_trajectories(
         for trajectory in _finished(file, gyms=gyms):
             found[trajectory.gym].append(trajectory)
         for gym in gyms:
-            # A later file only ever lowers a place, so what falls out here would not have come back.
+            # Later files only lower ranks: what is cut here could not have come back.
             kept[gym] = _ranked([*kept[gym], *found[gym]])[:per_gym]
     return kept
 
 
 def _finished(file: Path, *, gyms: Sequence[str]) -> Iterator[ArchivedTrajectory]:
-    """What a file holds of these gyms' training tasks, finished and with a score."""
+    """The file's trajectories on these gyms' training tasks that finished with a score above 0."""
     wanted = (
         ds.field("gym").isin(list(gyms))
         & (ds.field("stop_reason") == str(StopReason.TERMINATED))
@@ -91,7 +90,7 @@ def _finished(file: Path, *, gyms: Sequence[str]) -> Iterator[ArchivedTrajectory
     )
     for row in sums.to_pylist():
         score = row["env_reward_sum"]
-        # The split is part of a task's name; a demonstration from the others would spoil every evaluation.
+        # Tasks of other splits are excluded: they would contaminate evaluations.
         if not row["task_id"].startswith(f"{row['gym']}-train-") or score is None or not isfinite(score):
             continue
         if round(score, DIGITS) > 0:
@@ -104,7 +103,7 @@ def _finished(file: Path, *, gyms: Sequence[str]) -> Iterator[ArchivedTrajectory
 
 
 def _ranked(trajectories: Sequence[ArchivedTrajectory]) -> list[ArchivedTrajectory]:
-    """The best of each task, best first, then the second best of each; no more of any task."""
+    """The best of each task, best first, then the second best of each task."""
     seen: Counter[str] = Counter()
     ranked: list[ArchivedTrajectory] = []
     for trajectory in sorted(trajectories, key=lambda one: one.key):
@@ -116,17 +115,17 @@ def _ranked(trajectories: Sequence[ArchivedTrajectory]) -> list[ArchivedTrajecto
 
 
 def load_trajectories(chosen: Sequence[ArchivedTrajectory], *, renderer: Renderer) -> pa.Table:
-    """The chosen trajectories as one table, a group each. Raises ValueError where another tokenizer or chat
-    template than the renderer's made their tokens."""
+    """The chosen trajectories as one table, one group each. Raises ValueError if their tokens are from
+    another tokenizer or chat template than the renderer's."""
     tables: list[pa.Table] = []
     num_groups = 0
     for file in dict.fromkeys(one.file for one in chosen):
         pairs = [(one.group_id, one.trajectory) for one in chosen if one.file == file]
-        one_of = reduce(
+        is_chosen = reduce(
             or_,
             ((ds.field("group_id") == group) & (ds.field("trajectory") == index) for group, index in pairs),
         )
-        table = _read(file, columns=SCORED.names, where=one_of)
+        table = _read(file, columns=SCORED.names, where=is_chosen)
         check_tokens(table, renderer=renderer, file=file)
         new = np.diff(table["group_id"].to_numpy(), prepend=-1) != 0
         new |= np.diff(table["trajectory"].to_numpy(), prepend=-1) != 0
@@ -138,17 +137,17 @@ def load_trajectories(chosen: Sequence[ArchivedTrajectory], *, renderer: Rendere
 
 
 def check_tokens(table: pa.Table, *, renderer: Renderer, file: Path) -> None:
-    """Each completion must read as its text, each opening must render to its ids. Raises ValueError."""
+    """Raises ValueError unless every completion decodes to its text and every opening renders to its ids."""
     names = ("turn", "system", "opening", "text", "context_ids", "completion_ids")
     for row in table.select(list(names)).to_pylist():
-        same = renderer.decode(as_ids(row["completion_ids"])) == row["text"]
-        if same and row["turn"] == 0:
+        matches = renderer.decode(as_ids(row["completion_ids"])) == row["text"]
+        if matches and row["turn"] == 0:
             opening = [
                 Message(role="system", content=row["system"]),
                 Message(role="user", content=row["opening"]),
             ]
-            same = list(renderer.begin(opening).context_ids) == row["context_ids"]
-        if not same:
+            matches = list(renderer.begin(opening).context_ids) == row["context_ids"]
+        if not matches:
             raise ValueError(
                 f"{file}: its tokens are not this policy's: the run had another tokenizer or chat template: "
                 "leave the run out of sft.runs, or train the policy that it trained"
@@ -156,17 +155,16 @@ def check_tokens(table: pa.Table, *, renderer: Renderer, file: Path) -> None:
 
 
 def _read(file: Path, *, columns: Sequence[str], where: pc.Expression) -> pa.Table:
-    """These columns of the rows that fit, in the file's order; those that only a newer archive has may be
-    missing."""
+    """These columns of the matching rows, in the file's order; optional columns may be missing."""
     try:
         dataset = ds.dataset(file, format="parquet")
         needed = {*SCANNED, "forked", "context_ids", "completion_ids", "text", "system", "opening"}
         missing = sorted(needed - set(dataset.schema.names))
         if missing:
-            raise ValueError(f"{file}: no archive of a run, it has no column {missing[0]!r}: take it away")
+            raise ValueError(f"{file}: not an archive of a run, it has no column {missing[0]!r}: remove it")
         return dataset.to_table(
             columns=[name for name in columns if name in dataset.schema.names], filter=where
         ).combine_chunks()
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{file}: cannot be read as Parquet ({reason[:120]}): take it away") from None
+        raise ValueError(f"{file}: cannot be read as Parquet ({reason[:120]}): remove it") from None

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 PIECE = 2**18
-"""Characters of a list that are held at a time; for a row that is longer they are doubled until it fits."""
+"""Characters of a list that are read at a time; doubled until a longer row fits."""
 MAX_ROW_CHARS = 2**24
-"""Of one row, which is held whole."""
+"""Limit of one row, which is held in memory."""
 MOST_DIGITS = 400
-"""Of a whole number: hardly another reader takes more."""
+"""Limit of digits of a whole number; few JSON readers accept more."""
 MOST_SHOWN = 40
-FILE_FORM = "a file is one list of rows, or has one whole row a line"
+FILE_FORM = "a file is one list of rows, or has one complete row per line"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, object]]:
-    """(where, row) of each row. The file is gone through once and never held whole."""
+    """(place, row) of each row. Reads the file once, in pieces."""
     found = False
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -32,11 +32,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, object]]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}): give a JSON or JSONL file") from None
     if not found:
-        raise ValueError(f"{path}: holds no row: give a list of dialogues, or one dialogue a line")
+        raise ValueError(f"{path}: has no row: give a list of dialogues, or one dialogue per line")
 
 
 def strict_json(text: str, *, place: str, cure: str) -> Any:
-    """The value of a JSON text."""
+    """The value of a JSON text. Raises ValueError."""
     try:
         return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -44,11 +44,12 @@ def strict_json(text: str, *, place: str, cure: str) -> Any:
 
 
 def refuse(place: str, rule: str, cure: str) -> NoReturn:
+    """Raises ValueError with one line."""
     raise ValueError(f"{place}: {rule}: {cure}")
 
 
 def short(value: object) -> str:
-    """As JSON, for people."""
+    """The value as JSON, shortened for messages."""
     text = json.dumps(value, ensure_ascii=True, default=str)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
@@ -68,7 +69,7 @@ def _rows(file: TextIO, path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _items(file: TextIO, path: Path) -> Iterator[tuple[str, object]]:
-    """The items of a list, whose end may come at any place of a piece."""
+    """The items of a list, read in pieces that may end anywhere."""
     text, size, number = "", PIECE, 1
     while "[" not in text:
         text = file.read(PIECE)
@@ -108,13 +109,13 @@ def _refuse_long(place: str) -> NoReturn:
 
 
 def _skip(text: str, at: int) -> int:
-    """Past white space."""
+    """The position after white space."""
     found = _SPACE.match(text, at)
     return found.end() if found else at
 
 
 def _refuse_json(error: Exception, *, place: str, cure: str, start: int = 0) -> NoReturn:
-    """`start`: where in the text that was read this value begins."""
+    """`start`: position of the value in the text."""
     if isinstance(error, json.JSONDecodeError):
         refuse(place, f"not JSON ({error.msg} at character {error.pos - start})", cure)
     if isinstance(error, RecursionError):
@@ -126,7 +127,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the field {name!r} stands twice in one object: keep one")
+            raise ValueError(f"the field {name!r} occurs twice in one object: keep one")
         if not _is_number_or_other(value):
             raise ValueError(
                 f"the field {name!r} holds NaN, an infinity or a number of more than {MOST_DIGITS} digits: "

@@ -1,7 +1,7 @@
-"""Strict parser of dialogues in ShareGPT format; what it does not understand is refused in one line.
+"""Strict parser of dialogues in ShareGPT format; anything else is refused in one line.
 
-A row is `{"conversations": [{"from": ..., "value": ...}, ...], "system": ..., "tools": ...}`. Light: it knows
-no tokens, so that a file is checked before anything starts.
+A row is `{"conversations": [{"from": ..., "value": ...}, ...], "system": ..., "tools": ...}`. Light: it works
+without a tokenizer, so that files are checked before a run starts.
 """
 
 import json
@@ -19,30 +19,30 @@ MEDIA = ("images", "videos", "audios")
 POLICY, ENVIRONMENT = ("gpt", "function_call"), ("human", "observation")
 THOUGHT_END = "</think>"
 MARKERS = (THOUGHT_END, "<tool_call>", "</tool_call>")
-"""What a call cannot hold, since it would be read as the end of a thought, or as a call's ends."""
+"""Markers that a call must not contain, since a parser would end the thought or the call there."""
 CALL_FORM = 'give {"name": ..., "arguments": {...}}'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SharedDialogue:
-    """One row, read."""
+    """One parsed row."""
 
     place: str
-    """Where it stands, for people: `FILE: row 3`."""
+    """Place for messages: `FILE: row 3`."""
     index: int
-    """Its place among the file's rows, from 0."""
+    """Index among the file's rows, from 0."""
     system: str
-    """Empty where there is no system message."""
+    """The system message, or empty."""
     tools: tuple[dict[str, Any], ...]
     """Schemas in OpenAI's form."""
-    heard: tuple[Message, ...]  # [num_turns], or one more where the last turn is replied to
-    """What the policy hears before each of its turns."""
-    said: tuple[str, ...]  # [num_turns]
-    """Its turns as it writes them, calls included, without the token that ends a turn."""
+    observations: tuple[Message, ...]  # [num_turns], or one more if the last turn has a reply
+    """The message before each of the policy's turns."""
+    completions: tuple[str, ...]  # [num_turns]
+    """The policy's turns, calls included, without the end-of-turn token."""
 
 
 def count_rows(path: Path) -> int:
-    """Rows of the file, all of them checked. Raises ValueError."""
+    """Checks all rows of the file and returns their number. Raises ValueError."""
     return sum(1 for _ in read_dialogues(path))
 
 
@@ -59,46 +59,51 @@ def _dialogue(row: object, *, place: str, index: int) -> SharedDialogue:
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
         refuse(place, f"conversations={short(turns)}", "must be a list of turns: give at least two")
-    spoken = [_turn(turn, place=f"{place}: conversations[{i}]") for i, turn in enumerate(turns)]
+    messages = [_turn(turn, place=f"{place}: conversations[{i}]") for i, turn in enumerate(turns)]
     system = "" if row.get("system") is None else row["system"]
     if not isinstance(system, str):
         refuse(place, f"system={short(system)}", "must be text: give a string, or leave it out")
     _check_text(system, place=f"{place}: system")
-    if spoken[0][0] == "system":
+    if messages[0][0] == "system":
         if system:
             refuse(place, "conversations[0].from='system'", "the row has a `system` already: keep one")
-        system, turns, spoken = spoken[0][1], turns[1:], spoken[1:]
+        system, turns, messages = messages[0][1], turns[1:], messages[1:]
     first = len(row["conversations"]) - len(turns)
-    _check_order([role for role, _ in spoken], place=place, first=first)
+    _check_order([role for role, _ in messages], place=place, first=first)
     tools = _tools(row.get("tools"), place=f"{place}: tools")
     names = [tool["function"]["name"] for tool in tools]
-    heard: list[Message] = []
-    said: list[str] = []
-    for number, (role, value) in enumerate(spoken, start=first):
+    observations: list[Message] = []
+    completions: list[str] = []
+    for number, (role, value) in enumerate(messages, start=first):
         if role in ENVIRONMENT:
-            heard.append(Message(role="user" if role == "human" else "tool", content=value))
+            observations.append(Message(role="user" if role == "human" else "tool", content=value))
         elif role == "gpt":
-            said.append(value)
+            completions.append(value)
         else:
-            said.append(_calls(value, names=names, place=f"{place}: conversations[{number}].value"))
+            completions.append(_calls(value, names=names, place=f"{place}: conversations[{number}].value"))
     return SharedDialogue(
-        place=place, index=index, system=system, tools=tools, heard=tuple(heard), said=tuple(said)
+        place=place,
+        index=index,
+        system=system,
+        tools=tools,
+        observations=tuple(observations),
+        completions=tuple(completions),
     )
 
 
 def _check_fields(row: Mapping[str, object], *, place: str) -> None:
-    """Other fields, such as an id, are let be; a misspelt one, or one that cannot be rendered, is not."""
+    """Ignores other fields, such as an id; refuses misspelt ones and media."""
     for name in row:
         if name in FIELDS:
             continue
         near = get_close_matches(name, FIELDS, n=1, cutoff=0.8)
         if near and near[0] not in row:
-            refuse(place, f"{name!r} is no field of a row", f"did you mean {near[0]!r}?")
+            refuse(place, f"{name!r} is not a field of a row", f"did you mean {near[0]!r}?")
     if "conversations" not in row:
         refuse(place, "`conversations` is missing", f"a row has {', '.join(FIELDS)}: name it so")
     for name in MEDIA:
         if row.get(name):
-            refuse(place, f"{name}: policies read text alone", "leave the row out")
+            refuse(place, f"{name}: policies read text only", "leave the row out")
 
 
 def _turn(turn: object, *, place: str) -> tuple[str, str]:
@@ -106,7 +111,7 @@ def _turn(turn: object, *, place: str) -> tuple[str, str]:
     if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
         refuse(place, "a turn must be an object with `from` and `value`", f"it is {short(turn)}")
     for name in turn.keys() - {"from", "value"}:
-        refuse(place, f"{name!r} is no field of a turn", "a turn has `from` and `value`: leave it out")
+        refuse(place, f"{name!r} is not a field of a turn", "a turn has `from` and `value`: leave it out")
     role, value = turn["from"], turn["value"]
     known = (*ENVIRONMENT, *POLICY, "system")
     if role not in known:
@@ -114,30 +119,30 @@ def _turn(turn: object, *, place: str) -> tuple[str, str]:
     if not isinstance(value, str):
         refuse(place, f"value={short(value)}", "must be text: give a string (of JSON, for function_call)")
     if not value.strip() and role != "observation":
-        refuse(place, "value is empty", f"{role} must say something: fill it in, or leave the row out")
+        refuse(place, "value is empty", f"{role} must have text: fill it in, or leave the row out")
     _check_text(value, place=f"{place}.value")
     return role, value
 
 
 def _check_order(roles: Sequence[str], *, place: str, first: int) -> None:
-    """The environment begins, then policy and environment take turns; a call is answered by an
-    observation."""
+    """Refuses wrong orders: the environment starts, policy and environment alternate, and a call is followed
+    by an observation."""
     for number, role in enumerate(roles):
         where, before = f"{place}: conversations[{first + number}].from={role!r}", roles[number - 1 : number]
         if role == "system":
-            refuse(where, "a system message stands first or nowhere", "move it into `system`")
+            refuse(where, "a system message must be the first", "move it into `system`")
         if number == 0 and role != "human":
-            refuse(where, "a dialogue begins with human", "put the opening before it")
+            refuse(where, "a dialogue starts with human", "put the opening before it")
         if before and (before[0] in POLICY) == (role in POLICY):
-            refuse(where, f"it follows {before[0]!r}", "policy and environment take turns: join the two")
+            refuse(where, f"it follows {before[0]!r}", "policy and environment must alternate: join the two")
         if role == "human" and before and before[0] == "function_call":
-            refuse(where, "a function_call is answered by an observation", "put it between them")
+            refuse(where, "a function_call is followed by an observation", "put it between them")
     if not any(role in POLICY for role in roles):
         refuse(place, "no turn of the policy", "give at least one turn from gpt or function_call")
 
 
 def _tools(value: object, *, place: str) -> tuple[dict[str, Any], ...]:
-    """From a list, or JSON text of one; schemas with or without OpenAI's envelope."""
+    """Tool schemas from a list or its JSON text, with or without OpenAI's envelope."""
     cure = "give a list of tool schemas, or JSON text of one"
     tools = value
     if isinstance(value, str):
@@ -145,7 +150,7 @@ def _tools(value: object, *, place: str) -> tuple[dict[str, Any], ...]:
     if tools is None:
         return ()
     if not isinstance(tools, list):
-        refuse(place, f"{short(tools)} is no list", cure)
+        refuse(place, f"{short(tools)} is not a list", cure)
     read: list[dict[str, Any]] = []
     for number, tool in enumerate(tools):
         wrapped = isinstance(tool, dict) and tool.get("type") == "function" and "function" in tool
@@ -153,7 +158,7 @@ def _tools(value: object, *, place: str) -> tuple[dict[str, Any], ...]:
         if not isinstance(schema, dict) or not _is_name(schema.get("name")):
             refuse(
                 f"{place}[{number}]",
-                f"{short(tool)} is no tool schema",
+                f"{short(tool)} is not a tool schema",
                 'give {"name": ..., "description": ..., "parameters": ...}',
             )
         read.append(tool if wrapped else {"type": "function", "function": tool})
@@ -162,7 +167,7 @@ def _tools(value: object, *, place: str) -> tuple[dict[str, Any], ...]:
 
 
 def _calls(value: str, *, names: Sequence[str], place: str) -> str:
-    """A function_call's JSON, after a thought if there is one, as a policy writes it."""
+    """The calls of a function_call's JSON, after a thought if there is one, in the policy's notation."""
     thinks = value.lstrip().startswith("<think>") and THOUGHT_END in value
     body = (value.partition(THOUGHT_END)[2] if thinks else value).lstrip()
     thought = value[: len(value) - len(body)] if thinks else ""
@@ -175,9 +180,9 @@ def _calls(value: str, *, names: Sequence[str], place: str) -> str:
 
 def _call(call: object, *, names: Sequence[str], place: str) -> str:
     if not isinstance(call, dict) or not _is_name(call.get("name")):
-        refuse(place, f"{short(call)} is no call", CALL_FORM)
+        refuse(place, f"{short(call)} is not a call", CALL_FORM)
     for field in call.keys() - {"name", "arguments"}:
-        refuse(place, f"{field!r} is no field of a call", f"{CALL_FORM}, and leave it out")
+        refuse(place, f"{field!r} is not a field of a call", f"{CALL_FORM}, and leave it out")
     name, arguments = call["name"], call.get("arguments")
     if not isinstance(arguments, dict):
         refuse(place, f"arguments={short(arguments)}", "must be an object: give {...}")
@@ -187,7 +192,9 @@ def _call(call: object, *, names: Sequence[str], place: str) -> str:
     text = json.dumps(call, ensure_ascii=False)
     for marker in MARKERS:
         if marker in text:
-            refuse(place, f"the call of {name!r} holds {marker}, which would end it", "write it another way")
+            refuse(
+                place, f"the call of {name!r} contains {marker}, which would end it", "write it another way"
+            )
     return str(ToolCall(name=name, arguments=arguments))
 
 
@@ -196,7 +203,7 @@ def _is_name(value: object) -> bool:
 
 
 def _check_text(text: str, *, place: str) -> None:
-    """JSON can escape half a surrogate pair, which no tokenizer and no table holds."""
+    """Refuses half a surrogate pair, which JSON can escape but neither tokenizers nor tables can encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

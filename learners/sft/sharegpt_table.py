@@ -1,8 +1,7 @@
-"""ShareGPT dialogues rendered as trajectory tables: the same ids and masks that a rollout of the dialogue
-would give.
+"""ShareGPT dialogues rendered as trajectory tables, with the same ids and masks as a rollout of the dialogue.
 
-The policy's turns are its completions, token for token as `Renderer.encode` gives them and with the token
-that ends a turn; all else is context, as the policy's own chat template renders it.
+The policy's turns are completions, as encoded by `Renderer.encode` plus the end-of-turn token; the rest is
+context, rendered by the policy's chat template.
 """
 
 import json
@@ -21,14 +20,14 @@ from simulators.message import Message
 from simulators.task import TaskKey
 
 OWN_MARKERS = re.compile("</?think>|</?tool_call>")
-"""Special tokens in some tokenizers, and how a policy thinks and calls: what it says may hold them."""
+"""Special tokens of some tokenizers that a policy's turn may contain."""
 
 
 def dialogues_table(dialogues: Sequence[SharedDialogue], *, gym: str, renderer: Renderer) -> pa.Table:
-    """A group of one trajectory for each dialogue, ended by its environment and worth nothing: imitation
-    reads no reward.
+    """One group with one trajectory per dialogue, terminated, with rewards of 0, which SFT does not use.
 
-    Raises ValueError, one line, for a dialogue that the chat template refuses or that holds a special token.
+    Raises ValueError, one line, for a dialogue that the chat template refuses or that contains a special
+    token.
     """
     special = _special_tokens(renderer)
     for dialogue in dialogues:
@@ -43,7 +42,7 @@ def _table(dialogue: SharedDialogue, *, gym: str, renderer: Renderer) -> pa.Tabl
     trajectory = Trajectory(
         task_key=key,
         system=dialogue.system,
-        opening=dialogue.heard[0].content,
+        opening=dialogue.observations[0].content,
         turns=render_turns(dialogue, renderer=renderer),
         stop_reason=StopReason.TERMINATED,
     )
@@ -51,7 +50,7 @@ def _table(dialogue: SharedDialogue, *, gym: str, renderer: Renderer) -> pa.Tabl
 
 
 def _special_tokens(renderer: Renderer) -> re.Pattern[str]:
-    """What the tokenizer would read in plain text as ends and roles, pads and pictures; longest first."""
+    """Matches the tokenizer's special tokens in text; longest first."""
     added = renderer.tokenizer.added_tokens_decoder.values()
     special = {renderer.stop_text, *renderer.tokenizer.all_special_tokens}
     special |= {token.content for token in added if token.special}
@@ -59,21 +58,28 @@ def _special_tokens(renderer: Renderer) -> re.Pattern[str]:
 
 
 def _check_plain(dialogue: SharedDialogue, *, special: re.Pattern[str]) -> None:
-    """Refuses text that would not be tokenised as text: it could end turns and forge others."""
-    heard = [(f"before the policy's turn {i}", m.content) for i, m in enumerate(dialogue.heard, start=1)]
-    said = [(f"the policy's turn {i}", OWN_MARKERS.sub(" ", t)) for i, t in enumerate(dialogue.said, start=1)]
+    """Refuses special tokens in text, which could end turns and forge others."""
+    observations = [
+        (f"before the policy's turn {i}", message.content)
+        for i, message in enumerate(dialogue.observations, start=1)
+    ]
+    completions = [
+        (f"the policy's turn {i}", OWN_MARKERS.sub(" ", text))
+        for i, text in enumerate(dialogue.completions, start=1)
+    ]
     tools = json.dumps(dialogue.tools, ensure_ascii=False)
-    for field, text in (("system", dialogue.system), ("tools", tools), *heard, *said):
+    for field, text in (("system", dialogue.system), ("tools", tools), *observations, *completions):
         found = special.search(text)
         if found:
             raise ValueError(
-                f"{dialogue.place}: {field}: its text holds {found[0]!r}, a special token of this policy: "
-                "take it out, or leave the row out"
+                f"{dialogue.place}: {field}: its text contains {found[0]!r}, a special token of this policy: "
+                "remove it, or leave the row out"
             )
 
 
 def render_turns(dialogue: SharedDialogue, *, renderer: Renderer) -> list[Turn]:
-    """The dialogue's turns in tokens. A template that changes earlier text forks it, as in a rollout."""
+    """The dialogue's turns in tokens. A chat template that changes earlier text causes a fork, as in a
+    rollout."""
     try:
         return _render_turns(dialogue, renderer)
     except TemplateError as error:
@@ -85,10 +91,10 @@ def render_turns(dialogue: SharedDialogue, *, renderer: Renderer) -> list[Turn]:
 
 def _render_turns(dialogue: SharedDialogue, renderer: Renderer) -> list[Turn]:
     opening = [Message(role="system", content=dialogue.system)] if dialogue.system else []
-    rendered = renderer.begin([*opening, dialogue.heard[0]], tools=dialogue.tools)
+    rendered = renderer.begin([*opening, dialogue.observations[0]], tools=dialogue.tools)
     turns: list[Turn] = []
-    for number, text in enumerate(dialogue.said):
-        reply = dialogue.heard[number + 1] if number + 1 < len(dialogue.heard) else None
+    for number, text in enumerate(dialogue.completions):
+        reply = dialogue.observations[number + 1] if number + 1 < len(dialogue.observations) else None
         completion = Completion.scripted([*renderer.encode(text), renderer.stop_id])
         turns.append(
             Turn(
@@ -101,7 +107,7 @@ def _render_turns(dialogue: SharedDialogue, renderer: Renderer) -> list[Turn]:
                 reward=0.0,
             )
         )
-        if number + 1 < len(dialogue.said):
+        if number + 1 < len(dialogue.completions):
             assert reply is not None
             rendered = renderer.extend(
                 rendered, completion_ids=completion.token_ids, message=read_completion(text), reply=reply

@@ -1,7 +1,7 @@
-"""Forward-only scoring passes of the policy over samples, shared out over the ranks.
+"""Forward-only scoring passes: one number per turn of given samples, computed by all ranks together.
 
-Knows no reward and no table. Every rank calls with the same samples and gets all numbers, the same on any
-number of ranks.
+No rewards, no tables. Every rank calls with the same samples and gets all numbers, the same on any number of
+ranks.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,70 +19,86 @@ from learners.batch.samples import TrainingSample
 from learners.model.policy import Policy
 from learners.training.optimizer_step import to_device
 
-Reading = Callable[[Policy, MicroBatch], Float[Tensor, "K"]]
+TurnKey = tuple[int, int, int]
+"""(group_id, trajectory, turn)."""
+TurnScoreFn = Callable[[Policy, MicroBatch], Float[Tensor, "K"]]
 """One number for each turn of the row that has a token in the loss."""
 Scores = list[Float64[np.ndarray, "K"]]  # [num_samples]
 
 
 def turn_values(policy: Policy, batch: MicroBatch) -> Float[Tensor, "K"]:
-    """What the critic expects before each turn. Makes no logits."""
+    """The critic's value before each turn. Computes no logits."""
     none = batch.predictors[:0]
     return policy(replace(batch, predictors=none, targets=none)).values
 
 
 def turn_logprobs(policy: Policy, batch: MicroBatch) -> Float[Tensor, "K"]:
     """The mean logprob of each turn's tokens in the loss."""
-    logprobs = policy(batch).logprobs
-    zeros = logprobs.new_zeros(len(batch.states))
-    num_tokens = zeros.index_add(0, batch.turns, torch.ones_like(logprobs))
-    return zeros.index_add(0, batch.turns, logprobs) / num_tokens
+    return turn_means(policy(batch).logprobs, batch)
+
+
+def turn_means(values: Float[Tensor, "L"], batch: MicroBatch) -> Float[Tensor, "K"]:
+    """The mean over each turn's tokens."""
+    zeros = values.new_zeros(len(batch.states))
+    num_tokens = zeros.index_add(0, batch.turns, torch.ones_like(values))
+    return zeros.index_add(0, batch.turns, values) / num_tokens
+
+
+def gather_scores(
+    samples: Sequence[TrainingSample],
+    *,
+    batches: Sequence[Sequence[int]],
+    found: Sequence[Float64[Tensor, "K"]],
+    num_ranks: int,
+    device: torch.device,
+) -> Scores:
+    """Each sample's numbers from those of this rank's `batches` of sample indices and all other ranks'.
+    Collective."""
+    ends = np.cumsum([len(sample.turns) for sample in samples])
+    scores = torch.zeros(int(ends[-1]), dtype=torch.float64, device=device)
+    positions = np.split(np.arange(ends[-1]), ends[:-1])
+    for indices, numbers in zip(batches, found, strict=True):
+        if indices:  # an empty micro-batch consists of one token that counts for nothing
+            scores[torch.from_numpy(np.concatenate([positions[index] for index in indices]))] = numbers
+    if num_ranks > 1:
+        dist.all_reduce(scores)
+    return np.split(scores.cpu().numpy(), ends[:-1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForwardScorer:
-    """A policy, and how this rank takes part in a pass over samples."""
+    """A policy, and this rank's share of a pass over samples."""
 
     policy: Policy
     device: torch.device
     max_tokens: int
-    """Most tokens of one forward pass: no sample may be longer."""
+    """Token limit of one forward pass: no sample may be longer."""
     rank: int
     num_ranks: int
     seed: int
-    """Fixes the packing, alike on every rank."""
+    """Seed of the packing, the same on every rank."""
 
     @torch.no_grad()
-    def __call__(self, samples: Sequence[TrainingSample], *, read: Reading) -> Scores:
+    def __call__(self, samples: Sequence[TrainingSample], *, score: TurnScoreFn) -> Scores:
         """Each sample's numbers, in the order of its `turns`. Collective."""
         if not samples:
             return []
-        ends = np.cumsum([len(sample.turns) for sample in samples])
-        scores = torch.zeros(int(ends[-1]), dtype=torch.float64, device=self.device)
-        ranks = plan(
-            [sample.num_tokens for sample in samples],
-            max_tokens=self.max_tokens,
-            num_ranks=self.num_ranks,
-            seed=self.seed,
-        )
-        places = np.split(np.arange(ends[-1]), ends[:-1])
-        for indices in ranks[self.rank]:
+        lengths = [sample.num_tokens for sample in samples]
+        ranks = plan(lengths, max_tokens=self.max_tokens, num_ranks=self.num_ranks, seed=self.seed)
+        batches, found = ranks[self.rank], []
+        for indices in batches:
             batch = to_device(pack([samples[index] for index in indices]), self.device)
-            found = read(self.policy, batch).double()
-            if indices:  # a rank without work has forwarded one token that counts for nothing
-                scores[torch.from_numpy(np.concatenate([places[index] for index in indices]))] = found
-        if self.num_ranks > 1:
-            dist.all_reduce(scores)
+            found.append(score(self.policy, batch).double())
+        scores = gather_scores(
+            samples, batches=batches, found=found, num_ranks=self.num_ranks, device=self.device
+        )
         if isinstance(self.policy, FSDPModule):
-            self.policy.reshard()  # no backward pass comes that would: the next gather must see new weights
-        return np.split(scores.cpu().numpy(), ends[:-1])
+            self.policy.reshard()  # as a backward pass would: the next gather must see new weights
+        return scores
 
 
-TurnKey = tuple[int, int, int]
-"""(group_id, trajectory, turn)."""
-
-
-def by_turn(samples: Sequence[TrainingSample], scores: Scores) -> dict[TurnKey, float]:
-    """Each turn's number, whatever number of samples its trajectory gives."""
+def scores_by_turn(samples: Sequence[TrainingSample], scores: Scores) -> dict[TurnKey, float]:
+    """Each turn's number, over all samples."""
     return {
         (sample.group_id, sample.trajectory, turn): score
         for sample, found in zip(samples, scores, strict=True)

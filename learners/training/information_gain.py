@@ -1,10 +1,9 @@
-"""Information-gain rewards: how much a turn's feedback was worth, measured by the policy's own probabilities.
+"""Information-gain rewards: the value of a turn's feedback, measured by the policy's own probabilities.
 
-Two ways. `gold_answer` (IGPO, arXiv 2510.14967): how much more probable the feedback made the gold answer.
-`masked_feedback` (InfoPO, arXiv 2603.00656): how much more probable it made what the policy did next, against
-the same dialogue with a feedback that says nothing. Both by the weights that are about to be trained, without
-a gradient. The last turn has no gain: nothing was said after its feedback.
-"""
+`gold_answer` (IGPO, arXiv 2510.14967): how much more probable the feedback made the gold answer.
+`masked_feedback` (InfoPO, arXiv 2603.00656): how much more probable it made the policy's next completion,
+compared with the same dialogue with uninformative feedback. Both use the current weights, without a gradient.
+The last turn has no gain: no completion follows its feedback."""
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,25 +17,25 @@ from actors.renderer import Renderer
 from actors.tool_call_parser import read_completion
 from actors.trajectory import TokenIds, as_ids
 from learners.batch.samples import TrainingSample
-from learners.training.forward_scoring import ForwardScorer, TurnKey, by_turn, turn_logprobs
+from learners.training.forward_scoring import ForwardScorer, TurnKey, scores_by_turn, turn_logprobs
 from simulators.message import Action, Message
 
 MASK = "No information found."
-"""The feedback that says nothing (InfoPO's words)."""
+"""Uninformative feedback, in InfoPO's words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InformationGain:
-    """What scoring gave."""
+    """Result of scoring."""
 
     by_turn: Mapping[TurnKey, float]
-    """The gain of each turn that has one; not finite where the policy's numbers are not."""
+    """The gain of each turn that has one; not finite if the policy's logprobs are not."""
     num_too_long: int
-    """Sequences longer than one forward pass takes: turns that need them have no gain."""
+    """Sequences above the token limit of a forward pass; their turns have no gain."""
 
 
 GainFn = Callable[[pa.Table, Sequence[TrainingSample], Renderer, ForwardScorer], InformationGain]
-"""(turns of any number of groups, their samples, ...). A turn without a gain is worth its reward alone."""
+"""(table of any number of groups, their samples, ...) -> gains."""
 
 
 def gold_answer_gain(
@@ -44,10 +43,10 @@ def gold_answer_gain(
 ) -> InformationGain:
     """g_t = b_t - b_(t-1), with b_t = exp(mean over j of log pi(a_j | history up to turn t's feedback, a_<j))
     the length-normalised probability of the gold answer a (IGPO, arXiv 2510.14967); b_0 is that after the
-    opening alone, so that a dialogue's gains add up to the last b less the first.
+    opening, so that a dialogue's gains add up to the last b minus the first.
 
-    The answer stands in its tool call, whose own tokens are given and not counted. Of several gold answers it
-    is the last. A task without one gives no gain.
+    The answer is scored inside its tool call, whose own tokens are given and not counted. Of several gold
+    answers the last one is used. A task without one gives no gain.
     """
     golds = {gold: _gold_answer(gold, renderer) for gold in table["gold"].unique().to_pylist()}
     gold_of = {
@@ -75,10 +74,10 @@ def masked_feedback_gain(
     mask: Callable[[str], str] = lambda feedback: MASK,
 ) -> InformationGain:
     """g_t = mean over k of log pi(a_k | history) - log pi(a_k | history with turn t's feedback masked), a
-    being what the policy said next (InfoPO, arXiv 2603.00656). May be negative.
+    being the policy's next completion (InfoPO, arXiv 2603.00656). May be negative.
 
-    The masked dialogue is rendered anew, as if the environment had said `mask(feedback)`. A turn without
-    feedback has no gain.
+    The masked dialogue is rendered as if the environment had said `mask(feedback)`. A turn without feedback
+    has no gain.
     """
     turns = _turns(samples)
     probes: dict[TurnKey, TrainingSample] = {}
@@ -92,13 +91,13 @@ def masked_feedback_gain(
         ids = sample.token_ids[said]
         probes[key] = _probe(sample, context=masked, ids=ids, counted=slice(0, len(ids)))
     without, num_too_long = _score(probes, scorer)
-    known = by_turn(samples, scorer(samples, read=turn_logprobs))
+    known = scores_by_turn(samples, scorer(samples, score=turn_logprobs))
     gains = {key: known[_next(key)] - logprob for key, logprob in without.items()}
     return InformationGain(by_turn=gains, num_too_long=num_too_long)
 
 
 def _turns(samples: Sequence[TrainingSample]) -> dict[TurnKey, tuple[TrainingSample, slice]]:
-    """Each turn with a token in the loss: its sample, and where in it those tokens stand."""
+    """Each turn with a token in the loss: its sample, and the slice of its tokens."""
     return {
         (sample.group_id, sample.trajectory, turn): (sample, slice(start, start + length))
         for sample in samples
@@ -117,8 +116,7 @@ def _rows(table: pa.Table, *names: str) -> Iterator[tuple]:
 
 
 def _gold_answer(gold: str, renderer: Renderer) -> tuple[TokenIds, slice] | None:
-    """The last gold answer as completion ids, and where in them the answer itself stands; None without
-    one."""
+    """The last gold answer as completion ids, and the slice of the answer itself; None without one."""
     answers = [call for call in json.loads(gold or "[]") if call["choice"] == "answer"]
     if not answers:
         return None
@@ -132,8 +130,8 @@ def _gold_answer(gold: str, renderer: Renderer) -> tuple[TokenIds, slice] | None
 def _replayed(
     table: pa.Table, scored: Collection[TurnKey], renderer: Renderer, *, mask: Callable[[str], str]
 ) -> Iterator[tuple[TurnKey, TokenIds, TokenIds]]:
-    """(turn, everything before the next completion with the turn's feedback masked, the same as it was), for
-    each turn with feedback that a scored turn follows."""
+    """(turn, context of the next completion with the turn's feedback masked, the actual context), for each
+    turn with feedback that is followed by a scored turn."""
     names = ("group_id", "trajectory", "turn", "system", "opening", "text", "feedback", "completion_ids")
     dialogue = None
     for group, trajectory, turn, system, opening, text, feedback, completion_ids in _rows(table, *names):
@@ -161,7 +159,7 @@ def _replayed(
 def _probe(
     sample: TrainingSample, *, context: Sequence[int] | ndarray, ids: Sequence[int] | ndarray, counted: slice
 ) -> TrainingSample:
-    """A sequence to score alone: of its tokens only the counted ones of `ids`, all as one turn."""
+    """A sequence to score: context and `ids`, of which only the `counted` ones are scored, as one turn."""
     length = counted.stop - counted.start
     zeros, zero = np.zeros(length, np.float32), np.zeros(1, np.float32)
     return replace(
@@ -180,9 +178,9 @@ def _probe(
 def _score(
     probes: Mapping[TurnKey, TrainingSample], scorer: ForwardScorer
 ) -> tuple[dict[TurnKey, float], int]:
-    """Each probe's mean logprob, and how many were too long to be scored."""
+    """Each probe's mean logprob, and the number of probes that were too long."""
     short = {key: probe for key, probe in probes.items() if probe.num_tokens <= scorer.max_tokens}
-    scores = scorer(list(short.values()), read=turn_logprobs)
+    scores = scorer(list(short.values()), score=turn_logprobs)
     logprobs = {key: float(score[0]) for key, score in zip(short, scores, strict=True)}
     return logprobs, len(probes) - len(short)
 

@@ -1,5 +1,5 @@
-"""One optimizer step: gradients summed over micro-batches and learners, clipped, applied, or refused if not
-finite. Knows no Ray."""
+"""One optimizer step: gradients summed over micro-batches and learners, clipped, and applied if finite. No
+Ray."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -21,13 +21,13 @@ from learners.model.critic import critic_loss
 from learners.model.policy import Policy, PolicyOutput
 
 Sums = dict[str, Float[Tensor, ""]]
-"""Named sums over tokens; they add up over micro-batches and learners."""
+"""Named sums over tokens, which are added over micro-batches and learners."""
 LossFn = Callable[[MicroBatch, PolicyOutput], Sums]
-"""Must hold `loss`; it and `critic_loss` are the only entries with a gradient."""
+"""Returns `loss` among others; it and `critic_loss` are the only sums with a gradient."""
 ReferenceFn = Callable[[MicroBatch], Float[Tensor, "L"]]
 """The reference model's logprobs of the loss tokens."""
-NoteFn = Callable[[MicroBatch, Float[Tensor, "L"]], None]
-"""Is told of the advantages that the loss takes, micro-batch by micro-batch."""
+RecordFn = Callable[[MicroBatch, Float[Tensor, "L"]], None]
+"""Gets the advantages that the loss uses, micro-batch by micro-batch."""
 
 
 def grpo_sums(
@@ -38,10 +38,10 @@ def grpo_sums(
     num_tokens: int,
     policy_version: int,
     reference: ReferenceFn | None = None,
-    note: NoteFn | None = None,
+    record: RecordFn | None = None,
 ) -> Sums:
-    """The policy loss with its KL to the reference where there is one, less the entropy bonus, and what is
-    reported of it; the gap counts tokens that this very version sampled."""
+    """The policy loss, plus the KL to the reference if there is one, minus the entropy bonus, and sums for
+    the metrics. The logprob gap is over tokens that this policy version sampled."""
     tokens = LossTokens(
         policy_logprobs=policy.logprobs,
         behavior_logprobs=batch.behavior_logprobs,
@@ -52,8 +52,8 @@ def grpo_sums(
     reference_logprobs = reference(batch) if reference else None
     if reference_logprobs is not None:
         tokens = with_kl_in_advantages(tokens, reference_logprobs, config.kl)
-    if note is not None:
-        note(batch, tokens.advantages)
+    if record is not None:
+        record(batch, tokens.advantages)
     importance = importance_weights(tokens, config.importance, has_ratio=config.loss.has_ratio)
     weights = batch.weights * importance
     result = policy_loss(tokens, weights=weights, num_tokens=num_tokens, config=config.loss)
@@ -65,7 +65,7 @@ def grpo_sums(
     if config.entropy.coefficient:
         bonus = (batch.weights.to(policy.entropies.dtype) * policy.entropies).sum() / num_tokens
         loss = loss - config.entropy.coefficient * bonus
-    own = _of_whole_completions(batch, policy_version=policy_version)
+    own = _of_one_version(batch, policy_version=policy_version)
     gaps = (policy.logprobs.detach() - batch.behavior_logprobs).abs()
     sums = {
         "loss": loss,
@@ -83,10 +83,10 @@ def grpo_sums(
     return sums
 
 
-def _of_whole_completions(batch: MicroBatch, *, policy_version: int) -> Bool[Tensor, "L"]:
-    """Tokens of completions that were sampled under this version from beginning to end. What an engine goes
-    on with after an update in flight rests on keys and values of before: it differs from the learner although
-    both are right."""
+def _of_one_version(batch: MicroBatch, *, policy_version: int) -> Bool[Tensor, "L"]:
+    """True at tokens of completions that were sampled entirely under this version. After a weight update in
+    flight an engine continues with keys and values of the old weights, so that its logprobs differ from the
+    learner's although both are right."""
     is_other = batch.policy_versions != policy_version
     has_other = torch.zeros(len(batch.states), dtype=torch.bool, device=is_other.device)
     has_other[batch.turns[is_other]] = True
@@ -94,11 +94,12 @@ def _of_whole_completions(batch: MicroBatch, *, policy_version: int) -> Bool[Ten
 
 
 def sft_sums(batch: MicroBatch, policy: PolicyOutput, *, num_tokens: int) -> Sums:
+    """The SFT loss and the entropy, for the metrics."""
     return {"loss": sft_loss(policy.logprobs, num_tokens=num_tokens), "entropy": policy.entropies.sum()}
 
 
 def with_critic(batch: MicroBatch, policy: PolicyOutput, *, loss_fn: LossFn) -> Sums:
-    """The sums of `loss_fn`, and the critic's own loss."""
+    """The sums of `loss_fn` and the critic's loss."""
     critic = critic_loss(policy.values, batch.returns, weights=batch.turn_weights)
     return loss_fn(batch, policy) | {"critic_loss": critic}
 
@@ -106,16 +107,16 @@ def with_critic(batch: MicroBatch, policy: PolicyOutput, *, loss_fn: LossFn) -> 
 def accumulate_gradients(
     policy: Policy, batches: Iterable[MicroBatch], *, loss_fn: LossFn, device: torch.device, num_ranks: int
 ) -> dict[str, float]:
-    """Backward over this rank's micro-batches (at least one, equally many on each rank). Returns the sums
+    """Backward over this rank's micro-batches (at least one, the same number on each rank). Returns the sums
     over all ranks.
 
-    FSDP averages gradients over ranks, while the loss is a sum over all of them: hence the factor.
+    FSDP averages gradients over ranks, while the loss is a sum over ranks: hence the factor.
     """
     total: dict[str, Tensor] = {}
     for batch in batches:
         batch = to_device(batch, device)
         sums = loss_fn(batch, policy(batch))
-        # The critic reads the policy's states detached: adding its loss changes no gradient of the policy.
+        # The critic's input is detached: its loss changes no gradient of the policy.
         loss = sums["loss"] + sums["critic_loss"] if "critic_loss" in sums else sums["loss"]
         (loss * num_ranks).backward()
         for name, value in sums.items():
@@ -129,11 +130,11 @@ def accumulate_gradients(
 def apply_gradients(
     policy: Policy, optimizer: Optimizer, *, lr: float, max_grad_norm: float, loss: float
 ) -> float:
-    """Clips and takes the step. A non-finite loss or norm leaves weights and optimizer untouched; returns the
-    policy's norm, or the critic's where that is not finite.
+    """Clips gradients and takes the step. A non-finite loss or norm leaves weights and optimizer untouched.
+    Returns the policy's norm, or the critic's if that is not finite.
 
     The critic is clipped by itself: its errors must not shorten the policy's step. The loss and the norms are
-    the same on every rank, so all ranks decide alike.
+    the same on every rank, so all ranks decide the same.
     """
     norm = _clipped_norm(policy.own_parameters(), max_grad_norm)
     if policy.critic is not None:
@@ -148,13 +149,13 @@ def apply_gradients(
 
 
 def _clipped_norm(parameters: Iterable[Tensor], max_grad_norm: float) -> float:
-    """Scales the gradients down to the norm where theirs is larger; returns what it was."""
+    """Scales the gradients down to a norm of at most `max_grad_norm`; returns the norm before."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def total_loss(sums: dict[str, float]) -> float:
-    """The policy's and the critic's: not finite where either is not."""
+    """The policy's loss plus the critic's; not finite if either is not."""
     return sums["loss"] + sums.get("critic_loss", 0.0)
 
 
@@ -167,7 +168,7 @@ def step_metrics(
     num_loss_tokens: int,
     duration_s: float,
 ) -> dict[str, float]:
-    """The step's report, from sums over all ranks; means are over tokens in the loss."""
+    """The step's metrics, from sums over all ranks; means are over tokens in the loss."""
     metrics = {
         "learner/loss": sums["loss"],
         "learner/entropy": sums["entropy"] / num_loss_tokens,
@@ -190,7 +191,7 @@ def step_metrics(
     if "importance" in sums:
         metrics["learner/importance/weight"] = sums["importance"] / num_loss_tokens
         metrics["learner/importance/left_out_fraction"] = sums["left_out"] / num_loss_tokens
-    if sums.get("critic_loss"):  # exactly 0 where no turn had a return, as in the cold start
+    if sums.get("critic_loss"):  # exactly 0 if no turn had a return, as in SFT
         metrics["learner/critic/loss"] = sums["critic_loss"]
     if "reference_kl" in sums:
         metrics["learner/reference_kl"] = sums["reference_kl"] / num_loss_tokens
@@ -198,8 +199,8 @@ def step_metrics(
 
 
 def make_optimizer(policy: Policy, *, config: LearnerConfig) -> AdamW:
-    """AdamW on what trains; norms and biases (one-dimensional) do not decay, nor does the critic, which
-    learns at `critic_lr` while the policy learns at `lr`."""
+    """AdamW on the trainable weights. Norms and biases (one-dimensional) and the critic have no weight decay;
+    the critic's learning rate is `critic_lr`, scaled like the policy's during warm-up."""
     parameters = [parameter for parameter in policy.own_parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -212,15 +213,16 @@ def make_optimizer(policy: Policy, *, config: LearnerConfig) -> AdamW:
 
 
 def warmed_up(lr: float, *, step: int, warmup_steps: int) -> float:
-    """Linear warm-up, then constant; step 0 already moves."""
+    """Learning rate with linear warm-up, then constant; above zero at step 0."""
     return lr * min(1.0, (step + 1) / (warmup_steps + 1))
 
 
 def decayed(lr: float, *, step: int, num_steps: int) -> float:
-    """Linear decay over a stage of known length, down to a tenth."""
+    """Learning rate with linear decay to a tenth over `num_steps`."""
     return lr * (1 - 0.9 * step / num_steps)
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """The micro-batch with its tensors on `device`."""
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "lengths"}
     return replace(batch, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})

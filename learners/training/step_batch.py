@@ -20,7 +20,7 @@ from learners.batch.samples import (
 from learners.config import LearnerConfig
 from learners.drop_reasons import TrajectoryKey, drop_metrics, num_dropped
 from learners.model.critic import explained_variance
-from learners.training.forward_scoring import ForwardScorer, TurnKey, by_turn, turn_values
+from learners.training.forward_scoring import ForwardScorer, TurnKey, scores_by_turn, turn_values
 from learners.training.information_gain import INFORMATION_GAINS, InformationGain
 from learners.training.turn_credit_table import GroupCredits
 
@@ -28,25 +28,26 @@ from learners.training.turn_credit_table import GroupCredits
 def samples_of_step(
     tables: Sequence[pa.Table], *, config: LearnerConfig, renderer: Renderer | None, scorer: ForwardScorer
 ) -> tuple[list[TrainingSample], dict[str, float], list[GroupCredits]]:
-    """The samples of these groups, what is reported of gains and critic, and what every turn was credited
-    with. `renderer` is needed for gains alone. Collective where the policy is asked."""
+    """The samples of these groups, metrics of gains, critic and dropped trajectories, and each group's
+    credits. `renderer` is needed for information gains only. Collective if the policy or the critic
+    scores."""
     metrics: dict[str, float] = {}
     tables = [table for table in tables if table.num_rows]
     gains: Mapping[TurnKey, float] = {}
     if tables and config.information_gain != "none":
         assert renderer is not None, "gains are scored on rendered tokens"
         whole = pa.concat_tables(tables)
-        asked = scorable(whole)
-        gain = INFORMATION_GAINS[config.information_gain](whole, asked, renderer, scorer)
-        weight = config.information_gain_weight
-        tables = [with_gain(table, gain, weight=weight, scored=trajectories_of(asked)) for table in tables]
+        to_score = scorable(whole)
+        gain = INFORMATION_GAINS[config.information_gain](whole, to_score, renderer, scorer)
+        weight, scored = config.information_gain_weight, trajectories_of(to_score)
+        tables = [with_gain(table, gain, weight=weight, scored=scored) for table in tables]
         metrics, gains = gain_metrics(gain, tables), gain.by_turn
-    credit_of = cache(config.credit_of)  # one rule a gym
+    credit_of = cache(config.credit_of)  # one rule per gym
     values = critic_values(tables, credit_of=credit_of, scorer=scorer)
-    groups = [_credited(table, credit_of=credit_of, values=values, gains=gains) for table in tables]
+    groups = [_credits_of(table, credit_of=credit_of, values=values, gains=gains) for table in tables]
     samples: list[TrainingSample] = []
     dropped: Counter[str] = Counter()
-    if groups:  # all at once: a group alone is too small to lay out fast
+    if groups:  # all groups in one table, which is faster
         whole = pa.concat_tables(tables)
         advantages = np.concatenate([group.advantages for group in groups])
         returns = np.concatenate([group.returns for group in groups])
@@ -59,43 +60,43 @@ def samples_of_step(
     return samples, metrics, groups
 
 
-def _credited(
+def _credits_of(
     table: pa.Table, *, credit_of: CreditOf, values: Mapping[TurnKey, float], gains: Mapping[TurnKey, float]
 ) -> GroupCredits:
-    nothing, expected = np.full(table.num_rows, np.nan), None
-    if _asks_critic(table, credit_of):
-        expected = np.array([values.get(key, 0.0) for key in turn_keys(table)])
+    missing, own_values = np.full(table.num_rows, np.nan), None
+    if _needs_critic(table, credit_of):
+        own_values = np.array([values.get(key, 0.0) for key in turn_keys(table)])
     return GroupCredits(
         table=table,
-        advantages=gym_advantages(table, credit_of, values=expected),
-        values=nothing if expected is None else expected,
-        gains=np.array([gains.get(key, np.nan) for key in turn_keys(table)]) if gains else nothing,
+        advantages=gym_advantages(table, credit_of, values=own_values),
+        values=missing if own_values is None else own_values,
+        gains=np.array([gains.get(key, np.nan) for key in turn_keys(table)]) if gains else missing,
     )
 
 
 def _critic_metrics(groups: Sequence[GroupCredits], *, values: Mapping[TurnKey, float]) -> dict[str, float]:
-    """How much of the returns the critic has foreseen, where it was asked."""
-    expected: list[float] = []
-    received: list[float] = []
+    """The critic's explained variance over the turns that it scored."""
+    predicted: list[float] = []
+    returns: list[float] = []
     for group in groups if values else ():
-        seen = np.array([key in values for key in turn_keys(group.table)]) & np.isfinite(group.returns)
-        expected += group.values[seen].tolist()
-        received += group.returns[seen].tolist()
-    explained = explained_variance(np.array(expected), np.array(received))
+        has_both = np.array([key in values for key in turn_keys(group.table)]) & np.isfinite(group.returns)
+        predicted += group.values[has_both].tolist()
+        returns += group.returns[has_both].tolist()
+    explained = explained_variance(np.array(predicted), np.array(returns))
     return {} if explained is None else {"learner/critic/explained_variance": explained}
 
 
 def critic_values(
     tables: Sequence[pa.Table], *, credit_of: CreditOf, scorer: ForwardScorer
 ) -> dict[TurnKey, float]:
-    """What the critic expects before each turn of the gyms that ask it. A turn without tokens has no state to
-    read and is not in it: its value counts as 0."""
-    samples = [sample for table in tables if _asks_critic(table, credit_of) for sample in scorable(table)]
-    return by_turn(samples, scorer(samples, read=turn_values))
+    """The critic's value before each turn, for gyms whose estimator needs it. A turn without tokens has no
+    state and is left out: its value counts as 0."""
+    samples = [sample for table in tables if _needs_critic(table, credit_of) for sample in scorable(table)]
+    return scores_by_turn(samples, scorer(samples, score=turn_values))
 
 
 def scorable(table: pa.Table) -> list[TrainingSample]:
-    """The samples of the trajectories that have a reward, to be read and not to be trained."""
+    """The samples of the trajectories that have a reward, for scoring."""
     return samples_from_table(table, advantages=table["reward"].to_numpy())
 
 
@@ -103,7 +104,7 @@ def with_gain(
     table: pa.Table, gain: InformationGain, *, weight: float, scored: Collection[TrajectoryKey]
 ) -> pa.Table:
     """The table with weight x gain added to each turn's reward. A trajectory that was not `scored`, or has a
-    gain that is not finite, is left without a reward: never compared, and never trained, with a wrong one."""
+    non-finite gain, gets no reward, so that it is neither compared nor trained."""
     keys = turn_keys(table)
     gains = np.array([gain.by_turn.get(key, 0.0) if key[:2] in scored else np.nan for key in keys])
     rewards = pa.array(table["reward"].to_numpy() + weight * gains)
@@ -111,13 +112,12 @@ def with_gain(
 
 
 def trajectories_of(samples: Sequence[TrainingSample]) -> set[TrajectoryKey]:
-    """The trajectories that the samples are of."""
+    """The trajectories that the samples belong to."""
     return {(sample.group_id, sample.trajectory) for sample in samples}
 
 
 def gain_metrics(gain: InformationGain, tables: Sequence[pa.Table]) -> dict[str, float]:
-    """Mean gain of a turn that has a finite one, over all gyms and by gym, how many have, and what was left
-    out."""
+    """Metrics of finite gains: means over all turns and by gym, number of turns, number of too long ones."""
     gym_of = {key: table["gym"][0].as_py() for table in tables for key in turn_keys(table)}
     of_gym: Mapping[str, list[float]] = defaultdict(list)
     for key, value in gain.by_turn.items():
@@ -134,10 +134,11 @@ def gain_metrics(gain: InformationGain, tables: Sequence[pa.Table]) -> dict[str,
 
 
 def turn_keys(table: pa.Table) -> list[TurnKey]:  # [num_rows]
+    """The key of each row."""
     columns = (table[name].to_pylist() for name in ("group_id", "trajectory", "turn"))
     return list(zip(*columns, strict=True))
 
 
-def _asks_critic(table: pa.Table, credit_of: CreditOf) -> bool:
-    """Whether the credit of the group's gym needs the critic."""
+def _needs_critic(table: pa.Table, credit_of: CreditOf) -> bool:
+    """Whether the estimator of the group's gym needs the critic."""
     return credit_of(table["gym"][0].as_py()).estimator.asks_critic

@@ -11,7 +11,7 @@ from ray import cloudpickle
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from learners.model.policy import Policy
-from learners.model.weight_payload import pack
+from learners.model.weight_payload import pack_weights
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file
 
@@ -54,7 +54,9 @@ def learn(policy: Policy, *, seed: int) -> None:
 def packed(weights: Iterable[tuple[str, torch.Tensor]]) -> NDArray[np.uint8]:
     """The payload that an engine receives, from a model's `named_parameters`, which name tied ones once."""
     known = dict(weights)
-    return pack([(name, one.dtype, tuple(one.shape)) for name, one in known.items()], known.items())[0]
+    return pack_weights([(name, one.dtype, tuple(one.shape)) for name, one in known.items()], known.items())[
+        0
+    ]
 
 
 def logprobs_of(policy: Policy, ids: list[int]) -> np.ndarray:

@@ -47,8 +47,8 @@ async def learn(groups: list[BufferedGroup]) -> Any:
     samples, _, credited = samples_of_step(
         tables, config=CONFIG, renderer=None, scorer=scorer_of(tiny_policy())
     )
-    learned = trajectories_of(samples)
-    return Stored(credit_table(credited, credit_of=CONFIG.credit_of, learned=learned, in_loss={}))
+    trained = trajectories_of(samples)
+    return Stored(credit_table(credited, credit_of=CONFIG.credit_of, trained=trained, loss_advantages={}))
 
 
 async def step(feed: LocalBuffer, number: int) -> None:

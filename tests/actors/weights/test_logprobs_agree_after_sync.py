@@ -20,7 +20,7 @@ from actors.engines.protocol import EngineError
 from actors.engines.vllm_engine import EngineActor
 from learners.model.policy import Policy, load_policy
 from learners.model.weight_export import WeightExport
-from learners.model.weight_payload import pack
+from learners.model.weight_payload import pack_weights
 from tests.actors.logprob_agreement import learn, logprobs_of, random_ids, write_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -58,7 +58,7 @@ def complete(engine: ActorHandle, ids: list[int], *, most: int) -> Any:
 
 def payload_of(policy: Policy) -> np.ndarray:
     weights = WeightExport(policy)
-    return pack(weights.shapes(), weights)[0]
+    return pack_weights(weights.shapes(), weights)[0]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_an_update_that_was_interrupted_is_restarted_by_the_next_learner(
     weights = WeightExport(policy)
     part = [shape for shape in weights.shapes() if "up_proj" not in shape[0]]  # vLLM joins it to gate_proj
     names = {name for name, _, _ in part}
-    file.write_bytes(pack(part, ((name, one) for name, one in weights if name in names))[0].tobytes())
+    file.write_bytes(pack_weights(part, ((name, one) for name, one in weights if name in names))[0].tobytes())
     ray.get(engine.connect_learner.remote("shared_memory", {}), timeout=TIMEOUT_S)
     ray.get(engine.begin_weights.remote(), timeout=TIMEOUT_S)
     ray.get(engine.take_weights.remote(pickle.dumps({"path": str(file)})), timeout=TIMEOUT_S)

@@ -35,7 +35,7 @@ def test_places_are_absolute_and_stand_once_and_survive_the_run_folder(tmp_path:
     saved.write_text(config.to_toml())
     assert load(saved) == config
     assert load(None, {"sft.files": "a.json"}).sft.files == (Path.cwd() / "a.json",)
-    with pytest.raises(BadInput, match=r"sft\.files: .*a\.json is given twice, and would count twice"):
+    with pytest.raises(BadInput, match=r"sft\.files: .*a\.json is given twice: leave one out"):
         load(None, {"sft.files": '["a.json", "./a.json"]'})
 
 

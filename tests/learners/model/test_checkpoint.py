@@ -89,7 +89,7 @@ def test_a_checkpoint_of_pickles_is_refused_unread(tmp_path: Path) -> None:
     policy = tiny_policy()
     model, optim = get_state_dict(policy, make_optimizer(policy, config=CONFIG))
     save({"model": model, "optimizer": optim, "stage": "grpo"}, checkpoint_id=tmp_path / "c", no_dist=True)
-    with pytest.raises(ValueError, match=r"c: written by an earlier version, as pickles, .*: go on"):
+    with pytest.raises(FileNotFoundError, match=r"c: no finished checkpoint there \(no index.json\)"):
         load(tmp_path / "c", tiny_policy())
 
 
@@ -98,7 +98,7 @@ def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path, monkeypatch: 
         later.setattr("learners.model.checkpoint.FORMAT", 3)
         path = written(tmp_path / "c", tiny_policy())
     with pytest.raises(
-        ValueError, match=r"format=3 of a later version, and this one reads up to 2: go on with"
+        ValueError, match=r"format=3 of a later version, and this one reads up to 2: resume with"
     ):
         load(path, tiny_policy())
 
@@ -114,13 +114,11 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
 ) -> None:
     path = written(tmp_path / "c", tiny_policy())
     harm(path / file)
-    with pytest.raises(
-        OSError, match=rf"^{path}: .*: (go on from another one|name a folder that holds one)$"
-    ):
+    with pytest.raises(OSError, match=rf"^{path}: .*: (resume from another one|give a folder that has one)$"):
         load(path, tiny_policy())
 
 
-def test_what_is_to_be_overwritten_is_no_checkpoint_any_more(tmp_path: Path) -> None:
+def test_a_withdrawn_checkpoint_is_unfinished_and_can_be_overwritten(tmp_path: Path) -> None:
     path = written(tmp_path / "c", tiny_policy())
     withdraw(path)
     withdraw(tmp_path / "never")

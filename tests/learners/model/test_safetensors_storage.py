@@ -85,13 +85,16 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda index: index["slices"][0].__setitem__(2, "../other/rank-0.bin"), "is no file of this folder"),
-        (lambda index: index["slices"][0].__setitem__(2, "/etc/passwd"), "is no file of this folder"),
+        (
+            lambda index: index["slices"][0].__setitem__(2, "../other/rank-0.bin"),
+            "is not a file of this folder",
+        ),
+        (lambda index: index["slices"][0].__setitem__(2, "/etc/passwd"), "is not a file of this folder"),
         (lambda index: index["slices"][0].__setitem__(3, "x"), "ValueError"),
         (lambda index: index.pop("slices"), "KeyError"),
         (
             lambda index: next(e for e in index["entries"].values() if e).__setitem__("dtype", "load"),
-            "no number format",
+            "not a number format",
         ),
     ],
 )
@@ -101,7 +104,7 @@ def test_an_index_that_was_tampered_with_is_refused_in_one_line(
     changed(folder, change)
     policy = tiny_policy()
     with pytest.raises(
-        OSError, match=rf"the checkpoint is damaged .*{says}.*: go on from another one"
+        OSError, match=rf"the checkpoint is damaged .*{says}.*: resume from another one"
     ) as error:
         load_checkpoint(folder, policy, make_optimizer(policy, config=LearnerConfig()))
     assert "\n" not in str(error.value)

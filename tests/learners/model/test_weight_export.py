@@ -9,7 +9,7 @@ from safetensors.torch import load
 
 from learners.model.policy import Policy, load_policy
 from learners.model.weight_export import WeightExport, full_state_dict
-from learners.model.weight_payload import pack
+from learners.model.weight_payload import pack_weights
 from tests.learners.tiny_parts import tiny_model
 
 
@@ -55,7 +55,7 @@ def test_a_payload_is_packed_as_weights_come_and_keeps_none_of_them(tmp_path: Pa
             yield name, gathered
             gathered.fill_(torch.nan)  # whoever kept it instead of its bytes would see
 
-    payload, metrics = pack(weights.shapes(), one_at_a_time())
+    payload, metrics = pack_weights(weights.shapes(), one_at_a_time())
     expected = full_state_dict(policy, keep=True)
     packed = load(payload.tobytes())
     assert packed.keys() == expected.keys()

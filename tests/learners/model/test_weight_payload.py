@@ -5,7 +5,7 @@ import tracemalloc
 import torch
 from safetensors.torch import load
 
-from learners.model.weight_payload import Shape, pack
+from learners.model.weight_payload import Shape, pack_weights
 
 
 def shapes_of(state: dict[str, torch.Tensor]) -> list[Shape]:
@@ -21,7 +21,7 @@ def test_a_payload_holds_the_state_byte_for_byte() -> None:
         'a "name" of é': torch.randn(7).half(),
         "none": torch.zeros(0, 4),
     }
-    payload, metrics = pack(shapes_of(state), state.items())
+    payload, metrics = pack_weights(shapes_of(state), state.items())
     loaded = load(payload.tobytes())
     assert loaded.keys() == state.keys()
     for name, tensor in state.items():
@@ -33,7 +33,7 @@ def test_packing_takes_the_payload_and_no_second_copy() -> None:
     state = {f"layer.{i}": torch.ones(2**18) for i in range(8)}
     tracemalloc.start()  # NumPy and bytes; torch's own memory is not counted, and none is taken
     try:
-        payload, _ = pack(shapes_of(state), state.items())
+        payload, _ = pack_weights(shapes_of(state), state.items())
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

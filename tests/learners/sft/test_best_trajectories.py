@@ -165,7 +165,7 @@ def test_tokens_of_another_tokenizer_or_template_are_refused(tmp_path: Path):
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path):
     path = write_archive(tmp_path / "a", 1, [group(0, ([1.0], DONE))])
     pq.write_table(pq.read_table(path).drop_columns(["env_reward"]), path)
-    with pytest.raises(ValueError, match="no archive of a run, it has no column 'env_reward'"):
+    with pytest.raises(ValueError, match="not an archive of a run, it has no column 'env_reward'"):
         best_trajectories([tmp_path / "a"], gyms=["travel"], per_gym=1)
     path.write_text(json.dumps({}))
     with pytest.raises(ValueError, match="cannot be read as Parquet") as refusal:

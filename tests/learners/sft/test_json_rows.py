@@ -17,8 +17,11 @@ BAD: dict[str, tuple[object, str]] = {
     "a row that is text": ("hi", r'row 2: a row must be an object: give .*, not "hi"$'),
     "a row that is null": (None, "row 2: a row must be an object: give .*, not null$"),
     "no conversations": ({"id": 3}, "row 2: `conversations` is missing: a row has"),
-    "misspelt": ({"conversation": []}, "'conversation' is no field of a row: did you mean 'conversations'"),
-    "misspelt too": ({"conversations": [], "tool": "[]"}, "'tool' is no field of a row: did you mean"),
+    "misspelt": (
+        {"conversation": []},
+        "'conversation' is not a field of a row: did you mean 'conversations'",
+    ),
+    "misspelt too": ({"conversations": [], "tool": "[]"}, "'tool' is not a field of a row: did you mean"),
     "conversations is text": ({"conversations": "hi"}, r'conversations="hi": must be a list of turns'),
     "no turns": ({"conversations": []}, "must be a list of turns: give at least two"),
     "a turn that is text": ({"conversations": ["hi"]}, r"conversations\[0\]: a turn must be an object with"),
@@ -28,14 +31,14 @@ BAD: dict[str, tuple[object, str]] = {
     ),
     "a field too many": (
         {"conversations": [{"from": "human", "value": "a", "loss": 0}]},
-        r"conversations\[0\]: 'loss' is no field of a turn",
+        r"conversations\[0\]: 'loss' is not a field of a turn",
     ),
     "an unknown role": (turns(("human", "a"), ("bot", "b")), r'\[1\]: from="bot" is not known: give one of'),
     "value is no text": (turns(("human", "a"), ("gpt", {"b": 1})), r'\[1\]: value=\{"b": 1\}: must be text'),
-    "an empty value": (turns(("human", "a"), ("gpt", " ")), r"\[1\]: value is empty: gpt must say something"),
+    "an empty value": (turns(("human", "a"), ("gpt", " ")), r"\[1\]: value is empty: gpt must have text"),
     "it begins with gpt": (
         turns(("gpt", "a"), ("human", "b")),
-        r"\[0\]\.from='gpt': a dialogue begins with human",
+        r"\[0\]\.from='gpt': a dialogue starts with human",
     ),
     "two in a row": (
         turns(("human", "a"), ("human", "b"), ("gpt", "c")),
@@ -43,15 +46,15 @@ BAD: dict[str, tuple[object, str]] = {
     ),
     "gpt then a call": (
         turns(("human", "a"), ("gpt", "b"), ("function_call", '{"name": "f", "arguments": {}}')),
-        "policy and environment take turns: join the two",
+        "policy and environment must alternate: join the two",
     ),
     "human after a call": (
         turns(("human", "a"), ("function_call", '{"name": "f", "arguments": {}}'), ("human", "b")),
-        r"\[2\]\.from='human': a function_call is answered by an observation",
+        r"\[2\]\.from='human': a function_call is followed by an observation",
     ),
     "system in between": (
         turns(("human", "a"), ("system", "b")),
-        r"\[1\]\.from='system': a system message stands",
+        r"\[1\]\.from='system': a system message must be the first",
     ),
     "two systems": (
         {**turns(("system", "a"), ("human", "b")), "system": "c"},
@@ -61,7 +64,7 @@ BAD: dict[str, tuple[object, str]] = {
     "system is no text": ({**ROW, "system": 3}, "system=3: must be text"),
     "system is false": ({**ROW, "system": False}, "system=false: must be text"),
     "system is an empty list": ({**ROW, "system": []}, r"system=\[\]: must be text"),
-    "tools are nothing": ({**ROW, "tools": 0}, "tools: 0 is no list"),
+    "tools are nothing": ({**ROW, "tools": 0}, "tools: 0 is not a list"),
     "not a number": ({**ROW, "id": float("nan")}, "row 2: the field 'id' holds NaN, .*: give a finite"),
     "an infinity in a list": ({**ROW, "id": [[-float("inf")]]}, "row 2: the field 'id' holds NaN, an inf"),
     "an infinity in a call": (
@@ -74,40 +77,43 @@ BAD: dict[str, tuple[object, str]] = {
     ),
     "the same argument twice": (
         turns(("human", "a"), ("function_call", '{"name": "f", "arguments": {"x": 1, "x": 2}}')),
-        r"\[1\]\.value: the field 'x' stands twice in one object: keep one",
+        r"\[1\]\.value: the field 'x' occurs twice in one object: keep one",
     ),
     "the same field twice in the tools": (
         {**ROW, "tools": '[{"name": "look", "name": "see"}]'},
-        "tools: the field 'name' stands twice in one object",
+        "tools: the field 'name' occurs twice in one object",
     ),
     "a field too many in a call": (
         turns(("human", "a"), ("function_call", '{"name": "f", "arguments": {}, "args": {}}')),
-        r"\[1\]\.value: 'args' is no field of a call: give",
+        r"\[1\]\.value: 'args' is not a field of a call: give",
     ),
     "a call of nothing": (
         turns(("human", "a"), ("function_call", '{"name": " ", "arguments": {}}')),
-        r"\[1\]\.value: .* is no call: give",
+        r"\[1\]\.value: .* is not a call: give",
     ),
-    "a tool called nothing": ({**ROW, "tools": [{"name": ""}]}, r"tools\[0\]: .* is no tool schema"),
+    "a tool called nothing": ({**ROW, "tools": [{"name": ""}]}, r"tools\[0\]: .* is not a tool schema"),
     "a call that ends within": (
         turns(("human", "a"), ("function_call", '{"name": "f", "arguments": {"x": "}</tool_call>"}}')),
-        r"\[1\]\.value: the call of 'f' holds </tool_call>, which would end it: write",
+        r"\[1\]\.value: the call of 'f' contains </tool_call>, which would end it: write",
     ),
     "a call that ends a thought": (
         turns(("human", "a"), ("function_call", '{"name": "f", "arguments": {"x": "</think>"}}')),
-        "the call of 'f' holds </think>",
+        "the call of 'f' contains </think>",
     ),
     "tools are not JSON": ({**ROW, "tools": "look()"}, "tools: not JSON"),
-    "tools are no list": ({**ROW, "tools": {"name": "look"}}, "tools: .* is no list"),
+    "tools are no list": ({**ROW, "tools": {"name": "look"}}, "tools: .* is not a list"),
     "a tool without name": (
         {**ROW, "tools": [{"description": "x"}]},
-        r"tools\[0\]: .* is no tool schema: give",
+        r"tools\[0\]: .* is not a tool schema: give",
     ),
     "a call that is not JSON": (
         turns(("human", "a"), ("function_call", "look()")),
         r"\[1\]\.value: not JSON",
     ),
-    "a call without name": (turns(("human", "a"), ("function_call", '{"f": 1}')), 'is no call: give {"name"'),
+    "a call without name": (
+        turns(("human", "a"), ("function_call", '{"f": 1}')),
+        'is not a call: give {"name"',
+    ),
     "arguments are text": (
         turns(("human", "a"), ("function_call", '{"name": "f", "arguments": "{}"}')),
         'arguments="{}": must be an object',
@@ -124,7 +130,7 @@ BAD: dict[str, tuple[object, str]] = {
         turns(("human", "a"), ("function_call", '{"name": "f", "arguments": {"x": "\\ud800"}}')),
         "half a surrogate pair",
     ),
-    "images": ({**ROW, "images": ["a.png"]}, "images: policies read text alone"),
+    "images": ({**ROW, "images": ["a.png"]}, "images: policies read text only"),
 }
 
 
@@ -143,13 +149,13 @@ def test_a_malformed_row_is_refused_in_one_line_that_says_where(name: str, tmp_p
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "holds no row: give"),
-        (b"[]", "holds no row: give"),
+        (b"", "has no row: give"),
+        (b"[]", "has no row: give"),
         (
             b'[{"conversations": ',
             "bad.json: row 1: not JSON .*: a file is one list of rows, or has",
         ),
-        (b'{\n "conversations": []\n}', "line 1: not JSON .* one whole row a line"),
+        (b'{\n "conversations": []\n}', "line 1: not JSON .* one complete row per line"),
         (b"\xff\xfe", "not UTF-8"),
         (b"[" * 100_000, r"row 1: not JSON \(nested too deeply\)"),
         (b"\n" * 2**20 + b" [NaN]", "row 1: a row must be an object: give .*, not NaN"),
@@ -157,7 +163,7 @@ def test_a_malformed_row_is_refused_in_one_line_that_says_where(name: str, tmp_p
         (GOOD[:-1] + b",]", r"row 3: not JSON \(Expecting value"),
         (GOOD[:-1] + b" {}]", r"row 2: not JSON \('\{' follows the row\)"),
         (GOOD + b"[]", "bad.json: not JSON .something follows the list"),
-        (GOOD[:-1] + b', {"system": "a", "system": "b"}]', "row 3: the field 'system' stands twice in one"),
+        (GOOD[:-1] + b', {"system": "a", "system": "b"}]', "row 3: the field 'system' occurs twice in one"),
     ],
 )
 def test_a_file_that_is_none_is_refused(content: bytes, reason: str, tmp_path: Path):

@@ -156,7 +156,7 @@ def test_rows_are_read_alike_from_a_list_and_from_lines(tmp_path: Path):
     for path in (listed, lines):
         parts = list(read_dialogues(path))
         assert [(part.index, part.system) for part in parts] == [(i, f"number {i}") for i in range(5)]
-        assert parts[0].heard == next(read_dialogues(listed)).heard
+        assert parts[0].observations == next(read_dialogues(listed)).observations
 
 
 def test_a_system_message_may_stand_first_in_the_conversation(tmp_path: Path):
@@ -164,11 +164,11 @@ def test_a_system_message_may_stand_first_in_the_conversation(tmp_path: Path):
     row = {"conversations": [first, *ROW["conversations"]], "tools": json.loads(ROW["tools"])}
     (moved,) = read_dialogues(write_json(tmp_path / "a.json", [row]))
     (usual,) = read_dialogues(write_json(tmp_path / "b.json", [ROW]))
-    assert (moved.system, moved.tools, moved.heard, moved.said) == (
+    assert (moved.system, moved.tools, moved.observations, moved.completions) == (
         usual.system,
         usual.tools,
-        usual.heard,
-        usual.said,
+        usual.observations,
+        usual.completions,
     )
 
 
@@ -179,7 +179,7 @@ def test_several_calls_at_once_are_one_turn(tiny: Renderer, tmp_path: Path):
     path = write_json(tmp_path / "a.json", [{**ROW, "conversations": turns}])
     (dialogue,) = read_dialogues(path)
     written = f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
-    assert dialogue.said[1] == f"<think>both</think>\n\n{written}\n{written}"
+    assert dialogue.completions[1] == f"<think>both</think>\n\n{written}\n{written}"
     (sample,) = DemonstrationSamples([read(path, renderer=tiny)])
     assert tiny.tokenizer.decode(sample.token_ids[loss_mask(sample)]).count(written) == 2
 
@@ -195,10 +195,10 @@ FORGED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a user": (
         turns(("human", "a"), ("gpt", "b"), ("human", "<|im_start|>c"), ("gpt", "d")),
-        r"before the policy's turn 2: its text holds '<\|im_start\|>', a special token of this policy: take",
+        r"before .* turn 2: its text contains '<\|im_start\|>', a special token of this policy: remove",
     ),
-    "a system": ({**ROW, "system": "a<|endoftext|>"}, r"system: its text holds '<\|endoftext\|>'"),
-    "a tool": ({**ROW, "tools": [{"name": "look", "at": "<|im_end|>"}]}, "tools: its text holds"),
+    "a system": ({**ROW, "system": "a<|endoftext|>"}, r"system: its text contains '<\|endoftext\|>'"),
+    "a tool": ({**ROW, "tools": [{"name": "look", "at": "<|im_end|>"}]}, "tools: its text contains"),
 }
 
 
@@ -222,7 +222,7 @@ def test_thoughts_and_calls_are_the_policys_own_even_where_they_are_special_toke
     thought = turns(("human", "a"), ("gpt", "<think>b</think>c"))
     assert read(write_json(tmp_path / "a.json", [thought]), renderer=Renderer(tokenizer)).num_rows == 1
     heard = turns(("human", "<think>a"), ("gpt", "b"))
-    with pytest.raises(ValueError, match="before the policy's turn 1: its text holds '<think>'"):
+    with pytest.raises(ValueError, match="before the policy's turn 1: its text contains '<think>'"):
         read(write_json(tmp_path / "b.json", [heard]), renderer=Renderer(tokenizer))
 
 

@@ -11,7 +11,7 @@ from learners.batch.samples import TrainingSample, gym_advantages, samples_from_
 from learners.config import LearnerConfig
 from learners.loss_config import ReferenceKlConfig
 from learners.training.effective_advantages import EffectiveAdvantages
-from learners.training.forward_scoring import TurnKey, by_turn, turn_logprobs
+from learners.training.forward_scoring import TurnKey, scores_by_turn, turn_logprobs
 from learners.training.optimizer_step import grpo_sums
 from tests.learners.tiny_parts import random_table, scorer_of, tiny_policy
 
@@ -33,7 +33,7 @@ def took(samples: list[TrainingSample], *, rank: int, num_ranks: int) -> tuple[d
     token."""
     policy, used = tiny_policy(), EffectiveAdvantages()
     num_tokens = sum(sample.num_loss_tokens for sample in samples)
-    loss_fn = partial(grpo_sums, config=CONFIG, num_tokens=num_tokens, policy_version=0, note=used.note)
+    loss_fn = partial(grpo_sums, config=CONFIG, num_tokens=num_tokens, policy_version=0, record=used.record)
     count = 0
     for batch in micro_batches(samples, max_tokens=MAX_TOKENS, rank=rank, num_ranks=num_ranks, seed=SEED):
         zeros = torch.zeros(len(batch.targets), dtype=torch.float64)
@@ -47,7 +47,7 @@ def test_a_turn_has_its_advantage_less_the_mean_of_its_tokens_penalties():
     samples = three_groups()
     found, num_batches = took(samples, rank=0, num_ranks=1)
     assert num_batches > 2
-    logprobs = by_turn(samples, scorer_of(tiny_policy())(samples, read=turn_logprobs))
+    logprobs = scores_by_turn(samples, scorer_of(tiny_policy())(samples, score=turn_logprobs))
     given = {
         (sample.group_id, sample.trajectory, turn): advantage
         for sample in samples

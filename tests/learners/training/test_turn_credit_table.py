@@ -35,8 +35,8 @@ def step_of(
     scorer = scorer_of(policy or tiny_policy())
     samples, _, groups = samples_of_step(tables, config=config, renderer=renderer, scorer=scorer)
     samples, _ = select_and_weigh(samples, config=config, gym_shares={}, seed=0)
-    learned = trajectories_of(samples)
-    return samples, credit_table(groups, credit_of=config.credit_of, learned=learned, in_loss={})
+    trained = trajectories_of(samples)
+    return samples, credit_table(groups, credit_of=config.credit_of, trained=trained, loss_advantages={})
 
 
 def column(table: pa.Table, name: str) -> list[float | None]:
@@ -179,8 +179,8 @@ def test_the_mean_of_what_the_loss_took_stands_in_place_of_what_it_was_given():
         [table], config=config, renderer=None, scorer=scorer_of(tiny_policy())
     )
     in_loss = {(0, 0, 1): 0.75, (0, 1, 0): -1.25}
-    learned = trajectories_of(samples)
-    credits = credit_table(groups, credit_of=config.credit_of, learned=learned, in_loss=in_loss)
+    trained = trajectories_of(samples)
+    credits = credit_table(groups, credit_of=config.credit_of, trained=trained, loss_advantages=in_loss)
     assert column(credits, "advantage") == [1.0, 0.75, -1.25, -1.0]
 
 
@@ -196,5 +196,5 @@ def test_a_number_beyond_float32_is_null_where_the_loss_does_not_need_it():
 
 
 def test_a_step_without_groups_has_a_table_without_rows():
-    credits = credit_table([], credit_of=UNUSED, learned=set(), in_loss={})
+    credits = credit_table([], credit_of=UNUSED, trained=set(), loss_advantages={})
     assert credits.num_rows == 0 and credits.column_names == [*KEYS.names, *CREDITS.names]
