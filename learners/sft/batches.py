@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy import ndarray
 
 from learners.batch.samples import TrainingSample, samples_from_table
-from learners.drop_reasons import drop_reasons
+from learners.drop_reasons import learner_drop_reasons
 from learners.sft_config import SftConfig
 
 
@@ -41,7 +41,7 @@ def _rows_of_samples(table: pa.Table) -> list[tuple[int, int]]:
         return []
     starts = _starts(table)
     sizes = np.diff([*starts.tolist(), table.num_rows])
-    dropped = drop_reasons(table, advantages=np.ones(table.num_rows))
+    dropped = learner_drop_reasons(table, advantages=np.ones(table.num_rows))
     groups, trajectories = (table[name].to_numpy()[starts] for name in ("group_id", "trajectory"))
     keys = zip(groups.tolist(), trajectories.tolist(), strict=True)
     kept = np.array([key not in dropped for key in keys]) & _has_loss(table, starts)
