@@ -1,7 +1,7 @@
-"""The numbers of a finished group, read off its table."""
+"""Summary of a finished group: its numbers, computed from its scored table."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +11,22 @@ from simulators.user import WEB
 from simulators.users.quality_metrics import NO_COUNTS, GaugeCounts
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CreditedTable:
+    """A group's scored table, with what cannot be trained of it."""
+
+    table: pa.Table
+    drop_reasons: Sequence[str]  # [num_dialogues]
+    """Why each trajectory cannot be trained, independent of its group; empty if it can."""
+    group_drop_reason: str = ""
+    """Why the group as a whole cannot be trained; empty if it can."""
+
+
 def summarize(
-    order: GroupOrder, table: pa.Table, *, duration_s: float, gauges: GaugeCounts = NO_COUNTS
+    order: GroupOrder, credited: CreditedTable, *, duration_s: float, gauges: GaugeCounts = NO_COUNTS
 ) -> GroupSummary:
-    """A summary of a table that has its `reward` column."""
+    """The summary of a group's table, which has its `reward` column."""
+    table = credited.table
     of, rewards = table["trajectory"].to_numpy(), table["reward"].to_numpy()
     size = order.num_dialogues
     first_rows = np.searchsorted(of, np.arange(size))
@@ -26,22 +38,18 @@ def summarize(
     # The one row of a trajectory without turns holds no completion.
     num_tokens = _lengths(table["completion_ids"])
     limits = table["user_concurrency"].to_numpy()
-    can_train = ~failed & np.isfinite(totals)
-    trainable = versions if can_train.all() else versions[can_train[of].repeat(num_tokens)]
+    is_usable = np.array([not reason for reason in credited.drop_reasons])
+    trainable = versions if is_usable.all() else versions[is_usable[of].repeat(num_tokens)]
     stop_reasons = table["stop_reason"].to_pylist()
-    spans = [slice(first, end) for first, end in pairwise([*first_rows.tolist(), table.num_rows])]
-    states = turn_states(table)
-    numbers: dict[ToldFacts, int] = {}
     return GroupSummary(
         group_id=order.group_id,
         task_key=order.task_key,
         rewards=totals.tolist(),
         scores=np.where(failed, np.nan, scores).tolist(),
         num_turns=np.bincount(of, weights=num_tokens > 0, minlength=size).astype(int).tolist(),
-        turn_rewards=[rewards[span].tolist() for span in spans],
-        turn_tokens=[num_tokens[span].tolist() for span in spans],
-        turn_states=[[numbers.setdefault(state, len(numbers)) for state in keys] for keys in states],
-        stop_reasons=[StopReason(stop_reasons[span.start]) for span in spans],
+        stop_reasons=[StopReason(stop_reasons[row]) for row in first_rows.tolist()],
+        drop_reasons=list(credited.drop_reasons),
+        group_drop_reason=credited.group_drop_reason,
         simulator=simulator,
         persona=str(table["persona"][0]),
         num_policy_tokens=int(num_tokens.sum()),
@@ -60,40 +68,14 @@ def summarize(
     )
 
 
-ToldFacts = frozenset[str]
-"""All that a policy has been told."""
-
-
-def turn_states(table: pa.Table) -> list[list[ToldFacts]]:  # [num_dialogues][num_turns]
-    """What the policy had been told before each turn of a group's table, by the gym's own `news`."""
-    of, told = table["trajectory"].to_numpy(), table["news"].to_pylist()
-    starts = np.flatnonzero(np.diff(of, prepend=-1)).tolist()
-    return [state_keys(told[first:end]) for first, end in pairwise([*starts, table.num_rows])]
-
-
-def state_keys(told: Sequence[str]) -> list[ToldFacts]:  # [num_turns]
-    """A trajectory's state before each turn: what it has been told so far, in whatever order and however
-    often.
-
-    Two trajectories that asked the same questions in another order are in the same state. To be told nothing
-    leaves the state as it is.
-    """
-    states, state = [], ToldFacts()
-    for news in told:
-        states.append(state)
-        if news:
-            state |= {news}
-    return states
-
-
 def _spans(versions: np.ndarray, *, num_tokens: np.ndarray) -> list[int]:  # [num_dialogues]
-    """Newest minus oldest of each trajectory's versions, which stand end to end, `num_tokens`
-    [num_dialogues] of each. 0 without a token."""
-    spans, spoke = np.zeros(len(num_tokens), np.int32), num_tokens > 0
+    """Newest minus oldest version of each trajectory, 0 without a token. `versions` are those of all tokens,
+    `num_tokens` [num_dialogues] how many each trajectory has."""
+    spans, has_tokens = np.zeros(len(num_tokens), np.int32), num_tokens > 0
     if len(versions):
-        firsts = (np.cumsum(num_tokens) - num_tokens)[spoke]
+        firsts = (np.cumsum(num_tokens) - num_tokens)[has_tokens]
         newest, oldest = (extreme.reduceat(versions, firsts) for extreme in (np.maximum, np.minimum))
-        spans[spoke] = newest - oldest
+        spans[has_tokens] = newest - oldest
     return spans.tolist()
 
 

@@ -243,8 +243,10 @@ class RolloutActor(AsyncEnvRunner):
         played = time.perf_counter()
         table = await self._setup.score(table, is_trained)
         table = with_reward_seconds(table, time.perf_counter() - played)
+        credited = self._setup.credit(table, is_trained)
         gauges = sum((trajectory.gauges for trajectory in trajectories), NO_COUNTS)
-        return summarize(order, table, gauges=gauges, duration_s=time.perf_counter() - started), table
+        summary = summarize(order, credited, gauges=gauges, duration_s=time.perf_counter() - started)
+        return summary, credited.table
 
     def _connected_engine(self) -> PolicyEngine:
         if self._engine is None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from actors.config import RolloutConfig
 from actors.engines.protocol import PolicyEngine, Sampling
 from actors.engines.scripted_engine import ScriptedEngine
+from actors.group_summary import CreditedTable
 from actors.process_info import ProcessInfo
 from actors.renderer import Renderer
 from actors.rollout import RolloutContext
@@ -38,6 +39,9 @@ class RolloutSetup:
     score: Callable[[pa.Table, bool], Awaitable[pa.Table]]
     """(a group's table, whether learners may train on it) to the table with its `reward` column. It may wait
     for a judge, for a limited time."""
+    credit: Callable[[pa.Table, bool], CreditedTable]
+    """(a scored table, whether learners may train on it) to the table with turn advantages and drop
+    reasons."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

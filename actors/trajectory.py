@@ -186,46 +186,51 @@ class GroupOrder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupSummary:
-    """The numbers of a finished group that travel without its tokens."""
+    """The numbers of a finished group, which travel without its tokens.
+
+    Example: group 12, two trajectories of which one failed: `rewards=[0.7, nan]`, `drop_reasons=["",
+    "failed"]`, `group_drop_reason="too_few"`.
+    """
 
     group_id: int
     task_key: TaskKey
     rewards: Sequence[float]  # [num_dialogues]
-    """Sum of each trajectory's turn rewards, as the learner gets them; NaN where it failed or was cut."""
+    """Sum of each trajectory's turn rewards for the learner; NaN if it failed or was stopped early."""
     scores: Sequence[float]  # [num_dialogues]
-    """Sum of each trajectory's environment rewards, in [0, 1]; NaN where it failed. What evaluation
-    reports."""
+    """Sum of each trajectory's environment rewards, in [0, 1]; NaN if it failed. Evaluations report it."""
     num_turns: Sequence[int]  # [num_dialogues]
-    turn_rewards: Sequence[Sequence[float]]  # [num_dialogues][num_turns]
-    """What the learner gets for each turn; NaN where the trajectory failed. As in the table, a trajectory
-    without turns has one, of no tokens."""
-    turn_tokens: Sequence[Sequence[int]]  # [num_dialogues][num_turns]
-    """Completion tokens."""
-    turn_states: Sequence[Sequence[int]]  # [num_dialogues][num_turns]
-    """What the policy had been told before each turn: equal numbers are equal states of the group."""
     stop_reasons: Sequence[StopReason]  # [num_dialogues]
+    drop_reasons: Sequence[str]  # [num_dialogues]
+    """Why each trajectory cannot be trained, independent of its group; empty if it can."""
+    group_drop_reason: str = ""
+    """Why the group as a whole cannot be trained; empty if it can."""
     simulator: str
-    """Who played the user of this group; empty where nobody was asked."""
+    """The simulator that played the user of this group; empty if none was asked."""
     persona: str
     num_policy_tokens: int
     oldest_version: int
-    """The policy version of the oldest token that can be trained: what the group's age is counted from.
-    Tokens of trajectories that failed, were cut or have no reward are as old as they like."""
+    """Policy version of the oldest token that can be trained, from which the group's age is counted. Tokens
+    of trajectories with a drop reason do not count."""
     newest_version: int
     version_spans: Sequence[int]  # [group_size]
-    """Policy versions between the oldest and the newest token of each trajectory."""
+    """Newest minus oldest policy version of each trajectory's tokens."""
     duration_s: float
     policy_s: float
-    """This and the next four: seconds summed over all turns, as the table's columns say."""
+    """This and the next four: sums of the table's columns, in seconds."""
     queue_s: float
     user_s: float
     tool_s: float
     reward_s: float
     user_retries: int
     user_concurrency: float
-    """Mean of `UserReply.concurrency` over the replies that have one; 0 where none has."""
+    """Mean of `UserReply.concurrency` over the replies that have one; 0 if none has."""
     gauges: GaugeCounts = NO_COUNTS
-    """What the simulator gauges count in the group's dialogues."""
+    """Counts of the user's quality metrics in the group's dialogues."""
+
+    @property
+    def usable(self) -> tuple[int, ...]:
+        """Indexes of the trajectories that can be trained."""
+        return tuple(index for index, reason in enumerate(self.drop_reasons) if not reason)
 
 
 NO_COMPLETION = Completion.scripted(())

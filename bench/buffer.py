@@ -16,7 +16,6 @@ from typing import Any
 
 import ray
 
-from actors.trajectory import GroupSummary
 from bench.buffer_memory import memory
 from bench.buffer_sides import GROUP_SIZE, TIMEOUT_S, Consumer, Producer, UnwrittenBuffer, ValueBuffer
 from bench.part import RUNS, compare, interleaved, run
@@ -136,13 +135,8 @@ def make_buffer(kind: type[BufferActor], *, groups_per_step: int, max_off_policy
         sizes,
         source=source,
         run_folder=Path(tempfile.mkdtemp()),
-        is_flat=never_flat,
         group_timeout_s=TIMEOUT_S,
     )
-
-
-def never_flat(summary: GroupSummary) -> bool:
-    return False
 
 
 if __name__ == "__main__":

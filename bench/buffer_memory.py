@@ -16,7 +16,6 @@ import psutil
 import ray
 
 from actors.group_transport import GroupSender
-from actors.trajectory import GroupSummary
 from bench.buffer_sides import TIMEOUT_S, UnwrittenBuffer, finished, make_group
 from bench.rows import Row
 from learners.buffer.buffer import BufferSizes
@@ -107,7 +106,6 @@ def _stream(num_steps: int, *, spilled: Path) -> tuple[list[Memory], float]:
         sizes,
         source=source,
         run_folder=spilled,
-        is_flat=_never_flat,
         group_timeout_s=TIMEOUT_S,
     )
     streamer: Any = ray.remote(Streamer).remote()
@@ -183,7 +181,3 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except FileNotFoundError:  # its objects were released meanwhile
         return 0
-
-
-def _never_flat(summary: GroupSummary) -> bool:
-    return False

@@ -15,6 +15,7 @@ from actors.group_summary import summarize
 from actors.group_transport import GroupBatch, GroupSender, ScoredGroup
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from actors.trajectory_table import REWARD, to_table
+from learners.advantages.group_advantages import credit_group
 from learners.batch.packing import micro_batches
 from learners.buffer.archive import Archive, ArchiveEntry
 from learners.buffer.buffer import BufferSizes
@@ -242,7 +243,9 @@ def finished(order: GroupOrder, group: Sequence[Trajectory]) -> ScoredGroup:
     """Filled as a rollout actor fills it, from the records; what the rewards room adds is one column."""
     table = to_table(order, group)
     table = table.append_column(REWARD, table["env_reward"])
-    return ScoredGroup(order=order, summary=summarize(order, table, duration_s=1.0), table=table)
+    credited = credit_group(table, True, credit_of=LearnerConfig().credit_of)
+    credited = dataclasses.replace(credited, group_drop_reason="")  # keeps groups whose dialogues are alike
+    return ScoredGroup(order=order, summary=summarize(order, credited, duration_s=1.0), table=credited.table)
 
 
 def _under(order: GroupOrder, group: ScoredGroup) -> ScoredGroup:

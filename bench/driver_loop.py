@@ -136,7 +136,7 @@ def _step(client: BufferClient, supervisor: Supervisor) -> int:
     client.release(taken, policy_version=0, live=[])
     client.finish_release()
     client.metrics()
-    return sum(len(group.usable) for group in taken)
+    return sum(len(group.summary.usable) for group in taken)
 
 
 def _machine_clock() -> tuple[float, float]:

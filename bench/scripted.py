@@ -12,11 +12,12 @@ from actors.config import RolloutConfig
 from actors.engines.protocol import CompletionRequest
 from actors.renderer import Renderer
 from actors.rollout_setup import RolloutSetup
-from actors.trajectory import Completion, GroupSummary
+from actors.trajectory import Completion
 from cluster.config.run_config import RunConfig
+from learners.advantages.group_advantages import credit_group
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
-from learners.config import TinyPolicyConfig
+from learners.config import LearnerConfig, TinyPolicyConfig
 from learners.model.tiny_policy import build
 from rewards.config import RewardConfig
 from rewards.reward_functions import RewardContext
@@ -75,6 +76,8 @@ def scripted_setup(config: RolloutConfig, *, policy_folder: str, delay_s: float)
         personas="plain",
         connect_user=partial(connect_user, delay_s=delay_s),
         score=make_scorer(RewardConfig(), context=context, num_processes=config.num_actors),
+        # With gains no group counts as flat: dialogues of scripts are all alike.
+        credit=partial(credit_group, credit_of=LearnerConfig().credit_of, has_gains=True),
     )
 
 
@@ -91,10 +94,5 @@ def create_buffer(config: RunConfig, *, run_folder: Path) -> Any:
         sizes,
         source=TaskSource({GYM: 1.0}, split="train", seed=0, difficulty=0),
         run_folder=run_folder,
-        is_flat=_never_flat,
         group_timeout_s=config.rollout.group_timeout_s,
     )
-
-
-def _never_flat(summary: GroupSummary) -> bool:
-    return False

@@ -29,8 +29,9 @@ from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout_group
 from actors.trajectory import Completion, GroupOrder
 from actors.trajectory_table import to_table
+from learners.advantages.group_advantages import gym_advantages
 from learners.batch.packing import micro_batches
-from learners.batch.samples import TrainingSample, gym_advantages, samples_from_table
+from learners.batch.samples import TrainingSample, samples_from_table
 from learners.config import LearnerConfig, TinyPolicyConfig
 from learners.model.policy import Policy, load_policy
 from learners.model.tiny_policy import build

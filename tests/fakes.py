@@ -5,9 +5,14 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from actors.engines.protocol import CompletionRequest, EngineError
+from actors.group_summary import CreditedTable
 from actors.renderer import Renderer
 from actors.trajectory import Completion, GroupSummary, StopReason
+from learners.advantages.group_advantages import credit_group
+from learners.config import LearnerConfig
 from simulators.env import Gym, GymEnv, TurnResult
 from simulators.gyms import GYMS
 from simulators.message import Action
@@ -125,6 +130,28 @@ def call_text(renderer: Renderer, action: Action) -> str:
     return renderer.decode(renderer.completion_of(action))
 
 
+def credited(table: pa.Table) -> CreditedTable:
+    """A group's scored table, as the default configuration credits it."""
+    return credit_group(table, True, credit_of=LearnerConfig().credit_of)
+
+
+def credit_turns(
+    rewards: Sequence[float], *, stop_reasons: Sequence[StopReason], is_empty: bool = False
+) -> CreditedTable:
+    """A group of dialogues of one turn with these rewards; only the columns that credit needs."""
+    size = len(rewards)
+    columns = {
+        "group_id": [0] * size,
+        "trajectory": range(size),
+        "gym": ["function"] * size,
+        "stop_reason": [str(reason) for reason in stop_reasons],
+        "failed": [reason.failed for reason in stop_reasons],
+        "completion_ids": pa.array([[] if is_empty else [1]] * size, pa.list_(pa.int32())),
+        "reward": pa.array(rewards, pa.float64()),
+    }
+    return credited(pa.table(columns))
+
+
 def make_summary(
     scores: Sequence[float],
     *,
@@ -142,18 +169,21 @@ def make_summary(
     reward_s: float = 0.0,
     user_retries: int = 0,
     user_concurrency: float = 0.0,
+    is_empty: bool = False,
 ) -> GroupSummary:
-    """A summary whose rewards are its scores. `versions` is (oldest, newest)."""
+    """A summary of dialogues of one turn whose rewards are their scores; `is_empty`: without a token.
+    `versions` is (oldest, newest)."""
+    stop_reasons = stop_reasons or [StopReason.TERMINATED] * len(scores)
+    found = credit_turns(scores, stop_reasons=stop_reasons, is_empty=is_empty)
     return GroupSummary(
         group_id=0,
         task_key=make_key(gym),
         rewards=scores,
         scores=scores,
         num_turns=num_turns or [1] * len(scores),
-        turn_rewards=[[score] for score in scores],
-        turn_tokens=[[1]] * len(scores),
-        turn_states=[[0]] * len(scores),
-        stop_reasons=stop_reasons or [StopReason.TERMINATED] * len(scores),
+        stop_reasons=stop_reasons,
+        drop_reasons=found.drop_reasons,
+        group_drop_reason=found.group_drop_reason,
         num_policy_tokens=num_policy_tokens,
         oldest_version=versions[0],
         newest_version=versions[1],

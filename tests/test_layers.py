@@ -58,7 +58,8 @@ PACKAGE_ORDER: dict[str, list[set[str]]] = {
     ],
     "rewards": [{"tool_call_reward"}, {"reward_functions"}, {"config"}, {"judge"}, {"scorer"}],
     "learners": [
-        {"advantages", "drop_reasons", "sft_config"},
+        {"drop_reasons", "sft_config"},
+        {"advantages"},
         {"loss_config", "buffer"},
         {"config"},
         {"batch", "losses"},

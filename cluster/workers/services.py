@@ -22,9 +22,9 @@ from cluster.ray_cluster.serve_watchdog import ServeWatchdog
 from cluster.ray_cluster.simulator_service import connect_user, quick_apps, start_simulators, stop_simulators
 from cluster.ray_cluster.start import actor_beside_driver
 from cluster.workers.engine_pool import EnginePool
+from learners.advantages.group_advantages import credit_group
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
-from learners.buffer.zero_advantage import is_flat
 from rewards.reward_functions import RewardContext
 from rewards.scorer import make_scorer
 from simulators.task import TaskSource
@@ -137,6 +137,12 @@ def make_rollout_setup(config: RunConfig, *, policy_folder: str) -> RolloutSetup
         personas=config.simulator.personas,
         connect_user=partial(connect_user, config),
         score=make_scorer(config.reward, context=context, num_processes=config.rollout.num_actors),
+        credit=partial(
+            credit_group,
+            credit_of=config.learner.credit_of,
+            masks_truncated=config.learner.truncated == "mask",
+            has_gains=config.learner.information_gain != "none",
+        ),
     )
 
 
@@ -163,10 +169,4 @@ def create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
         source=source,
         run_folder=run_folder,
         group_timeout_s=config.rollout.group_timeout_s,
-        is_flat=partial(
-            is_flat,
-            credit_of=config.learner.credit_of,
-            masks_truncated=config.learner.truncated == "mask",
-            has_gains=config.learner.information_gain != "none",
-        ),
     )

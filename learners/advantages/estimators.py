@@ -1,16 +1,15 @@
-"""Advantage estimators (GRPO, RLOO, turn-level ones): turn rewards of one group in, one advantage a turn out.
-Pure NumPy; of the tokens only their number per turn is known.
+"""Estimator estimators (GRPO, RLOO, turn-level ones): turn rewards of one group in, one advantage per turn
+out. Pure NumPy; of the tokens only their number per turn is known.
 
-`make_estimator` gives what the learner calls: ragged rewards [group_size][num_turns] to ragged advantages of
-the same shape. A trajectory with a non-finite reward failed: it is left out of all that its group is
-compared by, and its advantages are NaN. Which estimator to take, and how to add one: docs/credit.md.
+`CreditRule.advantages` maps ragged rewards [group_size][num_turns] to ragged advantages of the same shape. A
+trajectory with a non-finite reward failed: it is left out of every comparison within the group, and its
+advantages are NaN. Which estimator to choose, and how to add one: docs/credit.md.
 """
 
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -42,33 +41,37 @@ from learners.advantages.turn_credit import (
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GroupTurns:
-    """The turns of a group's trajectories that did not fail; lists run over trajectories, then turns."""
+    """The turns of a group's trajectories that did not fail. Lists are by trajectory, then by turn."""
 
     rewards: TurnRewards
     num_tokens: Sequence[Int[ndarray, "num_turns"]]  # [group_size]
     """Completion tokens of each turn."""
     states: Sequence[Sequence[Hashable]]  # [group_size][num_turns]
-    """What the policy knew before each turn, as a key; empty where nobody gave any."""
+    """The policy's knowledge before each turn, as a key; empty if unknown."""
     values: Sequence[Float[ndarray, "num_turns"]] = ()  # [group_size]
-    """What the critic expects before each turn; empty where there is none."""
+    """The critic's value before each turn; empty without a critic."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CreditRule:
-    """How a gym's rewards become advantages; `LearnerConfig` explains the names."""
+    """How a gym's rewards become advantages; `LearnerConfig` explains the names.
+
+    Example: `CreditRule(advantage="grpo", trajectory_score="sum", gamma=1.0).advantages([np.array([0.0,
+    1.0]), np.array([0.0])])` gives [[1, 1], [-1]]."""
 
     advantage: str
+    """The estimator's name in `ADVANTAGES`."""
     trajectory_score: str
-    turn_credit: str
+    turn_credit: str = "equalized"
     gamma: float
     gae_lambda: float = 0.9
 
     @property
-    def estimator(self) -> "Advantage":
+    def estimator(self) -> "Estimator":
         return ADVANTAGES[self.advantage]
 
     def check(self, *, where: str = "") -> None:
-        """Raises ValueError for an unknown name, or names that do not go together; `where` opens its line."""
+        """Raises ValueError for an unknown name or names that do not fit; `where` begins its text."""
         if self.advantage not in ADVANTAGES:
             known = ", ".join(ADVANTAGES)
             raise ValueError(f"{where}advantage={self.advantage}: unknown: take one of {known}")
@@ -88,24 +91,48 @@ class CreditRule:
                         f"{', '.join(known)}, or advantage=grpo"
                     )
 
+    def advantages(
+        self,
+        rewards: TurnRewards,
+        *,
+        num_tokens: Sequence[ndarray] | None = None,
+        states: Sequence[Sequence[Hashable]] | None = None,
+        values: Sequence[ndarray] | None = None,
+    ) -> TurnAdvantages:
+        """Advantages of one group, NaN for a trajectory that failed. `num_tokens` None means that all turns
+        are equally long; `states` and `values` as in `GroupTurns`."""
+        kept = [row for row, turns in enumerate(rewards) if all(map(math.isfinite, turns.tolist()))]
+        group = GroupTurns(
+            rewards=[rewards[row] for row in kept],
+            num_tokens=[
+                np.ones(len(rewards[row]), int) if num_tokens is None else num_tokens[row] for row in kept
+            ],
+            states=[states[row] for row in kept] if states is not None else [],
+            values=[values[row] for row in kept] if values is not None else [],
+        )
+        advantages: TurnAdvantages = [np.full(len(turns), np.nan) for turns in rewards]
+        for row, own in zip(kept, self.estimator.estimate(group, self), strict=True):
+            advantages[row] = own
+        return advantages
+
     def scores(self, rewards: TurnRewards) -> Float[ndarray, "group_size"]:
-        """Each trajectory's score."""
+        """The score of each trajectory."""
         score = SCORES[self.trajectory_score]
         return np.array([score(turns, self.gamma) for turns in rewards], float)
 
     def credits(self, rewards: TurnRewards) -> list[Float[ndarray, "num_turns"]]:  # [group_size]
-        """Each turn's weight within its trajectory."""
+        """The weight of each turn within its trajectory."""
         credit = CREDITS[self.turn_credit]
         return [credit(turns, self.gamma) for turns in rewards]
 
 
 def own_rewards(rule: CreditRule, rewards: TurnRewards) -> TurnAdvantages:
-    """Each turn by itself."""
+    """The reward of each turn."""
     return [np.asarray(turns, float) for turns in rewards]
 
 
 def rewards_to_go(rule: CreditRule, rewards: TurnRewards) -> TurnAdvantages:
-    """Each turn with what came after it."""
+    """The reward-to-go of each turn."""
     return [reward_to_go(turns, gamma=rule.gamma) for turns in rewards]
 
 
@@ -116,45 +143,30 @@ def compat_credits(rule: CreditRule, rewards: TurnRewards) -> TurnAdvantages:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Advantage:
-    """An estimator, and what others must know of it."""
+class Estimator:
+    """An estimator and its properties."""
 
     estimate: Callable[[GroupTurns, CreditRule], TurnAdvantages]
     credit: Callable[[CreditRule, TurnRewards], TurnAdvantages] = own_rewards
-    """What it takes each turn to be worth, before it compares or weighs anything; for people to read."""
+    """Each turn's worth before any comparison or weight; for the archive's `credit` column."""
     spreads: bool = False
-    """It spreads a trajectory's advantage over the turns by `turn_credit`; the others credit each turn
-    themselves."""
+    """Whether it spreads a trajectory's advantage over the turns by `turn_credit`; the others credit each
+    turn themselves."""
     asks_critic: bool = False
-    """It needs `GroupTurns.values`: only the learner can say what is flat."""
+    """Whether it needs `GroupTurns.values`, so that only the learner can compute advantages."""
     compares_states: bool = False
-    """It reads `GroupTurns.states`, which take a while to find."""
+    """Whether it reads `GroupTurns.states`, which are slow to compute."""
     keeps_shaping: bool = False
-    """It adds up discounted rewards turn by turn: shaping by potential makes no other policy the best."""
-
-
-class Estimator(Protocol):
-    """Turn rewards of one group to advantages of the same shape."""
-
-    def __call__(
-        self,
-        rewards: TurnRewards,
-        *,
-        num_tokens: Sequence[ndarray] | None = None,
-        states: Sequence[Sequence[Hashable]] | None = None,
-        values: Sequence[ndarray] | None = None,
-    ) -> TurnAdvantages:
-        """`num_tokens` not given: every turn is as long as any other. The others: see `GroupTurns`."""
-        ...
+    """Whether it sums discounted rewards per turn, so that potential-based shaping keeps the best policy."""
 
 
 def spread_advantages(
     turns: GroupTurns, rule: CreditRule, *, compare: Callable[[ndarray], ndarray]
 ) -> TurnAdvantages:
-    """Score each trajectory, compare within the group, spread over the turns by credit (UserRL, arXiv
+    """Scores each trajectory, compares within the group, spreads over the turns by credit (UserRL, arXiv
     2509.19736 §4: any score with any credit)."""
     advantages = compare(rule.scores(turns.rewards))
-    if rule.turn_credit == "equalized":  # what `spread` makes of equal credits, without a look at each turn
+    if rule.turn_credit == "equalized":  # as `spread` does for equal credits, but faster
         return [
             np.full(len(own), advantage) for own, advantage in zip(turns.rewards, advantages, strict=True)
         ]
@@ -169,8 +181,8 @@ def printed_advantages(turns: GroupTurns, rule: CreditRule) -> TurnAdvantages:
     """A_t = (c_t - mu) / (sigma + 1e-6), mu and sigma of the group's trajectory scores: UserRL's §4.4 as
     printed.
 
-    Credit and score have different units: with equalized credit the trajectory's own score plays no part.
-    Here for comparison only.
+    Credit and score have different units: with equalized credit the trajectory's own score has no influence.
+    For comparison only.
     """
     scores = rule.scores(turns.rewards)
     mean, std = (float(scores.mean()), float(scores.std())) if len(scores) else (0.0, 1.0)
@@ -189,8 +201,8 @@ def compat_advantages(turns: GroupTurns, rule: CreditRule) -> TurnAdvantages:
 
 
 def gae_advantages(turns: GroupTurns, rule: CreditRule) -> TurnAdvantages:
-    """`turn_gae` of each trajectory by itself: the critic, not the group, is the baseline. Nothing is
-    expected after the last turn, whatever ended the dialogue: its budget of turns is part of the task."""
+    """`turn_gae` of each trajectory by itself: the critic, not the group, is the baseline. The value after
+    the last turn is 0 for every stop reason: the limit of turns is part of the task."""
     if len(turns.values) != len(turns.rewards):
         raise ValueError(
             f"values of {len(turns.values)} trajectories: turn_gae needs the critic's of all "
@@ -202,84 +214,42 @@ def gae_advantages(turns: GroupTurns, rule: CreditRule) -> TurnAdvantages:
     ]
 
 
-def make_estimator(
-    advantage: str,
-    *,
-    trajectory_score: str,
-    gamma: float,
-    turn_credit: str = "equalized",
-    gae_lambda: float = 0.9,
-) -> Estimator:
-    """The estimator that `LearnerConfig`'s names ask for. Raises ValueError as `CreditRule.check` does."""
-    rule = CreditRule(
-        advantage=advantage,
-        trajectory_score=trajectory_score,
-        turn_credit=turn_credit,
-        gamma=gamma,
-        gae_lambda=gae_lambda,
-    )
-    rule.check()
-    return partial(_estimate, rule=rule)
-
-
-def _estimate(
-    rewards: TurnRewards,
-    *,
-    num_tokens: Sequence[ndarray] | None = None,
-    states: Sequence[Sequence[Hashable]] | None = None,
-    values: Sequence[ndarray] | None = None,
-    rule: CreditRule,
-) -> TurnAdvantages:
-    """The rule on the trajectories that did not fail, NaN on the others."""
-    kept = [row for row, turns in enumerate(rewards) if all(map(math.isfinite, turns.tolist()))]
-    group = GroupTurns(
-        rewards=[rewards[row] for row in kept],
-        num_tokens=[
-            np.ones(len(rewards[row]), int) if num_tokens is None else num_tokens[row] for row in kept
-        ],
-        states=[states[row] for row in kept] if states is not None else [],
-        values=[values[row] for row in kept] if values is not None else [],
-    )
-    found = dict(zip(kept, rule.estimator.estimate(group, rule), strict=True))
-    return [found[row] if row in found else np.full(len(turns), np.nan) for row, turns in enumerate(rewards)]
-
-
-ADVANTAGES: dict[str, Advantage] = {
-    "grpo": Advantage(
+ADVANTAGES: dict[str, Estimator] = {
+    "grpo": Estimator(
         estimate=partial(spread_advantages, compare=partial(group_relative, divide_by_std=True)),
         credit=CreditRule.credits,
         spreads=True,
     ),
-    "dr_grpo": Advantage(
+    "dr_grpo": Estimator(
         estimate=partial(spread_advantages, compare=partial(group_relative, divide_by_std=False)),
         credit=CreditRule.credits,
         spreads=True,
     ),
-    "rloo": Advantage(
+    "rloo": Estimator(
         estimate=partial(spread_advantages, compare=leave_one_out), credit=CreditRule.credits, spreads=True
     ),
-    "userrl_compat": Advantage(estimate=compat_advantages, credit=compat_credits, spreads=True),
-    "userrl_printed": Advantage(estimate=printed_advantages, credit=CreditRule.credits, spreads=True),
-    "turn_mean": Advantage(
+    "userrl_compat": Estimator(estimate=compat_advantages, credit=compat_credits, spreads=True),
+    "userrl_printed": Estimator(estimate=printed_advantages, credit=CreditRule.credits, spreads=True),
+    "turn_mean": Estimator(
         estimate=lambda turns, rule: turn_mean_advantages(turns.rewards, gamma=rule.gamma),
         credit=rewards_to_go,
         keeps_shaping=True,
     ),
-    "turn_loo": Advantage(
+    "turn_loo": Estimator(
         estimate=lambda turns, rule: turn_loo_advantages(turns.rewards, gamma=rule.gamma),
         credit=rewards_to_go,
         keeps_shaping=True,
     ),
-    "mt_grpo": Advantage(
+    "mt_grpo": Estimator(
         estimate=lambda turns, rule: mt_grpo_advantages(turns.rewards, outcomes=rule.scores(turns.rewards))
     ),
-    "gigpo": Advantage(
+    "gigpo": Estimator(
         estimate=lambda turns, rule: gigpo_advantages(
             turns.rewards, states=turns.states, outcomes=rule.scores(turns.rewards), gamma=rule.gamma
         ),
         credit=rewards_to_go,
         compares_states=True,
     ),
-    "igpo": Advantage(estimate=lambda turns, rule: igpo_advantages(turns.rewards, gamma=rule.gamma)),
-    "turn_gae": Advantage(estimate=gae_advantages, asks_critic=True, keeps_shaping=True),
+    "igpo": Estimator(estimate=lambda turns, rule: igpo_advantages(turns.rewards, gamma=rule.gamma)),
+    "turn_gae": Estimator(estimate=gae_advantages, asks_critic=True, keeps_shaping=True),
 }

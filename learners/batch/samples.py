@@ -1,8 +1,7 @@
 """Training samples, read from the Arrow tables of groups and demonstrations. No model, torch or Ray."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain, compress, pairwise, starmap
 
 import numpy as np
@@ -11,10 +10,8 @@ import pyarrow.compute as pc
 from jaxtyping import Float32, Int32, Int64
 from numpy import ndarray
 
-from actors.group_summary import turn_states
 from actors.trajectory import StopReason
-from learners.advantages.estimators import CreditRule, Estimator, make_estimator
-from learners.drop_reasons import drop_reasons
+from learners.drop_reasons import learner_drop_reasons
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -156,49 +153,11 @@ def sample_starts(table: pa.Table) -> ndarray:  # [num_samples]
     return np.flatnonzero(is_new_trajectory(table) | table["forked"].to_numpy())
 
 
-CreditOf = Callable[[str], CreditRule]
-"""Gym to its credit rule."""
-
-
-def gym_advantages(
-    table: pa.Table, credit_of: CreditOf, *, values: ndarray | None = None
-) -> ndarray:  # [num_rows]
-    """`row_advantages` of one group by its gym's rule."""
-    rule = credit_of(table["gym"][0].as_py())
-    return row_advantages(
-        table, _estimator_of(rule), values=values, with_states=rule.estimator.compares_states
-    )
-
-
-@lru_cache
-def _estimator_of(rule: CreditRule) -> Estimator:
-    return make_estimator(**asdict(rule))
-
-
-def row_advantages(
-    table: pa.Table, estimator: Estimator, *, values: ndarray | None = None, with_states: bool = True
-) -> ndarray:  # [num_rows]
-    """One group's advantages in the table's row order, NaN on each turn of a trajectory that failed or has no
-    reward. `values` [num_rows] are the critic's before each turn."""
-    trajectories = table["trajectory"].to_numpy()
-    rewards = np.where(table["failed"].to_numpy(), np.nan, table["reward"].to_numpy())
-    firsts = np.flatnonzero(trajectories[1:] != trajectories[:-1]) + 1
-    places = list(starmap(slice, pairwise([0, *firsts.tolist(), table.num_rows])))
-    num_tokens = list_lengths(table["completion_ids"])
-    advantages = estimator(
-        [rewards[place] for place in places],
-        num_tokens=[num_tokens[place] for place in places],
-        states=turn_states(table) if with_states else None,
-        values=None if values is None else [values[place] for place in places],
-    )
-    return np.concatenate(advantages)
-
-
 def samples_from_table(
     table: pa.Table, *, advantages: ndarray, returns: ndarray | None = None
 ) -> list[TrainingSample]:
-    """The table's samples. A trajectory that may not be trained (`drop_reasons`) gives none, and neither does
-    a sample without completion tokens.
+    """The table's samples. A trajectory that may not be trained (`learner_drop_reasons`) gives none, and
+    neither does a sample without completion tokens.
 
     `advantages` is [num_rows], ones for demonstrations. `returns` [num_rows] are the critic's targets; None
     means that it learns nothing. Rows are in order of (group_id, trajectory, turn).
@@ -208,7 +167,7 @@ def samples_from_table(
     groups, trajectories = table["group_id"].to_numpy(), table["trajectory"].to_numpy()
     starts = sample_starts(table)
     gyms = table["gym"].take(pa.array(starts)).to_pylist()
-    dropped = drop_reasons(table, advantages=advantages)
+    dropped = learner_drop_reasons(table, advantages=advantages)
     columns = _Columns.of(table, first_rows=starts, advantages=advantages, returns=returns)
     keys = zip(groups[starts].tolist(), trajectories[starts].tolist(), strict=True)
     slices = zip(columns.tokens_of, columns.loss_of, columns.turns_of, strict=True)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from learners.advantages.group_advantages import TURN_ADVANTAGE
 from learners.buffer.credit_columns import with_credits
 from learners.buffer.ledger import TRAINED
 
@@ -74,6 +75,8 @@ def write_settled(
     `write_tables` and `with_credits` do."""
     pairs = zip(tables, outcomes, strict=True)
     rows = pa.concat_tables(with_outcomes(table, outcomes=each, step=step) for table, each in pairs)
+    # The learner's `advantage` stands in its place.
+    rows = rows.select([name for name in rows.column_names if name != TURN_ADVANTAGE.name])
     write_tables(path, [with_credits(rows, credits)])
 
 

@@ -16,15 +16,7 @@ from typing import Any, Self
 
 from actors.trajectory import GroupOrder, GroupSummary
 from learners.buffer.buffered_group import BufferedGroup, SettledGroup
-from learners.buffer.ledger import (
-    TRAINED,
-    IsFlat,
-    Ledger,
-    LedgerCounts,
-    drop_reason,
-    outcomes_of,
-    usable_trajectories,
-)
+from learners.buffer.ledger import TRAINED, Ledger, LedgerCounts
 from simulators.task import TaskKey, TaskSource
 
 
@@ -47,9 +39,8 @@ class Buffer:
     """Hands out orders and keeps what comes back. Every open order is in exactly one of four places:
     waiting to be issued again, with a holder, ready, or taken."""
 
-    def __init__(self, sizes: BufferSizes, *, source: TaskSource, is_flat: IsFlat):
+    def __init__(self, sizes: BufferSizes, *, source: TaskSource):
         self.sizes = sizes
-        self.is_flat = is_flat
         self.num_puts_ignored = 0
         """Groups that came back a second time, or after their fate was known."""
         self.num_lost_in_a_row = 0
@@ -95,15 +86,13 @@ class Buffer:
         # A group may come home after its holder was given up: it is as good as the one to come.
         self._held.pop(group_id, None)
         self._waiting.pop(group_id, None)
-        is_lost = not usable_trajectories(summary)
-        self.num_lost_in_a_row = self.num_lost_in_a_row + 1 if is_lost else 0
+        self.num_lost_in_a_row = 0 if summary.usable else self.num_lost_in_a_row + 1
         group = BufferedGroup(order=order, summary=summary, payload=payload)
-        reason = drop_reason(summary, is_flat=self.is_flat)
-        if reason is None:
+        if summary.group_drop_reason:
+            self._settle(group, summary.group_drop_reason)
+        else:
             self._ready[group_id] = group
             heapq.heappush(self._oldest, (summary.oldest_version, group_id))
-        else:
-            self._settle(group, reason)
         return True
 
     def take(self, num_groups: int, *, policy_version: int) -> list[BufferedGroup] | None:
@@ -225,11 +214,9 @@ class Buffer:
         }
 
     @classmethod
-    def from_state(
-        cls, state: dict[str, Any], *, sizes: BufferSizes, source: TaskSource, is_flat: IsFlat
-    ) -> Self:
+    def from_state(cls, state: dict[str, Any], *, sizes: BufferSizes, source: TaskSource) -> Self:
         """Goes on from `state`: nothing is skipped and nothing is booked twice. Sets `source.num_drawn`."""
-        buffer = cls(sizes, source=source, is_flat=is_flat)
+        buffer = cls(sizes, source=source)
         source.num_drawn = state["num_drawn"]
         buffer._next_group_id = state["next_group_id"]
         buffer._counts = LedgerCounts(**state["ledger"])
@@ -251,7 +238,7 @@ class Buffer:
         return order
 
     def _settle(self, group: BufferedGroup, outcome: str) -> None:
-        outcomes = outcomes_of(group.summary, outcome)
+        outcomes = tuple(reason or outcome for reason in group.summary.drop_reasons)
         self._counts.settle(outcomes)
         self._settled.append(SettledGroup(group=group, outcomes=outcomes))
 

@@ -21,7 +21,7 @@ from learners.buffer.archive import Archive
 from learners.buffer.buffer import Buffer, BufferSizes
 from learners.buffer.buffered_group import BufferedGroup
 from learners.buffer.group_store import GroupRows
-from learners.buffer.ledger import IsFlat, Ledger
+from learners.buffer.ledger import Ledger
 from learners.buffer.log.events import NO_ACCOUNT, BufferEventLog, LoggedEvents
 from learners.buffer.log.replay import LogReplay
 from learners.buffer.step_archive import MOST_SETTLED, StepArchive
@@ -43,14 +43,13 @@ class BufferActor(WorkSource):
         *,
         source: TaskSource,
         run_folder: Path,
-        is_flat: IsFlat,
         group_timeout_s: float,
         recall: BufferEventLog | None = None,
     ):
         """`recall`: another than the run folder's own."""
         super().__init__(group_timeout_s=group_timeout_s)
         self._source = source
-        self._buffer = Buffer(sizes, source=source, is_flat=is_flat)
+        self._buffer = Buffer(sizes, source=source)
         self._settled = StepArchive(Archive(run_folder / "trajectories"))
         self._recall = recall or BufferEventLog(run_folder / "journal")
         self._redo: LogReplay | None = None
@@ -196,9 +195,7 @@ class BufferActor(WorkSource):
         """
         assert not self._has_issued, "groups were ordered already"
         if state is not None:
-            self._buffer = Buffer.from_state(
-                dict(state), sizes=self._buffer.sizes, source=self._source, is_flat=self._buffer.is_flat
-            )
+            self._buffer = Buffer.from_state(dict(state), sizes=self._buffer.sizes, source=self._source)
         journal = (state or {}).get("journal", NO_ACCOUNT)
         memory = self._recall.memory(journal["position"]) if redo else None
         if memory is None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.trajectory import GroupOrder, GroupSummary
-from learners.buffer.ledger import usable_trajectories
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,11 +15,6 @@ class BufferedGroup:
     summary: GroupSummary
     payload: Any
     """`GroupRows`, where the group's Arrow table lies, in a cluster; any object in tests."""
-
-    @property
-    def usable(self) -> tuple[int, ...]:
-        """Indexes of the trajectories to train; the others failed or have no finite reward."""
-        return usable_trajectories(self.summary)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

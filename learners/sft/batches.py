@@ -15,7 +15,7 @@ from learners.batch.samples import (
     sample_starts,
     samples_from_table,
 )
-from learners.drop_reasons import drop_reasons
+from learners.drop_reasons import learner_drop_reasons
 from learners.sft_config import SftConfig
 
 
@@ -47,7 +47,7 @@ def _rows_of_samples(table: pa.Table) -> list[tuple[int, int]]:
         return []
     starts = sample_starts(table)
     sizes = np.diff([*starts.tolist(), table.num_rows])
-    dropped = drop_reasons(table, advantages=np.ones(table.num_rows))
+    dropped = learner_drop_reasons(table, advantages=np.ones(table.num_rows))
     groups, trajectories = (table[name].to_numpy()[starts] for name in ("group_id", "trajectory"))
     keys = zip(groups.tolist(), trajectories.tolist(), strict=True)
     kept = np.array([key not in dropped for key in keys]) & _has_loss(table, starts)

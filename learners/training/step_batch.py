@@ -7,16 +7,12 @@ from functools import cache
 
 import numpy as np
 import pyarrow as pa
+from numpy import ndarray
 
 from actors.renderer import Renderer
 from actors.trajectory_table import REWARD
-from learners.batch.samples import (
-    CreditOf,
-    TrainingSample,
-    gym_advantages,
-    samples_from_table,
-    without_truncated,
-)
+from learners.advantages.group_advantages import TURN_ADVANTAGE, CreditOf, gym_advantages
+from learners.batch.samples import TrainingSample, samples_from_table, without_truncated
 from learners.config import LearnerConfig
 from learners.drop_reasons import TrajectoryKey, drop_metrics, num_dropped
 from learners.model.critic import explained_variance
@@ -68,10 +64,17 @@ def _credits_of(
         own_values = np.array([values.get(key, 0.0) for key in turn_keys(table)])
     return GroupCredits(
         table=table,
-        advantages=gym_advantages(table, credit_of, values=own_values),
+        advantages=_advantages(table, credit_of, values=own_values),
         values=missing if own_values is None else own_values,
         gains=np.array([gains.get(key, np.nan) for key in turn_keys(table)]) if gains else missing,
     )
+
+
+def _advantages(table: pa.Table, credit_of: CreditOf, *, values: ndarray | None) -> ndarray:  # [num_rows]
+    """The rollout actor's advantages; computed here if they depend on the critic or on information gains."""
+    if TURN_ADVANTAGE.name in table.column_names and not table[TURN_ADVANTAGE.name].null_count:
+        return table[TURN_ADVANTAGE.name].to_numpy()
+    return gym_advantages(table, credit_of, values=values)
 
 
 def _critic_metrics(groups: Sequence[GroupCredits], *, values: Mapping[TurnKey, float]) -> dict[str, float]:

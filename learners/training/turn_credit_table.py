@@ -10,7 +10,8 @@ import pyarrow as pa
 from jaxtyping import Bool, Float64
 from numpy import ndarray
 
-from learners.batch.samples import CreditOf, is_new_trajectory
+from learners.advantages.group_advantages import CreditOf
+from learners.batch.samples import is_new_trajectory
 from learners.buffer.credit_columns import CREDITS, KEYS
 from learners.drop_reasons import TrajectoryKey
 from learners.training.forward_scoring import TurnKey

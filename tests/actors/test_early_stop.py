@@ -17,8 +17,7 @@ from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout, rollout_group
 from actors.trajectory import Completion, GroupOrder, StopReason
 from actors.trajectory_table import to_table
-from learners.buffer.ledger import outcomes_of, usable_trajectories
-from learners.drop_reasons import drop_reasons
+from learners.drop_reasons import learner_drop_reasons
 from learners.model.tiny_policy import make_tokenizer
 from rewards.reward_functions import RewardContext
 from rewards.scorer import with_rewards
@@ -27,7 +26,7 @@ from simulators.message import Action
 from simulators.task import Task
 from simulators.user import UserCall, UserReply
 from simulators.users.rule_user import RuleUser
-from tests.fakes import TextEngine, call_text, make_key
+from tests.fakes import TextEngine, call_text, credited, make_key
 
 KEY = make_key("function")
 FOREVER = 3600.0
@@ -145,12 +144,12 @@ async def test_a_group_continues_without_the_dialogue_that_was_stopped(renderer:
     table = with_rewards(
         to_table(order, await rollout_group(order, context)), {"environment": 1.0}, RewardContext()
     )
-    summary = summarize(order, table, duration_s=1.0)
+    summary = summarize(order, credited(table), duration_s=1.0)
     assert summary.stop_reasons[1] is StopReason.TIME_LIMIT
     assert np.isnan([summary.scores[1], summary.rewards[1]]).all()
-    assert usable_trajectories(summary) == (0, 2)
-    assert outcomes_of(summary, "trained") == ("trained", "cut", "trained")
-    assert drop_reasons(table, advantages=table["reward"].to_numpy()) == {(0, 1): "cut"}
+    assert summary.usable == (0, 2)
+    assert summary.drop_reasons == ["", "cut", ""]
+    assert learner_drop_reasons(table, advantages=table["reward"].to_numpy()) == {(0, 1): "cut"}
 
 
 async def test_a_group_with_enough_trajectories_stops_the_rest_and_keeps_their_rows(renderer: Renderer):
@@ -163,10 +162,10 @@ async def test_a_group_with_enough_trajectories_stops_the_rest_and_keeps_their_r
     ended, surplus = StopReason.NO_TOOL_CALL, StopReason.SURPLUS
     assert reasons == [surplus, ended, surplus, ended]
     table = with_rewards(to_table(order, trajectories), {"environment": 1.0}, RewardContext())
-    summary = summarize(order, table, duration_s=1.0)
+    summary = summarize(order, credited(table), duration_s=1.0)
     assert sorted(set(table["trajectory"].to_pylist())) == [0, 1, 2, 3]
-    assert outcomes_of(summary, "flat") == ("surplus", "flat", "surplus", "flat")
-    assert drop_reasons(table, advantages=table["reward"].to_numpy()) == {
+    assert summary.drop_reasons == ["surplus", "", "surplus", ""] and summary.group_drop_reason == "flat"
+    assert learner_drop_reasons(table, advantages=table["reward"].to_numpy()) == {
         (0, 0): "surplus",
         (0, 2): "surplus",
     }

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.group_summary import state_keys, summarize
+from actors.group_summary import summarize
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn, as_ids
 from actors.trajectory_table import to_table
 from rewards.reward_functions import RewardContext
 from rewards.scorer import with_rewards
 from simulators.user import UserReply
-from tests.fakes import make_key
+from tests.fakes import credited, make_key
 
 KEY = make_key("travel")
 
@@ -51,15 +51,12 @@ def test_numbers_of_a_group_by_hand():
         trajectory([turn(reward=0.0, versions=[6, 7])], StopReason.MAX_TURNS),
     ]
     table = with_rewards(to_table(order, trajectories), {"environment": 2.0, "turn": -0.1}, RewardContext())
-    summary = summarize(order, table, duration_s=3.5)
+    summary = summarize(order, credited(table), duration_s=3.5)
     assert (summary.group_id, summary.task_key, summary.duration_s) == (9, KEY, 3.5)
     np.testing.assert_allclose(summary.scores, [0.75, math.nan, math.nan, 0.0])
     np.testing.assert_allclose(summary.rewards, [1.3, math.nan, math.nan, -0.1])
     assert list(summary.num_turns) == [2, 1, 0, 1]
-    for row, expected in zip(summary.turn_rewards, [[0.4, 0.9], [math.nan], [math.nan], [-0.1]], strict=True):
-        np.testing.assert_allclose(row, expected)
-    assert summary.turn_tokens == [[2, 3], [1], [0], [2]]
-    assert summary.turn_states == [[0, 0], [0], [0], [0]]
+    assert (summary.drop_reasons, summary.group_drop_reason) == (["", "failed", "failed", ""], "")
     assert list(summary.stop_reasons) == [t.stop_reason for t in trajectories]
     assert summary.num_policy_tokens == 8
     assert (summary.oldest_version, summary.newest_version) == (5, 7), "what failed is not trained: not its 4"
@@ -74,7 +71,7 @@ def test_a_group_is_as_old_as_its_oldest_token_that_can_be_trained():
 
     def oldest(*trajectories: Trajectory, reward: float = 1.0) -> int:
         table = with_rewards(to_table(order, trajectories), {"environment": reward}, RewardContext())
-        return summarize(order, table, duration_s=1.0).oldest_version
+        return summarize(order, credited(table), duration_s=1.0).oldest_version
 
     young = [
         trajectory(
@@ -96,7 +93,7 @@ def test_a_group_without_a_token_has_a_summary():
     order = GroupOrder(group_id=0, task_key=KEY, group_size=2, seed=1)
     trajectories = [trajectory([], StopReason.ERROR), trajectory([], StopReason.MAX_TOKENS)]
     table = with_rewards(to_table(order, trajectories), {"environment": 1.0}, RewardContext())
-    summary = summarize(order, table, duration_s=1.0)
+    summary = summarize(order, credited(table), duration_s=1.0)
     np.testing.assert_allclose(summary.scores, [math.nan, 0.0])
     assert (list(summary.num_turns), summary.num_policy_tokens) == ([0, 0], 0)
     assert summary.oldest_version > 10**9, "nothing sampled is never stale"
@@ -112,7 +109,7 @@ def test_a_group_belongs_to_the_user_who_played_or_failed_it_and_never_to_the_we
         ]
         failed = replace(trajectory(turns, StopReason.ROLE_FLIP), simulator=asked)
         table = with_rewards(to_table(order, [failed]), {"environment": 1.0}, RewardContext())
-        return summarize(order, table, duration_s=1.0).simulator
+        return summarize(order, credited(table), duration_s=1.0).simulator
 
     assert simulator_of(answered_by=[], asked="qwen") == "qwen"
     assert simulator_of(answered_by=["web", "qwen"], asked="qwen") == "qwen"
@@ -126,7 +123,7 @@ def test_python_numbers_only_travel():
         {"environment": 1.0},
         RewardContext(),
     )
-    summary = summarize(order, table, duration_s=1.0)
+    summary = summarize(order, credited(table), duration_s=1.0)
     assert [type(x) for x in (*summary.rewards, *summary.scores)] == [float, float]
     assert [type(x) for x in (*summary.num_turns, summary.oldest_version, summary.user_retries)] == [
         int,
@@ -134,10 +131,3 @@ def test_python_numbers_only_travel():
         int,
     ]
     assert summary.scores == pytest.approx([1.0])
-
-
-def test_a_state_is_what_was_told_so_far_in_any_order():
-    assert state_keys(["x", "y", "z"]) == [set(), {"x"}, {"x", "y"}]
-    assert state_keys(["y", "x", "x", "z"])[2:] == [{"x", "y"}, {"x", "y"}]
-    assert state_keys(["", "x", ""]) == [set(), set(), {"x"}]
-    assert state_keys([]) == []

@@ -24,7 +24,7 @@ from simulators.message import Action
 from simulators.task import Task, TaskKey
 from simulators.user import WEB, SimulatorError, User, UserCall, UserReply
 from simulators.users.rule_user import RuleUser
-from tests.fakes import ScriptedUser, TextEngine, call_text, make_key
+from tests.fakes import ScriptedUser, TextEngine, call_text, credited, make_key
 
 KEY = make_key("function")
 
@@ -180,7 +180,7 @@ async def test_no_failure_becomes_a_reward(renderer: Renderer):
     users = [ScriptedUser(fails_on=frozenset({index})) for index in range(3)]
     trajectories = [await play(renderer, [ask(renderer), "Well."], user=user) for user in users]
     table = with_rewards(to_table(order, trajectories), {"environment": 1.0, "turn": -0.1}, RewardContext())
-    summary = summarize(order, table, duration_s=0)
+    summary = summarize(order, credited(table), duration_s=0)
     assert [math.isnan(score) for score in summary.scores] == [True, False, False]
     assert [math.isnan(reward) for reward in summary.rewards] == [True, False, False]
 

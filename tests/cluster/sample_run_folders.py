@@ -20,6 +20,7 @@ from learners.buffer.credit_columns import CREDITS, KEYS
 from simulators.message import Action
 from simulators.task import TaskKey
 from simulators.user import UserReply
+from tests.fakes import credited
 
 GYMS = ("function", "travel")
 GROUP_SIZE = 4
@@ -99,7 +100,7 @@ def make_group(step: int, number: int, *, text: str, noise: int = 0) -> tuple[pa
     table = to_table(order, trajectories)
     rewards = np.where(table["failed"].to_numpy(), np.nan, table["env_reward"].to_numpy())
     table = table.append_column(REWARD, pa.array(rewards))
-    return table, summarize(order, table, duration_s=1.0)
+    return table, summarize(order, credited(table), duration_s=1.0)
 
 
 def make_dialogue(key: TaskKey, *, index: int, fails: bool, text: str, noise: int) -> Trajectory:

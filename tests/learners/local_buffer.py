@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from actors.trajectory import GroupOrder, StopReason
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
 from learners.buffer.log.events import BufferEventLog
-from learners.buffer.zero_advantage import is_flat
-from learners.config import LearnerConfig
 from simulators.task import TaskSource
 from tests.fakes import make_summary
 
@@ -47,7 +44,6 @@ def make_local_buffer(
         sizes,
         source=TaskSource({"function": 1.0}, split="train", seed=0, difficulty=0),
         run_folder=folder,
-        is_flat=partial(is_flat, credit_of=LearnerConfig().credit_of),
         group_timeout_s=group_timeout_s,
         recall=recall,
     )
@@ -62,10 +58,8 @@ def delivery_of(
     is_empty: bool = False,
 ) -> GroupBatch:
     """The group with these rewards, a row a trajectory; `is_empty`: the policy said nothing in it."""
-    summary = make_summary(rewards, stop_reasons=stop_reasons, versions=versions)
+    summary = make_summary(rewards, stop_reasons=stop_reasons, versions=versions, is_empty=is_empty)
     summary = replace(summary, group_id=order.group_id, task_key=order.task_key)
-    if is_empty:
-        summary = replace(summary, turn_tokens=[[0]] * len(rewards))
     size = len(rewards)
     table = pa.table(
         {

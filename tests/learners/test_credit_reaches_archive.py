@@ -11,6 +11,7 @@ from actors.group_summary import summarize
 from actors.group_transport import GroupBatch, ScoredGroup
 from actors.trajectory import StopReason
 from learners.advantages.config import SpreadConfig
+from learners.advantages.group_advantages import credit_group
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffered_group import BufferedGroup
 from learners.buffer.credit_columns import CREDITS, KEYS
@@ -36,8 +37,9 @@ async def play(feed: LocalBuffer, rewards: tuple[float, ...], *, last: StopReaso
     (order,) = await feed.next_orders("a", 1) or []
     ends = [*[DONE] * (len(rewards) - 1), last]
     table = make_table(list(zip(map(turns_of, rewards), ends, strict=True)), group_id=order.group_id)
-    summary = summarize(order, table, duration_s=1.0)
-    finished = ScoredGroup(order=order, summary=summary, table=table)
+    group = credit_group(table, True, credit_of=CONFIG.credit_of)
+    summary = summarize(order, group, duration_s=1.0)
+    finished = ScoredGroup(order=order, summary=summary, table=group.table)
     assert await feed.put(GroupBatch.of([finished])) == [True]
 
 

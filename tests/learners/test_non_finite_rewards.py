@@ -3,7 +3,6 @@ good beside it trains as if it were alone."""
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,12 @@ from actors.trajectory import StopReason, Turn
 from learners.advantages.estimators import ADVANTAGES
 from learners.batch.samples import TrainingSample
 from learners.buffer.buffer import Buffer, BufferSizes
-from learners.buffer.ledger import DROP_REASONS
-from learners.buffer.zero_advantage import is_flat
 from learners.config import LearnerConfig
-from learners.drop_reasons import DROPPED
+from learners.drop_reasons import LEARNER_REASONS, LEDGER_REASONS
 from learners.training.forward_scoring import ForwardScorer
 from learners.training.step_batch import samples_of_step
 from simulators.task import TaskSource
+from tests.fakes import credited
 from tests.learners.tiny_parts import make_table, make_turn, tiny_policy
 
 DONE, FAILED = StopReason.TERMINATED, StopReason.ENGINE_ERROR
@@ -51,7 +49,7 @@ def learned(table: pa.Table, config: LearnerConfig = CONFIG) -> tuple[list[Train
         policy=tiny_policy(), device=torch.device("cpu"), max_tokens=64, rank=0, num_ranks=1, seed=0
     )
     samples, metrics, _ = samples_of_step([table], config=config, renderer=None, scorer=scorer)
-    dropped = {reason: metrics[f"learner/num_dropped/{reason}"] for reason in DROPPED}
+    dropped = {reason: metrics[f"learner/num_dropped/{reason}"] for reason in LEARNER_REASONS}
     return samples, {reason: count for reason, count in dropped.items() if count}
 
 
@@ -60,16 +58,16 @@ def booked(table: pa.Table) -> dict[str, int]:
     size = len(set(table["trajectory"].to_pylist()))
     sizes = BufferSizes(group_size=size, groups_per_step=1, max_off_policy_steps=0, seed=0)
     source = TaskSource({"function": 1.0}, split="train", seed=0, difficulty=0)
-    buffer = Buffer(sizes, source=source, is_flat=partial(is_flat, credit_of=CONFIG.credit_of))
+    buffer = Buffer(sizes, source=source)
     order = buffer.issue()
     assert order is not None
     table = table.set_column(0, "group_id", pa.array([order.group_id] * table.num_rows))
-    buffer.put(order, summary=summarize(order, table, duration_s=1.0), payload=table)
+    buffer.put(order, summary=summarize(order, credited(table), duration_s=1.0), payload=table)
     for group in buffer.take(1, policy_version=0) or []:
         buffer.book([group.order.group_id])
         buffer.release([group.order.group_id])
     ledger = buffer.ledger()
-    assert ledger.in_flight == 0 and ledger.dropped.keys() == set(DROP_REASONS)
+    assert ledger.in_flight == 0 and ledger.dropped.keys() == set(LEDGER_REASONS)
     counts = {"trained": ledger.trained, **ledger.dropped}
     return {outcome: count for outcome, count in counts.items() if count}
 
@@ -118,7 +116,7 @@ def test_one_of_each_is_one_of_each():
     cut = [FAILED, StopReason.TIME_LIMIT, StopReason.SURPLUS]
     samples, dropped = learned(group_of(*GOOD, *bad, *[turns_of(1.0)] * 3, ends=[DONE] * 6 + cut))
     assert len(samples) == 3
-    assert dropped == dict.fromkeys(DROPPED, 1.0)
+    assert dropped == dict.fromkeys(LEARNER_REASONS, 1.0)
 
 
 @pytest.mark.parametrize("advantage", [name for name in ADVANTAGES if name != "turn_gae"])

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from actors.group_summary import summarize
 from actors.trajectory import GroupOrder, StopReason, Turn
-from learners.advantages.estimators import make_estimator
-from learners.batch.samples import row_advantages, samples_from_table
-from learners.buffer.buffered_group import BufferedGroup
-from tests.fakes import make_key
+from learners.advantages.estimators import CreditRule
+from learners.advantages.group_advantages import row_advantages
+from learners.batch.samples import samples_from_table
+from tests.fakes import credited, make_key
 from tests.learners.tiny_parts import make_table, make_turn
 
-ESTIMATOR = make_estimator("grpo", trajectory_score="sum", gamma=1.0)
+RULE = CreditRule(advantage="grpo", trajectory_score="sum", gamma=1.0)
 
 
 @st.composite
@@ -38,9 +38,8 @@ def trajectories(draw: st.DrawFn) -> tuple[list[Turn], StopReason]:
 def test_samples_are_exactly_of_the_usable_trajectories(group: list[tuple[list[Turn], StopReason]]):
     table = make_table(group, group_id=3)
     order = GroupOrder(group_id=3, task_key=make_key(), group_size=len(group), seed=0)
-    summary = summarize(order, table, duration_s=0.0)
-    usable = BufferedGroup(order=order, summary=summary, payload=table).usable
-    samples = samples_from_table(table, advantages=row_advantages(table, ESTIMATOR))
+    usable = summarize(order, credited(table), duration_s=0.0).usable
+    samples = samples_from_table(table, advantages=row_advantages(table, RULE))
     if len(usable) >= 2:  # a group with fewer never comes so far
         assert tuple(sorted({sample.trajectory for sample in samples})) == usable
     assert {sample.trajectory for sample in samples} <= set(usable)

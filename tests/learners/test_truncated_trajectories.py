@@ -5,7 +5,8 @@ import pytest
 
 from actors.trajectory import StopReason
 from learners.advantages.estimators import CreditRule
-from learners.batch.samples import gym_advantages, samples_from_table, without_truncated
+from learners.advantages.group_advantages import gym_advantages
+from learners.batch.samples import samples_from_table, without_truncated
 from tests.learners.tiny_parts import make_table, make_turn
 
 REASONS = (

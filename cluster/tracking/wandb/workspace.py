@@ -10,7 +10,7 @@ from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
 from cluster.console.progress import STAGES, say
 from cluster.tracking.wandb.sections import SECTIONS, STEP, axis_of
-from learners.buffer.ledger import DROP_REASONS
+from learners.drop_reasons import LEDGER_REASONS
 from simulators.users.quality_metrics import SHARES
 
 VIEW = "UserRL"
@@ -92,7 +92,7 @@ def _time(gyms: Sequence[str]) -> list[WorkspacePanel]:
 def _ledger() -> list[WorkspacePanel]:
     return [
         _lines("trajectories", [f"ledger/{name}" for name in ("issued", "trained", "in_flight")]),
-        _lines("dropped", [f"ledger/dropped/{reason}" for reason in DROP_REASONS], kind="areas"),
+        _lines("dropped", [f"ledger/dropped/{reason}" for reason in LEDGER_REASONS], kind="areas"),
         _lines("age", ["ledger/buffer/age/mean", "ledger/buffer/age/max"]),
         _lines("issued again", ["ledger/buffer/reissued"]),
     ]

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ray import cloudpickle
 
 from actors.rollout_setup import RolloutSetup
 from actors.scripts import Script
-from actors.trajectory import GroupOrder, GroupSummary
+from actors.trajectory import GroupOrder
 from cluster.config.run_config import RunConfig
 from cluster.driver.algorithm_config import create_rollouts
 from cluster.workers import play_orders
@@ -27,6 +28,7 @@ from cluster.workers.engine_pool import no_engines
 from cluster.workers.play_orders import OrderPlayer
 from cluster.workers.rollout_pool import Assignment, RolloutPool
 from cluster.workers.supervisor import Supervisor
+from learners.advantages.group_advantages import credit_group
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
 from rewards.reward_functions import RewardContext
@@ -74,6 +76,7 @@ def start_rollouts(policy_folder: str, **rollout: float) -> tuple[RolloutPool, O
         personas="plain",
         connect_user=connect_user,
         score=score,
+        credit=partial(credit_group, credit_of=config.learner.credit_of, has_gains=True),  # never flat
     )
     engines = no_engines()
     rollouts = create_rollouts(config, setup, engines=engines)
@@ -153,10 +156,6 @@ def test_an_evaluation_continues_without_a_hung_actor(
     assert held_s and GROUP_TIMEOUT_S <= max(held_s) < GROUP_TIMEOUT_S + 10
 
 
-def never_flat(summary: GroupSummary) -> bool:
-    return False
-
-
 def test_training_continues_without_a_hung_actor_until_ray_has_restarted_it(
     rollouts: RolloutPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +165,6 @@ def test_training_continues_without_a_hung_actor_until_ray_has_restarted_it(
         sizes,
         source=TaskSource({"function": 1.0}, split="train", seed=0, difficulty=0),
         run_folder=tmp_path,
-        is_flat=never_flat,
         group_timeout_s=GROUP_TIMEOUT_S,
     )
 

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any, get_args
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from cluster.config.recipe import BadInput, validate
 from cluster.config.run_config import RunConfig
 from learners.advantages.config import ADVANTAGE_CONFIGS, SpreadConfig, TurnGaeConfig, UserRLConfig
-from learners.advantages.estimators import ADVANTAGES, CreditRule, make_estimator
+from learners.advantages.estimators import ADVANTAGES, CreditRule
 from learners.advantages.group_baseline import group_relative
 from learners.advantages.turn_credit import (
     CREDITS,
@@ -72,21 +71,21 @@ def test_a_group_that_failed_whole_has_no_advantage():
 
 
 def test_each_turn_gets_its_trajectorys_advantage():
-    estimator = make_estimator("grpo", trajectory_score="sum", gamma=1.0)
+    estimator = CreditRule(advantage="grpo", trajectory_score="sum", gamma=1.0).advantages
     advantages = estimator(ragged([0.0, 1.0], [0.0, 0.0, 0.0]))
     assert [row.tolist() for row in advantages] == [[1.0, 1.0], [-1.0, -1.0, -1.0]]
 
 
 def test_reward_to_go_prefers_the_quicker_success():
     """Scores 1 and 0.5 at gamma 0.5: mean 3/4, deviation 1/4."""
-    estimator = make_estimator("grpo", trajectory_score="reward_to_go", gamma=0.5)
+    estimator = CreditRule(advantage="grpo", trajectory_score="reward_to_go", gamma=0.5).advantages
     quick, slow = estimator(ragged([1.0], [0.0, 1.0]))
     assert quick.tolist() == [1.0]
     assert slow.tolist() == [-1.0, -1.0]
 
 
 def test_one_failed_turn_fails_its_trajectory_alone():
-    estimator = make_estimator("dr_grpo", trajectory_score="sum", gamma=1.0)
+    estimator = CreditRule(advantage="dr_grpo", trajectory_score="sum", gamma=1.0).advantages
     advantages = estimator(ragged([1.0, NAN], [1.0], [0.0]))
     assert np.isnan(advantages[0]).all()
     assert [advantages[1].tolist(), advantages[2].tolist()] == [[0.5], [-0.5]]
@@ -105,7 +104,9 @@ every_advantage = pytest.mark.parametrize("advantage", ADVANTAGES)
 def estimate(advantage: str, rows: list[np.ndarray], *, credit: str = "equalized") -> list[np.ndarray]:
     """On turns of one token each, all of a trajectory's turns in states of their own index; the critic
     expects nothing."""
-    estimator = make_estimator(advantage, trajectory_score="sum", turn_credit=credit, gamma=1.0)
+    estimator = CreditRule(
+        advantage=advantage, trajectory_score="sum", turn_credit=credit, gamma=1.0
+    ).advantages
     return estimator(
         rows,
         states=[[str(turn) for turn in range(len(row))] for row in rows],
@@ -186,8 +187,10 @@ def test_a_trajectory_without_turns_has_no_advantage_and_breaks_none(advantage: 
 @pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo"])
 def test_any_score_goes_with_any_credit(advantage: str, score: str, credit: str):
     """Credit moves the advantage between turns; its mean over the tokens that have credit stays."""
-    estimator = make_estimator(advantage, trajectory_score=score, turn_credit=credit, gamma=0.5)
-    even = make_estimator(advantage, trajectory_score=score, gamma=0.5)
+    estimator = CreditRule(
+        advantage=advantage, trajectory_score=score, turn_credit=credit, gamma=0.5
+    ).advantages
+    even = CreditRule(advantage=advantage, trajectory_score=score, gamma=0.5).advantages
     rows, lengths = ragged([0.0, 0.25, 1.0], [0.5, 0.125]), [np.array([3, 1, 2]), np.array([4, 2])]
     advantages = estimator(rows, num_tokens=lengths)
     for row, values, num_tokens, of_trajectory in zip(rows, advantages, lengths, even(rows), strict=True):
@@ -213,7 +216,7 @@ def test_any_pair_can_be_set_for_one_gym(score: str, credit: str):
     )
     rows, lengths = ragged([0.0, 0.25, 1.0], [0.5, 0.125], [0.0]), [[3, 1, 2], [4, 2], [5]]
     for gym, (own_score, own_credit) in (("tau", (score, credit)), ("travel", ("reward_to_go", "equalized"))):
-        estimator = make_estimator(**asdict(config.credit_of(gym)))
+        estimator = config.credit_of(gym).advantages
         found = estimator(rows, num_tokens=[np.array(n) for n in lengths])
         scores = [SCORES[own_score](row, 0.5) for row in rows]
         mean, std = statistics.fmean(scores), statistics.pstdev(scores)
@@ -270,9 +273,9 @@ def test_keys_that_the_type_does_not_have_are_refused_in_one_line(settings: dict
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="advantage=nope: unknown: take one of grpo, dr_grpo"):
-        make_estimator("nope", trajectory_score="sum", gamma=1.0)
+        CreditRule(advantage="nope", trajectory_score="sum", gamma=1.0).check()
     with pytest.raises(ValueError, match="turn_loo credits each turn itself"):
-        make_estimator("turn_loo", trajectory_score="sum", gamma=1.0, turn_credit="naive")
+        CreditRule(advantage="turn_loo", trajectory_score="sum", gamma=1.0, turn_credit="naive").check()
 
 
 @pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo", "mt_grpo", "gigpo", "igpo"])

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learners.advantages.estimators import make_estimator
+from learners.advantages.estimators import CreditRule
 from tests.effort import examples
 
 SCORES = ("sum", "reward_to_go")
@@ -108,7 +108,9 @@ def by_turn(batch: Batch, advantages: Tensor) -> list[np.ndarray]:
 def ours(
     dialogues: list[list[list[tuple[float, int]]]], *, score: str, credit: str, gamma: float
 ) -> list[np.ndarray]:
-    estimator = make_estimator("userrl_compat", trajectory_score=score, turn_credit=credit, gamma=gamma)
+    estimator = CreditRule(
+        advantage="userrl_compat", trajectory_score=score, turn_credit=credit, gamma=gamma
+    ).advantages
     return [
         row
         for group in dialogues
@@ -184,7 +186,9 @@ def test_where_the_users_tokens_lie_changes_the_last_bits_alone(
 
 def test_a_dialogue_without_a_turn_has_no_advantage_and_counts_as_zero():
     """The release cannot say: it stops there. Scores 0 and 1: deviation sqrt(1/2)."""
-    estimator = make_estimator("userrl_compat", trajectory_score="sum", turn_credit="equalized", gamma=0.8)
+    estimator = CreditRule(
+        advantage="userrl_compat", trajectory_score="sum", turn_credit="equalized", gamma=0.8
+    ).advantages
     none, one = estimator([np.zeros(0), np.ones(1)])
     assert none.shape == (0,)
     assert one == pytest.approx([0.5**0.5], rel=1e-5)

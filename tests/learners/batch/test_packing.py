@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.trajectory import StopReason
-from learners.advantages.estimators import make_estimator
+from learners.advantages.estimators import CreditRule
+from learners.advantages.group_advantages import row_advantages
 from learners.batch.packing import micro_batches, pack, plan
-from learners.batch.samples import TrainingSample, row_advantages, samples_from_table
+from learners.batch.samples import TrainingSample, samples_from_table
 from learners.config import LearnerConfig
 from learners.training.optimizer_step import accumulate_gradients, grpo_sums
 from tests.learners.tiny_parts import make_table, make_turn, random_table, tiny_policy
@@ -77,11 +78,9 @@ def test_a_silent_turn_leaves_no_gap_in_the_numbers_of_turns():
 
 
 def samples_of(num_groups: int) -> list[TrainingSample]:
-    estimator = make_estimator("grpo", trajectory_score="sum", gamma=1.0)
+    rule = CreditRule(advantage="grpo", trajectory_score="sum", gamma=1.0)
     tables = [random_table(group_id=group_id) for group_id in range(num_groups)]
-    return [
-        s for table in tables for s in samples_from_table(table, advantages=row_advantages(table, estimator))
-    ]
+    return [s for table in tables for s in samples_from_table(table, advantages=row_advantages(table, rule))]
 
 
 def gradients(

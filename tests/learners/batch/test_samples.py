@@ -6,22 +6,21 @@ import pytest
 
 from actors.trajectory import StopReason
 from learners.advantages.config import SpreadConfig
-from learners.advantages.estimators import make_estimator
+from learners.advantages.estimators import CreditRule
+from learners.advantages.group_advantages import gym_advantages, row_advantages
 from learners.batch.samples import (
     TrainingSample,
-    gym_advantages,
-    row_advantages,
     samples_from_table,
 )
 from learners.config import LearnerConfig
 from tests.learners.tiny_parts import loss_mask, make_table, make_turn
 
-ESTIMATOR = make_estimator("grpo", trajectory_score="sum", gamma=1.0)
+RULE = CreditRule(advantage="grpo", trajectory_score="sum", gamma=1.0)
 DONE = StopReason.TERMINATED
 
 
 def samples_of(table) -> list[TrainingSample]:
-    return samples_from_table(table, advantages=row_advantages(table, ESTIMATOR))
+    return samples_from_table(table, advantages=row_advantages(table, RULE))
 
 
 def test_a_trajectory_is_its_turns_end_to_end():
@@ -165,8 +164,8 @@ def test_credit_is_spread_over_tokens_not_turns():
     ]
     other = [make_turn([1], [2], reward=0.25, forked=True)]
     table = make_table([(turns, DONE), (other, DONE)])
-    estimator = make_estimator("dr_grpo", trajectory_score="sum", turn_credit="naive", gamma=1.0)
-    assert row_advantages(table, estimator).tolist() == [0.0, 1.0, 0.25, -0.5]
+    rule = CreditRule(advantage="dr_grpo", trajectory_score="sum", turn_credit="naive", gamma=1.0)
+    assert row_advantages(table, rule).tolist() == [0.0, 1.0, 0.25, -0.5]
 
 
 def test_gigpo_takes_its_states_from_the_table():
@@ -176,8 +175,8 @@ def test_gigpo_takes_its_states_from_the_table():
         for reward in (1.0, 0.0)
     )
     table = make_table([(good, DONE), (bad, DONE)])
-    estimator = make_estimator("gigpo", trajectory_score="sum", gamma=1.0)
-    assert row_advantages(table, estimator).tolist() == [2.0, 2.0, -2.0, -2.0]
+    rule = CreditRule(advantage="gigpo", trajectory_score="sum", gamma=1.0)
+    assert row_advantages(table, rule).tolist() == [2.0, 2.0, -2.0, -2.0]
 
 
 def test_a_groups_gym_decides_its_credit():

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from functools import partial
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -13,11 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer.buffer import Buffer, BufferSizes
 from learners.buffer.buffered_group import BufferedGroup
-from learners.buffer.ledger import DROP_REASONS
-from learners.buffer.zero_advantage import is_flat
-from learners.config import LearnerConfig
+from learners.drop_reasons import LEDGER_REASONS
 from simulators.task import TaskSource
 from tests.effort import examples
+from tests.fakes import make_summary
 
 OK, FAILED = StopReason.TERMINATED, StopReason.SIMULATOR_ERROR
 
@@ -37,41 +36,15 @@ def make_sizes(
     )
 
 
-IS_FLAT = partial(is_flat, credit_of=LearnerConfig().credit_of)
-
-
 def make_buffer(sizes: BufferSizes) -> Buffer:
-    return Buffer(sizes, source=source(), is_flat=IS_FLAT)
+    return Buffer(sizes, source=source())
 
 
 def summary_of(
     order: GroupOrder, rewards: list[float], *, reasons: list[StopReason] | None = None, oldest: int = 0
 ) -> GroupSummary:
-    return GroupSummary(
-        group_id=order.group_id,
-        task_key=order.task_key,
-        rewards=rewards,
-        scores=rewards,
-        num_turns=[1] * len(rewards),
-        turn_rewards=[[reward] for reward in rewards],
-        turn_tokens=[[1]] * len(rewards),
-        turn_states=[[0]] * len(rewards),
-        stop_reasons=reasons or [OK] * len(rewards),
-        num_policy_tokens=10,
-        oldest_version=oldest,
-        newest_version=oldest,
-        version_spans=[0] * len(rewards),
-        duration_s=1.0,
-        policy_s=0.5,
-        queue_s=0.0,
-        user_s=0.5,
-        tool_s=0.0,
-        reward_s=0.0,
-        user_retries=0,
-        user_concurrency=0.0,
-        simulator="rules",
-        persona="plain",
-    )
+    summary = make_summary(rewards, stop_reasons=reasons, versions=(oldest, oldest))
+    return replace(summary, group_id=order.group_id, task_key=order.task_key)
 
 
 def test_groups_in_which_everything_failed_are_counted_until_one_succeeds():
@@ -134,7 +107,7 @@ def test_a_group_that_ages_while_it_waits_is_dropped_at_the_moment_of_use():
 def test_a_flat_group_is_dropped_and_frees_its_slot():
     buffer = make_buffer(make_sizes(groups_per_step=1))
     finish(buffer, [0.3, 0.1 + 0.2])
-    assert buffer.ledger().dropped == dict.fromkeys(DROP_REASONS, 0) | {"flat": 2}
+    assert buffer.ledger().dropped == dict.fromkeys(LEDGER_REASONS, 0) | {"flat": 2}
     assert buffer.issue() is not None
 
 
@@ -145,7 +118,7 @@ def test_a_failed_trajectory_is_dropped_alone_where_two_others_differ():
     summary = summary_of(order, [0.0, 1.0, math.nan], reasons=[OK, OK, FAILED])
     buffer.put(order, summary=summary, payload=None)
     groups = buffer.take(1, policy_version=0)
-    assert groups is not None and groups[0].usable == (0, 1)
+    assert groups is not None and groups[0].summary.usable == (0, 1)
     buffer.book([order.group_id])
     ledger = buffer.ledger()
     assert (ledger.issued, ledger.trained, ledger.dropped["failed"], ledger.in_flight) == (3, 2, 1, 0)
@@ -299,7 +272,7 @@ class BufferLaws(RuleBasedStateMachine):
             for group in groups:
                 assert self.version - group.summary.oldest_version <= self.sizes.max_off_policy_steps
                 assert len(group.summary.rewards) == self.sizes.group_size
-                assert len(group.usable) >= 2
+                assert len(group.summary.usable) >= 2
             self.taken += groups
 
     @precondition(lambda self: self.taken)
@@ -342,7 +315,7 @@ class BufferLaws(RuleBasedStateMachine):
     def save_and_restore(self) -> None:
         before = self.buffer.ledger()
         state = json.loads(json.dumps(self.buffer.state()))
-        self.buffer = Buffer.from_state(state, sizes=self.sizes, source=source(), is_flat=IS_FLAT)
+        self.buffer = Buffer.from_state(state, sizes=self.sizes, source=source())
         assert self.buffer.ledger() == before
         self.working, self.taken, self.booked = [], [], []
         self.live = self.version

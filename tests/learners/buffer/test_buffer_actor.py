@@ -4,7 +4,6 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
 from learners.buffer.fixed_work_source import TOKEN_COLUMNS, FixedWorkSource
-from learners.buffer.zero_advantage import is_flat
-from learners.config import LearnerConfig
 from simulators.task import TaskKey, TaskSource
 
 pytestmark = pytest.mark.slow
@@ -56,10 +53,7 @@ def make_buffer(run_folder: Path, *, groups_per_step: int = 1, max_off_policy_st
         group_size=2, groups_per_step=groups_per_step, max_off_policy_steps=max_off_policy_steps, seed=7
     )
     source = TaskSource({"function": 1.0}, split="train", seed=7, difficulty=0)
-    rule = partial(is_flat, credit_of=LearnerConfig().credit_of)
-    return start(
-        BufferActor, sizes, source=source, run_folder=run_folder, is_flat=rule, group_timeout_s=WAIT_S
-    )
+    return start(BufferActor, sizes, source=source, run_folder=run_folder, group_timeout_s=WAIT_S)
 
 
 def summary_of(order: GroupOrder, rewards: tuple[float, float]) -> GroupSummary:
@@ -69,10 +63,9 @@ def summary_of(order: GroupOrder, rewards: tuple[float, float]) -> GroupSummary:
         rewards=rewards,
         scores=rewards,
         num_turns=(1, 1),
-        turn_rewards=[[reward] for reward in rewards],
-        turn_tokens=[[1], [1]],
-        turn_states=[[0], [0]],
         stop_reasons=(StopReason.TERMINATED,) * 2,
+        drop_reasons=("", ""),
+        group_drop_reason="flat" if rewards[0] == rewards[1] else "",
         num_policy_tokens=4,
         oldest_version=0,
         newest_version=0,

@@ -174,7 +174,7 @@ class Driver:
         assert len(groups) == GROUPS_PER_STEP
         for group in groups:
             assert self.version - group.summary.oldest_version <= self.bound
-            assert 2 <= len(group.usable) <= GROUP_SIZE
+            assert 2 <= len(group.summary.usable) <= GROUP_SIZE
 
     def _note(self, summaries: list[GroupSummary]) -> None:
         self.settled.update(summary.group_id for summary in summaries)

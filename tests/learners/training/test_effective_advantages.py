@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from learners.advantages.group_advantages import gym_advantages
 from learners.batch.packing import micro_batches
-from learners.batch.samples import TrainingSample, gym_advantages, samples_from_table
+from learners.batch.samples import TrainingSample, samples_from_table
 from learners.config import LearnerConfig
 from learners.loss_config import ReferenceKlConfig
 from learners.training.effective_advantages import EffectiveAdvantages

@@ -67,7 +67,7 @@ def test_orders_and_summaries_come_back_as_they_were():
     summary = replace(
         make_summary([0.1 + 0.2, math.inf], stop_reasons=[StopReason.TERMINATED, StopReason.USER_LEFT]),
         gauges=GaugeCounts(dialogues=2, leaks=1),
-        turn_rewards=[[1 / 3], [-0.0]],
+        rewards=[1 / 3, -0.0],
     )
     order = GroupOrder(group_id=3, task_key=make_key("travel"), group_size=2, seed=7, num_extra=1)
     facts = {"orders": [order], "summaries": [summary]}

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Coroutine
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +27,6 @@ from actors.trajectory import GroupOrder
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.log.events import BufferEventLog
 from learners.buffer.log.write_ahead_log import LogClosedError
-from learners.buffer.zero_advantage import is_flat
-from learners.config import LearnerConfig
 from simulators.task import TaskSource
 from tests.effort import examples
 from tests.fakes import make_summary
@@ -126,7 +123,6 @@ class Crashes(RuleBasedStateMachine):
             self.sizes,
             source=TaskSource({"function": 1.0}, split="train", seed=0, difficulty=0),
             run_folder=self.folder,
-            is_flat=partial(is_flat, credit_of=LearnerConfig().credit_of),
             group_timeout_s=3600.0,
             recall=BufferEventLog(self.folder / "journal", journal=journal),
         )
