@@ -76,9 +76,8 @@ class Env(Protocol):
     async def reset(self) -> Observation: ...
 
     async def step(self, text: str, *, request_id: str = "", known: UserReply | None = None) -> TurnResult:
-        """Takes `[choice] content`. Raises `SimulatorError` where the user fails; the state is then
-        unchanged. A step whose `request_id` was taken before gives the same answer and steps nothing. `known`
-        is the user's recorded reply when a partial rollout is replayed: the user is not called again."""
+        """Takes `[choice] content`. Raises `SimulatorError` if the user fails; the state is then unchanged. A
+        repeated `request_id` returns the same result. `known`: the user's recorded reply in a replay."""
         ...
 
     async def close(self) -> None: ...
@@ -163,15 +162,13 @@ class Gym:
     answer: Callable[[UserCall, random.Random], UserReply]
     """The rule-based user."""
     expert: Callable[[str, random.Random, float], Expert]
-    """(opening, randomness, haste) to a scripted expert. Haste is its chance, at each question, to act
-    without asking it; 0 is the expert at its best."""
+    """(opening, randomness, haste) to a scripted expert; haste is its chance to act without asking."""
     random_action: Callable[[Task, random.Random], Action]
     """A well-formed action that ignores the dialogue."""
     role: LlmRole | None = None
     """The LLM form of the user; None where the user only computes: no model may stand in for that."""
     load: Callable[[Path], list[Task]] = no_published_data
-    """A file of published data to tasks. Refuses a file that is missing or of another form, with file, row
-    and field."""
+    """A file of published data to tasks. Errors name file, row and field."""
     view: Callable[[Any], Mapping[str, Any]] = nothing_to_see
     """What of the state the user may know, as JSON."""
     finish: Callable[[Task, Any], ActionOutcome] = end_without_score
@@ -185,11 +182,10 @@ class Gym:
     flag: Callable[[Action | None, bool, bool], tuple[bool, bool]] = one_end
     """(action, done, last turn of the budget) to (terminated, truncated); either ends the episode."""
     gold: Callable[[Task], Sequence[Action]] = no_gold
-    """The calls that solve the task, given its hidden part; empty if unknown. What the rules want asked or
-    looked up before is not among them."""
+    """The calls that solve the task, without questions and look-ups before them; empty if unknown."""
     progress: Callable[[Task, Any], float] = no_progress
-    """(task, state): how far a dialogue has come, in [0, 1] and 0 before the first turn, for potential-based
-    shaping: what was learned of the hidden part, and what was done. Never shown to the policy."""
+    """(task, state): progress in [0, 1], 0 before the first turn, for potential-based shaping. Never shown to
+    the policy."""
     news: Callable[[Action | None, str, UserReply | None], str] = own_words
     """(action, feedback, reply): what a turn told the policy, as a key in which wording plays no part.
     Dialogues that were told the same are in one state, for estimators that compare within it (GiGPO)."""
@@ -229,11 +225,8 @@ class GymEnv:
         return Observation(system=self._gym.system, opening=self._task.opening)
 
     async def step(self, text: str, *, request_id: str = "", known: UserReply | None = None) -> TurnResult:
-        """Executes one action. Raises ValueError after the end and `SimulatorError` where the user fails.
-
-        Calls that overlap are taken one after the other: a retry that overtakes its own call finds the
-        answer, and no two actions are applied to the same state.
-        """
+        """Executes one action; overlapping calls run one after the other, so a retry finds its call's answer.
+        Raises ValueError after the end and `SimulatorError` if the user fails."""
         async with self._turn:
             return await self._step(text, request_id, known)
 
