@@ -33,7 +33,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def make_group(folder: Path, *, num_learners: int = 0, **learner: Any) -> LearnerGroup:
-    reference = learner.get("kl", {}).get("reference") or str(folder / f"reference-{num_learners}")
+    named = learner["kl"].get("reference") if isinstance(learner.get("kl"), dict) else None
+    reference = named or str(folder / f"reference-{num_learners}")
     sft = SftConfig(batch_size=4, warmup_steps=0)
     settings = {"sft": sft, "reference_folder": reference, "warmup_steps": 0, **learner}
     return start(group_config(folder / "policy", num_learners=num_learners, **settings))
@@ -114,7 +115,7 @@ def test_a_model_that_was_named_is_the_reference(folder: Path):
     with torch.no_grad():
         named.model.embed_tokens.weight.mul_(0.5)
     named.save_pretrained(folder / "named")
-    group = make_group(folder, kl="k3", reference=str(folder / "named"))
+    group = make_group(folder, kl={"type": "k3", "reference": str(folder / "named")})
     assert update(group, step=0)["learner/reference_kl"] > 0
     assert sorted(path.name for path in folder.iterdir()) == ["named", "policy"]
 
