@@ -20,6 +20,7 @@ from tests.simulators import template_gym
 DATA = ROOT.parent / "shared" / "data" / "userrl"
 INLINE = re.compile(r"`(userrl [^`]+)`")
 NEEDS_RAY = ("cluster", "ray")
+FOLDERS = ("actors", "bench", "cluster", "examples", "learners", "rewards", "simulators", "tests")
 
 
 def commands() -> Iterator[str]:
@@ -91,9 +92,22 @@ def test_a_link_into_a_page_leads_to_a_heading(page: Path):
     assert lost == []
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "comparison.md"], ids=name_of)
+def test_a_file_that_a_page_names_exists(page: Path):
+    """comparison.md apart: it names files of other systems."""
+    named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+\.\w+)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_walk_of_a_trajectory_has_at_most_25_files():
+    walk = (ROOT / "docs" / "code-map.md").read_text().partition("## One trajectory")[2].partition("## ")[0]
+    rows = re.findall(r"^\|[^|]*\| `[\w/]+\.py` \|", walk, re.MULTILINE)
+    assert 20 <= len(rows) <= 25
+
+
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "README.md").read_text()
-    pages = [page.name for page in PAGES if page.parent.name == "docs" and page.name != "README.md"]
+    pages = [page.name for page in PAGES if page.parent == ROOT / "docs" and page.name != "README.md"]
     assert [page for page in pages if f"({page})" not in index] == []
 
 

@@ -52,7 +52,7 @@ ELSEWHERE = tuple(
     RunBy(pattern=pattern, test=test, why=why)
     for pattern, test, why in (
         (r"make train( .*)?", MAIN_JOB, "set-up and a quarter of an hour; there with a small recipe"),
-        (r"make test", "test_docs_commands.py::test_a_make_command_has_its_target", "this is it"),
+        (r"make (setup|test|test-fast|lint)", "test_docs_commands.py::test_a_make_command_has_its_target", "minutes; this file is a part of it"),
         (r"make bench.*", BENCH, "minutes on a quiet machine"),
         (r"userrl train .*--gyms\.modules .*|userrl train my_gym.*", OWN_GYM, "Ray, Serve and vLLM"),
         (r"userrl train .*", MAIN_JOB, "Ray, Serve and vLLM"),
