@@ -23,7 +23,7 @@ BANNED_WORDS = {
     r"of now": "current",
     r"heed(?:s|ed|ing)?": "obeys, uses",
     r"c[oa]mes? home": "returns, finishes",
-    r"(?:is|are|was|were|be|been) told": "receives, is set to",
+    r"(?:is|are) told": "receives, is set to",
     r"takes? part|took part": "joins, is included",
     r"of its own accord": "without being asked",
     WHO.pattern: "that, which; `who` is for people",
@@ -40,11 +40,12 @@ ABOUT_PEOPLE = ("simulators/", "cluster/play/", "docs/users.md", "docs/add-a-use
 ALLOWED = {("CONTRIBUTING.md", "*Who* is for people")}
 """(file, part of the line) of a use of `who` that means a human being and that `OF_PEOPLE` does not see."""
 BANNED_NAMES = frozenset({
-    "accounts", "anew", "begun", "begun_turn", "crew", "cut", "delivery", "demand", "dropped", "engine_line",
-    "engine_pauses", "engine_pulse", "enough", "feed", "flat_watch", "give", "hang_up", "heap", "hear", "heed",
-    "keep_up", "keep_working", "let_go", "let_leave", "manner", "new_start", "nobody", "notices", "orders", "pace",
-    "place", "pulse", "recall", "redo", "roll_call", "room", "sealed", "settle", "settled", "speak", "strikes",
-    "tell", "teller", "telling", "told", "untrusted", "way", "whoever",
+    "accounts", "anew", "begun", "begun_turn", "crew", "cut", "delivery", "demand", "dropped",
+    "engine_line", "engine_pauses", "engine_pulse", "enough", "feed", "flat_watch", "give", "hang_up",
+    "heap", "hear", "heed", "keep_up", "keep_working", "let_go", "let_leave", "manner", "new_start",
+    "nobody", "notices", "orders", "pace", "place", "pulse", "recall", "redo", "roll_call", "room",
+    "sealed", "settle", "settled", "speak", "strikes", "tell", "teller", "telling", "told", "untrusted",
+    "way", "whoever",
 })  # fmt: skip
 """Names of files, classes (as snake case) and functions that say nothing to a reader of this field."""
 OWN_NAMES = ("simulators/gyms/", "simulators/published/", "simulators/tau/")
