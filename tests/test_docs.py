@@ -1,4 +1,4 @@
-"""What the documentation shows is true: recipes load, commands parse, Python runs, links lead somewhere."""
+"""Laws of the documentation: recipes load, commands parse, Python runs, links and named files exist."""
 
 import ast
 import re
@@ -24,7 +24,7 @@ FOLDERS = ("actors", "bench", "cluster", "examples", "learners", "rewards", "sim
 
 
 def commands() -> Iterator[str]:
-    """Every `userrl` line of the pages, and those in running text that are whole."""
+    """Every `userrl` command of the pages, in blocks and, if complete, in running text."""
     yield from (command for _, command in shell_commands() if command.startswith("userrl "))
     for page in PAGES:
         for line in INLINE.findall(page.read_text()):
@@ -33,7 +33,7 @@ def commands() -> Iterator[str]:
 
 
 def runs_alone(text: str) -> bool:
-    """Whether it imports something, and nothing that starts Ray."""
+    """Whether the code imports something, and nothing that starts Ray."""
     modules = [
         name.split(".")[0]
         for node in ast.walk(ast.parse(text))
