@@ -57,6 +57,11 @@ ELSEWHERE = tuple(
             "test_docs_commands.py::test_a_make_command_has_its_target",
             "minutes; this file is a part of it",
         ),
+        (
+            r"\.venv/bin/python -m examples\.one_process_grpo",
+            "test_examples.py::test_two_steps_of_the_one_process_example_run",
+            "minutes; there with two steps",
+        ),
         (r"make bench.*", BENCH, "minutes on a quiet machine"),
         (r"userrl train .*--gyms\.modules .*|userrl train my_gym.*", OWN_GYM, "Ray, Serve and vLLM"),
         (r"userrl train .*", MAIN_JOB, "Ray, Serve and vLLM"),
