@@ -1,11 +1,11 @@
-"""The README and the pages of docs/, taken apart: fenced blocks, shell commands, headings."""
+"""Parser of README, CONTRIBUTING and the pages of docs/: fenced blocks, shell commands, headings."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("", "sh", "bash", "shell", "console")
 PROGRAMS = (
@@ -13,7 +13,7 @@ PROGRAMS = (
     *("curl", "git", "source", "cd", "ssh", "prometheus", "grafana", "uv", "node", "npm"),
 )
 COMMAND = re.compile(rf"(?:\$ )?((?:[A-Z_]+=\S* )*(?:\./|\.venv/bin/)?(?:{'|'.join(PROGRAMS)})\b.*)")
-"""A line that runs something; in a block that says of itself that it is shell, every line does."""
+"""A line that runs something; in a block that is tagged as shell, every line does."""
 
 
 def name_of(page: Path) -> str:
@@ -29,7 +29,7 @@ def blocks(*languages: str) -> Iterator[tuple[str, str]]:
 
 
 def shell_commands() -> Iterator[tuple[str, str]]:
-    """(page, command) of every command in a fenced block, without its comment, lines that go on joined."""
+    """(page, command) of every command in a fenced block, without its comment, continued lines joined."""
     for page in PAGES:
         for tag, text in BLOCK.findall(page.read_text()):
             if tag not in SHELL:
@@ -42,7 +42,7 @@ def shell_commands() -> Iterator[tuple[str, str]]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The names that a link may give behind `#`, as GitHub makes them of headings."""
+    """The anchors that a link may name after `#`, as GitHub derives them from headings."""
     text = BLOCK.sub("", page.read_text())
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}

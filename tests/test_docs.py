@@ -1,4 +1,4 @@
-"""What the documentation shows is true: recipes load, commands parse, Python runs, links lead somewhere."""
+"""Laws of the documentation: recipes load, commands parse, Python runs, links and named files exist."""
 
 import ast
 import re
@@ -20,10 +20,11 @@ from tests.simulators import template_gym
 DATA = ROOT.parent / "shared" / "data" / "userrl"
 INLINE = re.compile(r"`(userrl [^`]+)`")
 NEEDS_RAY = ("cluster", "ray")
+FOLDERS = ("actors", "bench", "cluster", "examples", "learners", "rewards", "simulators", "tests")
 
 
 def commands() -> Iterator[str]:
-    """Every `userrl` line of the pages, and those in running text that are whole."""
+    """Every `userrl` command of the pages, in blocks and, if complete, in running text."""
     yield from (command for _, command in shell_commands() if command.startswith("userrl "))
     for page in PAGES:
         for line in INLINE.findall(page.read_text()):
@@ -32,7 +33,7 @@ def commands() -> Iterator[str]:
 
 
 def runs_alone(text: str) -> bool:
-    """Whether it imports something, and nothing that starts Ray."""
+    """Whether the code imports something, and nothing that starts Ray."""
     modules = [
         name.split(".")[0]
         for node in ast.walk(ast.parse(text))
@@ -91,9 +92,22 @@ def test_a_link_into_a_page_leads_to_a_heading(page: Path):
     assert lost == []
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "comparison.md"], ids=name_of)
+def test_a_file_that_a_page_names_exists(page: Path):
+    """comparison.md apart: it names files of other systems."""
+    named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+\.\w+)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_walk_of_a_trajectory_has_at_most_25_files():
+    walk = (ROOT / "docs" / "code-map.md").read_text().partition("## One trajectory")[2].partition("## ")[0]
+    rows = re.findall(r"^\|[^|]*\| `[\w/]+\.py` \|", walk, re.MULTILINE)
+    assert 20 <= len(rows) <= 25
+
+
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "README.md").read_text()
-    pages = [page.name for page in PAGES if page.parent.name == "docs" and page.name != "README.md"]
+    pages = [page.name for page in PAGES if page.parent == ROOT / "docs" and page.name != "README.md"]
     assert [page for page in pages if f"({page})" not in index] == []
 
 

@@ -1,6 +1,6 @@
-"""Every shell command of the README and the pages is run: here, or by the test that is named here.
+"""Law of commands: every shell command of README, CONTRIBUTING and docs is run here or by a named test.
 
-What neither runs here nor is named fails; so does an entry whose test is gone or that no page needs.
+A command without either fails, and so does an entry whose test does not exist or that no page needs.
 """
 
 import ast
@@ -29,18 +29,18 @@ HERE = (
     r"python -m bench\.cost_model .*",
     r"GYM_MODULES=my_gym \.venv/bin/pytest tests/simulators/test_gyms\.py .*",
 )
-"""What takes seconds: run below as it stands, in this order, in a folder that looks like the project's."""
+"""Commands that take seconds: run below as written, in this order, in a folder laid out like the project."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunBy:
-    """Commands that are run elsewhere."""
+    """Commands that another test runs."""
 
     pattern: str
     test: str
     """file::function, below tests/."""
     why: str
-    """What keeps it from being run here."""
+    """Why it is not run here."""
 
 
 MAIN_JOB = "cluster/driver/test_train.py::test_the_job_stops_on_ctrl_c_and_goes_on_where_it_was"
@@ -52,7 +52,16 @@ ELSEWHERE = tuple(
     RunBy(pattern=pattern, test=test, why=why)
     for pattern, test, why in (
         (r"make train( .*)?", MAIN_JOB, "set-up and a quarter of an hour; there with a small recipe"),
-        (r"make test", "test_docs_commands.py::test_a_make_command_has_its_target", "this is it"),
+        (
+            r"make (setup|test|test-fast|lint)",
+            "test_docs_commands.py::test_a_make_command_has_its_target",
+            "minutes; this file is a part of it",
+        ),
+        (
+            r"\.venv/bin/python -m examples\.one_process_grpo",
+            "test_examples.py::test_two_steps_of_the_one_process_example_run",
+            "minutes; there with two steps",
+        ),
         (r"make bench.*", BENCH, "minutes on a quiet machine"),
         (r"userrl train .*--gyms\.modules .*|userrl train my_gym.*", OWN_GYM, "Ray, Serve and vLLM"),
         (r"userrl train .*", MAIN_JOB, "Ray, Serve and vLLM"),
@@ -177,7 +186,7 @@ def functions(file: str) -> set[str]:
 
 
 def test_a_make_command_has_its_target():
-    """In blocks and in running text; what the targets do is in the Makefile for everybody to read."""
+    """In blocks and in running text; the Makefile shows what the targets do."""
     inline = [line for page in PAGES for line in re.findall(r"`(make [\w-]+[^`]*)`", page.read_text())]
     asked = {command.split()[1] for command in [*COMMANDS, *inline] if command.startswith("make ")}
     assert asked >= {"train", "test", "reference"}
@@ -201,7 +210,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_commands_that_take_seconds_run_as_they_stand(project: Path):
-    """In the pages' order of making and using; a person at the keyboard has nothing to say."""
+    """In the order of HERE, with an empty standard input."""
     bash = shutil.which("bash")
     assert bash is not None
     env = os.environ | {"PATH": f"{project / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
