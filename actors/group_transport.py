@@ -1,5 +1,5 @@
-"""Finished groups on their way to a feed: the groups that finish while one call is under way go together in
-the next, as one block of bytes. Knows no Ray: who calls says how to put.
+"""Transport of finished groups to a work source: groups that finish during one call travel together in the
+next, as one block of bytes. Knows no Ray: the caller passes the function that delivers them.
 
 A group alone costs a call and an object in the store, some milliseconds of two processes; many together cost
 little more. Where groups are few and far between nothing waits: a call is made at once.
@@ -72,7 +72,7 @@ class GroupSender:
         the others' groups are as lost."""
         self._waiting.append(group)
         async with self._calling:
-            # Whoever waited for the lock before may have taken this group along.
+            # An earlier holder of the lock may have sent this group along.
             if any(one is group for one in self._waiting):
                 await self._put(GroupBatch.of(self._next()))
 

@@ -23,8 +23,8 @@ PAYS = 1.06
 """A limit pays if it answers this much more than the one below; one that scaled fully would answer `STEP`
 times as much, one that only fills the server's waiting list no more."""
 CHANGED = 1.5
-"""A rate that differs by more from the last one at the same limit is another server's: all is measured
-anew."""
+"""A rate that differs by more from the last one at the same limit is another server's: everything is
+measured again."""
 LEAST_CALLS = 64
 """Number of calls for a reliable mean latency; larger if more run concurrently."""
 OVERLOADED = (408, 429, 503, 529)

@@ -77,7 +77,7 @@ def finish(task: Task, state: State) -> ActionOutcome:
 
 def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     """Takes the shortest way that these rules leave open: asks for the test case with one input moved by a
-    hair and answers what it is told. In haste: guesses instead of asking."""
+    hair and answers the value it gets. In haste: guesses instead of asking."""
     case = (yield Action(choice="search", content="test")).rpartition(": ")[2].split()
     if rng.random() < haste:
         yield Action(choice="answer", content="0")

@@ -9,7 +9,7 @@ Kept as released: a transfer ends and is graded regardless of its reason, so tha
 for it at once and finished changes need no goodbye; the policy is never shown; tools are listed once and
 without types, enums or required marks; arguments are not checked before a tool runs; `finish` pays nothing;
 the opening is the cached line, not one of the simulated customer; a search is exactly tools or help; a call
-of `respond` speaks to the customer; an unknown tool is told so; text without a tag is refused and costs
+of `respond` speaks to the customer; an unknown tool gets an error; text without a tag is refused and costs
 nothing but the turn. Chosen here: calls longer than `MAX_CALL_CHARS` or with more than `MAX_BRACKETS`
 brackets are refused unread.
 """

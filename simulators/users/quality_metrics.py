@@ -206,7 +206,7 @@ def _count_repeats(turns: Sequence[UserTurn]) -> tuple[int, int]:
 def _count_contradictions(turns: Sequence[UserTurn]) -> tuple[int, int]:
     """(properties told again, those told otherwise).
 
-    The last entry of facts is what is told; those before it name the property: in
+    The last entry of facts is the stated value; those before it name the property: in
     `{"slot": "seat", "wish": "window"}` the seat. Where none of them is a word, as in
     `{"reason": 1, "verdict": "rebutted"}`, the question is part of the name: it is what is judged.
     """
