@@ -59,7 +59,7 @@ ELSEWHERE = tuple(
         ),
         (
             r"\.venv/bin/python -m examples\.one_process_grpo",
-            "test_examples.py::test_two_steps_of_the_one_process_example_run",
+            "test_examples.py::test_grpo_in_one_process_learns_tool_calls_and_steps_on_its_own_dialogues",
             "minutes; there with two steps",
         ),
         (r"make bench.*", BENCH, "minutes on a quiet machine"),

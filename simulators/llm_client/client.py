@@ -67,8 +67,8 @@ class ChatClient:
     def __init__(
         self, config: ChatConfig, *, transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None
     ):
-        """Reads the key. Raises ValueError if its variable is not set. `transport` creates the transport of each
-        event loop; None: the network."""
+        """Reads the key. Raises ValueError if its variable is not set. `transport` creates one for each event
+        loop; None: the network."""
         self.config = config
         self._transport = transport
         self.num_calls = 0
