@@ -57,7 +57,7 @@ class CreditRule:
     """How a gym's rewards become advantages; `LearnerConfig` explains the names.
 
     Example: `CreditRule(advantage="grpo", trajectory_score="sum", gamma=1.0).advantages([np.array([0.0,
-    1.0]), np.array([0.0])])` gives [[1, 1], [-1]]. """
+    1.0]), np.array([0.0])])` gives [[1, 1], [-1]]."""
 
     advantage: str
     """The estimator's name in `ADVANTAGES`."""
