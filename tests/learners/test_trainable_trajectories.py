@@ -1,5 +1,4 @@
-"""From a group's table to what trains: the samples are of the buffer's usable trajectories, of all and of no
-other."""
+"""From a group's table to samples: exactly the trajectories without a drop reason have samples."""
 
 import math
 
@@ -20,7 +19,7 @@ RULE = CreditRule(advantage="grpo", trajectory_score="sum", gamma=1.0)
 @st.composite
 def trajectories(draw: st.DrawFn) -> tuple[list[Turn], StopReason]:
     stop_reason = draw(st.sampled_from(list(StopReason)))
-    # Only a failure leaves no turn at all: a policy always has room for its first.
+    # Only a failed trajectory can have no turn.
     rewards = draw(
         st.lists(
             st.sampled_from([0.0, 0.5, math.inf, math.nan]), min_size=int(not stop_reason.failed), max_size=3
@@ -35,11 +34,11 @@ def trajectories(draw: st.DrawFn) -> tuple[list[Turn], StopReason]:
 
 @settings(deadline=None)
 @given(group=st.lists(trajectories(), min_size=1, max_size=6))
-def test_samples_are_exactly_of_the_usable_trajectories(group: list[tuple[list[Turn], StopReason]]):
+def test_exactly_the_usable_trajectories_have_samples(group: list[tuple[list[Turn], StopReason]]):
     table = make_table(group, group_id=3)
     order = GroupOrder(group_id=3, task_key=make_key(), group_size=len(group), seed=0)
     usable = summarize(order, credited(table), duration_s=0.0).usable
     samples = samples_from_table(table, advantages=row_advantages(table, RULE))
-    if len(usable) >= 2:  # a group with fewer never comes so far
+    if len(usable) >= 2:  # a smaller group is dropped
         assert tuple(sorted({sample.trajectory for sample in samples})) == usable
     assert {sample.trajectory for sample in samples} <= set(usable)

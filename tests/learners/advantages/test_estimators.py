@@ -1,4 +1,4 @@
-"""Advantages against numbers worked out by hand."""
+"""Advantage estimators against numbers computed by hand."""
 
 import statistics
 from typing import get_args
@@ -45,17 +45,17 @@ def test_dr_grpo_only_subtracts_the_mean():
 
 
 @pytest.mark.parametrize("scores", [[0.3, 0.3, 0.3], [0.7]])
-def test_a_group_with_nothing_to_compare_gives_zeros(scores: list[float]):
+def test_a_group_with_equal_scores_gives_zeros(scores: list[float]):
     assert group_relative(np.array(scores), divide_by_std=True).tolist() == [0.0] * len(scores)
 
 
-def test_failed_members_count_neither_for_mean_nor_deviation():
+def test_failed_trajectories_count_neither_for_mean_nor_deviation():
     """Without the failed one the scores are 1 and 0: mean 1/2, deviation 1/2."""
     advantages = group_relative(np.array([1.0, NAN, 0.0]), divide_by_std=True)
     assert np.array_equal(advantages, [1.0, NAN, -1.0], equal_nan=True)
 
 
-def test_a_group_that_failed_whole_has_no_advantage():
+def test_a_group_of_failures_has_no_advantage():
     assert np.isnan(group_relative(np.array([NAN, NAN]), divide_by_std=True)).all()
 
 
@@ -73,7 +73,7 @@ def test_reward_to_go_prefers_the_quicker_success():
     assert slow.tolist() == [-1.0, -1.0]
 
 
-def test_one_failed_turn_fails_its_trajectory_alone():
+def test_a_failed_turn_fails_its_trajectory_only():
     estimator = CreditRule(advantage="dr_grpo", trajectory_score="sum", gamma=1.0).advantages
     advantages = estimator(ragged([1.0, NAN], [1.0], [0.0]))
     assert np.isnan(advantages[0]).all()
@@ -91,8 +91,7 @@ every_advantage = pytest.mark.parametrize("advantage", ADVANTAGES)
 
 
 def estimate(advantage: str, rows: list[np.ndarray], *, credit: str = "equalized") -> list[np.ndarray]:
-    """On turns of one token each, all of a trajectory's turns in states of their own index; the critic
-    expects nothing."""
+    """On turns of one token each, with the turn's index as its state, and critic values of 0."""
     estimator = CreditRule(
         advantage=advantage, trajectory_score="sum", turn_credit=credit, gamma=1.0
     ).advantages
@@ -112,7 +111,7 @@ def test_every_name_of_the_tables_can_be_configured(field: str, table: dict[str,
 
 
 @every_advantage
-def test_a_line_in_the_table_is_all_that_a_recipe_needs(advantage: str):
+def test_every_estimator_of_the_table_can_be_configured(advantage: str):
     assert LearnerConfig(advantage=advantage).credit_of("").estimator is ADVANTAGES[advantage]
 
 
@@ -132,26 +131,26 @@ def test_a_failed_trajectory_is_nan_and_changes_no_other(advantage: str):
 
 
 @every_advantage
-def test_a_group_that_failed_whole_is_nan(advantage: str):
+def test_a_group_of_failures_is_nan(advantage: str):
     assert np.isnan(np.concatenate(estimate(advantage, ragged([NAN], [NAN, 0.0])))).all()
 
 
 COMPARES_TRAJECTORIES = [
     name for name in ADVANTAGES if not name.startswith("userrl_") and name not in ("igpo", "turn_gae")
 ]
-"""The others have advantages without a peer, or within a trajectory."""
+"""The other estimators give advantages without a peer, or within a trajectory."""
 
 
 @pytest.mark.parametrize("advantage", COMPARES_TRAJECTORIES)
 @pytest.mark.parametrize(
     "rows", [ragged([0.1, 0.7]), ragged([0.1, 0.7], [0.1, 0.7], [0.1, 0.7])], ids=["one", "equal"]
 )
-def test_nothing_to_compare_gives_zeros(advantage: str, rows: list[np.ndarray]):
+def test_a_group_without_differences_gives_zeros(advantage: str, rows: list[np.ndarray]):
     assert not np.concatenate(estimate(advantage, rows)).any()
 
 
 @every_advantage
-def test_a_trajectory_without_turns_has_no_advantage_and_breaks_none(advantage: str):
+def test_a_trajectory_without_turns_has_no_advantage_and_changes_no_other(advantage: str):
     advantages = estimate(advantage, ragged([], [0.0, 1.0], [0.5]))
     assert [len(row) for row in advantages] == [0, 2, 1]
     assert np.isfinite(np.concatenate(advantages)).all()
@@ -185,7 +184,7 @@ PAIRS = [(score, credit) for score in SCORES for credit in CREDITS]
 
 @pytest.mark.parametrize(("score", "credit"), PAIRS)
 def test_any_pair_can_be_set_for_one_gym(score: str, credit: str):
-    """Both gyms of a recipe, each by its own pair: A c_t N / sum of c over tokens, in plain arithmetic."""
+    """Two gyms of a recipe, each with its own pair: A c_t N / sum of c over tokens, in plain arithmetic."""
     config = LearnerConfig.model_validate(
         {"gamma": 0.5, "by_gym": {"tau": {"trajectory_score": score, "turn_credit": credit}}}
     )
@@ -228,7 +227,7 @@ def test_a_gym_may_have_its_own_credit():
         ),
     ],
 )
-def test_names_that_do_not_go_together_are_refused(settings: dict[str, object], line: str):
+def test_names_that_do_not_fit_are_refused(settings: dict[str, object], line: str):
     with pytest.raises(ValueError, match=line):
         LearnerConfig.model_validate(settings)
 
@@ -241,6 +240,6 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 
 @pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo", "mt_grpo", "gigpo", "igpo"])
-def test_a_spread_beyond_all_numbers_is_no_advantage(advantage: str):
+def test_an_overflow_is_not_an_advantage_of_zero(advantage: str):
     values = np.concatenate(estimate(advantage, ragged([1e200], [-1e200], [1e308])))
     assert not (values == 0.0).any()
