@@ -190,8 +190,11 @@ def test_advantages_that_need_the_model_are_left_to_the_learner_and_never_flat(a
     assert found.table[TURN_ADVANTAGE.name].null_count == found.table.num_rows
 
 
-def test_a_group_that_gains_are_still_added_to_is_never_flat():
-    assert not is_flat(group_of([[0.0], [0.0]]), credit_of=LearnerConfig().credit_of, has_gains=True)
+def test_a_group_to_which_gains_are_still_added_is_never_flat():
+    group = group_of([[0.0], [0.0]])
+    found = credit_group(group, True, credit_of=LearnerConfig().credit_of, has_gains=True)
+    assert found.group_drop_reason == ""
+    assert found.table[TURN_ADVANTAGE.name].null_count == 2
 
 
 @settings(deadline=None, max_examples=100)
