@@ -18,7 +18,8 @@ from actors.partial_rollouts import CompletedTurn, PublishTurn, ReplayMismatchEr
 from actors.renderer import Renderer
 from actors.tool_call_parser import parse_tool_call, text_before_call
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
-from simulators.env import Env, Gym, GymEnv, Observation, TurnResult
+from simulators.env import Env, GymEnv, Observation, TurnResult
+from simulators.gym import Gym
 from simulators.message import Action, Message
 from simulators.persona import PersonaMix, draw_persona
 from simulators.task import Task, TaskKey
@@ -125,7 +126,7 @@ async def _play(
     try:
         gym = context.gyms[key.gym]
         task = gym.make_task(key)
-        scenario, gold = task.scenario, gym.gold(task)
+        scenario, gold = task.scenario, gym.gold_actions(task)
         engine = context.engine_for(task, seed)
         env = GymEnv(gym, task=task, user=context.user, persona=persona, max_turns=context.max_turns)
         observation = await env.reset()
@@ -232,7 +233,7 @@ class _Dialogue:
                 feedback=result.feedback,
                 reward=result.reward,
                 progress=result.progress,
-                news=result.news,
+                news=result.observation_key,
                 user_reply=result.user_reply,
             )
         if publish is not None:
