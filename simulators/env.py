@@ -1,5 +1,5 @@
-"""The environment interface in Gymnasium's terms (`reset`, `step`, `close`) and `GymEnv`, the one environment that
-plays any gym.
+"""The environment interface in Gymnasium's terms (`reset`, `step`, `close`) and `GymEnv`, the one environment
+that plays any gym.
 
 A gym is a record of pure functions; the environment holds the state, calls the user and computes rewards.
 """
@@ -29,7 +29,7 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TurnResult:
-    """The environment's answer to one action."""
+    """The environment's result of one action."""
 
     feedback: str
     """The only thing that the policy sees of it."""
@@ -40,9 +40,9 @@ class TurnResult:
     truncated: bool
     """The turn budget ran out. Under `published` rules both may be true, as in the released gyms."""
     user_reply: UserReply | None
-    """The user's reply behind the feedback; None where no user was asked."""
+    """The user's reply behind the feedback; None if the user was not called."""
     progress: float = 0.0
-    """How far the dialogue has come after this action, in [0, 1]; 0 where the gym does not say."""
+    """How far the dialogue has come after this action, in [0, 1]; 0 if the gym has no measure of it."""
     observation_key: str = ""
     """Key of the information in the feedback, see `GymScoring`; empty: the feedback itself."""
     user_s: float = field(default=0.0, compare=False)
@@ -56,8 +56,8 @@ class Env(Protocol):
     async def reset(self) -> Observation: ...
 
     async def step(self, text: str, *, request_id: str = "", known: UserReply | None = None) -> TurnResult:
-        """Takes `[choice] content`. Raises `SimulatorError` where the user fails; the state is then
-        unchanged. A step whose `request_id` was taken before gives the same answer and steps nothing. `known`
+        """Takes `[choice] content`. Raises `SimulatorError` if the user fails; the state is then unchanged. A
+        repeated `request_id` returns the earlier result and changes nothing. `known`
         is the user's recorded reply when a partial rollout is replayed: the user is not called again."""
         ...
 
@@ -101,10 +101,10 @@ class GymEnv:
         return Observation(system=self._gym.system, opening=self._task.opening)
 
     async def step(self, text: str, *, request_id: str = "", known: UserReply | None = None) -> TurnResult:
-        """Executes one action. Raises ValueError after the end and `SimulatorError` where the user fails.
+        """Executes one action. Raises ValueError after the end and `SimulatorError` if the user fails.
 
-        Calls that overlap are taken one after the other: a retry that overtakes its own call finds the
-        answer, and no two actions are applied to the same state.
+        Concurrent calls are serialised: a retry that overtakes its own call gets the same result, and no two
+        actions are applied to the same state.
         """
         async with self._turn:
             return await self._step(text, request_id, known)
@@ -125,7 +125,7 @@ class GymEnv:
             reply = known or await self._ask(action)
         is_user = reply is not None and reply.simulator != WEB
         user_s = time.perf_counter() - began if is_user else 0.0
-        step = replace(self._take(action, reply, is_read=is_read), user_s=user_s)
+        step = replace(self._advance(action, reply, is_read=is_read), user_s=user_s)
         if request_id:
             self._answered[request_id] = step
         return step
@@ -148,8 +148,8 @@ class GymEnv:
             raise SimulatorError(f"{self._gym.name}: {problem}", Failure.ERROR, reply.simulator)
         return reply
 
-    def _take(self, action: Action | None, reply: UserReply | None, *, is_read: bool) -> TurnResult:
-        """The state's one way forward: all at once, after everything that can fail."""
+    def _advance(self, action: Action | None, reply: UserReply | None, *, is_read: bool) -> TurnResult:
+        """Advances the state, after everything that can fail has succeeded."""
         outcome = self._outcome(action, reply) if is_read else too_long(self._state)
         progress = self._gym.scoring.progress(self._task, outcome.state)
         reward = self._gym.scoring.turn_reward(self._best, outcome.score)
