@@ -1,15 +1,39 @@
-"""Grafana's dashboard: the file is what the code makes, of a form that Grafana takes, and every query names
-a metric that is there."""
+"""The Grafana dashboard cluster/manifests/grafana.json: Grafana accepts its form, every query names a metric
+of the catalogue, and every metric that belongs on the dashboard has a query."""
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cluster.tracking.grafana import FILE, WIDTH, text
+from actors.trajectory_table import TURN_STAGES
+from cluster.console.progress import STAGES
 from cluster.tracking.metric_catalogue import EXPORTED
+from simulators.users.quality_metrics import SHARES
 
+FILE = Path(__file__).parents[3] / "cluster" / "manifests" / "grafana.json"
+WIDTH = 24
+"""Columns of Grafana's grid."""
+UNITS = {"s": "s", "share": "percentunit", "bytes": "bytes"}
+"""Unit of the catalogue to unit of Grafana; all others are plain numbers."""
+
+SHOWN = {
+    *(f"time/{stage}_s" for stage in STAGES),
+    *(f"users/{{simulator}}/{share}" for share in SHARES),
+    *("step", "time/step_s", "time/last_step_at_s", "rollout/time/{stage}/share", "rollout/turn_s/{gym}"),
+    *("rollout/reward/mean", "rollout/reward/{gym}", "evaluation/{gym}/score", "validation/{gym}/score"),
+    *("rollout/tokens_per_s", "rollout/policy_tokens", "rollout/turns/mean", "rollout/group_duration_s"),
+    *("learner/entropy", "learner/kl", "learner/logprob_gap/mean", "learner/grad_norm"),
+    *("learner/clip_fraction", "learner/num_tokens", "learner/idle/share", "learner/rebuilds"),
+    *("engine/idle/share", "engine/paused/share", "engine/num_serving", "engine/num_lost"),
+    *("users/{simulator}/failed/{reason}", "users/{simulator}/concurrency/mean", "rollout/num_actors"),
+    *("ledger/issued", "ledger/trained", "ledger/in_flight", "ledger/dropped/{reason}"),
+    *("buffer/age/mean", "buffer/age/max", "buffer/groups_ready", "buffer/slots_taken"),
+    *("buffer/reissued", "buffer/archive_failures", "buffer/journal_failures", "checkpoint/failures"),
+}
+"""Keys of the metrics that the dashboard shows."""
 SERIES = {
     f"{one.series}{part}": one
     for one in EXPORTED
@@ -21,16 +45,29 @@ CHARTS = [panel for panel in PANELS if panel["type"] != "row"]
 QUERIES = [(panel["title"], target["expr"]) for panel in CHARTS for target in panel["targets"]]
 
 
-def test_the_file_is_what_the_code_makes() -> None:
-    assert FILE.read_text(encoding="utf-8") == text(), "run `python -m cluster.tracking.grafana`"
-
-
 def test_every_query_names_metrics_that_are_there_and_chooses_the_run() -> None:
     assert len(QUERIES) > 40
     for title, query in QUERIES:
         names = re.findall(r"\bray_\w+", query)
         assert names and set(names) <= SERIES.keys(), (title, query)
         assert query.count('run=~"$run"') == len(names), (title, query)
+
+
+def test_the_dashboard_shows_the_metrics_that_belong_on_it() -> None:
+    names = {name for _, query in QUERIES for name in re.findall(r"\bray_\w+", query)}
+    assert {SERIES[name].key for name in names} == SHOWN
+
+
+def test_the_turn_time_panel_has_a_line_for_every_stage_of_a_turn() -> None:
+    (panel,) = (panel for panel in CHARTS if panel["title"] == "Time of a turn by stage")
+    stages = [re.findall(r'stage="(\w+)"', target["expr"]) for target in panel["targets"]]
+    assert stages == [[stage] for stage in TURN_STAGES]
+
+
+def test_every_panel_has_the_catalogues_description_and_unit() -> None:
+    units = {one.meaning: UNITS.get(one.unit, "short") for one in EXPORTED}
+    for panel in CHARTS:
+        assert panel["fieldConfig"]["defaults"]["unit"] == units[panel["description"]], panel["title"]
 
 
 def test_counters_are_rates_and_nothing_else_is() -> None:
@@ -70,7 +107,6 @@ def test_panels_are_numbered_and_have_what_grafana_asks_for() -> None:
     for panel in CHARTS:
         assert panel["type"] in ("timeseries", "stat") and panel["title"] and panel["description"]
         assert {"datasource", "fieldConfig", "gridPos", "options", "targets"} <= panel.keys()
-        assert panel["fieldConfig"]["defaults"]["unit"] in ("s", "percentunit", "bytes", "short")
         refs = [target["refId"] for target in panel["targets"]]
         assert refs and len(set(refs)) == len(refs)
 

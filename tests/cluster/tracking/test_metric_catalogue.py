@@ -26,7 +26,7 @@ ROOMS = ("simulators", "actors", "rewards", "learners", "cluster")
 FIRST = ("learner", "rollout", "engine", "users", "time", "ledger", "buffer", "checkpoint", "train")
 """First parts of a key of metrics.jsonl, and of its name in W&B."""
 KEY = re.compile(rf"({'|'.join(FIRST)})(/([a-z0-9_]|<any>)+)+")
-READERS = ("metric_catalogue.py", "grafana_panels.py", "console.py", "sizes.py", "curve.py", "train.py")
+READERS = ("metric_catalogue.py", "console.py", "sizes.py", "curve.py", "train.py")
 READERS += ("dashboard.py", "dashboard_history.py", "dashboard_pictures.py", "run_alerts.py")
 READERS += ("status.py", "status_files.py", "status_rates.py")
 """Files of cluster/ that read numbers, and make none; so do those of cluster/run_report."""
