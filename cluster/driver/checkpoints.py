@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.console.progress import warn
+from cluster.console.log import warn
 from cluster.driver.checkpoint_mirror import CheckpointMirror
 from cluster.run_folder.paths import (
     LEARNER_FOLDER,
