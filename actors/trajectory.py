@@ -104,7 +104,7 @@ class Turn:
     Example: `Turn(context_ids=as_ids([1, 812]), forked=True, completion=Completion.of([57, 2],
     logprobs=[-0.5, -0.1], policy_versions=[6, 6]), text='<tool_call>{...}</tool_call>',
     action=Action(choice="action", content="Is it red?"), feedback="No.", reward=0.0, policy_s=0.4,
-    user_s=1.2)`. """
+    user_s=1.2)`."""
 
     context_ids: TokenIds
     """Tokens between the last completion and this one (the whole prompt if `forked`)."""
