@@ -6,6 +6,9 @@ ONLY   ?=
 QUICK  ?=
 ARGS   ?=
 
+# Tests start hundreds of processes: each would compile the whole project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN   := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 

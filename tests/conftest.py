@@ -26,6 +26,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_collection_finish() -> None:
+    """Imported modules and collected tests live to the end: the garbage collector need not visit them again."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_cluster_left() -> Iterator[None]:
     """A file whose tests broke leaves no Ray behind for the next one to trip over, and no handle: actors of

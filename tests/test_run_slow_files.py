@@ -17,7 +17,7 @@ FILES = {
 }
 
 
-def each_apart(folder: Path) -> "subprocess.CompletedProcess[str]":
+def run_slow_files(folder: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "tests.run_slow_files"],
         cwd=folder,
@@ -33,9 +33,9 @@ def each_apart(folder: Path) -> "subprocess.CompletedProcess[str]":
 def test_each_file_has_a_line_and_all_are_counted(tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    done = each_apart(tmp_path)
+    done = run_slow_files(tmp_path)
     assert done.returncode == 1
-    assert "test_a_crashes.py: pytest ended without a word (3)" in done.stdout
+    assert "test_a_crashes.py: pytest ended without a report (3)" in done.stdout
     *_, first, second, third, last = done.stdout.splitlines()
     assert [line.split(" s  ")[1] for line in (first, second, third)] == [
         "test_a_crashes.py  FAILED",
@@ -48,6 +48,6 @@ def test_each_file_has_a_line_and_all_are_counted(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_slow_tests_that_are_not_found_are_no_success(tmp_path: Path) -> None:
     (tmp_path / "test_fast.py").write_text(FILES["test_c_fast.py"])
-    done = each_apart(tmp_path)
+    done = run_slow_files(tmp_path)
     assert done.returncode != 0
     assert "no slow tests were found" in done.stdout

@@ -158,7 +158,7 @@ def test_a_job_is_followed_stopped_cleanly_and_goes_on_when_it_is_sent_again(
     )
     printed += [again.stdout, again.stderr]
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"goes on from checkpoint {checkpoint}" in again.stdout
+    assert f"resumed from checkpoint {checkpoint}" in again.stdout
     assert (runs / "job" / "model" / "config.json").exists()
     assert CANARY not in "".join(printed)
     assert files_with(CANARY, cluster.folder, tmp_path) == []

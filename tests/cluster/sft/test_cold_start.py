@@ -25,7 +25,7 @@ REFUSED = {
     "unread": (turns(("human", "a")), "no turn of the policy"),
     "unrendered": (
         turns(("human", "<|im_start|>"), ("gpt", "b")),
-        "before the policy's turn 1: its text holds",
+        "before the policy's turn 1: its text contains",
     ),
 }
 """Rows that the task which reads refuses, and the one which renders."""
