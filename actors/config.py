@@ -43,11 +43,7 @@ class EngineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _engines_grow(self) -> Self:
-        if self.max_engines is not None and self.max_engines < self.num_engines:
-            raise ValueError(
-                f"max_engines={self.max_engines} is less than num_engines={self.num_engines}: raise it, or "
-                "leave it out for a fixed number"
-            )
+        _check_growth("engines", num=self.num_engines, most=self.max_engines)
         return self
 
 
@@ -88,11 +84,7 @@ class RolloutConfig(BaseModel):
 
     @model_validator(mode="after")
     def _actors_grow(self) -> Self:
-        if self.max_actors is not None and self.max_actors < self.num_actors:
-            raise ValueError(
-                f"max_actors={self.max_actors} is less than num_actors={self.num_actors}: raise it, or leave "
-                "it out for a fixed number"
-            )
+        _check_growth("actors", num=self.num_actors, most=self.max_actors)
         return self
 
     @property
@@ -106,3 +98,10 @@ class RolloutConfig(BaseModel):
         if group_size < 2:
             raise ValueError("a group needs at least 2 trajectories, or every advantage is zero")
         return group_size
+
+
+def _check_growth(kind: str, *, num: int, most: int | None) -> None:
+    if most is not None and most < num:
+        raise ValueError(
+            f"max_{kind}={most} is less than num_{kind}={num}: raise it, or leave it out for a fixed number"
+        )

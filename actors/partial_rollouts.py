@@ -66,6 +66,10 @@ class TurnUpdate:
     turn: Turn
 
 
+CompletedTurns = Mapping[int, Sequence[CompletedTurn]]
+"""The completed turns of a group, by trajectory."""
+
+
 class ReplayMismatchError(Exception):
     """The rules answer a recorded turn differently now: the dialogue must be played from the start."""
 
@@ -80,23 +84,25 @@ def ignore_turn(trajectory: int, index: int, turn: Turn) -> None:
 
 def encode_turns(updates: Sequence[TurnUpdate]) -> pa.Buffer:
     """The turns as an Arrow IPC stream of schema `TURNS`."""
-    turns = [update.turn for update in updates]
-    columns = {
-        "group_id": [update.group_id for update in updates],
-        "trajectory": [update.trajectory for update in updates],
-        "turn": [update.index for update in updates],
-        "completion_ids": [turn.completion.token_ids for turn in turns],
-        "behavior_logprobs": [turn.completion.logprobs for turn in turns],
-        "policy_versions": [turn.completion.policy_versions for turn in turns],
-        "user_reply": [json.dumps(asdict(turn.user_reply)) if turn.user_reply else None for turn in turns],
-        "feedback": [turn.feedback for turn in turns],
-        **{name: [getattr(turn, name) for turn in turns] for name in SECONDS},
-    }
-    arrays = [pa.array(columns[name], TURNS.field(name).type) for name in TURNS.names]
+    rows = [_encode_turn(update, update.turn) for update in updates]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, TURNS) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=TURNS))
+        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=TURNS))
     return sink.getvalue()
+
+
+def _encode_turn(update: TurnUpdate, turn: Turn) -> dict[str, Any]:
+    return {
+        "group_id": update.group_id,
+        "trajectory": update.trajectory,
+        "turn": update.index,
+        "completion_ids": turn.completion.token_ids,
+        "behavior_logprobs": turn.completion.logprobs,
+        "policy_versions": turn.completion.policy_versions,
+        "user_reply": json.dumps(asdict(turn.user_reply)) if turn.user_reply else None,
+        "feedback": turn.feedback,
+        **{name: getattr(turn, name) for name in SECONDS},
+    }
 
 
 def read_partial_rollouts(rows: Sequence[pa.Buffer], *, group_id: int) -> dict[int, list[CompletedTurn]]:

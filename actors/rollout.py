@@ -14,8 +14,14 @@ from actors.config import OnTimeout
 from actors.dialogue_slots import DialogueSlots, SlotLease
 from actors.early_stop import GroupQuota, StopControl
 from actors.engines.protocol import CompletionRequest, EngineError, PolicyEngine, Sampling
-from actors.partial_rollouts import CompletedTurn, PublishTurn, ReplayMismatchError, ignore_turn
-from actors.renderer import Renderer
+from actors.partial_rollouts import (
+    CompletedTurn,
+    CompletedTurns,
+    PublishTurn,
+    ReplayMismatchError,
+    ignore_turn,
+)
+from actors.renderer import Dialogue, Renderer
 from actors.tool_call_parser import parse_tool_call, text_before_call
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from simulators.env import Env, Gym, GymEnv, Observation, TurnResult
@@ -61,7 +67,7 @@ async def rollout_group(
     order: GroupOrder,
     context: RolloutContext,
     *,
-    partial_rollouts: Mapping[int, Sequence[CompletedTurn]] | None = None,
+    partial_rollouts: CompletedTurns | None = None,
     publish: PublishTurn = ignore_turn,
 ) -> list[Trajectory]:  # [num_dialogues]
     """All trajectories of one task, in parallel; those still running when `group_size` of them have ended by
@@ -129,7 +135,15 @@ async def _play(
         engine = context.engine_for(task, seed)
         env = GymEnv(gym, task=task, user=context.user, persona=persona, max_turns=context.max_turns)
         observation = await env.reset()
-        dialogue = _Dialogue(context, env, observation, engine=engine, seed=seed, lease=lease, turns=turns)
+        dialogue = _RunningDialogue(
+            context=context,
+            env=env,
+            engine=engine,
+            seed=seed,
+            lease=lease,
+            turns=turns,
+            rendered=context.renderer.begin(_messages(observation)),
+        )
         stop_reason = await stop.run(dialogue.run(resume))
         await env.close()
     except SimulatorError as failure:
@@ -159,27 +173,26 @@ async def _play(
     )
 
 
-class _Dialogue:
-    """The turns of one dialogue; each is appended to `turns` as soon as it is complete."""
+def _messages(observation: Observation) -> list[Message]:
+    return [
+        Message(role="system", content=observation.system),
+        Message(role="user", content=observation.opening),
+    ]
 
-    def __init__(
-        self,
-        context: RolloutContext,
-        env: Env,
-        observation: Observation,
-        *,
-        engine: PolicyEngine,
-        seed: int,
-        lease: SlotLease | None,
-        turns: list[Turn],
-    ):
-        self._context, self._env, self._engine = context, env, engine
-        self._seed, self._lease, self._turns = seed, lease, turns
-        opening = [
-            Message(role="system", content=observation.system),
-            Message(role="user", content=observation.opening),
-        ]
-        self._rendered = context.renderer.begin(opening)
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _RunningDialogue:
+    """Plays the turns of one dialogue."""
+
+    context: RolloutContext
+    env: Env
+    engine: PolicyEngine
+    seed: int
+    lease: SlotLease | None
+    turns: list[Turn]
+    """The complete turns so far."""
+    rendered: Dialogue
+    """What the next completion continues."""
 
     async def run(self, resume: ResumePoint) -> StopReason:
         """Replays the completed turns, then plays live ones until the end. Raises `ReplayMismatchError` if
@@ -193,59 +206,43 @@ class _Dialogue:
 
     def _end_of_context(self) -> StopReason | None:
         """MAX_TOKENS if a further turn might not fit. Raises ValueError if not even the first one does."""
-        sampling, limit = self._context.sampling, self._context.max_tokens
-        if len(self._rendered.token_ids) + sampling.max_completion_tokens <= limit:
+        sampling, limit = self.context.sampling, self.context.max_tokens
+        if len(self.rendered.token_ids) + sampling.max_completion_tokens <= limit:
             return None
-        if not self._turns:
+        if not self.turns:
             raise ValueError(f"the opening leaves no room for a turn: max_model_len={limit} is too small")
         return StopReason.MAX_TOKENS
 
     async def _replay_turn(self, completed: CompletedTurn) -> StopReason | None:
         turn, result = self._turn_of(completed.completion), None
         if turn.action is not None:
-            result = await self._env.step(str(turn.action), known=completed.user_reply)
+            result = await self.env.step(str(turn.action), known=completed.user_reply)
             if result.feedback != completed.feedback:
                 raise ReplayMismatchError
+            turn = _with_result(turn, result)
         return self._end_turn(replace(turn, **completed.seconds), result)
 
     async def _play_turn(self, publish: Callable[[int, Turn], None]) -> StopReason | None:
         turn, result = await self._complete(), None
         if turn.action is not None:
             started = time.perf_counter()
-            result = await self._env.step(str(turn.action))
+            result = await self.env.step(str(turn.action))
             env_s = time.perf_counter() - started
-            turn = replace(turn, user_s=result.user_s, tool_s=max(0.0, env_s - result.user_s))
-        return self._end_turn(turn, result, publish=publish)
+            turn = replace(_with_result(turn, result), tool_s=max(0.0, env_s - result.user_s))
+        publish(len(self.turns), turn)
+        return self._end_turn(turn, result)
 
-    def _end_turn(
-        self,
-        turn: Turn,
-        result: TurnResult | None,
-        *,
-        publish: Callable[[int, Turn], None] | None = None,
-    ) -> StopReason | None:
-        """Appends the turn with the environment's `result`. None: the dialogue continues, with another
-        prompt."""
-        if result is not None:
-            turn = replace(
-                turn,
-                feedback=result.feedback,
-                reward=result.reward,
-                progress=result.progress,
-                news=result.news,
-                user_reply=result.user_reply,
-            )
-        if publish is not None:
-            publish(len(self._turns), turn)
-        self._turns.append(turn)
+    def _end_turn(self, turn: Turn, result: TurnResult | None) -> StopReason | None:
+        """Appends the complete turn. None: the dialogue continues, with another prompt."""
+        self.turns.append(turn)
         if result is None:
             return StopReason.NO_TOOL_CALL
         if result.terminated:
             return StopReason.TERMINATED
         if result.truncated:
             return StopReason.MAX_TURNS
-        self._rendered = self._context.renderer.extend(
-            self._rendered,
+        self.rendered = self.context.renderer.extend(
+            self.rendered,
             completion_ids=turn.completion.token_ids,
             message=Message(role="assistant", content=text_before_call(turn.text), action=turn.action),
             reply=Message(role="tool", content=result.feedback),
@@ -255,16 +252,16 @@ class _Dialogue:
     async def _complete(self) -> Turn:
         """The policy's half of the next turn."""
         began = time.perf_counter()
-        if self._lease:
-            await self._lease.renew()
+        if self.lease:
+            await self.lease.renew()
         started = time.perf_counter()
-        completion = await self._engine.complete(
+        completion = await self.engine.complete(
             CompletionRequest(
-                token_ids=self._rendered.token_ids,
-                messages=self._rendered.messages,
-                sampling=self._context.sampling,
-                seed=(self._seed + len(self._turns)) % 2**31,
-                dialogue=self._seed,
+                token_ids=self.rendered.token_ids,
+                messages=self.rendered.messages,
+                sampling=self.context.sampling,
+                seed=(self.seed + len(self.turns)) % 2**31,
+                dialogue=self.seed,
             )
         )
         waited_s = time.perf_counter() - started
@@ -278,13 +275,25 @@ class _Dialogue:
 
     def _turn_of(self, completion: Completion) -> Turn:
         """The turn before the environment has replied."""
-        text = self._context.renderer.decode(completion.token_ids)
+        text = self.context.renderer.decode(completion.token_ids)
         return Turn(
-            context_ids=self._rendered.context_ids,
-            forked=self._rendered.forked,
+            context_ids=self.rendered.context_ids,
+            forked=self.rendered.forked,
             completion=completion,
             text=text,
             action=parse_tool_call(text),
             feedback="",
             reward=0.0,
         )
+
+
+def _with_result(turn: Turn, result: TurnResult) -> Turn:
+    return replace(
+        turn,
+        feedback=result.feedback,
+        reward=result.reward,
+        progress=result.progress,
+        news=result.news,
+        user_reply=result.user_reply,
+        user_s=result.user_s,
+    )

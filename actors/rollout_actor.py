@@ -7,10 +7,11 @@ called for each. It knows neither what the source does with the results nor any 
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 from ray.actor import ActorHandle
@@ -23,7 +24,7 @@ from actors.gc_freeze import freeze_heap
 from actors.group_summary import summarize
 from actors.group_transport import GroupSender, ScoredGroup
 from actors.partial_rollouts import (
-    CompletedTurn,
+    CompletedTurns,
     PublishTurn,
     TurnPublisher,
     ignore_turn,
@@ -167,7 +168,7 @@ class RolloutActor(AsyncEnvRunner):
 
     async def _play_orders(
         self,
-        work_source: ActorHandle,
+        work_source: Any,
         *,
         context: RolloutContext,
         slots: DialogueSlots,
@@ -180,22 +181,17 @@ class RolloutActor(AsyncEnvRunner):
 
         No timeout: a source that dies raises, and a process that was stopped for a while continues, instead
         of ending the run because of the time for which it was stopped."""
-        sender = GroupSender(lambda batch: cast(Awaitable[object], work_source.put.remote(batch)))
+        sender = GroupSender(work_source.put.remote)
         async with asyncio.TaskGroup() as tasks:
             publisher = TurnPublisher(
-                lambda ids, rows: cast(
-                    Awaitable[object], work_source.publish_turns.remote(self.worker_id, ids, rows)
-                ),
-                spawn=tasks.create_task,
+                partial(work_source.publish_turns.remote, self.worker_id), spawn=tasks.create_task
             )
             while True:
                 # No slot is kept while waiting for orders: dialogues whose lease ran out may have it.
                 await slots.acquire(group_size)
                 slots.release(group_size)
                 num_groups = max(1, slots.num_free // group_size)
-                orders = await cast(
-                    Awaitable[Orders], work_source.next_orders.remote(self.worker_id, num_groups)
-                )
+                orders: Orders = await work_source.next_orders.remote(self.worker_id, num_groups)
                 if orders is None:
                     return
                 for order in orders:
@@ -232,7 +228,7 @@ class RolloutActor(AsyncEnvRunner):
         context: RolloutContext,
         *,
         is_trained: bool,
-        partial_rollouts: Mapping[int, Sequence[CompletedTurn]] | None = None,
+        partial_rollouts: CompletedTurns | None = None,
         publish: PublishTurn = ignore_turn,
     ) -> tuple[GroupSummary, pa.Table]:
         """Plays and scores a group. A dialogue's slot is free when the dialogue ends: later dialogues need
@@ -266,12 +262,9 @@ class RolloutActor(AsyncEnvRunner):
         )
 
 
-async def _partial_rollouts(
-    work_source: ActorHandle, order: GroupOrder
-) -> dict[int, list[CompletedTurn]] | None:
+async def _partial_rollouts(work_source: Any, order: GroupOrder) -> CompletedTurns | None:
     """The order's completed turns, by trajectory; None if there are none."""
     if not order.num_completed_turns:
         return None
-    reply = work_source.partial_rollouts.remote([order.group_id])
-    (rows,) = await cast(Awaitable[list[list[pa.Buffer]]], reply)
+    (rows,) = await work_source.partial_rollouts.remote([order.group_id])
     return read_partial_rollouts(rows, group_id=order.group_id)

@@ -13,7 +13,7 @@ dialogue is lost.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from ray.actor import ActorHandle
@@ -59,15 +59,6 @@ class _Route:
     """By `time.monotonic`."""
 
 
-class _EngineFailure(Exception):
-    """One engine failed to complete a request; another may succeed."""
-
-    def __init__(self, text: str, *, is_gone: bool):
-        super().__init__(text)
-        self.is_gone = is_gone
-        """Whether the engine will serve nothing any more, so that the run replaces it."""
-
-
 class EngineClient:
     """A `PolicyEngine` over any number of engine actors. A dialogue's first turn goes to the least loaded
     engine, the others to the same one, unless it fails."""
@@ -98,42 +89,50 @@ class EngineClient:
         """Samples one completion. If an engine fails, the next one is tried; if all are gone, their
         replacement. Raises `EngineError` if all failed, if one took longer than `timeout_s`, if no
         replacement came within it, or if the request is at fault."""
-        failed: list[_Route] = []
-        failures: list[_EngineFailure] = []
+        failures: dict[_Route, EngineError] = {}
         began = time.perf_counter()
         while True:
-            if all(route in failed for route in self._routes):
-                await self._wait_for_another(failed, failures)
-            route = self._route(request.dialogue, failed=failed)
+            if all(route in failures for route in self._routes):
+                await self._wait_for_another(failures)
+            route = self._route(request.dialogue, failed=failures)
             route.num_running += 1
             try:
-                return await self._complete_on(route.rpc, request, began=began)
-            except _EngineFailure as failure:
-                route.avoided_until = time.monotonic() + AVOIDED_S
-                failed.append(route)
-                failures.append(failure)
+                async with asyncio.timeout(self._timeout_s):
+                    token_ids, logprobs, versions, policy_s = await route.rpc.complete(request)
+                break
             except RequestError:
                 raise
-            except EngineError:  # it took too long: later requests go elsewhere
+            except TimeoutError as error:  # this request has used up its time; later ones go elsewhere
                 route.avoided_until = time.monotonic() + AVOIDED_S
-                raise
+                raise EngineError(f"no completion within complete_timeout_s={self._timeout_s:g}") from error
+            except (EngineError, RayError) as error:
+                route.avoided_until = time.monotonic() + AVOIDED_S
+                is_known = isinstance(error, EngineError)
+                failures[route] = error if is_known else EngineGoneError(f"the engine is gone: {error}")
             finally:
                 route.num_running -= 1
+        waited_s = time.perf_counter() - began
+        return Completion(
+            token_ids=token_ids,
+            logprobs=logprobs,
+            policy_versions=versions,
+            queue_s=max(0.0, waited_s - policy_s),
+        )
 
-    async def _wait_for_another(self, failed: Sequence[_Route], failures: Sequence[_EngineFailure]) -> None:
+    async def _wait_for_another(self, failures: Mapping[_Route, EngineError]) -> None:
         """Returns when there is an engine that has not failed. Raises `EngineError` if none is expected."""
-        last = failures[-1] if failures else _EngineFailure("there is no engine", is_gone=True)
-        cause = last.__cause__
-        if not any(failure.is_gone for failure in (*failures, last)):
-            raise EngineError(str(last)) from cause
+        errors = list(failures.values()) or [EngineGoneError("there is no engine")]
+        if not any(isinstance(error, EngineGoneError) for error in errors):
+            raise EngineError(str(errors[-1])) from errors[-1]
         try:
             async with asyncio.timeout(self._timeout_s):
-                while all(route in failed for route in self._routes):
+                while all(route in failures for route in self._routes):
                     await self._updated.wait()
         except TimeoutError:
-            raise EngineError(f"{last}; none took its place within {self._timeout_s:g} s") from cause
+            text = f"{errors[-1]}; no replacement within {self._timeout_s:g} s"
+            raise EngineError(text) from errors[-1]
 
-    def _route(self, dialogue: int | None, *, failed: Sequence[_Route]) -> _Route:
+    def _route(self, dialogue: int | None, *, failed: Container[_Route]) -> _Route:
         """The engine for this dialogue's next completion; none of those that `failed`."""
         now = time.monotonic()
         route = None if dialogue is None else self._routes_of.get(dialogue)
@@ -149,29 +148,6 @@ class EngineClient:
             if len(self._routes_of) > MAX_DIALOGUES:
                 self._routes_of.popitem(last=False)
         return route
-
-    async def _complete_on(
-        self, rpc: EngineRpcClient, request: CompletionRequest, *, began: float
-    ) -> Completion:
-        """Raises `_EngineFailure` if another engine might succeed. The dialogue has waited since `began`."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                token_ids, logprobs, versions, policy_s = await rpc.complete(request)
-        except TimeoutError as error:
-            raise EngineError(f"no completion within complete_timeout_s={self._timeout_s:g}") from error
-        except RequestError:
-            raise
-        except EngineError as error:
-            raise _EngineFailure(str(error), is_gone=isinstance(error, EngineGoneError)) from error
-        except RayError as error:
-            raise _EngineFailure(f"the engine is gone: {error}", is_gone=True) from error
-        waited_s = time.perf_counter() - began
-        return Completion(
-            token_ids=token_ids,
-            logprobs=logprobs,
-            policy_versions=versions,
-            queue_s=max(0.0, waited_s - policy_s),
-        )
 
 
 def _route_to(engine: ActorHandle) -> _Route:

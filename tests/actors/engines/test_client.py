@@ -167,7 +167,7 @@ async def test_if_every_engine_fails_the_last_error_is_raised():
 async def test_the_wait_for_the_replacement_of_a_dead_engine_is_limited():
     for engines in ([FakeEngine(error=DEAD)], []):
         client = client_of(*engines, timeout_s=0.05)
-        with pytest.raises(EngineError, match=r"none took its place within 0\.05 s"):
+        with pytest.raises(EngineError, match=r"no replacement within 0\.05 s"):
             await complete(client, 0)
 
 
