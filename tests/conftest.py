@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Imported modules and collected tests live to the end: the garbage collector need not visit them again."""
+    """Imported modules and collected tests live to the end: the garbage collector can skip them."""
     gc.freeze()
 
 

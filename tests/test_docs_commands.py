@@ -73,7 +73,7 @@ ELSEWHERE = tuple(
         (
             r"userrl evaluate .*",
             "cluster/driver/test_evaluate.py"
-            "::test_a_killed_evaluation_goes_on_where_it_was_and_a_finished_one_plays_nothing",
+            "::test_a_killed_evaluation_resumes_and_a_finished_one_plays_nothing",
             "Ray and Serve",
         ),
         (

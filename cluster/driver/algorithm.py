@@ -77,7 +77,7 @@ class GRPO(PickleFreeAlgorithm):
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Starts every process, and brings the learners' weights to the engines. Raises `LostSetupError` if a
-        process died meanwhile; whatever it raises, nothing is left running."""
+        process died during it; on any error nothing is left running."""
         run = cast(RunAlgorithmConfig, self.config).resolved()
         self.run: RunConfig = run_of_trial(run, self._trial.trial_id) if self._trial else run
         check_same_run(self.run)
@@ -194,7 +194,7 @@ class GRPO(PickleFreeAlgorithm):
         return str(folder)
 
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Resumes from a checkpoint: weights, optimizer, task order, ledger; later steps are taken anew.
+        """Resumes from a checkpoint: weights, optimizer, task order, ledger; later steps are repeated.
         Raises RuntimeError if groups were ordered already."""
         self._restore(Path(path).resolve(), replay=False)
 

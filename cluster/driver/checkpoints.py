@@ -7,6 +7,7 @@ One that cannot be written is reported, counted and left out; earlier ones stay.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,10 @@ class Checkpoints:
     def export_best(self, best: BestCheckpoint, *, policy_version: int) -> Path:
         """Writes the best checkpoint's policy as a folder that transformers and vLLM load. `policy_version`
         is the learners' own."""
-        source = best.path / LEARNER_FOLDER
-        if self._folder.is_best(policy_version):
-            return write_folder(self._folder.best_model, self._learners.export)
-        return write_folder(
-            self._folder.best_model, lambda folder: self._learners.export_checkpoint(source, folder)
-        )
+        export = self._learners.export
+        if not self._folder.is_best(policy_version):
+            export = partial(self._learners.export_checkpoint, best.path / LEARNER_FOLDER)
+        return write_folder(self._folder.best_model, export)
 
     def complete(self, *, wait: bool) -> None:
         """Names the pending checkpoint if every rank has written its part; with `wait`, once it has."""

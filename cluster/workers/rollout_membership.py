@@ -121,7 +121,7 @@ class RolloutMembership:
         ]
 
     def remove(self, indexes: Sequence[int]) -> None:
-        """Kills draining actors, whatever they still hold."""
+        """Kills draining actors, even if they still hold orders."""
         for index in indexes:
             say(f"rollout actor {index} was removed")
             ray.kill(remove_rollout_actor(self._env_runners, index))

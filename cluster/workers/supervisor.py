@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 from ray.exceptions import RayActorError, RayError
@@ -59,34 +60,28 @@ class NodeDrainWatch:
         return self._nodes
 
 
+@dataclass(slots=True, eq=False)
 class Supervisor:
     """Looks after the processes of one run."""
 
-    def __init__(
-        self,
-        rollouts: RolloutPool,
-        engines: EnginePool,
-        *,
-        deliver_weights: Callable[[], object],
-        training: Assignment | None = None,
-        check_learners: Callable[[], object] = lambda: None,
-        check_buffer: Callable[[], object] = lambda: None,
-        poll_scaling: Callable[[], object] = lambda: None,
-        drain_watch: NodeDrainWatch | None = None,
-    ):
-        """`deliver_weights` begins to send the live weights to engines that wait for them, without waiting.
-        `training` is what rollout actors work on for the steps. `check_learners` replaces dead learners,
-        `check_buffer` raises if the buffer is lost, `poll_scaling` carries out a user's scaling request."""
-        self._rollouts = rollouts
-        self._engines = engines
-        self._deliver_weights = deliver_weights
-        self._training = training
-        self._check_learners = check_learners
-        self._check_buffer = check_buffer
-        self._poll_scaling = poll_scaling
-        self._drain_watch = drain_watch or NodeDrainWatch()
-        self._polled_at = self._pinged_at = -math.inf
-        """By `time.monotonic()`."""
+    rollouts: RolloutPool
+    engines: EnginePool
+    _: KW_ONLY
+    deliver_weights: Callable[[], object]
+    """Begins to send the live weights to engines that wait for them, without waiting."""
+    training: Assignment | None = None
+    """What rollout actors work on for the steps."""
+    check_learners: Callable[[], object] = lambda: None
+    """Replaces dead learners."""
+    check_buffer: Callable[[], object] = lambda: None
+    """Raises if the buffer is lost."""
+    poll_scaling: Callable[[], object] = lambda: None
+    """Carries out a user's scaling request."""
+    drain_watch: NodeDrainWatch = field(default_factory=NodeDrainWatch)
+    _polled_at: float = -math.inf
+    """When rollout actors were last polled, by `time.monotonic()`."""
+    _pinged_at: float = -math.inf
+    """When learners and buffer were last pinged."""
 
     def tick(self, wait: Wait, *, assignment: Assignment | None = None) -> None:
         """One round of the checks that this wait allows; cheap if nothing changed. `assignment` is an
@@ -95,27 +90,27 @@ class Supervisor:
         now = time.monotonic()
         if wait == "update" and now - self._polled_at < POLL_EVERY_S:
             return
-        self._engines.poll()
+        self.engines.poll()
         if wait not in ("update", "sft_update"):
-            self._deliver_weights()
+            self.deliver_weights()
         if wait == "groups":
-            self._poll_scaling()
+            self.poll_scaling()
         if wait != "demonstrations":
             health_only = wait in ("sft_update", "between_sft_updates")
-            self._poll_rollouts(None if health_only else assignment or self._training)
+            self._poll_rollouts(None if health_only else assignment or self.training)
             self._polled_at = time.monotonic()
         if now - self._pinged_at >= POLL_EVERY_S:
             if wait in ("demonstrations", "evaluation"):
-                self._check_learners()
-            self._check_buffer()
+                self.check_learners()
+            self.check_buffer()
             self._pinged_at = time.monotonic()
 
     def _poll_rollouts(self, assignment: Assignment | None) -> None:
-        if nodes := self._drain_watch.nodes():
-            self._engines.drain_nodes(nodes)
-            self._rollouts.drain_nodes(nodes)
+        if nodes := self.drain_watch.nodes():
+            self.engines.drain_nodes(nodes)
+            self.rollouts.drain_nodes(nodes)
         try:
-            self._rollouts.poll(assignment)
+            self.rollouts.poll(assignment)
         except RayActorError:  # the work source has died: if it is the buffer, that is what to say
-            self._check_buffer()
+            self.check_buffer()
             raise

@@ -24,11 +24,11 @@ from simulators.message import Action, Choice
 
 QUESTIONS = ("Is it alive?", "Where to?", "1 2 3 4", "How many nights?", "Is it red?")
 SAMPLE_S = 0.02
-"""So that there is a middle to be killed in."""
+"""Slow enough to be killed in the middle."""
 
 
 class FunctionEngine:
-    """In the place of vLLM's."""
+    """Replaces vLLM's engine actor."""
 
     def __init__(self, model_folder: str, config: EngineConfig, seed: int):
         self._renderer = Renderer.from_folder(model_folder)

@@ -93,7 +93,8 @@ def test_a_run_is_rewarded_by_all_functions_and_its_rows_say_how(tmp_path: Path,
     assert len(judge.requests) >= VOTES * len(_dialogues(rows))
     judged = _judges_part(rows)
     assert np.allclose(judged, judged.round()) and judged.max() > 0 and judged.min() >= -1e-9
-    assert _judges_part(pq.read_table(folder / "evaluation-test.parquet")).max() < 1e-9  # nobody judges it
+    evaluation = pq.read_table(folder / "evaluation-test.parquet")
+    assert _judges_part(evaluation).max() < 1e-9  # evaluations are not judged
 
 
 def _dialogues(rows: pa.Table) -> set[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""`userrl evaluate` as a person runs it: killed in the middle, run again, run once more."""
+"""`userrl evaluate` end to end: killed in the middle, resumed, and run again when finished."""
 
 import json
 import os
@@ -22,7 +22,7 @@ WAIT_S = 400.0
 WORDS = [
     *("evaluate", "--policy", "expert", "--gyms", "function,travel", "--simulators", "rules"),
     *("--tasks", str(NUM_TASKS), "--trials", "2", "--seed", "3", "--output", "out/e.json", "--json"),
-    # Few dialogues at a time, so that there is a middle to be killed in.
+    # Few dialogues at a time, so that the kill comes before the end.
     *("--rollout.dialogues_per_actor", "8"),
 ]
 
@@ -39,7 +39,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def run(folder: Path) -> tuple[dict[str, Any], str]:
-    """What a whole command prints: the JSON of stdout, and stderr."""
+    """Runs the command to its end: returns the JSON of stdout, and stderr."""
     process = start(folder)
     out, err = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, err
@@ -51,7 +51,7 @@ def num_groups(journal: Path) -> int:
 
 
 def kill_in_the_middle(folder: Path, journal: Path) -> None:
-    """SIGKILL once some dialogues are finished; most of Ray's processes end with their parent."""
+    """Kills the command once some dialogues are finished; most of Ray's processes end with their parent."""
     process = start(folder)
     deadline = time.monotonic() + WAIT_S
     while num_groups(journal) < 4:
@@ -67,7 +67,7 @@ def kill_in_the_middle(folder: Path, journal: Path) -> None:
     process.communicate(timeout=WAIT_S)
 
 
-def test_a_killed_evaluation_goes_on_where_it_was_and_a_finished_one_plays_nothing(tmp_path: Path) -> None:
+def test_a_killed_evaluation_resumes_and_a_finished_one_plays_nothing(tmp_path: Path) -> None:
     journal = tmp_path / "out" / "e.dialogues.jsonl"
     kill_in_the_middle(tmp_path, journal)
     num_kept = num_groups(journal)

@@ -41,11 +41,11 @@ def is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("who", ["the actor", "the core"])
-def test_the_next_step_is_trained_after_the_only_engine_was_killed(algorithm: GRPO, who: str) -> None:
+@pytest.mark.parametrize("process", ["actor", "core"])
+def test_the_next_step_is_trained_after_the_only_engine_was_killed(algorithm: GRPO, process: str) -> None:
     algorithm.train()
     lost, before = algorithm.parts.services.engines.num_lost, processes(algorithm)
-    os.kill(before[0] if who == "the actor" else max(before[1:]), signal.SIGKILL)
+    os.kill(before[0] if process == "actor" else max(before[1:]), signal.SIGKILL)
     began = time.monotonic()
     algorithm.train()
     algorithm.train()

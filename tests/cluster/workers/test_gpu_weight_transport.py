@@ -1,5 +1,5 @@
-"""Weights by each way of a machine with GPUs: the engine's logprobs are the learner's afterwards, on the same
-tokens, under tensor parallelism, too."""
+"""Each weight transport on GPUs: after a sync the engine's logprobs equal the learner's on the same tokens,
+with tensor parallelism, too."""
 
 import sys
 from collections.abc import Iterator

@@ -128,6 +128,6 @@ def test_a_dead_work_source_is_a_lost_buffer_only_if_it_is_the_buffer(
     def is_lost() -> None:
         raise LostBufferError("the buffer has died")
 
-    processes.supervisor._check_buffer = is_lost
+    processes.supervisor.check_buffer = is_lost
     with pytest.raises(LostBufferError):
         processes.tick("groups")
