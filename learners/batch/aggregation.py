@@ -1,5 +1,4 @@
-"""Token weights of a step's loss: how much each sample's tokens count, computed from all samples of the step.
-NumPy only; the same on every rank.
+"""Token weights of a step's loss, computed from all samples of the step. NumPy only; the same on every rank.
 
 The loss is sum over tokens of weight x objective, divided by the step's number of loss tokens: weights of 1
 give the mean over all tokens. Each weight is (share of its part) x (loss tokens of the step) / (denominator

@@ -1,4 +1,4 @@
-"""Processes that learn as one, without Ray."""
+"""Starts ranks of one process group for tests, without Ray."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""What a step made of its turns, from the learner's samples through the buffer to the rows on disk, also
-after a kill. The buffer is the real one, without Ray."""
+"""Credits of a step, from the learner's samples through the buffer to the rows on disk, also after a kill.
+Uses the real buffer, without Ray."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ async def test_trained_rows_have_the_losss_advantage_and_dropped_rows_none(tmp_p
         assert row["value"] is row["gain"] is None
 
 
-async def test_a_step_that_is_taken_again_after_a_kill_writes_the_same(tmp_path: Path):
+async def test_a_step_repeated_after_a_kill_writes_the_same_credits(tmp_path: Path):
     """Everything is killed after the second step; the only checkpoint is of the first."""
     first = make_buffer(tmp_path)
     await play(first, GOOD)

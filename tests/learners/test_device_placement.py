@@ -1,4 +1,4 @@
-"""What reaches the learner's device: all of the policy in the end, never more than asked for."""
+"""Placement of the policy on the learner's device: complete on one rank, one unit at a time when sharded."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +42,7 @@ def tensors_of(policy: Policy) -> list[Tensor]:
     return [*policy.parameters(), *policy.buffers(), *(v for v in plain if isinstance(v, Tensor))]
 
 
-def test_one_rank_takes_the_policy_whole(folder: str):
+def test_on_one_rank_the_policy_is_unsharded(folder: str):
     policy = policy_of(folder, lora_rank=4, has_critic=True)
     assert {tensor.device for tensor in tensors_of(policy)} == {CPU}
     shard(policy, num_ranks=1, device=ELSEWHERE)

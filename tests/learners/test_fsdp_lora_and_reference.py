@@ -165,7 +165,7 @@ def test_in_bfloat16_two_ranks_agree_with_one_as_far_as_bfloat16_goes(
 
 
 @pytest.mark.parametrize("case", ["lora", "bfloat16_lora"])
-def test_a_checkpoint_of_two_ranks_goes_on_on_one(case: str, folder: Path, two: dict[str, Any]):
+def test_one_rank_resumes_the_checkpoint_of_two(case: str, folder: Path, two: dict[str, Any]):
     policy = load_policy(str(folder / "model"), temperature=1.0, seed=7, **CASES[case])
     optimizer = make_optimizer(policy, config=CONFIG)
     progress = load_checkpoint(folder / f"{case}-2" / "checkpoint", policy, optimizer)

@@ -54,7 +54,7 @@ def drop_time(metrics: dict[str, float]) -> dict[str, float]:
     return {name: metrics[name] for name in metrics.keys() - {"learner/tokens_per_s", "time/learn_s"}}
 
 
-def test_two_learners_train_as_one_and_go_on_from_its_checkpoint(policy_folder: Path, tmp_path: Path):
+def test_two_learners_train_as_one_and_resume_its_checkpoint(policy_folder: Path, tmp_path: Path):
     local = make_group(policy_folder, num_learners=0)
     expected_metrics, expected = train(local, tmp_path / "one")
     assert expected_metrics[2]["learner/logprob_gap/num_tokens"] > 0

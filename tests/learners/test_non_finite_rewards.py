@@ -1,5 +1,5 @@
-"""Bad numbers: each is dropped under its reason and counted, at the buffer and at the learner, and what is
-good beside it trains as if it were alone."""
+"""Non-finite numbers: each is dropped under its reason and counted, at the buffer and at the learner, and the
+others train as if it were not there."""
 
 import math
 from dataclasses import replace
@@ -79,7 +79,7 @@ def same(found: list[TrainingSample], expected: list[TrainingSample]) -> bool:
 
 
 @pytest.mark.parametrize("reward", BAD)
-def test_a_reward_that_is_not_finite_is_unscored_and_moves_no_other(reward: float):
+def test_a_non_finite_reward_counts_as_unscored_and_changes_no_other_advantage(reward: float):
     table = group_of(*GOOD, turns_of(reward))
     samples, dropped = learned(table)
     assert same(samples, learned(group_of(*GOOD))[0])
@@ -88,7 +88,7 @@ def test_a_reward_that_is_not_finite_is_unscored_and_moves_no_other(reward: floa
 
 
 @pytest.mark.parametrize("logprob", BAD)
-def test_a_logprob_that_is_not_finite_costs_its_trajectory_and_not_the_step(logprob: float):
+def test_a_non_finite_logprob_drops_its_trajectory_and_not_the_step(logprob: float):
     """Its reward is good and stays in the group's mean."""
     samples, dropped = learned(group_of(*GOOD, turns_of(0.5, logprob=logprob)))
     assert dropped == {"bad_logprob": 1.0}
@@ -96,7 +96,7 @@ def test_a_logprob_that_is_not_finite_costs_its_trajectory_and_not_the_step(logp
     assert all(np.isfinite(sample.behavior_logprobs).all() for sample in samples)
 
 
-def test_a_trajectory_without_policy_tokens_is_counted_as_that():
+def test_a_trajectory_without_policy_tokens_is_counted_under_its_reason():
     table = group_of(*GOOD, turns_of(0.5, completion=()))
     samples, dropped = learned(table)
     assert [sample.trajectory for sample in samples] == [0, 1, 2]
@@ -104,14 +104,14 @@ def test_a_trajectory_without_policy_tokens_is_counted_as_that():
     assert booked(table) == {"trained": 3, "no_tokens": 1}
 
 
-def test_a_failure_is_counted_as_failed_whatever_else_is_wrong_with_it():
+def test_a_failed_trajectory_is_counted_as_failed_even_with_other_defects():
     table = group_of(*GOOD, turns_of(1.0, logprob=math.nan), [], ends=[DONE] * 3 + [FAILED] * 2)
     samples, dropped = learned(table)
     assert (len(samples), dropped) == (3, {"failed": 2.0})
     assert booked(table) == {"trained": 3, "failed": 2}
 
 
-def test_one_of_each_is_one_of_each():
+def test_each_reason_is_counted_once():
     bad = [turns_of(math.nan), turns_of(0.5, logprob=math.inf), turns_of(0.5, completion=())]
     cut = [FAILED, StopReason.TIME_LIMIT, StopReason.SURPLUS]
     samples, dropped = learned(group_of(*GOOD, *bad, *[turns_of(1.0)] * 3, ends=[DONE] * 6 + cut))
@@ -121,7 +121,7 @@ def test_one_of_each_is_one_of_each():
 
 @pytest.mark.parametrize("advantage", [name for name in ADVANTAGES if name != "turn_gae"])
 @pytest.mark.parametrize("rewards", [[1.0], [0.5, 0.5, 0.5], [1e300, -1e300], [math.inf, math.nan]])
-def test_no_estimator_lets_a_number_through_that_is_not_finite(advantage: Any, rewards: list[float]):
+def test_no_estimator_gives_a_trained_token_a_non_finite_advantage(advantage: Any, rewards: list[float]):
     """A group of one, rewards all equal, rewards beyond float32, and none at all."""
     config = LearnerConfig.model_validate({"advantage": advantage})
     with np.errstate(all="ignore"):
@@ -143,9 +143,7 @@ def test_no_estimator_lets_a_number_through_that_is_not_finite(advantage: Any, r
         ([turns_of(0.5, completion=()), turns_of(1.0)], {"no_tokens": 1, "too_few": 1}),
     ],
 )
-def test_the_buffer_drops_a_group_that_teaches_nothing(
-    trajectories: list[list[Turn]], outcome: dict[str, int]
-):
+def test_the_buffer_drops_a_group_without_a_gradient(trajectories: list[list[Turn]], outcome: dict[str, int]):
     assert booked(group_of(*trajectories)) == outcome
 
 

@@ -1,4 +1,4 @@
-"""No step that is not finite touches weights or optimizer: through the learner itself, in a LearnerGroup."""
+"""Non-finite steps change neither weights nor optimizer; tested on learners in a LearnerGroup."""
 
 import math
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def with_rewards(table: pa.Table, reward: float) -> pa.Table:
     return table.set_column(index, REWARD, pa.array(np.full(table.num_rows, reward)))
 
 
-def test_no_bad_step_touches_weights_or_optimizer(tmp_path: Path):
+def test_a_non_finite_step_changes_neither_weights_nor_optimizer(tmp_path: Path):
     """Through the learner itself. In between good steps move the weights: what must not move could."""
     config = group_config(write_policy(tmp_path), num_learners=0, sft=SftConfig())
     group = start(config)

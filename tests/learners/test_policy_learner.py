@@ -1,5 +1,4 @@
-"""The learner's own part in what the policy is: adapters, the reference's beginning and end, masks; in this
-process and as two actors."""
+"""The learner's adapters, reference model, credits and masks, in this process and as two actors."""
 
 import sys
 from pathlib import Path
@@ -88,7 +87,7 @@ def test_the_reference_is_the_policy_after_the_cold_start_on_one_rank_and_on_two
     two.shutdown()
 
 
-def test_a_run_that_goes_on_finds_the_reference_it_began_with(folder: Path):
+def test_a_resumed_run_loads_its_initial_reference(folder: Path):
     group = make_group(folder, **KL)
     imitate(group)
     update(group, step=0)
@@ -102,7 +101,7 @@ def test_a_run_that_goes_on_finds_the_reference_it_began_with(folder: Path):
         on_each(make_group(folder, **KL), "load", str(folder / "checkpoint"))
 
 
-def test_a_run_that_starts_over_takes_no_reference_of_the_run_before(folder: Path):
+def test_a_restarted_run_writes_a_new_reference(folder: Path):
     group = make_group(folder, **KL)
     imitate(group)
     update(group, step=0)
@@ -110,7 +109,7 @@ def test_a_run_that_starts_over_takes_no_reference_of_the_run_before(folder: Pat
     assert update(again, step=0)["learner/reference_kl"] == 0.0
 
 
-def test_a_model_that_was_named_is_the_reference(folder: Path):
+def test_a_configured_model_is_the_reference(folder: Path):
     named = tiny_model()
     with torch.no_grad():
         named.model.embed_tokens.weight.mul_(0.5)
@@ -120,7 +119,7 @@ def test_a_model_that_was_named_is_the_reference(folder: Path):
     assert sorted(path.name for path in folder.iterdir()) == ["named", "policy"]
 
 
-def test_a_coefficient_of_zero_leaves_the_training_as_it_is_without_a_reference(folder: Path):
+def test_a_coefficient_of_zero_trains_as_without_a_reference(folder: Path):
     plain, measured = make_group(folder), make_group(folder, kl="k1")
     for step in range(2):
         expected, metrics = update(plain, step=step), update(measured, step=step)
@@ -147,7 +146,7 @@ def test_adapters_reach_engines_and_export_as_plain_weights(folder: Path):
     assert all(tensor.equal(sent[name]) for name, tensor in weights(resumed).items())
 
 
-def test_one_rank_and_two_credit_every_turn_once_and_alike(folder: Path):
+def test_one_rank_and_two_report_the_same_credits_for_every_turn(folder: Path):
     """With a critic, and a KL that each rank takes from the advantages of its own micro-batches."""
     kinds: dict[str, Any] = {"advantage": "turn_gae", "kl": {"type": "k1", "coefficient": 0.5}}
     one, two = make_group(folder, **kinds), make_group(folder, num_learners=2, **kinds)
@@ -172,7 +171,7 @@ def test_one_rank_and_two_credit_every_turn_once_and_alike(folder: Path):
     two.shutdown()
 
 
-def test_masked_trajectories_are_counted_and_change_only_what_is_learned(folder: Path):
+def test_masked_trajectories_are_counted_and_give_no_loss_tokens(folder: Path):
     turns = [[make_turn([1, 2], [3, 4], reward=float(i), forked=True)] for i in range(3)]
     reasons = (StopReason.TERMINATED, StopReason.MAX_TURNS, StopReason.TERMINATED)
     table = make_table(list(zip(turns, reasons, strict=True)))

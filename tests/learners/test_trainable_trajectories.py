@@ -1,5 +1,4 @@
-"""From a group's table to what trains: the samples are of the buffer's usable trajectories, of all and of no
-other."""
+"""Learner and buffer agree on the trajectories that can be trained."""
 
 import math
 
@@ -35,7 +34,7 @@ def trajectories(draw: st.DrawFn) -> tuple[list[Turn], StopReason]:
 
 @settings(deadline=None)
 @given(group=st.lists(trajectories(), min_size=1, max_size=6))
-def test_samples_are_exactly_of_the_usable_trajectories(group: list[tuple[list[Turn], StopReason]]):
+def test_samples_are_exactly_those_of_the_usable_trajectories(group: list[tuple[list[Turn], StopReason]]):
     table = make_table(group, group_id=3)
     order = GroupOrder(group_id=3, task_key=make_key(), group_size=len(group), seed=0)
     usable = summarize(order, credited(table), duration_s=0.0).usable

@@ -1,4 +1,4 @@
-"""Trajectories that were cut off, under `truncated=mask`."""
+"""Trajectories that reached the limit of turns or tokens, with `truncated=mask`."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def table_of(group_id: int = 0, *, reasons: tuple[StopReason, ...] = REASONS):
     return make_table(list(zip(turns, reasons, strict=True)), group_id=group_id)
 
 
-def test_they_give_no_sample_and_are_counted_while_failed_ones_are_not():
+def test_truncated_trajectories_give_no_sample_and_are_counted():
     tables = [table_of(0), table_of(1)]
     samples = [s for t in tables for s in samples_from_table(t, advantages=np.ones(t.num_rows))]
     kept, num_masked = without_truncated(samples, tables=tables)
@@ -34,7 +34,7 @@ def test_they_give_no_sample_and_are_counted_while_failed_ones_are_not():
     assert num_masked == 4
 
 
-def test_they_stay_in_the_baseline_of_their_group():
+def test_truncated_trajectories_stay_in_the_baseline_of_their_group():
     """Rewards 0, 1, 2, 3 with the mean 1.5: those that ended by themselves get -1.5 and 0.5, not -1 and 1."""
     table = table_of()
     samples = samples_from_table(table, advantages=gym_advantages(table, lambda gym: RULE))
@@ -45,7 +45,7 @@ def test_they_stay_in_the_baseline_of_their_group():
     ]
 
 
-def test_both_parts_of_a_forked_trajectory_go_and_count_once():
+def test_both_parts_of_a_truncated_forked_trajectory_are_left_out_and_counted_once():
     turns = [make_turn([1, 2], [3], reward=0.0, forked=True), make_turn([5, 6], [7], reward=1.0, forked=True)]
     table = make_table([(turns, StopReason.MAX_TOKENS)])
     samples = samples_from_table(table, advantages=np.ones(2))

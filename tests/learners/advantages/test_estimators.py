@@ -1,4 +1,4 @@
-"""Advantages against numbers worked out by hand."""
+"""Advantage estimators against numbers computed by hand, and their configuration."""
 
 import statistics
 from collections.abc import Iterable
@@ -60,13 +60,13 @@ def test_a_group_with_nothing_to_compare_gives_zeros(scores: list[float]):
     assert group_relative(np.array(scores), divide_by_std=True).tolist() == [0.0] * len(scores)
 
 
-def test_failed_members_count_neither_for_mean_nor_deviation():
+def test_failed_trajectories_are_left_out_of_mean_and_deviation():
     """Without the failed one the scores are 1 and 0: mean 1/2, deviation 1/2."""
     advantages = group_relative(np.array([1.0, NAN, 0.0]), divide_by_std=True)
     assert np.array_equal(advantages, [1.0, NAN, -1.0], equal_nan=True)
 
 
-def test_a_group_that_failed_whole_has_no_advantage():
+def test_a_group_of_failed_trajectories_has_no_advantage():
     assert np.isnan(group_relative(np.array([NAN, NAN]), divide_by_std=True)).all()
 
 
@@ -84,7 +84,7 @@ def test_reward_to_go_prefers_the_quicker_success():
     assert slow.tolist() == [-1.0, -1.0]
 
 
-def test_one_failed_turn_fails_its_trajectory_alone():
+def test_one_failed_turn_fails_only_its_own_trajectory():
     estimator = CreditRule(advantage="dr_grpo", trajectory_score="sum", gamma=1.0).advantages
     advantages = estimator(ragged([1.0, NAN], [1.0], [0.0]))
     assert np.isnan(advantages[0]).all()
@@ -157,7 +157,7 @@ def test_a_failed_trajectory_is_nan_and_changes_no_other(advantage: str):
 
 
 @every_advantage
-def test_a_group_that_failed_whole_is_nan(advantage: str):
+def test_every_estimator_gives_nan_for_a_group_of_failed_trajectories(advantage: str):
     assert np.isnan(np.concatenate(estimate(advantage, ragged([NAN], [NAN, 0.0])))).all()
 
 
@@ -279,6 +279,6 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 
 @pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo", "mt_grpo", "gigpo", "igpo"])
-def test_a_spread_beyond_all_numbers_is_no_advantage(advantage: str):
+def test_an_overflowing_spread_gives_no_zero_advantage(advantage: str):
     values = np.concatenate(estimate(advantage, ragged([1e200], [-1e200], [1e308])))
     assert not (values == 0.0).any()

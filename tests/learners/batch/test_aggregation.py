@@ -1,4 +1,4 @@
-"""Weights of samples by hand, and the laws of aggregation on a whole step's gradient."""
+"""Token weights against numbers computed by hand, and laws of aggregation on the gradient of a step."""
 
 from dataclasses import replace
 from functools import partial
@@ -145,7 +145,7 @@ def test_a_budget_takes_whole_trajectories_and_ends_with_the_one_that_reaches_it
     assert chosen == within_budget(samples, budget=budget, gym_shares=None, seed=seed)
 
 
-def test_a_gym_keeps_the_trajectories_of_its_share_of_the_budget_whatever_else_is_there():
+def test_a_gym_keeps_the_same_trajectories_of_its_share_of_the_budget_with_and_without_other_gyms():
     alone = [sample(3, trajectory=i) for i in range(8)]
     others = [sample(5, group_id=1, trajectory=i, gym="search") for i in range(8)]
     chosen = within_budget([*alone, *others], budget=24, gym_shares=SHARES, seed=1)
@@ -227,7 +227,7 @@ def test_mixing_gyms_adds_their_gradients_where_each_has_its_own_denominator(agg
         assert torch.allclose(alone[0][parameter] + alone[1][parameter], gradient, rtol=0, atol=1e-9)
 
 
-def test_without_it_another_gym_does_change_the_step():
+def test_without_per_gym_denominators_another_gym_changes_the_step():
     config, samples = LearnerConfig(per_gym_denominator=False), mixed_samples()
     both = gradients(samples, config=config)
     alone = [gradients([s for s in samples if s.gym == gym], config=config) for gym in SHARES]
@@ -257,7 +257,7 @@ def test_the_entropy_bonus_is_the_gradient_of_the_mean_entropy():
         assert torch.allclose(found[name], parameter.grad, rtol=0, atol=1e-9), name
 
 
-def test_a_masked_step_says_how_much_was_left_out():
+def test_a_masked_step_reports_the_fraction_left_out():
     """Every ratio is beyond [1, 1]: nothing is learned, and all of it is reported."""
     config = LearnerConfig(importance=MaskedConfig(low=1.0, high=1.0))
     policy, samples = tiny_policy(), samples_of(1)

@@ -1,4 +1,4 @@
-"""The plan's laws, and packed micro-batches against one sample at a time."""
+"""Laws of the packing plan, and packed micro-batches against one sample at a time."""
 
 from functools import partial
 
@@ -21,7 +21,9 @@ LENGTHS = st.lists(st.integers(1, 50), max_size=40)
 
 
 @given(LENGTHS, st.integers(1, 4), st.integers(0, 5))
-def test_plan_holds_each_sample_once_and_gives_ranks_equally_many_micro_batches(lengths, num_ranks, seed):
+def test_plan_contains_each_sample_once_and_the_same_number_of_micro_batches_per_rank(
+    lengths, num_ranks, seed
+):
     ranks = plan(lengths, max_tokens=64, num_ranks=num_ranks, seed=seed)
     assert sorted(i for rank in ranks for bin_ in rank for i in bin_) == list(range(len(lengths)))
     assert len({len(rank) for rank in ranks}) == 1
@@ -50,7 +52,7 @@ def test_positions_restart_and_predictors_stand_before_their_targets():
     assert len(batch.targets) == sum(sample.num_loss_tokens for sample in samples)
 
 
-def test_every_loss_token_knows_its_sample_its_turn_and_its_weight():
+def test_every_loss_token_has_the_index_of_its_sample_and_turn_and_its_weight():
     turns = [
         [make_turn([1, 2], [3, 4], reward=0.0, forked=True), make_turn([5], [6], reward=0.0, forked=False)],
         [make_turn([1], [2], reward=0.0, forked=True), make_turn([1, 3], [4, 5], reward=1.0, forked=True)],
@@ -66,7 +68,7 @@ def test_every_loss_token_knows_its_sample_its_turn_and_its_weight():
     assert set(pack(samples).weights.tolist()) == {1.0}
 
 
-def test_a_silent_turn_leaves_no_gap_in_the_numbers_of_turns():
+def test_a_turn_without_tokens_leaves_no_gap_in_turn_indices():
     """Else a step with a token of another version would look for a turn that is not there."""
     silent = [make_turn([1], [2], reward=0.0, forked=True), make_turn([3], [], reward=0.0, forked=False)]
     other = [make_turn([1], [2, 3], reward=1.0, forked=True)]
@@ -107,7 +109,7 @@ def test_packed_gives_the_gradient_of_one_sample_at_a_time():
         assert gradient.abs().max() > 1e-6, name
 
 
-def test_an_empty_micro_batch_takes_part_and_counts_for_nothing():
+def test_an_empty_micro_batch_runs_forward_and_backward_with_zero_gradient():
     policy = tiny_policy()
     loss_fn = partial(grpo_sums, config=LearnerConfig(), num_tokens=7, policy_version=0)
     sums = accumulate_gradients(policy, [pack([])], loss_fn=loss_fn, device=torch.device("cpu"), num_ranks=1)

@@ -155,7 +155,7 @@ def test_every_loss_under_every_importance_level(loss: str, level: str):
 
 
 @pytest.mark.parametrize("loss", ["ppo", "gspo", "turn"])
-def test_however_the_samples_are_packed(loss: str):
+def test_the_gradient_does_not_depend_on_the_packing(loss: str):
     """One row, rows of about one sample, other seeds, three ranks of which some may have less."""
     config = config_of(loss, aggregation="sequence_mean")
     expected = one_at_a_time(config)

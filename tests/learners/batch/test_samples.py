@@ -1,4 +1,4 @@
-"""Samples: token ids as sampled, masks, forks, and what is left out."""
+"""Training samples from tables: token ids, loss masks, forks, and trajectories that are left out."""
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +41,7 @@ def test_a_trajectory_is_its_turns_end_to_end():
     assert (first.num_tokens, first.num_loss_tokens) == (7, 3)
 
 
-def test_a_fork_begins_a_new_sample_with_the_same_advantage():
+def test_a_fork_starts_a_new_sample_with_the_same_advantage():
     forked = [
         make_turn([1], [2], reward=0.0, forked=True),
         make_turn([1, 3], [4], reward=1.0, forked=True),
@@ -54,7 +54,7 @@ def test_a_fork_begins_a_new_sample_with_the_same_advantage():
     assert (samples[1].turns.tolist(), samples[1].advantages.tolist()) == ([1, 2], [1, 1])
 
 
-def test_failures_and_unscored_trajectories_give_no_sample_and_move_no_advantage():
+def test_failed_and_unscored_trajectories_give_no_sample_and_change_no_other_advantage():
     def turns(reward: float):
         return [
             make_turn([1], [2], reward=reward, forked=True),
@@ -113,7 +113,7 @@ def walked(table: pa.Table, advantages: list[float]) -> list[tuple[list[int], li
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_samples_are_what_a_walk_over_the_tokens_finds(seed: int):
+def test_samples_equal_those_of_a_token_by_token_reference(seed: int):
     """Forks, silent turns, turns without context, and tables in chunks of two groups."""
     rng = np.random.default_rng(seed)
 

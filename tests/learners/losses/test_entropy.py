@@ -1,4 +1,4 @@
-"""The adaptive entropy bonus by hand, and that it finds its coefficient."""
+"""The adaptive entropy coefficient against numbers computed by hand, and its convergence."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_the_coefficient_is_never_negative_and_moves_by_one_step(entropies: list
         control = moved
 
 
-def test_an_entropy_that_would_collapse_is_held_about_its_target():
+def test_a_collapsing_entropy_is_kept_near_its_target():
     """A policy that loses 0.02 nats a step and gains its coefficient."""
     control, entropy, seen = EntropyControl(), 1.0, []
     for _ in range(600):

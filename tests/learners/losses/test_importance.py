@@ -22,7 +22,7 @@ LOG_RATIO = torch.tensor([log(r) for r in (2.0, 3.0, 0.5, 0.1)], dtype=torch.flo
 TOKENS, TURNS, SEQUENCE = torch.arange(4), torch.tensor([0, 0, 1, 1]), torch.zeros(4, dtype=torch.int64)
 
 
-def test_truncation_bounds_from_above_alone():
+def test_truncation_bounds_ratios_only_from_above():
     """Turn products are 6 and 0.05, the sequence's is 0.3."""
     assert truncated_weights(LOG_RATIO, TOKENS, high=2.5).tolist() == pytest.approx([2.0, 2.5, 0.5, 0.1])
     assert truncated_weights(LOG_RATIO, TURNS, high=2.5).tolist() == pytest.approx([2.5, 2.5, 0.05, 0.05])

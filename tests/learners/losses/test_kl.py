@@ -112,7 +112,7 @@ def test_expected_gradients_on_policy(seed: int):
 
 
 @pytest.mark.parametrize("loss", POLICY_LOSSES)
-def test_on_policy_k1_in_the_advantages_and_k2_in_the_loss_move_every_token_alike(loss: Any):
+def test_on_policy_k1_in_the_advantages_and_k2_in_the_loss_have_the_same_gradient_at_every_token(loss: Any):
     """Under each policy loss, with weights, at sampled tokens: not in the mean only."""
     torch.manual_seed(1)
     policy = (-2 * torch.rand(8, dtype=torch.float64)).requires_grad_()
@@ -169,6 +169,6 @@ def test_off_policy_the_policy_loss_weighs_k1_by_its_ratio():
     "settings",
     [{"coefficient": 0.1}, {"reference": "some/model"}, "k4", {"type": "k2", "coefficient": -1}],
 )
-def test_settings_without_a_meaning_are_refused(settings: Any):
+def test_keys_without_their_kl_and_unknown_kls_are_refused(settings: Any):
     with pytest.raises(ValueError, match="kl"):
         LearnerConfig.model_validate({"kl": settings})

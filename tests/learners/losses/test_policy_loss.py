@@ -1,4 +1,4 @@
-"""The losses against numbers worked out by hand, and against references written token by token."""
+"""Policy losses against numbers computed by hand and against references written token by token."""
 
 from math import exp, log
 from typing import Any, get_args
@@ -149,9 +149,7 @@ def test_each_clipped_loss_has_default_clips_for_the_length_of_its_segments(
 @pytest.mark.parametrize("name", POLICY_LOSSES)
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 @pytest.mark.parametrize("behavior", [-120.0, 100.0])
-def test_a_ratio_beyond_all_numbers_leaves_no_gradient_that_is_not_finite(
-    name: str, advantage: float, behavior: float
-):
+def test_an_overflowing_ratio_leaves_all_gradients_finite(name: str, advantage: float, behavior: float):
     """In float32, where exp(119) is infinite; under a weight of 0 there is no gradient at all."""
     policy = torch.tensor([-1.0, -1.0], requires_grad=True)
     tokens = LossTokens(
@@ -197,7 +195,7 @@ def test_gspo_takes_the_geometric_mean_of_a_sequence():
     assert result.num_clipped.item() == 2
 
 
-def test_turn_ratio_judges_each_turn_by_itself():
+def test_the_turn_ratio_of_a_turn_depends_on_its_own_tokens_only():
     """Turn 0 has s = 2 and is clipped; turn 1 has s = 1.2 and is not. As one sequence both would be."""
     tokens = tokens_of([4.0, 1.0, 1.2], [1.0, 1.0, 1.0], turns=[0, 0, 1])
     _, gradient = gradient_of(tokens, config=config_of("turn"))
@@ -331,7 +329,7 @@ def test_gspo_by_tokens_has_the_gradient_of_gspo_by_the_sequence(
         ({"aggregation": {"tokens": 5}}, "learner.aggregation.tokens: type=token_mean has no such key"),
     ],
 )
-def test_senseless_settings_are_refused_in_one_line(settings: dict[str, Any], rule: str):
+def test_invalid_settings_are_refused_in_one_line(settings: dict[str, Any], rule: str):
     with pytest.raises(BadInput) as caught:
         validate({"learner": settings}, model=RunConfig)
     assert rule in str(caught.value) and "\n" not in str(caught.value)

@@ -262,7 +262,7 @@ def test_every_kl_with_every_loss(loss: str, estimator: str):
 
 @settings(max_examples=examples(25), deadline=None)
 @given(data=st.data(), seed=st.integers(0, 10_000))
-def test_any_of_them_together(data: st.DataObject, seed: int):
+def test_any_combination(data: st.DataObject, seed: int):
     choose: Callable[[Sequence[Any]], Any] = lambda options: data.draw(st.sampled_from(options))  # noqa: E731
     loss = choose(list(POLICY_LOSSES))
     kind = choose(("none", "masked", "truncated") if loss == "reinforce" else ("none", "masked"))

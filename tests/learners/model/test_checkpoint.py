@@ -1,5 +1,4 @@
-"""Checkpoints of other settings, of before and of later, and damaged ones: one line each, or as if nothing
-were."""
+"""Refusal of checkpoints with other settings, of later formats, and of damaged ones, in one line each."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The critic: advantages through a table by hand, and a head that learns without moving the policy."""
+"""The critic: advantages computed by hand, and learning that does not change the policy."""
 
 from functools import partial
 from pathlib import Path
@@ -108,14 +108,14 @@ def test_an_untrained_critic_leaves_lambda_returns():
     assert sample.returns.tolist() == [0.25, 1]
 
 
-def test_a_new_critic_expects_nothing_and_is_the_same_for_a_seed():
+def test_a_new_critic_predicts_zero_and_is_the_same_for_a_seed():
     hidden = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     assert Critic(8, seed=0)(hidden).tolist() == [0, 0, 0]
     one, same, other = (Critic(8, seed=seed).inner.weight for seed in (1, 1, 2))
     assert one.equal(same) and not one.equal(other)
 
 
-def test_a_turn_without_tokens_counts_as_expecting_nothing():
+def test_a_turn_without_tokens_has_a_value_of_zero():
     """The dialogue ended in silence: V = 0 there, so that the turn before has 0 + 0 - 1/2 + 1/4 x 1."""
     turns = [make_turn([1], [2], reward=0.0, forked=True), make_turn([3], [], reward=1.0, forked=False)]
     (sample,), _ = step_samples([make_table([(turns, DONE)])], expecting(0.5))
@@ -137,7 +137,7 @@ def test_gyms_with_other_rules_are_as_without_a_critic():
     assert {sample.num_returns for sample in samples if sample.gym == "function"} == {2}
 
 
-def test_failed_and_unscored_trajectories_ask_no_critic():
+def test_failed_and_unscored_trajectories_are_not_scored_by_the_critic():
     bad = two_turns(reward=float("nan"))
     table = make_table(
         [(bad, DONE), (two_turns(reward=1.0), StopReason.ENGINE_ERROR), (two_turns(reward=1.0), DONE)]
@@ -206,7 +206,7 @@ def test_the_policys_step_is_the_same_bit_for_bit_whether_or_not_a_critic_learns
     assert with_head.critic is not None and float(with_head.critic.outer.bias.detach()) < 100.0
 
 
-def test_the_critic_has_a_learning_rate_of_its_own_and_does_not_decay():
+def test_the_critic_has_its_own_learning_rate_and_no_weight_decay():
     policy = critic_policy()
     config = LearnerConfig(lr=1e-4, advantage=TurnGaeConfig(critic_lr=1e-2), weight_decay=0.1)
     optimizer = make_optimizer(policy, config=config)
@@ -241,13 +241,13 @@ def test_a_critic_that_is_not_finite_leaves_everything_untouched(where: str):
     assert metrics["learner/critic/loss"] == pytest.approx(sums["critic_loss"], nan_ok=True)
 
 
-def test_the_critic_stays_out_of_what_engines_and_exports_get():
+def test_engines_and_exports_get_no_critic_weights():
     policy = critic_policy()
     assert any(name.startswith("critic.") for name, _ in policy.named_parameters())
     assert full_state_dict(policy, keep=True).keys() == full_state_dict(tiny_policy(), keep=True).keys()
 
 
-def test_sft_leaves_the_critic_as_it_was_and_its_checkpoint_is_whole(tmp_path: Path):
+def test_sft_does_not_change_the_critic_and_its_checkpoint_is_complete(tmp_path: Path):
     """Demonstrations have no returns: the critic's gradient is zero, not missing, so that a checkpoint of the
     stage holds the optimizer's state of every weight."""
     policy = critic_policy()
@@ -266,7 +266,7 @@ def test_sft_leaves_the_critic_as_it_was_and_its_checkpoint_is_whole(tmp_path: P
     assert load_checkpoint(tmp_path / "c", resumed, make_optimizer(resumed, config=CONFIG)).stage == "sft"
 
 
-def test_a_checkpoint_goes_on_exactly_with_its_critic(tmp_path: Path):
+def test_training_with_a_critic_resumes_exactly_from_a_checkpoint(tmp_path: Path):
     policy = critic_policy()
     optimizer = make_optimizer(policy, config=CONFIG)
     tables = [random_table(group_id=0)]
@@ -286,7 +286,7 @@ def test_a_checkpoint_goes_on_exactly_with_its_critic(tmp_path: Path):
         assert resumed.get_parameter(name).equal(tensor), name
 
 
-def test_only_a_rule_that_needs_a_critic_makes_one():
+def test_a_critic_exists_only_if_an_estimator_needs_one():
     assert LearnerConfig().critic_lrs == set()
     assert LearnerConfig(advantage=TurnGaeConfig()).critic_lrs == {1e-3}
     assert LearnerConfig(by_gym={"tau": TurnGaeConfig(critic_lr=1e-2)}).critic_lrs == {1e-2}

@@ -1,4 +1,4 @@
-"""Adapters: what trains, what the engines get, what a checkpoint holds."""
+"""LoRA adapters: trainable weights, merged weights for the engines, and checkpoints."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def test_before_training_the_merged_weights_are_the_base_bit_for_bit(tmp_path: P
     assert all(tensor.float().equal(base[name]) for name, tensor in merged.items())
 
 
-def test_before_training_the_policy_says_what_the_base_says(tmp_path: Path):
+def test_before_training_the_policy_has_the_logprobs_of_the_base(tmp_path: Path):
     tiny_model().save_pretrained(tmp_path)
     for dtype in (torch.float32, torch.bfloat16):
         base = load_policy(str(tmp_path), temperature=1.0, dtype=dtype, recompute_activations=False)
@@ -77,7 +77,7 @@ def test_before_training_the_policy_says_what_the_base_says(tmp_path: Path):
             assert loaded(tmp_path, dtype=dtype)(pack(samples_of(2))).logprobs.equal(expected)
 
 
-def test_adapters_stand_beside_every_linear_layer_of_the_decoder_and_alone_train(tmp_path: Path):
+def test_every_linear_layer_of_the_decoder_has_an_adapter_and_only_adapters_train(tmp_path: Path):
     tiny_model().save_pretrained(tmp_path)
     policy = loaded(tmp_path)
     training = {name for name, p in policy.named_parameters() if p.requires_grad}
@@ -93,7 +93,7 @@ def test_adapters_stand_beside_every_linear_layer_of_the_decoder_and_alone_train
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("tied", [True, False])
-def test_merged_weights_say_what_base_and_adapters_say(architecture: str, tied: bool, tmp_path: Path):
+def test_merged_weights_have_the_logprobs_of_base_and_adapters(architecture: str, tied: bool, tmp_path: Path):
     """Through the exported folder, loaded by transformers alone, one sample at a time."""
     policy = exact_policy(architecture=architecture, tied=tied)
     untrained = full_state_dict(policy, keep=True)
@@ -129,7 +129,7 @@ def test_the_change_is_alpha_over_rank_times_b_a(tmp_path: Path):
     assert a.shape == (4, 32) and b.shape == (48, 4) and bool(b.any())
 
 
-def test_adapters_come_from_the_seed_and_leave_the_random_state_alone(tmp_path: Path):
+def test_adapters_depend_on_the_seed_and_leave_the_random_state_unchanged(tmp_path: Path):
     tiny_model().save_pretrained(tmp_path)
     first, torch_state = loaded(tmp_path), torch.get_rng_state()
     again, other = loaded(tmp_path), loaded(tmp_path, seed=1)
@@ -155,7 +155,7 @@ def test_recomputed_activations_give_the_adapters_the_same_gradient(tmp_path: Pa
     assert all(bool(grad.any()) for grad in plain.values())
 
 
-def test_a_critic_trains_beside_the_adapters_and_is_in_the_checkpoint(tmp_path: Path):
+def test_a_critic_trains_next_to_the_adapters_and_is_in_the_checkpoint(tmp_path: Path):
     tiny_model().save_pretrained(tmp_path / "model")
     policy = load_policy(
         str(tmp_path / "model"), temperature=1.0, dtype=torch.bfloat16,
@@ -172,7 +172,7 @@ def test_a_critic_trains_beside_the_adapters_and_is_in_the_checkpoint(tmp_path: 
     assert not any("critic" in name for name in full_state_dict(policy, keep=True))
 
 
-def test_a_checkpoint_holds_the_adapters_alone_and_goes_on_exactly(tmp_path: Path):
+def test_a_checkpoint_contains_only_the_adapters_and_training_resumes_exactly(tmp_path: Path):
     tiny_model().save_pretrained(tmp_path / "model")
     policy = loaded(tmp_path / "model")
     optimizer = stepped(policy, times=1)

@@ -59,7 +59,7 @@ def test_entropy_of_a_uniform_distribution_is_the_log_of_the_vocabulary():
     )
 
 
-def test_a_folder_loads_with_float32_weights_and_gives_them_back_tied_once(tmp_path):
+def test_a_folder_loads_with_float32_weights_and_exports_tied_ones_once(tmp_path):
     tiny_model().bfloat16().save_pretrained(tmp_path)
     policy = load_policy(
         str(tmp_path),

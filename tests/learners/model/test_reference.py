@@ -1,4 +1,4 @@
-"""The reference model on one rank: where it comes from, and what its KL does to a step."""
+"""The reference model on one rank: its origin, and the effect of its KL on a step."""
 
 import resource
 from functools import partial
@@ -82,7 +82,7 @@ def test_at_the_start_the_kl_is_exactly_zero(tmp_path: Path, dtype: torch.dtype,
     assert metrics["learner/reference_kl"] == 0.0
 
 
-def test_the_reference_is_frozen_and_narrow_where_it_may_be(tmp_path: Path):
+def test_the_reference_is_frozen_and_its_linear_layers_are_stored_in_bfloat16(tmp_path: Path):
     policy = policy_of(tmp_path / "policy", dtype=torch.bfloat16)
     reference = reference_of(policy, tmp_path / "reference")
     assert not any(p.requires_grad for p in reference.parameters()) and not reference.training
@@ -125,7 +125,7 @@ def test_the_kl_grows_with_training_and_less_under_a_coefficient(tmp_path: Path,
     assert held[-1] < free[-1]
 
 
-def test_a_reference_is_written_over_the_one_before_and_leaves_nothing_behind(tmp_path: Path):
+def test_a_new_reference_replaces_the_old_one_and_leaves_no_other_files(tmp_path: Path):
     """Where GRPO begins again, the old one would be another policy's."""
     policy = policy_of(tmp_path / "policy")
     folder = tmp_path / "reference"
@@ -137,7 +137,7 @@ def test_a_reference_is_written_over_the_one_before_and_leaves_nothing_behind(tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy", "reference"]
 
 
-def test_a_missing_reference_is_named_with_its_cure(tmp_path: Path):
+def test_a_missing_reference_is_an_error_with_its_cure(tmp_path: Path):
     policy = policy_of(tmp_path / "policy")
     with pytest.raises(
         FileNotFoundError, match=r"no reference model there: copy it .* learner\.kl\.reference"
@@ -154,7 +154,7 @@ def test_a_reference_with_another_vocabulary_is_refused(tmp_path: Path):
         load_reference(str(tmp_path / "other"), policy=policy, num_ranks=1, device=CPU)
 
 
-def test_a_disk_that_refuses_is_an_error_with_its_folder(tmp_path: Path):
+def test_a_failed_write_is_an_oserror_with_the_folder(tmp_path: Path):
     (tmp_path / "file").write_text("")
     policy = policy_of(tmp_path / "policy")
     with pytest.raises(OSError, match="the reference model cannot be written"):

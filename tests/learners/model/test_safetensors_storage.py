@@ -1,4 +1,4 @@
-"""Nothing in a checkpoint is ever run: all of it is safetensors and JSON, the optimizer's part too."""
+"""Checkpoint storage: everything is safetensors or JSON, the optimizer state too, so that no code is run."""
 
 import json
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def test_every_byte_of_a_checkpoint_is_a_safetensors_block_or_json(folder: Path)
     assert covered == len(data) and kinds == {"tensor", "json"}
 
 
-def test_weights_moments_and_settings_come_back_to_the_bit(folder: Path) -> None:
+def test_weights_moments_and_scalars_are_restored_bit_for_bit(folder: Path) -> None:
     before, optimizer = trained()
     policy = tiny_policy()
     resumed = make_optimizer(policy, config=LearnerConfig())
@@ -136,7 +136,7 @@ def save_on_two(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_two_ranks_wrote_one_reads(tmp_path: Path) -> None:
+def test_one_rank_reads_the_checkpoint_of_two(tmp_path: Path) -> None:
     spawn(save_on_two, args=(tmp_path,), nprocs=2)
     assert {file for _, _, file, _, _ in slices(tmp_path / "c")} == {"rank-0.bin", "rank-1.bin"}
     policy = tiny_policy()

@@ -48,7 +48,7 @@ async def expert_dialogue(task: Task) -> list[tuple[Action, str]]:
         action = expert.send(step.feedback)
 
 
-def test_transformers_loads_the_folder_and_the_model_speaks(folder: Path):
+def test_transformers_loads_the_folder_and_generates(folder: Path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.config.model_type == "qwen3" and model.config.vocab_size == len(tokenizer)
@@ -83,7 +83,7 @@ def test_the_vocabulary_keeps_to_its_size(folder: Path, tokenizer: PreTrainedTok
 
 @pytest.mark.parametrize("gym", GYMS)
 @pytest.mark.parametrize("difficulty", [0, 2])
-async def test_what_the_gyms_say_survives_the_tokenizer(
+async def test_texts_of_the_gyms_round_trip_through_the_tokenizer(
     tokenizer: PreTrainedTokenizerFast, gym: str, difficulty: int
 ):
     for task in make_tasks(gym, num=5, difficulty=difficulty):
@@ -100,11 +100,11 @@ async def test_what_the_gyms_say_survives_the_tokenizer(
 @pytest.mark.parametrize(
     "text", ["", " ", "  two  spaces ", "a\n\tb", "caf\u00e9 \U0001f600", "don't ! , .", "12.5-3"]
 )
-def test_any_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerFast, text: str):
+def test_any_text_round_trips_through_the_tokenizer(tokenizer: PreTrainedTokenizerFast, text: str):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_text_that_never_varies_is_one_token_each(tokenizer: PreTrainedTokenizerFast):
+def test_each_constant_text_is_one_token(tokenizer: PreTrainedTokenizerFast):
     assert [len(tokenizer.encode(text)) for text in constants(GYMS)] == [1] * len(constants(GYMS))
 
 
@@ -125,7 +125,7 @@ def test_numbers_are_tokenised_digit_by_digit(tokenizer: PreTrainedTokenizerFast
 
 
 @pytest.mark.parametrize("gym", GYMS)
-async def test_every_action_of_an_expert_is_read_back_from_its_tokens(
+async def test_every_action_of_an_expert_is_parsed_from_its_tokens(
     tokenizer: PreTrainedTokenizerFast, gym: str
 ):
     renderer = Renderer(tokenizer)

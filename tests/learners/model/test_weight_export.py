@@ -1,4 +1,4 @@
-"""The policy's weights to go through, as they leave the learner."""
+"""Export of the policy's weights: announced shapes, repeated iteration, memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,9 @@ def loaded(folder: Path, *, lora_rank: int) -> Policy:
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_what_is_announced_is_what_comes(lora_rank: int, dtype: torch.dtype | None, tmp_path: Path) -> None:
+def test_shapes_are_those_of_the_iterated_weights(
+    lora_rank: int, dtype: torch.dtype | None, tmp_path: Path
+) -> None:
     """GPU transports lay their buffers out by the announcement."""
     weights = WeightExport(loaded(tmp_path, lora_rank=lora_rank), dtype=dtype)
     came = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights]
@@ -34,7 +36,7 @@ def test_what_is_announced_is_what_comes(lora_rank: int, dtype: torch.dtype | No
     assert not any("lora" in name or "base_layer" in name for name in names)
 
 
-def test_going_through_again_shows_what_was_learned_meanwhile(tmp_path: Path) -> None:
+def test_a_second_iteration_gives_the_updated_weights(tmp_path: Path) -> None:
     policy = loaded(tmp_path, lora_rank=0)
     weights = WeightExport(policy)
     before = {name: tensor.clone() for name, tensor in weights}
@@ -45,7 +47,7 @@ def test_going_through_again_shows_what_was_learned_meanwhile(tmp_path: Path) ->
         assert tensor.equal(before[name] + 1.0), name
 
 
-def test_a_payload_is_packed_as_weights_come_and_keeps_none_of_them(tmp_path: Path) -> None:
+def test_packing_holds_one_weight_at_a_time(tmp_path: Path) -> None:
     policy = loaded(tmp_path, lora_rank=2)
     weights = WeightExport(policy)
 

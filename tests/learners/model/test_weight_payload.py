@@ -1,4 +1,4 @@
-"""Weights as one payload."""
+"""Weight payload: bytes of the packed state, and memory of packing."""
 
 import tracemalloc
 
@@ -12,7 +12,7 @@ def shapes_of(state: dict[str, torch.Tensor]) -> list[Shape]:
     return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()]
 
 
-def test_a_payload_holds_the_state_byte_for_byte() -> None:
+def test_a_payload_contains_the_state_byte_for_byte() -> None:
     state = {
         "a": torch.randn(3, 5).bfloat16(),  # 30 bytes: what follows must be aligned all the same
         "b": torch.arange(4),
@@ -29,7 +29,7 @@ def test_a_payload_holds_the_state_byte_for_byte() -> None:
     assert metrics["learner/weights/num_bytes"] == payload.nbytes
 
 
-def test_packing_takes_the_payload_and_no_second_copy() -> None:
+def test_packing_allocates_the_payload_only() -> None:
     state = {f"layer.{i}": torch.ones(2**18) for i in range(8)}
     tracemalloc.start()  # NumPy and bytes; torch's own memory is not counted, and none is taken
     try:

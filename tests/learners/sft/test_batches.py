@@ -1,4 +1,4 @@
-"""Which demonstrations make which step, and a cold start that learns."""
+"""SFT batches: order of demonstrations over the steps, and a stage that learns them."""
 
 from collections import Counter
 from dataclasses import fields
@@ -52,7 +52,7 @@ TRAJECTORIES = st.lists(st.tuples(TURNS, st.sampled_from(StopReason)), min_size=
 
 @settings(max_examples=examples(150), deadline=None)
 @given(st.lists(TRAJECTORIES, min_size=1, max_size=3), st.booleans())
-def test_samples_made_when_asked_for_are_those_that_the_whole_tables_give(groups, chunked):
+def test_indexed_samples_equal_those_of_the_complete_tables(groups, chunked):
     """Failed trajectories, forks, turns without tokens and samples with nothing to learn are among them."""
     tables = [
         make_table(
@@ -77,7 +77,7 @@ def test_samples_made_when_asked_for_are_those_that_the_whole_tables_give(groups
             assert not isinstance(one, np.ndarray) or one.dtype == other.dtype
 
 
-def test_sft_learns_its_demonstrations_by_heart():
+def test_sft_memorises_its_demonstrations():
     policy, device = tiny_policy(dtype=torch.float32), torch.device("cpu")
     samples = DemonstrationSamples([random_table(group_id=0)])
     num_tokens = sum(sample.num_loss_tokens for sample in samples)

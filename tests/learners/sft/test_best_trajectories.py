@@ -1,5 +1,4 @@
-"""The best of earlier runs: which dialogues are taken is decided by hand here, and their tokens are as
-sampled."""
+"""Selection of the best trajectories of earlier runs: the choice against one made by hand, and the tokens."""
 
 import json
 import random
@@ -118,9 +117,7 @@ def test_several_runs_and_files_give_what_one_file_would(tmp_path: Path):
         assert chosen == everything[gym][:9]
 
 
-def test_tokens_are_read_of_what_was_chosen_and_of_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_tokens_are_read_for_the_chosen_trajectories_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     renderer = Renderer(make_tokenizer(vocab_size=1024))
     played = [play("expert", gym="travel", index=index, renderer=renderer) for index in range(6)]
     tables = [own_table(trajectory) for trajectory in played]

@@ -1,5 +1,4 @@
-"""Rows of ShareGPT files: what is not understood is refused in one line that says where, and a long file is
-never held whole."""
+"""Rows of ShareGPT files: malformed rows are refused in one line with their place; files are streamed."""
 
 import json
 import tracemalloc
@@ -166,7 +165,7 @@ def test_a_malformed_row_is_refused_in_one_line_that_says_where(name: str, tmp_p
         (GOOD[:-1] + b', {"system": "a", "system": "b"}]', "row 3: the field 'system' occurs twice in one"),
     ],
 )
-def test_a_file_that_is_none_is_refused(content: bytes, reason: str, tmp_path: Path):
+def test_an_invalid_file_is_refused(content: bytes, reason: str, tmp_path: Path):
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=reason):
@@ -188,7 +187,7 @@ def test_rows_of_a_list_are_read_over_the_ends_of_pieces(
         assert list(json_rows.read_rows(path)) == expected
 
 
-def test_a_long_list_is_never_held_whole(tmp_path: Path):
+def test_a_long_list_is_never_in_memory_as_a_whole(tmp_path: Path):
     path = write_json(tmp_path / "a.json", [{**ROW, "id": "x" * 10_000}] * 2000)
     tracemalloc.start()
     try:

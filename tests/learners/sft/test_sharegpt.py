@@ -1,4 +1,4 @@
-"""ShareGPT files: what is understood is the rollout's own table, and what would forge a token is refused."""
+"""ShareGPT dialogues: rendered like a rollout's own table; text with special tokens is refused."""
 
 import copy
 import json
@@ -130,7 +130,9 @@ def test_a_scripted_dialogue_reads_back_as_its_rollouts_own_table(
 
 
 @pytest.mark.parametrize("name", REWRITING)
-async def test_it_reads_back_so_under_templates_that_rewrite(name: str, tiny: Renderer, tmp_path: Path):
+async def test_a_scripted_dialogue_reads_back_under_templates_that_rewrite(
+    name: str, tiny: Renderer, tmp_path: Path
+):
     renderer = renderer_of(tiny.tokenizer, REWRITING[name])  # type: ignore[arg-type]
     trajectory, _ = await talk(renderer, COMPLETIONS)
     path = write_lines(tmp_path / "a.jsonl", [as_row(trajectory)])
@@ -147,7 +149,7 @@ def test_a_table_has_the_schema_of_a_scored_group_and_rewards_that_are_numbers(
     assert table["group_id"].to_pylist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_rows_are_read_alike_from_a_list_and_from_lines(tmp_path: Path):
+def test_a_list_and_lines_give_the_same_rows(tmp_path: Path):
     rows = [{**ROW, "system": f"number {i}", "id": i} for i in range(5)]
     listed = write_json(tmp_path / "a.json", rows)
     lines = write_lines(tmp_path / "b.jsonl", rows)
@@ -159,7 +161,7 @@ def test_rows_are_read_alike_from_a_list_and_from_lines(tmp_path: Path):
         assert parts[0].observations == next(read_dialogues(listed)).observations
 
 
-def test_a_system_message_may_stand_first_in_the_conversation(tmp_path: Path):
+def test_a_system_message_may_be_the_first_of_the_conversation(tmp_path: Path):
     first = {"from": "system", "value": "be kind"}
     row = {"conversations": [first, *ROW["conversations"]], "tools": json.loads(ROW["tools"])}
     (moved,) = read_dialogues(write_json(tmp_path / "a.json", [row]))
@@ -214,9 +216,7 @@ def test_text_that_would_be_tokenised_as_a_special_token_is_refused(
     assert count_rows(path) == 2  # no tokenizer, no special tokens
 
 
-def test_thoughts_and_calls_are_the_policys_own_even_where_they_are_special_tokens(
-    tiny: Renderer, tmp_path: Path
-):
+def test_thoughts_and_calls_are_allowed_even_if_they_are_special_tokens(tiny: Renderer, tmp_path: Path):
     tokenizer = copy.deepcopy(tiny.tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})  # type: ignore[dict-item]
     thought = turns(("human", "a"), ("gpt", "<think>b</think>c"))
@@ -238,7 +238,7 @@ def test_the_row_in_the_documentation_is_a_row(tiny: Renderer, tmp_path: Path):
     assert read(tmp_path / "a.json", renderer=tiny).num_rows == 2
 
 
-def test_dialogues_that_are_too_long_are_left_out_whole_and_counted(tmp_path: Path):
+def test_too_long_dialogues_are_left_out_entirely_and_counted(tmp_path: Path):
     renderer = word_renderer(WORDS)
     short = {**ROW, "conversations": ROW["conversations"][:2]}
     table = read(write_json(tmp_path / "a.json", [ROW, short, ROW, short]), renderer=renderer)

@@ -1,4 +1,4 @@
-"""What a loss with a KL in its advantages took of each turn, against a scoring pass that knows no loss."""
+"""Effective advantages of a loss with a KL, against a scoring pass without a loss."""
 
 from functools import partial
 
@@ -44,7 +44,7 @@ def took(samples: list[TrainingSample], *, rank: int, num_ranks: int) -> tuple[d
     return found, count
 
 
-def test_a_turn_has_its_advantage_less_the_mean_of_its_tokens_penalties():
+def test_a_turn_has_its_advantage_minus_the_mean_penalty_of_its_tokens():
     samples = three_groups()
     found, num_batches = took(samples, rank=0, num_ranks=1)
     assert num_batches > 2
@@ -58,7 +58,7 @@ def test_a_turn_has_its_advantage_less_the_mean_of_its_tokens_penalties():
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_ranks_add_up_to_every_turn_once(monkeypatch: pytest.MonkeyPatch):
+def test_each_turn_is_reported_by_exactly_one_rank(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
     samples = three_groups()
     whole, _ = took(samples, rank=0, num_ranks=1)

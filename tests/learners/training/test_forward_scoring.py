@@ -1,4 +1,4 @@
-"""Scoring passes: the same numbers however the samples are packed."""
+"""Forward scoring passes: per-turn numbers, independent of packing and number of ranks."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_packing_changes_no_number(read):
     assert np.allclose(np.concatenate(alone), np.concatenate(packed), rtol=0, atol=1e-9)
 
 
-def test_ranks_fill_parts_that_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch):
+def test_the_ranks_numbers_add_up_to_those_of_one_rank(monkeypatch: pytest.MonkeyPatch):
     """Without the sum over ranks each holds its own samples' numbers and zeros elsewhere."""
     policy = tiny_policy()
     whole = np.concatenate(scorer_of(policy)(SAMPLES, score=turn_logprobs))
@@ -62,7 +62,7 @@ def test_ranks_fill_parts_that_add_up_to_the_whole(monkeypatch: pytest.MonkeyPat
     assert np.allclose(np.sum(parts, axis=0), whole, rtol=0, atol=1e-9)
 
 
-def test_nothing_to_score_asks_nobody():
+def test_without_samples_no_forward_pass_runs():
     assert scorer_of(tiny_policy())([], score=turn_values) == []
     assert scores_by_turn([], []) == {}
 

@@ -1,4 +1,4 @@
-"""Information gain against plain forward passes of the same model, and what it does to rewards."""
+"""Information gain against plain forward passes of the same model, and its effect on rewards."""
 
 import json
 from collections.abc import Sequence
@@ -136,7 +136,7 @@ def test_the_counted_tokens_hold_the_content_and_nothing_before_or_after(
 
 
 @pytest.mark.parametrize("stops", [True, False])
-async def test_the_masked_feedbacks_gain_is_against_the_same_dialogue_told_nothing(
+async def test_the_masked_feedback_gain_is_relative_to_the_dialogue_with_uninformative_feedback(
     tokenizer: PreTrainedTokenizerFast, stops: bool
 ):
     renderer = renderer_of(tokenizer, PLAIN)
@@ -162,9 +162,7 @@ async def test_the_masked_feedbacks_gain_is_against_the_same_dialogue_told_nothi
 
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, *REWRITING.values()], ids=["tiny", *REWRITING])
-async def test_a_mask_that_is_the_feedback_itself_gains_nothing(
-    tokenizer: PreTrainedTokenizerFast, template: str
-):
+async def test_a_mask_equal_to_the_feedback_gives_no_gain(tokenizer: PreTrainedTokenizerFast, template: str):
     """Whatever the template rewrites: masked and actual dialogue are the same tokens."""
     renderer = renderer_of(tokenizer, template)
     table, policy = await group(renderer, size=2), policy_for(renderer)
@@ -174,7 +172,7 @@ async def test_a_mask_that_is_the_feedback_itself_gains_nothing(
     assert max(map(abs, result.by_turn.values())) < 1e-9
 
 
-def test_a_turn_without_feedback_has_no_gain_and_those_after_it_have(tokenizer: PreTrainedTokenizerFast):
+def test_a_turn_without_feedback_has_no_gain_and_later_turns_have_one(tokenizer: PreTrainedTokenizerFast):
     renderer = renderer_of(tokenizer, PLAIN)
     dialogue = renderer.begin((Message(role="system", content="Rules."), Message(role="user", content="Go.")))
     turns = []
@@ -217,7 +215,7 @@ async def test_a_task_without_a_gold_answer_gives_no_gain(tokenizer: PreTrainedT
     assert result == InformationGain(by_turn={}, num_too_long=0)
 
 
-async def test_what_no_forward_pass_can_hold_is_left_out_and_counted(tokenizer: PreTrainedTokenizerFast):
+async def test_too_long_sequences_are_left_out_and_counted(tokenizer: PreTrainedTokenizerFast):
     """Beliefs after the opening and after the first feedback fit; no later one does."""
     renderer = renderer_of(tokenizer, PLAIN)
     table = await group(renderer, gold=GOLD)
@@ -229,7 +227,7 @@ async def test_what_no_forward_pass_can_hold_is_left_out_and_counted(tokenizer: 
     assert result.num_too_long == 4
 
 
-async def test_gains_are_added_to_rewards_by_weight_and_a_bad_one_takes_the_reward_away(
+async def test_weighted_gains_are_added_to_rewards_and_a_non_finite_one_removes_the_reward(
     tokenizer: PreTrainedTokenizerFast,
 ):
     table = await group(renderer_of(tokenizer, PLAIN), size=2)

@@ -67,7 +67,7 @@ def test_a_step_changes_the_weights_and_reports_its_gap():
     assert not policy.head.equal(tiny_policy().head)
 
 
-def test_the_gap_leaves_out_completions_that_an_update_met_halfway():
+def test_the_gap_excludes_completions_that_span_a_weight_update():
     """Their later tokens are of the newest version, and rest on keys and values of the one before."""
     policy = tiny_policy()
     (batch,) = micro_batches(SAMPLES, max_tokens=1024, rank=0, num_ranks=1, seed=0)
@@ -96,7 +96,7 @@ def test_a_non_finite_step_leaves_weights_and_optimizer_untouched(where: str):
     assert any(not tensor.equal(before[name]) for name, tensor in weights_of(policy).items())
 
 
-def test_a_checkpoint_goes_on_exactly_where_it_was(tmp_path: Path):
+def test_training_resumes_exactly_from_a_checkpoint(tmp_path: Path):
     policy = tiny_policy()
     optimizer = make_optimizer(policy, config=CONFIG)
     update(policy, optimizer, rank=0, num_ranks=1)

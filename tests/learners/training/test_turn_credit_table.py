@@ -1,5 +1,4 @@
-"""What a step's turns were credited with: the numbers that the loss took, by hand, and nothing where it took
-none."""
+"""The credit table: advantages of the loss, values, credits and gains, against numbers computed by hand."""
 
 import math
 from typing import Any
@@ -58,7 +57,7 @@ def assert_null_but_of(table: pa.Table, learned: set[int]) -> None:
 
 
 @pytest.mark.parametrize("advantage", list(ADVANTAGES))
-def test_the_numbers_are_those_of_the_loss_to_the_last_bit(advantage: Any):
+def test_advantages_equal_those_of_the_loss_bit_for_bit(advantage: Any):
     config = LearnerConfig.model_validate({"advantage": {"type": advantage, "gamma": 0.9}})
     policy = expecting(0.5) if advantage == "turn_gae" else None
     tables = [random_table(group_id=group_id, seed=3) for group_id in (5, 2, 8)]
@@ -108,14 +107,14 @@ def test_a_turns_credit_by_every_rule(advantage: Any, turn_credit: Any, expected
     assert credits == pytest.approx(expected)
 
 
-def test_what_was_not_learned_from_has_no_number_whatever_the_reason():
+def test_untrained_trajectories_have_no_credits_for_any_reason():
     bad = [turns_of(math.nan), turns_of(0.5, logprob=math.inf), turns_of(0.5, completion=())]
     cut = [FAILED, StopReason.TIME_LIMIT, StopReason.SURPLUS]
     table = group_of(*GOOD, *bad, *[turns_of(1.0)] * 3, ends=[DONE] * 6 + cut)
     assert_null_but_of(step_of([table], LearnerConfig())[1], {0, 1, 2})
 
 
-def test_a_masked_trajectory_is_compared_and_has_no_number():
+def test_a_masked_trajectory_counts_in_the_baseline_and_has_no_credits():
     config = LearnerConfig(truncated="mask", advantage=SpreadConfig(trajectory_score="sum"))
     table = group_of(turns_of(1.0), turns_of(0.0), turns_of(0.5), ends=[DONE, DONE, StopReason.MAX_TURNS])
     _, credits = step_of([table], config)
@@ -124,7 +123,7 @@ def test_a_masked_trajectory_is_compared_and_has_no_number():
     assert column(credits, "advantage") == pytest.approx([half, half, -half, -half, None, None])
 
 
-def test_what_a_token_budget_leaves_out_has_no_number():
+def test_trajectories_beyond_the_token_budget_have_no_credits():
     """Trajectories of three tokens, a budget of four: two of three are taken."""
     config = LearnerConfig(aggregation=TokenBudgetConfig(tokens=4))
     samples, credits = step_of([group_of(*GOOD)], config)
@@ -132,7 +131,7 @@ def test_what_a_token_budget_leaves_out_has_no_number():
     assert_null_but_of(credits, {sample.trajectory for sample in samples})
 
 
-def test_a_critics_word_stands_beside_its_turn():
+def test_the_critics_value_is_in_its_turns_row():
     """V = 1/2, gamma = lambda = 1/2: advantages -1/8 and 1/2, as in test_critic. Before a turn without tokens
     nobody asks, V = 0: its delta is 1, that before it 0 + 0 - 1/2, and 1/4 x 1 is added."""
     silent = [make_turn([1], [2], reward=0.0, forked=True), make_turn([3], [], reward=1.0, forked=False)]
@@ -144,7 +143,7 @@ def test_a_critics_word_stands_beside_its_turn():
     assert column(credits, "advantage") == pytest.approx([-0.125, 0.5, -0.25, 1.0, None, None])
 
 
-def test_a_gain_is_part_of_the_credit_and_stands_by_itself_too(monkeypatch: pytest.MonkeyPatch):
+def test_a_gain_is_included_in_the_credit_and_has_its_own_column(monkeypatch: pytest.MonkeyPatch):
     """Rewards (0, 1) and (0, 0), a gain of 1/4 that counts twice: rewards-to-go (3/2, 1) and (0, 0)."""
     gain = InformationGain(by_turn={(0, 0, 0): 0.25}, num_too_long=0)
     monkeypatch.setitem(INFORMATION_GAINS, "gold_answer", lambda *asked: gain)
@@ -172,7 +171,7 @@ def test_each_gym_has_its_own_rule():
     assert column(credits, "advantage") == [1.0, 1.0, -1.0, -1.0, 0.5, 1.0, -0.5, -1.0]
 
 
-def test_the_mean_of_what_the_loss_took_stands_in_place_of_what_it_was_given():
+def test_advantages_changed_by_the_loss_replace_the_groups_advantages():
     table = group_of(turns_of(1.0), turns_of(0.0))
     config = LearnerConfig()
     samples, _, groups = samples_of_step(
@@ -184,7 +183,7 @@ def test_the_mean_of_what_the_loss_took_stands_in_place_of_what_it_was_given():
     assert column(credits, "advantage") == [1.0, 0.75, -1.25, -1.0]
 
 
-def test_a_number_beyond_float32_is_null_where_the_loss_does_not_need_it():
+def test_a_credit_beyond_float32_is_null():
     """Of 1e100 and -1e100 GRPO makes +1 and -1; the rewards themselves have no float32."""
     table = group_of(turns_of(1e100), turns_of(-1e100))
     samples, credits = step_of(
