@@ -2,7 +2,7 @@
 gyms' language.
 
 It is written as a folder that `from_pretrained` and vLLM load like a downloaded one. Numbers are tokenised
-digit by digit; each constant text (a gym's rules, a tool call's syntax) is one token. """
+digit by digit; each constant text (a gym's rules, a tool call's syntax) is one token."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ messages %}
     {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
   {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""  # noqa: E501
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 """The ChatML form with Qwen3's <tools>, <tool_call> and <tool_response> blocks."""
 
 
