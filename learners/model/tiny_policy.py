@@ -1,8 +1,10 @@
 """Tiny policy for CPU runs: a Qwen3-architecture model with random weights and a tokenizer trained on the
 gyms' language.
 
-It is written as a folder that `from_pretrained` and vLLM load like a downloaded one. Numbers are tokenised
-digit by digit; each constant text (a gym's rules, a tool call's syntax) is one token."""
+It makes a folder that `from_pretrained` and vLLM load like any downloaded one, so the rest of the system
+knows no difference. Numbers are tokenised digit by digit; text that never varies (a gym's rules, a tool
+call's syntax) is one token.
+"""
 
 import asyncio
 import json
@@ -34,37 +36,40 @@ SYNTAX = (
     "<|im_end|>\n<|im_start|>user\n",
     "<|im_end|>\n<|im_start|>assistant\n",
 )
-"""Constant text between messages; one token each, like the rules: see `constants`."""
+"""Text between what is said; one token each, like the rules: see `constants`."""
 WORDS = r"\d| ?[A-Z][a-z]| ?[A-Za-z_]+| ?[^\sA-Za-z_\d]+|\s"
-"""Pre-tokenisation: single digits, the first two letters of a name, words with their space, punctuation."""
+"""How text is cut before merges: single digits, the first two letters of a name, words with their space,
+punctuation."""
 INITIALIZER_RANGE = 0.1
-"""Standard deviation of the random weights: with the usual 0.02 so narrow a model learns to copy three times
+"""Standard deviation of the random weights: for so narrow a model the usual 0.02 learns to copy three times
 later."""
 ROPE_THETA = 200.0
-"""Dialogues have some hundred tokens: with a base of 10 000 most frequencies are too low to distinguish
-positions."""
+"""Dialogues are some hundred tokens long: with a base of 10 000 most frequencies are too slow to tell places
+apart."""
 CORPUS_DIALOGUES_PER_GYM = 300
 CORPUS_LEVELS = (0, 0, 0, 0, 1, 2)
-"""Difficulty of the dialogues, in rotation: mostly the easiest, which a policy of this size can learn."""
+"""The levels of the dialogues in turn: mostly the easiest, which is what a policy of this size learns."""
 CORPUS_SEED = 0
 CHAT_TEMPLATE = """\
-{%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% else %}{% set system = '' %}{%
-endif %} {{- '<|im_start|>system\\n' + system }} {%- if tools %}{{ '\\n<tools>\\n' }}{% for tool in tools %}{{
-tool | tojson + '\\n' }}{% endfor %}{{ '</tools>' }}{% endif %} {{- '<|im_end|>\\n' }} {%- for message in
-messages %}
+{%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% else %}{% set system = '' %}{% endif %}
+{{- '<|im_start|>system\\n' + system }}
+{%- if tools %}{{ '\\n<tools>\\n' }}{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}{{ '</tools>' }}{% endif %}
+{{- '<|im_end|>\\n' }}
+{%- for message in messages %}
   {%- if message.role == 'user' %}{{ '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
   {%- elif message.role == 'assistant' %}
     {{- '<|im_start|>assistant\\n' + message.content }}
     {%- for call in message.tool_calls or [] %}
-      {{- '\\n' if message.content or not loop.first }} {{- '<tool_call>\\n{"name": "' + call.function.name +
-      '", "arguments": ' + call.function.arguments | tojson }} {{- '}\\n</tool_call>' }}
+      {{- '\\n' if message.content or not loop.first }}
+      {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson }}
+      {{- '}\\n</tool_call>' }}
     {%- endfor %}
     {{- '<|im_end|>\\n' }}
   {%- elif message.role == 'tool' %}
     {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
   {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""  # noqa: E501
 """The ChatML form with Qwen3's <tools>, <tool_call> and <tool_response> blocks."""
 
 
@@ -76,7 +81,7 @@ def build(
     seed: int,
     gyms: Mapping[str, Gym] = GYMS,
 ) -> None:
-    """Writes model and tokenizer into `folder`, for the language of these gyms; the same seed gives the same
+    """Writes model and tokenizer into `folder`, for what is said in these gyms; the same seed gives the same
     bytes."""
     disable_progress_bar()
     tokenizer = make_tokenizer(vocab_size=config.vocab_size, gyms=gyms)
@@ -103,7 +108,8 @@ def build(
 
 
 def constants(gyms: Mapping[str, Gym]) -> tuple[str, ...]:
-    """Constant texts: one token each, so that a small policy spends its few parameters on the others."""
+    """Text that never varies: one token each, so that a small policy spends its few parameters on what
+    does."""
     tools = json.dumps(TOOL_SCHEMA)
     rules = (f"<|im_start|>system\n{gym.system}\n<tools>\n{tools}\n</tools>" for gym in gyms.values())
     return (*SYNTAX, *rules)
@@ -133,20 +139,20 @@ def make_tokenizer(*, vocab_size: int, gyms: Mapping[str, Gym] = GYMS) -> PreTra
 
 
 def _corpus(gyms: Mapping[str, Gym]) -> list[str]:
-    """Texts of dialogues in these gyms, played in this process."""
+    """What is said in these gyms, without a running system around them."""
     texts = ["system", "user", "assistant"] * CORPUS_DIALOGUES_PER_GYM
     for name, gym in gyms.items():
-        texts += _texts_of_builtin(name) if GYMS.get(name) is gym else _texts_of(gym)
+        texts += _said_in_ours(name) if GYMS.get(name) is gym else _said_in(gym)
     return texts
 
 
 @cache
-def _texts_of_builtin(name: str) -> list[str]:
-    return _texts_of(GYMS[name])
+def _said_in_ours(name: str) -> list[str]:
+    return _said_in(GYMS[name])
 
 
-def _texts_of(gym: Gym) -> list[str]:
-    """Messages of the gym's expert and user on training tasks."""
+def _said_in(gym: Gym) -> list[str]:
+    """What its expert and its user say on training tasks."""
     texts = []
     for index in range(CORPUS_DIALOGUES_PER_GYM):
         difficulty = CORPUS_LEVELS[index % len(CORPUS_LEVELS)]
@@ -168,5 +174,5 @@ async def _expert_dialogue(gym: Gym, key: TaskKey) -> list[str]:
             return texts
         try:
             action = expert.send(step.feedback)
-        except StopIteration:  # the expert is done before the dialogue has ended
+        except StopIteration:  # it has nothing more to say, though the dialogue is not over
             return texts
