@@ -1,10 +1,8 @@
 """Tiny policy for CPU runs: a Qwen3-architecture model with random weights and a tokenizer trained on the
 gyms' language.
 
-It makes a folder that `from_pretrained` and vLLM load like any downloaded one, so the rest of the system
-knows no difference. Numbers are tokenised digit by digit; text that never varies (a gym's rules, a tool
-call's syntax) is one token.
-"""
+It is written as a folder that `from_pretrained` and vLLM load like a downloaded one. Numbers are tokenised
+digit by digit; each constant text (a gym's rules, a tool call's syntax) is one token. """
 
 import asyncio
 import json
@@ -36,19 +34,18 @@ SYNTAX = (
     "<|im_end|>\n<|im_start|>user\n",
     "<|im_end|>\n<|im_start|>assistant\n",
 )
-"""Text between what is said; one token each, like the rules: see `constants`."""
+"""Constant text between messages; one token each, like the rules: see `constants`."""
 WORDS = r"\d| ?[A-Z][a-z]| ?[A-Za-z_]+| ?[^\sA-Za-z_\d]+|\s"
-"""How text is cut before merges: single digits, the first two letters of a name, words with their space,
-punctuation."""
+"""Pre-tokenisation: single digits, the first two letters of a name, words with their space, punctuation."""
 INITIALIZER_RANGE = 0.1
-"""Standard deviation of the random weights: for so narrow a model the usual 0.02 learns to copy three times
+"""Standard deviation of the random weights: with the usual 0.02 so narrow a model learns to copy three times
 later."""
 ROPE_THETA = 200.0
-"""Dialogues are some hundred tokens long: with a base of 10 000 most frequencies are too slow to tell places
-apart."""
+"""Dialogues have some hundred tokens: with a base of 10 000 most frequencies are too low to distinguish
+positions."""
 CORPUS_DIALOGUES_PER_GYM = 300
 CORPUS_LEVELS = (0, 0, 0, 0, 1, 2)
-"""The levels of the dialogues in turn: mostly the easiest, which is what a policy of this size learns."""
+"""Difficulty of the dialogues, in rotation: mostly the easiest, which a policy of this size can learn."""
 CORPUS_SEED = 0
 CHAT_TEMPLATE = """\
 {%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% else %}{% set system = '' %}{% endif %}
@@ -81,7 +78,7 @@ def build(
     seed: int,
     gyms: Mapping[str, Gym] = GYMS,
 ) -> None:
-    """Writes model and tokenizer into `folder`, for what is said in these gyms; the same seed gives the same
+    """Writes model and tokenizer into `folder`, for the language of these gyms; the same seed gives the same
     bytes."""
     disable_progress_bar()
     tokenizer = make_tokenizer(vocab_size=config.vocab_size, gyms=gyms)
@@ -108,8 +105,7 @@ def build(
 
 
 def constants(gyms: Mapping[str, Gym]) -> tuple[str, ...]:
-    """Text that never varies: one token each, so that a small policy spends its few parameters on what
-    does."""
+    """Constant texts: one token each, so that a small policy spends its few parameters on the rest."""
     tools = json.dumps(TOOL_SCHEMA)
     rules = (f"<|im_start|>system\n{gym.system}\n<tools>\n{tools}\n</tools>" for gym in gyms.values())
     return (*SYNTAX, *rules)
@@ -139,20 +135,20 @@ def make_tokenizer(*, vocab_size: int, gyms: Mapping[str, Gym] = GYMS) -> PreTra
 
 
 def _corpus(gyms: Mapping[str, Gym]) -> list[str]:
-    """What is said in these gyms, without a running system around them."""
+    """Texts of dialogues in these gyms, played in this process."""
     texts = ["system", "user", "assistant"] * CORPUS_DIALOGUES_PER_GYM
     for name, gym in gyms.items():
-        texts += _said_in_ours(name) if GYMS.get(name) is gym else _said_in(gym)
+        texts += _texts_of_builtin(name) if GYMS.get(name) is gym else _texts_of(gym)
     return texts
 
 
 @cache
-def _said_in_ours(name: str) -> list[str]:
-    return _said_in(GYMS[name])
+def _texts_of_builtin(name: str) -> list[str]:
+    return _texts_of(GYMS[name])
 
 
-def _said_in(gym: Gym) -> list[str]:
-    """What its expert and its user say on training tasks."""
+def _texts_of(gym: Gym) -> list[str]:
+    """Messages of the gym's expert and user on training tasks."""
     texts = []
     for index in range(CORPUS_DIALOGUES_PER_GYM):
         difficulty = CORPUS_LEVELS[index % len(CORPUS_LEVELS)]
@@ -174,5 +170,5 @@ async def _expert_dialogue(gym: Gym, key: TaskKey) -> list[str]:
             return texts
         try:
             action = expert.send(step.feedback)
-        except StopIteration:  # it has nothing more to say, though the dialogue is not over
+        except StopIteration:  # the expert is done before the dialogue has ended
             return texts
