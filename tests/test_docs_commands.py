@@ -72,8 +72,7 @@ ELSEWHERE = tuple(
         ),
         (
             r"userrl evaluate .*",
-            "cluster/driver/test_evaluate.py"
-            "::test_a_killed_evaluation_resumes_and_a_finished_one_plays_nothing",
+            "cluster/driver/test_evaluate.py::test_an_evaluation_resumes_and_a_finished_one_plays_nothing",
             "Ray and Serve",
         ),
         (

@@ -34,6 +34,7 @@ def test_growth_is_the_slope_of_the_second_half():
     assert growth([*warm_up, *steady], "buffer") == pytest.approx(0.0)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_no_process_and_no_store_grows_with_steps(tmp_path: Path):

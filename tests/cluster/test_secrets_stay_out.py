@@ -279,6 +279,7 @@ mode = "offline"
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_whole_run_leaves_no_secret_in_its_folder_its_report_or_what_it_says(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def test_a_job_takes_along_the_gym_that_lies_here_and_none_that_is_installed(her
     assert "my_gym.py" in names and not [name for name in names if "other_gym" in name]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_dialogues_of_a_gym_that_was_changed_are_other_dialogues(here: Path) -> None:
     def settings() -> dict[str, object]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -143,6 +144,31 @@ def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(trained: Any) ->
     algorithm.train()
     assert algorithm.step_metrics["ledger/trained"] == before + 16
     assert_promises_hold(algorithm.step_metrics, most_age=0)
+
+
+def engine_processes(algorithm: GRPO) -> list[int]:
+    """Process ids of the only engine: its actor, then vLLM's."""
+    (replica,) = algorithm.parts.services.engines._replicas
+    assert replica.process is not None
+    return [pid for pid, _ in replica.process.processes]
+
+
+def assert_replaced(killed: list[int], algorithm: GRPO) -> None:
+    """All processes of the killed engine are ended, and another engine serves."""
+    assert algorithm.parts.services.engines.num_lost >= 1
+    assert not set(killed) & set(engine_processes(algorithm))
+    for pid in killed:
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_steps_continue_after_the_only_engines_core_was_killed(trained: Any) -> None:
+    algorithm, _, _, _, _ = trained
+    before, killed = algorithm.step_metrics["ledger/trained"], engine_processes(algorithm)
+    os.kill(max(killed[1:]), signal.SIGKILL)
+    algorithm.train()
+    assert algorithm.step_metrics["ledger/trained"] == before + 16
+    assert_promises_hold(algorithm.step_metrics, most_age=0)
+    assert_replaced(killed, algorithm)
 
 
 def test_a_checkpoint_resumes_with_the_same_weights_ledger_and_tasks(trained: Any) -> None:

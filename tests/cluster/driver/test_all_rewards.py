@@ -56,6 +56,7 @@ def judge() -> Iterator[Endpoint]:
     thread.join(10)
 
 
+@pytest.mark.soak
 def test_a_run_is_rewarded_by_all_functions_and_its_rows_say_how(tmp_path: Path, judge: Endpoint) -> None:
     config = tiny_config(tmp_path, name="rewards")
     config.training(learner={"advantage": {"type": "turn_loo", "gamma": 0.9}})

@@ -190,6 +190,7 @@ def files_with(text: str, *folders: Path) -> list[Path]:
     return found
 
 
+@pytest.mark.soak
 def test_rays_own_command_runs_the_same_command_line_from_a_working_dir(
     cluster: Cluster, environment: dict[str, str]
 ) -> None:
@@ -200,6 +201,7 @@ def test_rays_own_command_runs_the_same_command_line_from_a_working_dir(
     assert "run quickstart, fresh" in done.stdout
 
 
+@pytest.mark.soak
 def test_a_wrong_token_is_one_line(cluster: Cluster, environment: dict[str, str], tmp_path: Path) -> None:
     for token, says in (("wrong", "another token is wanted"), ("", "a token is wanted")):
         done = subprocess.run(

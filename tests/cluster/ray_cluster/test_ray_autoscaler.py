@@ -23,7 +23,7 @@ from cluster.workers.play_orders import OrderPlayer
 from tests.cluster.workers.test_rollout_actors_on_changing_nodes import orders, start_one
 from tests.learners.learner_groups import write_policy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(420)]
 LOOPBACK = "127.0.0.1"
 MOST_NODES = 4
 WAIT_S = 120.0

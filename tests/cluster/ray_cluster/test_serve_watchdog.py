@@ -82,6 +82,7 @@ def test_a_replica_that_hangs_at_its_birth_is_replaced_and_serve_goes_on(
         watch.close()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_replica_without_a_process_is_nobodys_fault(app: str, tmp_path: Path) -> None:
     deploy("large", born=tmp_path / "born", num_cpus=99.0)

@@ -76,6 +76,7 @@ def fail(folder: Path) -> int:
     raise InterruptedError
 
 
+@pytest.mark.soak
 def test_experts_runs_and_files_are_joined_in_a_real_cold_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -134,6 +134,7 @@ def held_by_the_stopped(said: str) -> list[float]:
     return [float(held_s) for held_s in re.findall(r"reassigned .* held ([\d.]+) s by rollout-1-", said)]
 
 
+@pytest.mark.soak
 def test_an_evaluation_continues_without_a_hung_actor(
     rollouts: RolloutPool, player: OrderPlayer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +198,7 @@ def test_training_continues_without_a_hung_actor_until_ray_has_restarted_it(
     ray.kill(feed)
 
 
+@pytest.mark.soak
 def test_an_actor_that_hung_before_an_evaluation_began_is_restarted(
     rollouts: RolloutPool, player: OrderPlayer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +210,7 @@ def test_an_actor_that_hung_before_an_evaluation_began_is_restarted(
     assert re.search(r"rollout actor 1 \(pid \d+ on \S+\) has not answered for", capsys.readouterr().err)
 
 
+@pytest.mark.soak
 def test_an_actor_that_hangs_during_demonstrations_is_restarted_and_they_are_retried(
     rollouts: RolloutPool,
     player: OrderPlayer,

@@ -133,6 +133,7 @@ def test_polling_a_checkpoint_does_not_wait_for_a_busy_learner(
     assert learners.num_rebuilds == 0, "a busy learner is not replaced"
 
 
+@pytest.mark.soak
 def test_new_learners_without_free_resources_end_the_run_with_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -159,6 +160,7 @@ class SlowGroup(LightGroup):
             time.sleep(60)
 
 
+@pytest.mark.soak
 def test_new_learners_that_do_not_start_end_the_run() -> None:
     learners = LearnerPool(SlowGroup(), max_steps=8, timeout_s=5.0)
     kill(learners._actors()[0])
@@ -186,6 +188,7 @@ def test_weights_outlive_the_learners_that_packed_them() -> None:
     assert learners.num_rebuilds == 1
 
 
+@pytest.mark.soak
 def test_a_steps_credits_outlive_the_learners() -> None:
     """They are written in parallel with later steps: no learner has to live until then."""
     groups = [LightGroup()]
@@ -217,6 +220,7 @@ def test_a_learners_own_error_is_raised_at_once_in_one_line() -> None:
     assert learners.num_rebuilds == 0
 
 
+@pytest.mark.soak
 def test_learners_that_keep_dying_end_the_run() -> None:
     learners = LearnerPool(LightGroup(), max_steps=8)
     with pytest.raises(LearnerError, match=f"died, and so did {MAX_REBUILDS} replacements in a row"):
@@ -224,6 +228,7 @@ def test_learners_that_keep_dying_end_the_run() -> None:
     assert learners.num_rebuilds == MAX_REBUILDS
 
 
+@pytest.mark.soak
 def test_a_step_that_cannot_be_replayed_ends_the_run_with_how_to_resume() -> None:
     def owned_by(owner: Any) -> ray.ObjectRef:
         return ray.get(owner.apply.remote(lambda _: [ray.put(b"table" * 2**18)]))[0]

@@ -21,7 +21,7 @@ from tests.cluster.workers.test_hung_rollout_actor import start_rollouts
 from tests.fakes import make_key
 from tests.learners.learner_groups import write_policy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(300)]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test file
 cloudpickle.register_pickle_by_value(sys.modules["tests.cluster.workers.test_hung_rollout_actor"])
 WAIT_S = 90.0

@@ -148,6 +148,7 @@ async def test_a_hosted_model_plays_users_within_their_schema(user: Counted, url
     assert sum(step.reward for step in steps) == 0
 
 
+@pytest.mark.soak
 async def test_free_text_of_the_model_stays_json(config: SimulatorConfig, url: str):
     chat = ChatClient(chat_config(config.llms()[0], url=url))
     schema = {
@@ -161,6 +162,7 @@ async def test_free_text_of_the_model_stays_json(config: SimulatorConfig, url: s
     assert reply.text in ('{"holds":true}', '{"holds":false}', '{"holds":null}')
 
 
+@pytest.mark.soak
 async def test_a_replica_killed_under_load_loses_no_dialogue_and_scores_none(user: Counted):
     victim, survivor = replicas()
     actor = ray.get_actor(victim, namespace="serve")

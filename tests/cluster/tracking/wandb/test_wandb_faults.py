@@ -64,6 +64,7 @@ def fresh(path: Path, *, mode: str) -> RunFolder:
     return folder
 
 
+@pytest.mark.soak
 def test_a_run_that_begins_anew_is_not_disturbed_by_what_it_has_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_killed_run_goes_on_without_a_row_twice_or_lost(tmp_path: Path, kills_
     assert len({part.name for part in parts}) == 1, "it is the same W&B run"
 
 
+@pytest.mark.soak
 def test_a_run_that_is_set_back_is_another_wandb_run_with_all_that_counts(tmp_path: Path) -> None:
     folder = fresh(tmp_path / "back", mode="offline")
     for resume_step, last in ((0, 4), (2, 5)):  # nothing is known of steps 3 and 4 any more
@@ -176,6 +178,7 @@ def refusing() -> Iterator[int]:
         server.server_close()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("service", [nobody, hanging, refusing])
 def test_wandb_that_is_not_there_costs_nothing_but_one_warning(service: Any, tmp_path: Path) -> None:
     folder = fresh(tmp_path / "down", mode="online")
@@ -198,6 +201,7 @@ def online(port: int) -> dict[str, str]:
     return {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "0" * 40}
 
 
+@pytest.mark.soak
 def test_a_killed_run_goes_on_in_the_same_online_run_with_each_step_once(tmp_path: Path) -> None:
     folder = fresh(tmp_path / "online", mode="online")
     with wandb_service() as service:
@@ -231,6 +235,7 @@ def test_what_was_recorded_offline_is_sent_when_the_run_goes_on_online(tmp_path:
     )
 
 
+@pytest.mark.soak
 def test_wandb_that_falls_silent_in_a_run_holds_no_step_and_loses_nothing(tmp_path: Path) -> None:
     folder = fresh(tmp_path / "silent", mode="online")
     with wandb_service() as service:
