@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -93,7 +95,9 @@ def cluster(environment: dict[str, str]) -> Iterator[Cluster]:
             text=True,
         )
         try:
-            yield Cluster(url=read_url(process), folder=Path(folder))
+            url = read_url(process)
+            wait_for_agent(url)
+            yield Cluster(url=url, folder=Path(folder))
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
@@ -109,6 +113,20 @@ def read_url(process: subprocess.Popen[str]) -> str:
         if found:
             return found[1]
     raise AssertionError("Ray did not start: " + "".join(seen))
+
+
+def wait_for_agent(url: str) -> None:
+    """Returns once the node's agent takes jobs; it starts after the dashboard."""
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/api/jobs/", data=b'{"entrypoint": "true"}', headers=headers)
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            urllib.request.urlopen(request).close()
+            return
+        except urllib.error.HTTPError as error:
+            assert time.monotonic() < deadline, error.read()
+            time.sleep(0.5)
 
 
 def userrl(*words: str) -> list[str]:
