@@ -22,7 +22,7 @@ from actors.engines.client import EngineClient, EngineSet
 from actors.engines.protocol import PolicyEngine
 from actors.gc_freeze import freeze_heap
 from actors.group_summary import summarize
-from actors.group_transport import GroupSender, ScoredGroup
+from actors.group_transport import FinishedGroup, GroupSender
 from actors.partial_rollouts import (
     CompletedTurns,
     PublishTurn,
@@ -220,7 +220,7 @@ class RolloutActor(AsyncEnvRunner):
         summary, table = await group
         target.end(summary)
         slots.resize(target.num_dialogues())
-        await sender.send(ScoredGroup(order=order, summary=summary, table=table))
+        await sender.send(FinishedGroup(order=order, summary=summary, payload=table))
 
     async def _play_group(
         self,

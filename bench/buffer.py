@@ -71,7 +71,7 @@ def _throughput(tokens: str, *, length: int, num_groups: int, runs: int) -> list
             partial(producer.send_tables.remote, tables, fill=fill),
             partial(consumer.take_tables.remote, tables, num_groups),
         )
-        ray.get(tables.book.remote(ids, 0), timeout=TIMEOUT_S)
+        ray.get(tables.mark_trained.remote(ids, 0), timeout=TIMEOUT_S)
         ray.get(tables.release.remote(ids, 0), timeout=TIMEOUT_S)
         return num_groups * GROUP_SIZE / taken_s
 

@@ -58,7 +58,7 @@ class Taker:
             assert int(table["completion_ids"].combine_chunks().flatten().to_numpy().sum()) > 0
             np.frombuffer(table["context_ids"].combine_chunks().flatten().buffers()[1], np.int32).sum()
         ids = [group.order.group_id for group in groups]
-        ray.get(buffer.book.remote(ids, step), timeout=TIMEOUT_S)
+        ray.get(buffer.mark_trained.remote(ids, step), timeout=TIMEOUT_S)
         ray.get(buffer.release.remote(ids, 0), timeout=TIMEOUT_S)
         return len(ids) * GROUP_SIZE
 

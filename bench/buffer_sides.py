@@ -12,12 +12,12 @@ import ray
 import torch
 
 from actors.group_summary import summarize
-from actors.group_transport import GroupBatch, GroupSender, ScoredGroup
+from actors.group_transport import FinishedGroup, GroupBatch, GroupSender
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
 from actors.trajectory_table import REWARD, to_table
 from learners.advantages.group_advantages import credit_group
 from learners.batch.packing import micro_batches
-from learners.buffer.archive import Archive, ArchiveEntry
+from learners.buffer.archive import Archive
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
 from learners.buffer.group_store import fetch_groups
@@ -182,7 +182,7 @@ class ValueBuffer:
 class NoArchive(Archive):
     """Keeps no file."""
 
-    def submit(self, name: str, entries: Sequence[ArchiveEntry], *, step: int, credits: Any = None) -> None:
+    def submit(self, name: str, groups: Sequence[FinishedGroup], *, step: int, credits: Any = None) -> None:
         """Nothing is written."""
 
 
@@ -191,9 +191,9 @@ class UnwrittenBuffer(BufferActor):
 
     def __init__(self, sizes: BufferSizes, *, run_folder: Path, **settings: Any):
         super().__init__(sizes, run_folder=run_folder, **settings)
-        self._settled = StepArchive(NoArchive(run_folder))
+        self._archive = StepArchive(NoArchive(run_folder))
 
-    def _keep(self, delivery: GroupBatch) -> None:
+    def _log_groups(self, batch: GroupBatch) -> None:
         return None
 
 
@@ -233,22 +233,24 @@ class Producer:
         asyncio.run(send_all(buffer, groups))
 
 
-async def send_all(buffer: Any, groups: Sequence[ScoredGroup]) -> None:
+async def send_all(buffer: Any, groups: Sequence[FinishedGroup]) -> None:
     """Through the same `GroupSender` as a rollout actor's."""
     deliveries = GroupSender(lambda delivery: buffer.put.remote(delivery))
     await asyncio.gather(*(deliveries.send(group) for group in groups))
 
 
-def finished(order: GroupOrder, group: Sequence[Trajectory]) -> ScoredGroup:
+def finished(order: GroupOrder, group: Sequence[Trajectory]) -> FinishedGroup:
     """Filled as a rollout actor fills it, from the records; what the rewards room adds is one column."""
     table = to_table(order, group)
     table = table.append_column(REWARD, table["env_reward"])
     credited = credit_group(table, True, credit_of=LearnerConfig().credit_of)
     credited = dataclasses.replace(credited, group_drop_reason="")  # keeps groups whose dialogues are alike
-    return ScoredGroup(order=order, summary=summarize(order, credited, duration_s=1.0), table=credited.table)
+    return FinishedGroup(
+        order=order, summary=summarize(order, credited, duration_s=1.0), table=credited.table
+    )
 
 
-def _under(order: GroupOrder, group: ScoredGroup) -> ScoredGroup:
+def _under(order: GroupOrder, group: FinishedGroup) -> FinishedGroup:
     summary = dataclasses.replace(group.summary, group_id=order.group_id)
     return dataclasses.replace(group, order=order, summary=summary)
 

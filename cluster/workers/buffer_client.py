@@ -11,12 +11,12 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
 
+from actors.group_transport import FinishedGroup
 from actors.trajectory import GroupSummary
 from cluster.config.run_config import RunConfig
 from cluster.console.progress import say, waits_for, warn
 from cluster.workers.restart import LostBufferError
 from cluster.workers.supervisor import Supervisor
-from learners.buffer.buffered_group import BufferedGroup
 
 TAKE_TIMEOUT_S = 600.0
 """If a step's groups are not ready within this time, beyond that after which a lost group is reissued, the
@@ -50,7 +50,7 @@ class BufferClient:
         self._archive = archive
         self._releasing: list[ray.ObjectRef] = []
 
-    def take(self, *, policy_version: int, supervisor: Supervisor) -> list[BufferedGroup]:
+    def take(self, *, policy_version: int, supervisor: Supervisor) -> list[FinishedGroup]:
         """Whole groups for one step on `policy_version`. The supervisor ticks meanwhile; it raises if waiting
         on is pointless. Raises TimeoutError after `TAKE_TIMEOUT_S`."""
         deadline = time.monotonic() + self._run.rollout.group_timeout_s + TAKE_TIMEOUT_S
@@ -81,15 +81,15 @@ class BufferClient:
                     flat.check(self.metrics()["ledger/dropped/flat"])
 
     def mark_trained(
-        self, groups: Sequence[BufferedGroup], *, step: int, credits: "ray.ObjectRef | None" = None
+        self, groups: Sequence[FinishedGroup], *, step: int, credits: "ray.ObjectRef | None" = None
     ) -> list[GroupSummary]:
         """Records that `step` has trained these groups; `credits` is that of its `LearnerPool.update`.
         Returns the summaries of all groups that were trained or dropped since the step before."""
         inside = [] if credits is None else [credits]  # a bare reference would be waited for before the call
-        return self._get(self._buffer.book.remote(_ids(groups), step=step, credits=inside))
+        return self._get(self._buffer.mark_trained.remote(_ids(groups), step=step, credits=inside))
 
     def release(
-        self, groups: Sequence[BufferedGroup], *, policy_version: int, live: Sequence[ray.ObjectRef]
+        self, groups: Sequence[FinishedGroup], *, policy_version: int, live: Sequence[ray.ObjectRef]
     ) -> None:
         """Has the buffer free the slots of trained groups once all of `live` are done: then the weights of
         their step, `policy_version`, are in every engine. Returns at once."""
@@ -119,11 +119,13 @@ class BufferClient:
     def restore(self, state: Mapping[str, Any] | None, *, step: int, replay: bool) -> int:
         """Resumes from `state` after `step`; None means from the beginning. With `replay` the steps that had
         begun since are repeated on the same groups: returns how many, -1 if the log does not reach back."""
-        return ray.get(self._buffer.restore.remote(state, step=step, redo=replay), timeout=RESTORE_TIMEOUT_S)
+        return ray.get(
+            self._buffer.restore.remote(state, step=step, replay=replay), timeout=RESTORE_TIMEOUT_S
+        )
 
     def trim_log(self, *, before: int) -> None:
         """Deletes the log's entries before this one, which no checkpoint needs. Returns at once."""
-        self._buffer.forget_journal.remote(before)
+        self._buffer.trim_log.remote(before)
 
     @property
     def is_lost(self) -> bool:
@@ -177,5 +179,5 @@ class ZeroAdvantageWarning:
             warn(f"step {self._step}: {num_groups:.0f} flat groups while it waited: {FLAT_CURE}")
 
 
-def _ids(groups: Sequence[BufferedGroup]) -> list[int]:
+def _ids(groups: Sequence[FinishedGroup]) -> list[int]:
     return [group.order.group_id for group in groups]

@@ -11,6 +11,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from actors.group_transport import FinishedGroup
 from actors.scripts import Script
 from actors.trajectory import GroupOrder
 from cluster.console.progress import warn
@@ -24,7 +25,6 @@ from cluster.workers.rollout_pool import (
     report_reassigned,
 )
 from cluster.workers.supervisor import Supervisor
-from learners.buffer.buffered_group import BufferedGroup
 from learners.buffer.fixed_work_source import FixedWorkSource
 
 POLL_EVERY_S = 0.5
@@ -63,7 +63,7 @@ class OrderPlayer:
         policy: Script | None,
         simulator: str | None = None,
         finish: Callable[[Sequence[pa.Table]], None],
-    ) -> tuple[ActorHandle, list[BufferedGroup]]:
+    ) -> tuple[ActorHandle, list[FinishedGroup]]:
         """Plays a list of orders: returns the work source that holds their tables, and the finished groups in
         the list's order. `finish` gets the dialogues of every group, a table a group, within about a second
         of its end."""

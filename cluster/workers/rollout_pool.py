@@ -19,7 +19,7 @@ from cluster.workers.engine_pool import EnginePool
 from cluster.workers.rllib_internals import mark_unhealthy
 from cluster.workers.rollout_health import RolloutHealth
 from cluster.workers.rollout_membership import RolloutMembership
-from learners.buffer.work_source import LostGroup
+from learners.buffer.work_source import ReassignedGroup
 
 CALL_TIMEOUT_S = 60.0
 NONE_ALIVE_TIMEOUT_S = 120.0
@@ -56,7 +56,7 @@ class RolloutPool:
         self._env_runners = env_runners
         self._engines = engines
         self._none_alive_since: float | None = None
-        self._holders: dict[ActorHandle, dict[int, str]] = {}
+        self._workers: dict[ActorHandle, dict[int, str]] = {}
         """By work source: the process name by which each rollout actor holds orders; a restarted actor has a
         new one."""
         self._processes: dict[int, ProcessInfo] = {}
@@ -121,7 +121,7 @@ class RolloutPool:
 
     def release(self, source: ActorHandle) -> None:
         """The work source is finished: no actor holds anything of it."""
-        self._holders.pop(source, None)
+        self._workers.pop(source, None)
 
     def _probe(self) -> None:
         """Brings restarted actors back into the group. They hold no weights, so nothing is sent to them."""
@@ -140,22 +140,22 @@ class RolloutPool:
 
     def _reassign_dead(self, source: ActorHandle, states: Sequence[WorkState]) -> None:
         """Has the source reissue the orders of processes that have ended."""
-        holders = {state.worker_index: state.worker_id for state in states}
-        for index, holder in self._holders.get(source, {}).items():
+        workers = {state.worker_index: state.worker_id for state in states}
+        for index, worker in self._workers.get(source, {}).items():
             if index in self.health.unresponsive_s or index in self.membership.draining:
-                holders[index] = holder  # perhaps only busy, or at its last dialogues
-            elif holders.get(index) != holder:
+                workers[index] = worker  # perhaps only busy, or at its last dialogues
+            elif workers.get(index) != worker:
                 warn(f"{self.describe(index)} has died: its groups are reassigned")
-                ray.get(source.forget.remote(holder), timeout=CALL_TIMEOUT_S)
-        self._holders[source] = holders
+                ray.get(source.reassign_groups_of.remote(worker), timeout=CALL_TIMEOUT_S)
+        self._workers[source] = workers
 
     def _drain(self, indexes: Sequence[int]) -> None:
         """Work sources hand these actors no more orders."""
         calls = [
-            source.dismiss.remote(holders[index])
-            for source, holders in self._holders.items()
+            source.drain.remote(workers[index])
+            for source, workers in self._workers.items()
             for index in indexes
-            if index in holders
+            if index in workers
         ]
         ray.get(calls, timeout=CALL_TIMEOUT_S)
 
@@ -168,9 +168,9 @@ class RolloutPool:
         idle = [state.worker_index for state in states if state.is_idle]
         removed = sorted({*idle, *self.membership.expired()})
         for index in removed:
-            for source, holders in self._holders.items():
-                if holder := holders.pop(index, None):
-                    ray.get(source.forget.remote(holder), timeout=CALL_TIMEOUT_S)
+            for source, workers in self._workers.items():
+                if worker := workers.pop(index, None):
+                    ray.get(source.reassign_groups_of.remote(worker), timeout=CALL_TIMEOUT_S)
             self.health.forget(index)
             self._processes.pop(index, None)
         self.membership.remove(removed)
@@ -193,13 +193,13 @@ class RolloutPool:
 
 
 def report_reassigned(source: ActorHandle) -> None:
-    """Tells of groups that the source has reissued since the last call, one line per former holder."""
-    lost: Sequence[LostGroup] = ray.get(source.pop_lost.remote(), timeout=CALL_TIMEOUT_S)
-    by_holder = defaultdict[str, list[LostGroup]](list)
-    for group in lost:
-        by_holder[group.holder].append(group)
-    for holder, groups in by_holder.items():
+    """Tells of groups that the source has reissued since the last call, one line per former worker."""
+    reassigned: Sequence[ReassignedGroup] = ray.get(source.pop_reassigned.remote(), timeout=CALL_TIMEOUT_S)
+    by_worker = defaultdict[str, list[ReassignedGroup]](list)
+    for group in reassigned:
+        by_worker[group.worker].append(group)
+    for worker, groups in by_worker.items():
         ids = sorted(group.group_id for group in groups)
         which = f"group {ids[0]}" if len(ids) == 1 else f"{len(ids)} groups (ids {ids[0]}-{ids[-1]})"
         longest_s = max(group.held_s for group in groups)
-        warn(f"reassigned {which} held {longest_s:.1f} s by {holder}")
+        warn(f"reassigned {which} held {longest_s:.1f} s by {worker}")

@@ -1,8 +1,8 @@
-"""Trajectory archive: groups with a known outcome as Parquet files, one row a turn with outcome and credit.
-Every group is in at most one file, also after a resume from an earlier checkpoint.
+"""Trajectory archive: resolved groups as Parquet files, one row per turn with outcome and credit. Every group
+is in at most one file, also after a resume from an earlier checkpoint.
 
-Writing happens beside training: a full disk or a lost table is counted and said once, and stops nothing. What
-was not written yet when everything was killed is in the ledger alone.
+Files are written in the background: a full disk or a lost table is counted, reported once, and stops nothing.
+A file that was not written when the process was killed is missing; its groups are in the ledger only.
 """
 
 import asyncio
@@ -10,13 +10,13 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from actors.group_transport import FinishedGroup
 from learners.advantages.group_advantages import TURN_ADVANTAGE
 from learners.buffer.credit_columns import with_credits
 from learners.buffer.ledger import TRAINED
@@ -24,36 +24,28 @@ from learners.buffer.ledger import TRAINED
 logger = logging.getLogger(__name__)
 
 MAX_PENDING = 4
-"""Files waiting for a slow disk; more would fill the object store with what they hold, and are given up."""
+"""Files that wait for a slow disk. Further ones are given up, since their tables would fill the object
+store."""
 FETCH_TIMEOUT_S = 60.0
 FILE_NAME = re.compile(r"step-(\d+)(-rest|-part-\d+)?\.parquet")
-ToCome = Callable[[Iterable[int]], set[int]]
-"""Those of these groups, by id, whose fate a run has yet to decide."""
+Unresolved = Callable[[Iterable[int]], set[int]]
+"""Ids of groups to those that the run has not resolved yet."""
 
 
 def step_file(step: int) -> str:
-    """The name of the file of what a step trained, and of what was dropped before it."""
+    """File name of the groups that a step trained, and that were dropped before it."""
     return f"step-{step:05d}"
 
 
 def part_file(step: int, *, part: int) -> str:
-    """Of what was dropped before a step, where that was too much to wait for it, or where it never came."""
+    """File name of groups that were dropped before a step and could not wait for it, or that it never came
+    to."""
     return f"{step_file(step)}-part-{part:03d}"
 
 
 def rest_file(step: int) -> str:
-    """Of what was dropped after a step and before its checkpoint, from which the run has gone on."""
+    """File name of groups that were dropped between a step and its checkpoint, from which the run resumed."""
     return f"{step_file(step)}-rest"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ArchiveEntry:
-    """One settled group on its way to disk."""
-
-    ref: Awaitable[pa.Table]
-    """Reference to its table, awaitable as Ray's are."""
-    outcomes: Sequence[str]  # [group_size]
-    """"trained" or a drop reason; indexed by the table's `trajectory` column."""
 
 
 def with_outcomes(table: pa.Table, *, outcomes: Sequence[str], step: int) -> pa.Table:
@@ -63,25 +55,25 @@ def with_outcomes(table: pa.Table, *, outcomes: Sequence[str], step: int) -> pa.
     return table.append_column("step", pa.array([step] * table.num_rows, type=pa.int64()))
 
 
-def write_settled(
+def write_groups(
     path: Path,
     tables: Sequence[pa.Table],
     *,
-    outcomes: Sequence[Sequence[str]],
+    outcomes: Sequence[Sequence[str]],  # [num_groups][num_dialogues]
     step: int,
     credits: pa.Table | None,
 ) -> None:
-    """Writes groups with what became of them, and with what a step made of their turns. Raises as
-    `write_tables` and `with_credits` do."""
+    """Writes groups with their outcomes, and with the step's credit table. Raises as `write_tables` and
+    `with_credits` do."""
     pairs = zip(tables, outcomes, strict=True)
-    rows = pa.concat_tables(with_outcomes(table, outcomes=each, step=step) for table, each in pairs)
-    # The learner's `advantage` stands in its place.
+    rows = pa.concat_tables(with_outcomes(table, outcomes=own, step=step) for table, own in pairs)
+    # The credit table's `advantage` replaces it.
     rows = rows.select([name for name in rows.column_names if name != TURN_ADVANTAGE.name])
     write_tables(path, [with_credits(rows, credits)])
 
 
 def write_tables(path: Path, tables: Sequence[pa.Table]) -> None:
-    """Writes all tables as one zstd Parquet file; a reader sees all of it or nothing. Raises OSError."""
+    """Writes all tables as one zstd Parquet file, atomically. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
@@ -93,12 +85,12 @@ def write_tables(path: Path, tables: Sequence[pa.Table]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def rewind(folder: Path, *, step: int, to_come: ToCome) -> None:
-    """Makes the archive that of a run which goes on from its checkpoint of `step`: groups of later files that
-    are `to_come` again are taken away, the others had been dropped when it was made, and are its rest.
+def rewind(folder: Path, *, step: int, unresolved: Unresolved) -> None:
+    """Makes the archive that of a run that resumes from its checkpoint of `step`: of later files, the groups
+    that are unresolved again are deleted; the others had been dropped before it, and go to its rest file.
 
-    No group is lost or twice in it afterwards, though it be stopped in the middle and done again. Raises
-    OSError or pa.ArrowException.
+    It can be interrupted and repeated: no group is lost or in two files afterwards. Raises OSError or
+    pa.ArrowException.
     """
     rest = folder / f"{rest_file(step)}.parquet"
     later = sorted(path for path in folder.glob("step-*.parquet") if path == rest or _step_of(path) > step)
@@ -106,13 +98,12 @@ def rewind(folder: Path, *, step: int, to_come: ToCome) -> None:
     seen: set[int] = set()
     for path in sorted(later, key=lambda path: path != rest):
         groups = set(pq.read_table(path, columns=["group_id"])["group_id"].to_pylist())
-        stays = groups - seen - to_come(groups)
+        stays = groups - seen - unresolved(groups)
         if stays:
             kept.append(_at_step(pq.read_table(path, filters=pc.field("group_id").isin(list(stays))), step))
         seen |= stays
     if kept:
-        # A run that an older version began has files without some of the columns.
-        write_tables(rest, [pa.concat_tables(kept, promote_options="default")])
+        write_tables(rest, kept)
     for path in later:
         if path != rest or not kept:
             path.unlink()
@@ -134,69 +125,70 @@ class Archive:
     def __init__(self, folder: Path):
         self._folder = folder
         self.num_failures = 0
-        """Files that could not be written, whole or in part."""
+        """Files that could not be written, fully or in part."""
         self._pending: set[asyncio.Task[None]] = set()
 
     def submit(
         self,
         name: str,
-        entries: Sequence[ArchiveEntry],
+        groups: Sequence[FinishedGroup],
         *,
         step: int,
         credits: Awaitable[pa.Table] | None = None,
     ) -> None:
-        """Begins to write `<folder>/<name>.parquet`, which replaces one of that name; returns at once.
-        `credits` gives the step's table, see `with_credits`; without it those columns are null."""
-        if not entries:
+        """Starts to write `<folder>/<name>.parquet`, which replaces a file of that name; returns at once.
+        `groups` have awaitable payloads and outcomes. `credits` is the step's credit table, see
+        `with_credits`; None leaves those columns null."""
+        if not groups:
             return
         if len(self._pending) >= MAX_PENDING:
-            self._report(f"{name}.parquet was given up: {MAX_PENDING} files still wait for the disk")
+            self._report(f"{name}.parquet was not written: {MAX_PENDING} files already wait for the disk")
             return
-        task = asyncio.create_task(self._write(name, entries, step=step, credits=credits))
+        task = asyncio.create_task(self._write(name, groups, step=step, credits=credits))
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
 
-    async def rewind(self, step: int, *, to_come: ToCome) -> None:
-        """As `rewind`, in a thread."""
+    async def rewind(self, step: int, *, unresolved: Unresolved) -> None:
+        """`rewind` in a thread; a failure is reported."""
         try:
-            await asyncio.to_thread(rewind, self._folder, step=step, to_come=to_come)
+            await asyncio.to_thread(rewind, self._folder, step=step, unresolved=unresolved)
         except (OSError, pa.ArrowException) as error:
-            self._report(f"rows after step {step} stay beside those to come: {type(error).__name__}: {error}")
+            self._report(f"rows after step {step} could not be deleted: {type(error).__name__}: {error}")
 
     async def flush(self, *, timeout_s: float) -> None:
-        """Waits until all is written, or raises TimeoutError."""
+        """Waits until all files are written. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             await asyncio.gather(*self._pending)
 
     async def _write(
         self,
         name: str,
-        entries: Sequence[ArchiveEntry],
+        groups: Sequence[FinishedGroup],
         *,
         step: int,
         credits: Awaitable[pa.Table] | None,
     ) -> None:
         tables: list[pa.Table] = []
-        outcomes = [entry.outcomes for entry in entries]
+        outcomes = [group.outcomes for group in groups]
         try:
-            for entry in entries:
+            for group in groups:
                 async with asyncio.timeout(FETCH_TIMEOUT_S):
-                    tables.append(await entry.ref)
+                    tables.append(await group.payload)
             found = await self._credits(credits, name=name)
             path = self._folder / f"{name}.parquet"
-            await asyncio.to_thread(write_settled, path, tables, outcomes=outcomes, step=step, credits=found)
-        except Exception as error:  # the disk, a lost object: training goes on without this file
+            await asyncio.to_thread(write_groups, path, tables, outcomes=outcomes, step=step, credits=found)
+        except Exception as error:  # the disk, or a lost object: training continues without this file
             self._report(f"{name}.parquet was not written: {type(error).__name__}: {error}")
 
     async def _credits(self, credits: Awaitable[pa.Table] | None, *, name: str) -> pa.Table | None:
-        """None where it is lost with the learner's machine: the rows are kept without it."""
+        """None if it is lost with the learner's machine: the rows are kept without it."""
         if credits is None:
             return None
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
                 return await credits
         except Exception as error:
-            self._report(f"{name}.parquet is without credit: {type(error).__name__}: {error}")
+            self._report(f"{name}.parquet has no credit: {type(error).__name__}: {error}")
             return None
 
     def _report(self, text: str) -> None:

@@ -5,19 +5,18 @@ import numpy as np
 import pyarrow as pa
 
 KEYS = pa.schema([("group_id", pa.int64()), ("trajectory", pa.int32()), ("turn", pa.int32())])
-"""Which turn a row is of. The rows of a group stand together, in the order of its own table."""
+"""The turn of a row. The rows of a group are adjacent, in the order of the group's table."""
 CREDITS = pa.schema([(name, pa.float32()) for name in ("advantage", "value", "credit", "gain")])
-"""Null on every turn of a trajectory that the step did not learn from.
+"""Null on every turn of a trajectory that the step did not train on.
 
-advantage: what the policy's loss took for the turn's tokens. value: what the critic expected before the turn;
-null without one. credit: the turn's reward under the gym's rule, before it is compared with others. gain:
-the information gain of its feedback; null where it has none.
-"""
+advantage: the policy loss's, for the turn's tokens. value: the critic's, before the turn; null without one.
+credit: the turn's reward under the gym's rule, before any comparison. gain: the information gain of the
+turn's feedback; null if it has none. """
 
 
 def with_credits(table: pa.Table, credits: pa.Table | None) -> pa.Table:
-    """The rows of whole groups with the columns of `CREDITS` as a step's table has them, null for a group
-    that is not in it. Raises ValueError where its rows of a group are not those of `table`."""
+    """The rows of whole groups with the columns of `CREDITS` from a step's credit table, null for groups that
+    are not in it. Raises ValueError if its rows of a group are not those of `table`."""
     known = {} if credits is None else {group_id: span for group_id, *span in _spans(credits)}
     parts: list[pa.Table] = []
     for group_id, first, end in _spans(table):
@@ -27,7 +26,7 @@ def with_credits(table: pa.Table, credits: pa.Table | None) -> pa.Table:
         begin, stop = known[group_id]
         part = credits.slice(begin, stop - begin)
         if not part.select(KEYS.names).equals(table.select(KEYS.names).slice(first, end - first)):
-            raise ValueError(f"group {group_id}: the learner's turns are not those that are archived")
+            raise ValueError(f"group {group_id}: the learner's turns differ from the archived ones")
         parts.append(part.select(CREDITS.names))
     columns = pa.concat_tables(parts) if parts else CREDITS.empty_table()
     for field in CREDITS:
@@ -36,7 +35,7 @@ def with_credits(table: pa.Table, credits: pa.Table | None) -> pa.Table:
 
 
 def _spans(table: pa.Table) -> list[tuple[int, int, int]]:  # [num_groups]
-    """(group id, its first row, the row after its last)."""
+    """(group id, first row, row after the last)."""
     ids = table["group_id"].to_numpy()
     firsts = np.flatnonzero(np.diff(ids, prepend=-1))
     ends = [*firsts.tolist(), len(ids)][1:]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from actors.group_transport import FinishedGroup
 from actors.trajectory import GroupOrder, GroupSummary
 from learners.buffer.archive import write_tables
-from learners.buffer.buffered_group import BufferedGroup
 from learners.buffer.group_store import GroupRows
 from learners.buffer.work_source import WorkSource
 
@@ -19,14 +19,14 @@ TOKEN_COLUMNS = ("context_ids", "completion_ids", "behavior_logprobs", "policy_v
 
 
 def without_tokens(table: pa.Table) -> pa.Table:
-    """A group's table as text and numbers; its column `is_turn` is false in the one row of a trajectory that
-    failed before its first turn."""
+    """A group's table without token columns, and with `is_turn`, which is false in the one row of a
+    trajectory that failed before its first turn."""
     num_tokens = np.diff(table["completion_ids"].combine_chunks().offsets.to_numpy())
     return table.drop_columns(list(TOKEN_COLUMNS)).append_column("is_turn", pa.array(num_tokens > 0))
 
 
 class FixedWorkSource(WorkSource):
-    """Hands out a list of orders, each until it comes back once."""
+    """Issues each order of a list until its group has arrived."""
 
     def __init__(self, orders: Sequence[GroupOrder], *, group_timeout_s: float):
         super().__init__(group_timeout_s=group_timeout_s)
@@ -34,27 +34,25 @@ class FixedWorkSource(WorkSource):
         self._waiting = {order.group_id: order for order in orders}
         assert len(self._waiting) == len(self._orders), "group ids must differ"
         self._held: dict[int, GroupOrder] = {}
-        self._finished: dict[int, BufferedGroup] = {}
+        self._finished: dict[int, FinishedGroup] = {}
 
     async def finished_since(self, num_known: int) -> list[pa.Table]:
-        """The dialogues of the groups that finished after the first `num_known` of them, in the order in
-        which they did: a table a group, `without_tokens`."""
+        """The tables `without_tokens` of the groups that finished after the first `num_known` of them, in the
+        order in which they finished."""
         async with asyncio.timeout(FETCH_TIMEOUT_S):
             return [
                 without_tokens(await group.payload) for group in list(self._finished.values())[num_known:]
             ]
 
-    async def results(self, timeout_s: float) -> list[BufferedGroup]:
-        """All groups in the list's order, once the last is finished.
-
-        Their payload are their `GroupRows`. Raises TimeoutError that names what is missing.
-        """
+    async def results(self, timeout_s: float) -> list[FinishedGroup]:
+        """All groups in the order of the list, with `GroupRows` as payloads, once the last has finished.
+        Raises TimeoutError that names the missing ones."""
         try:
             async with self._changed, asyncio.timeout(timeout_s):
-                await self._changed.wait_for(self._ended)
+                await self._changed.wait_for(self._has_ended)
         except TimeoutError:
-            held = [f"group {group_id} with {issue.holder}" for group_id, issue in self._issues.items()]
-            waiting = [f"group {group_id} with nobody" for group_id in self._waiting]
+            held = [f"group {group_id} with {one.worker}" for group_id, one in self._assignments.items()]
+            waiting = [f"group {group_id} unassigned" for group_id in self._waiting]
             raise TimeoutError(f"unfinished after {timeout_s:.0f} s: {'; '.join(held + waiting)}") from None
         return [self._finished[order.group_id] for order in self._orders]
 
@@ -76,11 +74,11 @@ class FixedWorkSource(WorkSource):
             return False
         self._waiting.pop(order.group_id, None)
         self._held.pop(order.group_id, None)
-        self._finished[order.group_id] = BufferedGroup(order=order, summary=summary, payload=rows)
+        self._finished[order.group_id] = FinishedGroup(order=order, summary=summary, payload=rows)
         return True
 
-    def _take_back(self, group_ids: Sequence[int]) -> None:
+    def _requeue(self, group_ids: Sequence[int]) -> None:
         self._waiting = {**{id_: self._held.pop(id_) for id_ in group_ids}, **self._waiting}
 
-    def _ended(self) -> bool:
+    def _has_ended(self) -> bool:
         return len(self._finished) == len(self._orders)

@@ -1,4 +1,4 @@
-"""References to groups' tables in the object store: the groups of one delivery share one table, and each is a
+"""References to groups' tables in the object store: the groups of one batch share one table, and each is a
 range of its rows."""
 
 from collections.abc import Callable, Generator, Sequence
@@ -15,15 +15,15 @@ from actors.group_transport import read_group_batch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupRows:
-    """A group's table, as rows of a table in the object store that groups which came together share. Awaited,
-    it gives the group's table."""
+    """Reference to a group's table: rows of a shared table in the object store. Awaiting it gives the group's
+    table."""
 
     ref: "ObjectRef[pa.Table]"
     first_row: int
     num_rows: int
 
     def of(self, table: pa.Table) -> pa.Table:
-        """The group's part of `ref`'s table."""
+        """The group's rows of the shared table."""
         return table.slice(self.first_row, self.num_rows)
 
     def __await__(self) -> Generator[Any, None, pa.Table]:
@@ -32,7 +32,7 @@ class GroupRows:
 
 
 def rows_of(ref: "ObjectRef[pa.Table]", *, num_rows: Sequence[int]) -> list[GroupRows]:
-    """The groups of one delivery."""
+    """The groups of one batch."""
     ends = accumulate(num_rows)
     return [
         GroupRows(ref=ref, first_row=end - num, num_rows=num) for num, end in zip(num_rows, ends, strict=True)
@@ -40,14 +40,14 @@ def rows_of(ref: "ObjectRef[pa.Table]", *, num_rows: Sequence[int]) -> list[Grou
 
 
 def fetch_groups(groups: Sequence[GroupRows], *, timeout_s: float) -> list[pa.Table]:
-    """The groups' tables. What came together is fetched once. Raises as `ray.get` does."""
+    """The groups' tables; each shared table is fetched once. Raises as `ray.get` does."""
     refs = list(dict.fromkeys(group.ref for group in groups))
     tables = dict(zip(refs, ray.get(refs, timeout=timeout_s), strict=True))
     return [group.of(tables[group.ref]) for group in groups]
 
 
 class StoredRows:
-    """Rows on their way into the object store, where they lie as they came; who fetches them gets a table."""
+    """Wrapper that puts a batch's bytes into the object store as they are; fetching gives a table."""
 
     def __init__(self, rows: pa.Buffer):
         self._rows = rows

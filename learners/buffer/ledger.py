@@ -4,6 +4,7 @@ Counts trajectories, knows no tokens."""
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from learners.drop_reasons import LEDGER_REASONS
 
@@ -32,25 +33,31 @@ class Ledger:
 
 
 class LedgerCounts:
-    """The ledger's running counts; `in_flight` is counted apart from them, by whoever holds the orders."""
+    """The ledger's running counts, without `in_flight`, which the caller knows."""
 
-    def __init__(self, *, issued: int = 0, settled: Mapping[str, int] | None = None):
-        self.issued = issued
-        self._settled = Counter(settled or {})
+    def __init__(self) -> None:
+        self.issued = 0
+        self._outcomes = Counter[str]()
 
-    def settle(self, outcomes: Sequence[str]) -> None:
-        """Books one group: `outcomes` holds "trained" or a drop reason for each of its trajectories."""
-        self._settled.update(outcomes)
+    def count(self, outcomes: Sequence[str]) -> None:
+        """Counts one group: "trained" or a drop reason for each of its trajectories."""
+        self._outcomes.update(outcomes)
 
     def ledger(self, *, in_flight: int) -> Ledger:
-        """Raises AssertionError where the books do not close: that is always our own mistake."""
-        dropped = {reason: self._settled[reason] for reason in LEDGER_REASONS}
+        """Raises AssertionError if the ledger does not balance, which is always a bug."""
+        dropped = {reason: self._outcomes[reason] for reason in LEDGER_REASONS}
         ledger = Ledger(
-            issued=self.issued, trained=self._settled[TRAINED], dropped=dropped, in_flight=in_flight
+            issued=self.issued, trained=self._outcomes[TRAINED], dropped=dropped, in_flight=in_flight
         )
-        assert ledger.closes(), f"the ledger does not close: {ledger}"
+        assert ledger.closes(), f"the ledger does not balance: {ledger}"
         return ledger
 
-    def state(self) -> dict[str, int | dict[str, int]]:
-        """JSON; `LedgerCounts(**state)` makes it again."""
-        return {"issued": self.issued, "settled": dict(self._settled)}
+    def state(self) -> dict[str, Any]:
+        """JSON for `from_state`."""
+        return {"issued": self.issued, "settled": dict(self._outcomes)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        counts = cls()
+        counts.issued, counts._outcomes = state["issued"], Counter(state["settled"])
+        return counts

@@ -10,41 +10,41 @@ import pyarrow as pa
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Turns:
     number: int
-    """Of their entry in a journal; 0 where there is none."""
+    """Number of their log entry; 0 without a log."""
     count: int
     rows: pa.Buffer
 
 
 class PartialRollouts:
-    """By group. The bytes are not read here: most groups end where they began."""
+    """Turns by group. Their bytes are not read here: most groups are finished where they were started."""
 
     def __init__(self) -> None:
         self._turns: dict[int, list[_Turns]] = {}
 
     def add(self, group_ids: Sequence[int], rows: pa.Buffer, *, number: int = 0) -> None:
-        """Turns of these groups, a group's id once for each turn."""
+        """Adds turns of these groups; a group's id occurs once per turn."""
         for group_id in set(group_ids):
             turns = _Turns(number=number, count=group_ids.count(group_id), rows=rows)
             self._turns.setdefault(group_id, []).append(turns)
 
     def forget(self, group_id: int) -> None:
-        """The group is over."""
+        """Drops the turns of a finished group."""
         self._turns.pop(group_id, None)
 
     def keep(self, group_ids: Iterable[int]) -> None:
-        """All others are over."""
+        """Drops the turns of all other groups."""
         kept = set(group_ids)
         self._turns = {group_id: turns for group_id, turns in self._turns.items() if group_id in kept}
 
     def count(self, group_id: int) -> int:
-        """Turns of a group."""
+        """Number of a group's turns."""
         return sum(turns.count for turns in self._turns.get(group_id, ()))
 
     def rows(self, group_id: int) -> list[pa.Buffer]:
-        """The group's turns in the order in which they came, among those of others."""
+        """The blocks of rows with the group's turns, oldest first; they also hold turns of other groups."""
         return [turns.rows for turns in self._turns.get(group_id, ())]
 
     @property
     def first_number(self) -> int | None:
-        """Of the oldest entry that is needed; None where none is."""
+        """Number of the oldest log entry that is needed; None without any."""
         return min((turns[0].number for turns in self._turns.values()), default=None)

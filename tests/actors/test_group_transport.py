@@ -6,16 +6,16 @@ import pyarrow as pa
 import pytest
 
 from actors import group_transport
-from actors.group_transport import GroupBatch, GroupSender, ScoredGroup, read_group_batch
+from actors.group_transport import FinishedGroup, GroupBatch, GroupSender, read_group_batch
 from actors.trajectory import GroupOrder
 from tests.fakes import make_key, make_summary
 
 
-def finished(group_id: int, *, num_rows: int = 2) -> ScoredGroup:
-    return ScoredGroup(
+def finished(group_id: int, *, num_rows: int = 2) -> FinishedGroup:
+    return FinishedGroup(
         order=GroupOrder(group_id=group_id, task_key=make_key("travel"), group_size=2, seed=0),
         summary=make_summary([0.0, 1.0]),
-        table=pa.table(
+        table=pa.payload(
             {"group_id": [group_id] * num_rows, "ids": [[group_id, row] for row in range(num_rows)]}
         ),
     )
@@ -41,7 +41,7 @@ def test_a_delivery_holds_every_row_of_every_group_in_order():
     groups = [finished(3), finished(1, num_rows=3), finished(2, num_rows=1)]
     sent = GroupBatch.of(groups)
     assert (ids_of(sent), list(sent.num_rows)) == ([3, 1, 2], [2, 3, 1])
-    assert read_group_batch(sent.rows).equals(pa.concat_tables([group.table for group in groups]))
+    assert read_group_batch(sent.rows).equals(pa.concat_tables([group.payload for group in groups]))
 
 
 def test_reading_a_delivery_copies_nothing():
@@ -72,8 +72,8 @@ async def test_a_group_that_finishes_alone_is_sent_at_once():
 
 
 async def test_no_call_is_larger_than_the_limit_but_for_one_large_group(monkeypatch: pytest.MonkeyPatch):
-    size = finished(0).table.get_total_buffer_size()
-    monkeypatch.setattr(group_transport, "MOST_BYTES", 2 * size)
+    size = finished(0).payload.get_total_buffer_size()
+    monkeypatch.setattr(group_transport, "MAX_BYTES", 2 * size)
     feed = SlowFeed()
     deliveries = GroupSender(feed.put)
     groups = [finished(0), finished(1), finished(2), finished(3), finished(4, num_rows=50)]

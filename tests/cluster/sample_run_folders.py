@@ -15,7 +15,7 @@ from cluster.evaluation.metrics import DialogueOutcome
 from cluster.evaluation.results import evaluation_rows, write_rows
 from cluster.run_folder.paths import RunFolder
 from cluster.tracking.step_metrics import rollout_metrics
-from learners.buffer.archive import step_file, write_settled
+from learners.buffer.archive import step_file, write_groups
 from learners.buffer.credit_columns import CREDITS, KEYS
 from simulators.message import Action
 from simulators.task import TaskKey
@@ -70,7 +70,7 @@ def add_steps(folder: RunFolder, steps: Sequence[int], *, text: str = "hello", n
 
 def write_step(path: Path, tables: Sequence[pa.Table], *, step: int, credits: pa.Table | None = None) -> None:
     outcomes = [["trained"] * GROUP_SIZE] * len(tables)
-    write_settled(path, tables, outcomes=outcomes, step=step, credits=credits)
+    write_groups(path, tables, outcomes=outcomes, step=step, credits=credits)
 
 
 def make_credits(tables: Sequence[pa.Table]) -> pa.Table:

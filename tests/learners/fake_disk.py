@@ -103,7 +103,7 @@ class FillingDisk(LogDisk):
         super().write(file, part)
 
 
-class InlineJournal(WriteAheadLog):
+class InlineLog(WriteAheadLog):
     """Writes when it is told to, in the thread of the test: a crash comes where the test wants it."""
 
     def __init__(self, folder: Path, *, disk: CrashingDisk, segment_bytes: int):
@@ -118,5 +118,5 @@ class InlineJournal(WriteAheadLog):
     def _start(self) -> None:
         pass
 
-    def _wait_for_room(self) -> bool:
+    def _wait_to_retry(self) -> bool:
         return self._crashing.is_dead

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.group_transport import GroupBatch, ScoredGroup, read_group_batch
+from actors.group_transport import FinishedGroup, GroupBatch, read_group_batch
 from actors.trajectory import GroupOrder, StopReason
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
@@ -38,14 +38,14 @@ def make_local_buffer(
     *,
     group_timeout_s: float,
     kind: type[LocalBuffer] = LocalBuffer,
-    recall: BufferEventLog | None = None,
+    event_log: BufferEventLog | None = None,
 ) -> LocalBuffer:
     return kind(
         sizes,
         source=TaskSource({"function": 1.0}, split="train", seed=0, difficulty=0),
         run_folder=folder,
         group_timeout_s=group_timeout_s,
-        recall=recall,
+        event_log=event_log,
     )
 
 
@@ -68,4 +68,4 @@ def delivery_of(
             "policy_versions": pa.array([list(versions)] * size, pa.list_(pa.int32())),
         }
     )
-    return GroupBatch.of([ScoredGroup(order=order, summary=summary, table=table)])
+    return GroupBatch.of([FinishedGroup(order=order, summary=summary, payload=table)])

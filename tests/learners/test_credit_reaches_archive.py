@@ -8,12 +8,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from actors.group_summary import summarize
-from actors.group_transport import GroupBatch, ScoredGroup
+from actors.group_transport import FinishedGroup, GroupBatch
 from actors.trajectory import StopReason
 from learners.advantages.config import SpreadConfig
 from learners.advantages.group_advantages import credit_group
 from learners.buffer.buffer import BufferSizes
-from learners.buffer.buffered_group import BufferedGroup
 from learners.buffer.credit_columns import CREDITS, KEYS
 from learners.config import LearnerConfig
 from learners.training.step_batch import samples_of_step, trajectories_of
@@ -39,11 +38,11 @@ async def play(feed: LocalBuffer, rewards: tuple[float, ...], *, last: StopReaso
     table = make_table(list(zip(map(turns_of, rewards), ends, strict=True)), group_id=order.group_id)
     group = credit_group(table, True, credit_of=CONFIG.credit_of)
     summary = summarize(order, group, duration_s=1.0)
-    finished = ScoredGroup(order=order, summary=summary, table=group.table)
+    finished = FinishedGroup(order=order, summary=summary, payload=group.table)
     assert await feed.put(GroupBatch.of([finished])) == [True]
 
 
-async def learn(groups: list[BufferedGroup]) -> Any:
+async def learn(groups: list[FinishedGroup]) -> Any:
     """A reference to what a learner makes of these groups' turns."""
     tables = [await group.payload for group in groups]
     samples, _, credited = samples_of_step(
@@ -57,7 +56,7 @@ async def step(feed: LocalBuffer, number: int) -> None:
     """A step on two groups."""
     groups = await feed.take(2, number - 1, LIMIT_S)
     ids = [group.order.group_id for group in groups]
-    await feed.book(ids, number, [await learn(groups)])
+    await feed.mark_trained(ids, number, [await learn(groups)])
     await feed.release(ids, number)
 
 
@@ -102,7 +101,7 @@ async def test_a_step_repeated_after_a_kill_writes_the_same_credits(tmp_path: Pa
     assert [sum(row["advantage"] is not None for row in rows) for rows in wanted] == [12, 12]
 
     second = make_buffer(tmp_path)
-    assert await second.restore(state, 1, redo=True) == 1
+    assert await second.restore(state, 1, replay=True) == 1
     assert [path.stem for path in (tmp_path / "trajectories").iterdir()] == ["step-00001"]
     await step(second, 2)
     await second.close()

@@ -64,7 +64,7 @@ def booked(table: pa.Table) -> dict[str, int]:
     table = table.set_column(0, "group_id", pa.array([order.group_id] * table.num_rows))
     buffer.put(order, summary=summarize(order, credited(table), duration_s=1.0), payload=table)
     for group in buffer.take(1, policy_version=0) or []:
-        buffer.book([group.order.group_id])
+        buffer.mark_trained([group.order.group_id])
         buffer.release([group.order.group_id])
     ledger = buffer.ledger()
     assert ledger.in_flight == 0 and ledger.dropped.keys() == set(LEDGER_REASONS)

@@ -1,1 +1,1 @@
-"""The buffer's write-ahead log: what happened to every group, on disk, and its replay after a crash."""
+"""The buffer's write-ahead log: every state change of every group, on disk, and its replay after a crash."""

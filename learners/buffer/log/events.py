@@ -12,146 +12,165 @@ from typing import Any
 import pyarrow as pa
 
 from actors.group_transport import GroupBatch
+from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer.log.segments import LogEntry
 from learners.buffer.log.write_ahead_log import WriteAheadLog
+from simulators.task import TaskKey
+from simulators.users.quality_metrics import GaugeCounts
 
 
 class EventKind(StrEnum):
-    """Which events there are."""
+    """The events of a buffer."""
 
     ISSUED = "issued"
     """A task was drawn."""
     TURNS = "turns"
-    """Turns of dialogues under way are over."""
+    """Turns of unfinished dialogues were published."""
     FINISHED = "finished"
-    """Groups came home."""
+    """Groups arrived."""
     AGED = "aged"
     """Groups were dropped as stale."""
     TAKEN = "taken"
     """A step took its groups."""
     TRAINED = "trained"
-    """The step is over."""
+    """The step ended."""
     REWOUND = "rewound"
-    """The run went back to a checkpoint, and left what came after it."""
+    """The run was reset to a checkpoint: later events are void."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogPosition:
-    """Where the journal has a finished group."""
+    """Position of a finished group in the log."""
 
     number: int
     """Of its entry."""
     index: int
-    """Which of the groups that came together."""
+    """Its index among the groups of that entry."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggedEvents:
-    """What the journal says around a checkpoint."""
+    """The logged events around a checkpoint."""
 
-    past: Mapping[int, LogEntry]
-    """Before it, by number; not all the way back."""
-    coming: Sequence[LogEntry]
-    """After it, to the last."""
+    before: Mapping[int, LogEntry]
+    """Those before it, by number, as far as the log still has them."""
+    after: Sequence[LogEntry]
+    """Those after it, up to the last."""
 
 
-def memory_of(entries: Sequence[LogEntry], *, position: int) -> LoggedEvents | None:
-    """The events before and after entry `position`, in the run's own order: what was gone back from is left
-    out. None where the journal does not reach there, or where the run has gone another way since."""
+NO_EVENTS = LoggedEvents(before={}, after=[])
+EMPTY_LOG_STATE: Mapping[str, Any] = {"position": 0, "ready": [], "settled": []}
+"""The `BufferEventLog.state` of a run without a checkpoint."""
+
+
+def events_around(entries: Sequence[LogEntry], *, position: int) -> LoggedEvents | None:
+    """The valid events before and after entry `position`; those that a rewind made void are left out. None if
+    the log does not reach that position, or if the run was rewound to before it."""
     if not entries:
-        return None if position else LoggedEvents(past={}, coming=[])
+        return None if position else NO_EVENTS
     if not entries[0].number <= position <= entries[-1].number + 1:
         return None
-    past: list[LogEntry] = []
-    coming: list[LogEntry] = []
-    is_left = False
+    before: list[LogEntry] = []
+    after: list[LogEntry] = []
+    is_void = False
     for entry in entries:
         to = entry.facts["to"] if entry.kind == EventKind.REWOUND else None
         if entry.number < position:
-            past = _after(past, entry)
+            before = _appended(before, entry)
         elif to == position:
-            past, coming, is_left = [], [], False  # who went back took only the checkpoint along
+            before, after, is_void = [], [], False  # a rewind restores the checkpoint only
         elif to is not None and to < position:
-            is_left = True
-        elif not is_left:
-            coming = _after(coming, entry)
-    return None if is_left else LoggedEvents(past={entry.number: entry for entry in past}, coming=coming)
+            is_void = True
+        elif not is_void:
+            after = _appended(after, entry)
+    return None if is_void else LoggedEvents(before={entry.number: entry for entry in before}, after=after)
 
 
-def _after(entries: list[LogEntry], entry: LogEntry) -> list[LogEntry]:
+def _appended(entries: list[LogEntry], entry: LogEntry) -> list[LogEntry]:
     if entry.kind == EventKind.REWOUND:
         entries = [one for one in entries if one.number < entry.facts["to"]]
     entries.append(entry)
     return entries
 
 
-NO_ACCOUNT: Mapping[str, Any] = {"position": 0, "ready": [], "settled": []}
-"""Of a run without a checkpoint, and of one from before there was a journal."""
+def read_order(saved: Mapping[str, Any]) -> GroupOrder:
+    """The order of its JSON form."""
+    return GroupOrder(**{**saved, "task_key": TaskKey(**saved["task_key"])})
+
+
+def read_summary(saved: Mapping[str, Any]) -> GroupSummary:
+    """The summary of its JSON form."""
+    fields = {
+        "task_key": TaskKey(**saved["task_key"]),
+        "stop_reasons": [StopReason(reason) for reason in saved["stop_reasons"]],
+        "gauges": GaugeCounts(**saved["gauges"]),
+    }
+    return GroupSummary(**{**saved, **fields})
 
 
 class BufferEventLog:
-    """Writes a buffer's events down. What it returns to be awaited is done when all until then is on the
-    disk."""
+    """Writes a buffer's events. An awaitable that it returns is done when all events so far are on disk."""
 
-    def __init__(self, folder: Path, *, journal: WriteAheadLog | None = None):
-        """Reads what is there. Raises OSError, and JournalError for a journal of a later version."""
-        self._journal = journal or WriteAheadLog(folder)
-        self._found = self._journal.recover()
+    def __init__(self, folder: Path, *, log: WriteAheadLog | None = None):
+        """Reads the existing log. Raises OSError, and LogError for a log of a later version."""
+        self._log = log or WriteAheadLog(folder)
+        self._found = self._log.recover()
+        """Entries of earlier processes, until they are read or made void."""
         self._last: Future[None] | None = None
-        self._places: dict[int, LogPosition] = {}
-        """By group, of those that a checkpoint may have to name."""
+        self._positions: dict[int, LogPosition] = {}
+        """By group, of the groups that a checkpoint may have to name."""
 
     @property
-    def trouble(self) -> str:
-        """Why nothing can be written at the moment; empty where it can."""
-        return self._journal.trouble
+    def disk_error(self) -> str:
+        """Why nothing can be written at the moment; empty if it can."""
+        return self._log.disk_error
 
     @property
     def num_failures(self) -> int:
-        """Writes that had to be tried again."""
-        return self._journal.num_failures
+        """Writes that had to be retried."""
+        return self._log.num_failures
 
-    def memory(self, position: int) -> LoggedEvents | None:
-        """What was found of the time around entry `position`."""
-        memory, self._found = memory_of(self._found, position=position), []
-        return memory
+    def read(self, position: int) -> LoggedEvents | None:
+        """The events of earlier processes around entry `position`, see `events_around`."""
+        events, self._found = events_around(self._found, position=position), []
+        return events
 
-    def go_back(self, position: int) -> None:
-        """The run goes on from a checkpoint at `position` alone: what came after it, and what was finished
-        when it was made, is done anew. Raises OSError."""
-        self._journal.skip_to(position)
-        if self._journal.next_number:
+    def rewind(self, position: int) -> None:
+        """The run resumes from a checkpoint at `position` without its events: later ones are void, and groups
+        that were finished then are played again. Raises OSError."""
+        self._log.skip_to(position)
+        if self._log.next_number:
             self._append(EventKind.REWOUND, {"to": position})
         self._found = []
 
-    def begin(self) -> None:
-        """The run begins, or goes on after what was found."""
+    def start(self) -> None:
+        """The run starts: from the beginning, unless the events of earlier processes were read."""
         if self._found:
-            self.go_back(0)
+            self.rewind(0)
 
     def issued(self, group_id: int) -> None:
         self._append(EventKind.ISSUED, {"group_id": group_id})
 
-    def finished(self, delivery: GroupBatch) -> "asyncio.Future[None]":
-        """Groups came home. Only their bytes are written here; what they say is read by who recalls them."""
-        number = self._journal.next_number
+    def finished(self, batch: GroupBatch) -> "asyncio.Future[None]":
+        """Groups arrived. Their tables are written as they came, unread."""
+        number = self._log.next_number
         facts = {
-            "orders": [replace(order, num_completed_turns=0) for order in delivery.orders],
-            "summaries": delivery.summaries,
-            "num_rows": delivery.num_rows,
+            "orders": [replace(order, num_completed_turns=0) for order in batch.orders],
+            "summaries": batch.summaries,
+            "num_rows": batch.num_rows,
         }
-        for index, order in enumerate(delivery.orders):
-            # Of a group that came twice the first counts.
-            self._places.setdefault(order.group_id, LogPosition(number=number, index=index))
-        return asyncio.wrap_future(self._append(EventKind.FINISHED, facts, body=delivery.rows))
+        for index, order in enumerate(batch.orders):
+            # The first arrival of a group counts.
+            self._positions.setdefault(order.group_id, LogPosition(number=number, index=index))
+        return asyncio.wrap_future(self._append(EventKind.FINISHED, facts, body=batch.rows))
 
-    def found(self, group_id: int, place: LogPosition) -> None:
-        """A group that is in the journal already."""
-        self._places.setdefault(group_id, place)
+    def replayed(self, group_id: int, position: LogPosition) -> None:
+        """A finished group of an earlier process is in the buffer again."""
+        self._positions.setdefault(group_id, position)
 
     def turns(self, group_ids: Sequence[int], rows: pa.Buffer) -> int:
-        """Turns of these groups' dialogues are over. The number of the entry."""
-        number = self._journal.next_number
+        """Turns of these groups' dialogues were published. Returns the number of the entry."""
+        number = self._log.next_number
         self._append(EventKind.TURNS, {"group_ids": list(group_ids)}, body=rows)
         return number
 
@@ -166,45 +185,45 @@ class BufferEventLog:
         self._append(EventKind.TRAINED, {"step": step, "group_ids": list(group_ids)})
 
     async def written(self) -> None:
-        """All events until now are on the disk."""
+        """Returns when all events so far are on disk."""
         if self._last is not None:
             await asyncio.wrap_future(self._last)
 
-    def account(
+    def state(
         self,
         *,
         position: int | None,
         ready: Sequence[int],
-        settled: Mapping[int, Sequence[str]],
+        unreported: Mapping[int, Sequence[str]],
         first_turns: int | None,
     ) -> dict[str, Any]:
-        """A checkpoint's account of the journal, JSON: the next event (`position`; None: the journal's end),
-        the first entry that it needs, and where the groups are that are ready, or settled and in no report
-        yet (their outcomes by id). `first_turns`: the oldest entry of turns that are needed. Other groups are
-        forgotten."""
-        position = self._journal.next_number if position is None else position
-        self.keep((*ready, *settled))
-        needed = [place.number for place in self._places.values()]
-        places = {one: [place.number, place.index] for one, place in self._places.items()}
+        """A checkpoint's part about the log, as JSON: the number of the next event (`position`; None means
+        the log's end), the first entry that the checkpoint needs, and the positions of the ready groups and
+        of resolved groups that no step has reported (`unreported`: their outcomes by id). `first_turns` is
+        the oldest needed entry of turns. The positions of other groups are forgotten."""
+        position = self._log.next_number if position is None else position
+        self.keep_positions((*ready, *unreported))
+        needed = [place.number for place in self._positions.values()]
+        places = {one: [place.number, place.index] for one, place in self._positions.items()}
         return {
             "position": position,
             "first": min([position, *needed, *([] if first_turns is None else [first_turns])]),
             "ready": [places[one] for one in ready],
-            "settled": [[*places[one], list(outcomes)] for one, outcomes in settled.items()],
+            "settled": [[*places[one], list(outcomes)] for one, outcomes in unreported.items()],
         }
 
-    def keep(self, group_ids: Sequence[int]) -> None:
-        """Only these groups an account will still name."""
-        self._places = {one: self._places[one] for one in group_ids if one in self._places}
+    def keep_positions(self, group_ids: Sequence[int]) -> None:
+        """Forgets the positions of all other groups, which no later checkpoint names."""
+        self._positions = {one: self._positions[one] for one in group_ids if one in self._positions}
 
-    def forget(self, before: int) -> None:
-        """No checkpoint needs an entry before this one. Raises OSError."""
-        self._journal.forget(before)
+    def trim(self, before: int) -> None:
+        """Deletes entries before this one, by whole segments. Raises OSError."""
+        self._log.trim(before)
 
     def close(self) -> None:
-        """Waits for what is under way, for a limited time."""
-        self._journal.close()
+        """Waits for pending writes, for a limited time."""
+        self._log.close()
 
     def _append(self, kind: str, facts: Mapping[str, Any], **body: pa.Buffer) -> "Future[None]":
-        self._last = self._journal.append(kind, facts=facts, **body)
+        self._last = self._log.append(kind, facts=facts, **body)
         return self._last

@@ -1,9 +1,8 @@
-"""File format of the write-ahead log: checksummed frames in segment files that are named by their first
-entry. Knows no entry's meaning.
+"""File format of the write-ahead log: checksummed frames in segment files, each named by its first entry.
+Knows nothing of what entries mean.
 
-A frame is magic, the lengths of header and body, a CRC-32 of all that follows it, a JSON header and a body of
-any bytes. Entries are numbered from 0 on; what is read is a prefix of what was written, whatever a crash left
-of it.
+A frame is magic, a CRC-32 of all that follows it, the lengths of header and body, a JSON header and a body of
+any bytes. Entries are numbered from 0. After any crash, the entries read are a prefix of those written.
 """
 
 import json
@@ -18,36 +17,36 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 FORMAT = 1
-"""Of the entries that are written, as the first one of each segment says."""
+"""Version of the entries, in the first one of each segment."""
 MAGIC = b"URLJ"
 FRAME = struct.Struct("<4sIIQ")
 """Magic, CRC-32, bytes of the header, bytes of the body."""
 LENGTHS = struct.Struct("<IQ")
 FORMAT_KIND = "format"
-MOST_HEADER_BYTES = 2**28
-"""What a length that is beyond says is noise."""
+MAX_HEADER_BYTES = 2**28
+"""A greater length is garbage."""
 EMPTY = pa.py_buffer(b"")
 
 
 class LogError(RuntimeError):
-    """A journal that this version cannot go on with."""
+    """A log that this version cannot read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogEntry:
-    """One event, as it was written."""
+    """One event in the log."""
 
     number: int
-    """Its place in the order of all events, from 0 on."""
+    """Position in the order of all events, from 0."""
     kind: str
     facts: Mapping[str, Any]
-    """JSON; of an entry that is written, also dataclasses of such."""
+    """JSON; in an entry to write also dataclasses."""
     body: pa.Buffer = field(default_factory=lambda: EMPTY, repr=False)
-    """Of a read entry: a part of its file, mapped into memory."""
+    """In an entry that was read: a part of its memory-mapped file."""
 
 
 def frame_of(entry: LogEntry) -> tuple[bytes, bytes, pa.Buffer]:
-    """The parts of an entry's frame, to be written one after the other."""
+    """The parts of an entry's frame, in order."""
     facts = {"number": entry.number, "kind": entry.kind, **entry.facts}
     header = json.dumps(facts, default=_as_json).encode()
     lengths = LENGTHS.pack(len(header), entry.body.size)
@@ -56,19 +55,19 @@ def frame_of(entry: LogEntry) -> tuple[bytes, bytes, pa.Buffer]:
 
 
 def _as_json(value: object) -> object:
-    """Records as objects, so that they are only taken apart in the thread that writes."""
+    """Dataclasses as objects; called in the writing thread."""
     if is_dataclass(value):
         return {one.name: getattr(value, one.name) for one in fields(value)}
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
 def segment_name(first: int) -> str:
-    """The file that begins with entry `first`."""
+    """Name of the file that begins with entry `first`."""
     return f"entries-{first:012d}.log"
 
 
 def first_number(path: Path) -> int:
-    """Of a segment, by its name."""
+    """Number of a segment's first entry, from its name."""
     return int(path.stem.removeprefix("entries-"))
 
 
@@ -77,14 +76,14 @@ def segments(folder: Path) -> list[Path]:
     return sorted(folder.glob("entries-*.log"))
 
 
-def read_journal(folder: Path) -> list[LogEntry]:
-    """All entries that can be believed, in order, without gap: the numbers follow each other. What is there
-    twice, since it was written again, is read once. Raises JournalError for a format of later."""
+def read_log(folder: Path) -> list[LogEntry]:
+    """All valid entries in order, up to the first gap in their numbers. An entry that was written twice,
+    after a failed write, is read once. Raises LogError for a later format."""
     entries: list[LogEntry] = []
     for path in segments(folder):
         expected = entries[-1].number + 1 if entries else first_number(path)
         if first_number(path) > expected:
-            break  # what led there is lost, and so nothing that follows from it may count
+            break  # entries before it are lost, so that it must not count
         for entry in _read_segment(path):
             if entry.kind == FORMAT_KIND:
                 _check_format(path, entry)
@@ -95,7 +94,7 @@ def read_journal(folder: Path) -> list[LogEntry]:
 
 
 def check_format(folder: Path) -> None:
-    """Raises JournalError for a journal that only a later version reads."""
+    """Raises LogError for a log that only a later version can read."""
     for path in segments(folder):
         entry = next(_read_segment(path), None)
         if entry is not None and entry.kind == FORMAT_KIND:
@@ -103,7 +102,7 @@ def check_format(folder: Path) -> None:
 
 
 def _read_segment(path: Path) -> Iterator[LogEntry]:
-    """Its frames up to the first that is not whole."""
+    """The segment's entries up to the first incomplete frame."""
     if not path.stat().st_size:
         return
     with pa.memory_map(str(path)) as file:
@@ -115,12 +114,12 @@ def _read_segment(path: Path) -> Iterator[LogEntry]:
 
 
 def _read_frame(content: pa.Buffer, at: int) -> tuple[LogEntry, int] | None:
-    """The entry whose frame begins there, and the place after it; None where there is none, or not all."""
+    """The entry of the frame at this offset, and the offset after it; None without a complete frame."""
     start = at + FRAME.size
     if start > content.size:
         return None
     magic, crc, num_header, num_body = FRAME.unpack(content.slice(at, FRAME.size).to_pybytes())
-    if magic != MAGIC or num_header > MOST_HEADER_BYTES or num_header + num_body > content.size - start:
+    if magic != MAGIC or num_header > MAX_HEADER_BYTES or num_header + num_body > content.size - start:
         return None
     header = content.slice(start, num_header).to_pybytes()
     body = content.slice(start + num_header, num_body)
@@ -136,15 +135,15 @@ def _check_format(path: Path, entry: LogEntry) -> None:
     if entry.facts["format"] > FORMAT:
         raise LogError(
             f"{path}: format={entry.facts['format']} of a later version, and this one reads up to {FORMAT}: "
-            "go on with the version that wrote it"
+            "resume with the version that wrote it"
         )
 
 
 class LogDisk:
-    """The file system, as far as a journal needs it. Raises OSError."""
+    """The file operations of a write-ahead log. They raise OSError."""
 
     def create(self, path: Path) -> BinaryIO:
-        """A new file, whose name is on the disk when this returns."""
+        """A new file, whose name is on disk when this returns."""
         new = not path.parent.is_dir()
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("wb", buffering=0)
@@ -154,22 +153,22 @@ class LogDisk:
         return file
 
     def write(self, file: BinaryIO, part: bytes | pa.Buffer) -> None:
-        """All of it: a write of a file may take less."""
+        """Writes all of `part`: `file.write` may write less."""
         left = memoryview(part)
         while left:
             left = left[file.write(left) :]
 
     def sync(self, file: BinaryIO) -> None:
-        """What was written survives the machine."""
+        """Makes the file's content durable."""
         os.fsync(file.fileno())
 
     def sync_path(self, path: Path) -> None:
-        """As `sync`, of a file that another process wrote."""
+        """`sync` for a file that another process wrote."""
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
     def sync_folder(self, path: Path) -> None:
-        """The names in it survive the machine."""
+        """Makes the names in a folder durable."""
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learners.buffer.log.events import EventKind
-from learners.buffer.log.segments import read_journal
+from learners.buffer.log.segments import read_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -80,7 +80,7 @@ def finish(folder: Path, name: str) -> None:
 
 def num_entries(run: Path) -> int:
     with suppress(FileNotFoundError):  # a segment that was deleted while it was read
-        if entries := read_journal(run / "journal"):
+        if entries := read_log(run / "journal"):
             return entries[-1].number + 1
     return 0
 
@@ -143,7 +143,7 @@ def test_a_run_that_is_killed_repeatedly_ends_with_the_same_weights(tmp_path: Pa
     assert weights(tmp_path / "killed") == weights(tmp_path / "undisturbed")
 
     def taken(name: str) -> dict[int, list[int]]:
-        entries = [one for one in read_journal(tmp_path / name / "journal") if one.kind == EventKind.TAKEN]
+        entries = [one for one in read_log(tmp_path / name / "journal") if one.kind == EventKind.TAKEN]
         return {one.facts["policy_version"]: one.facts["group_ids"] for one in entries}
 
     both = taken("killed").keys() & taken("undisturbed").keys()

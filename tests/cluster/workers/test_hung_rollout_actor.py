@@ -177,7 +177,7 @@ def test_training_continues_without_a_hung_actor_until_ray_has_restarted_it(
             taking = feed.take.remote(4, 0, timeout_s=WAIT_S)
             rollouts.poll(Assignment(source=feed, policy=EXPERT, group_size=3))
             ids = [group.order.group_id for group in get(taking)]
-            get(feed.book.remote(ids, 1))
+            get(feed.mark_trained.remote(ids, 1))
             get(feed.release.remote(ids, 0))
             assert get(feed.ledger.remote()).closes()
             num_steps -= 1
@@ -186,11 +186,11 @@ def test_training_continues_without_a_hung_actor_until_ray_has_restarted_it(
         return get(feed.metrics.remote())
 
     with stopped(rollouts, 1) as stop:
-        train(2, until=lambda: 1 in rollouts._holders[feed])  # from then on it has groups, or asks for some
-        holder = rollouts._holders[feed][1]
+        train(2, until=lambda: 1 in rollouts._workers[feed])  # from then on it has groups, or asks for some
+        worker = rollouts._workers[feed][1]
         stop()
         train(2, until=lambda: metrics()["buffer/reissued"] > 0)
-    train(2, until=lambda: rollouts._holders[feed].get(1, holder) != holder)
+    train(2, until=lambda: rollouts._workers[feed].get(1, worker) != worker)
     ledger = get(feed.ledger.remote())
     assert ledger.trained >= 6 * 4 * 2 and ledger.dropped["surplus"] >= 6 * 4
     held_s = held_by_the_stopped(capsys.readouterr().err)

@@ -76,11 +76,11 @@ class Source:
     """Records its calls."""
 
     def __init__(self) -> None:
-        self.dismissed: list[str] = []
-        self.forgotten: list[str] = []
-        self.dismiss = SimpleNamespace(remote=self.dismissed.append)
-        self.forget = SimpleNamespace(remote=self.forgotten.append)
-        self.pop_lost = SimpleNamespace(remote=lambda: ())
+        self.drained: list[str] = []
+        self.reassigned: list[str] = []
+        self.drain = SimpleNamespace(remote=self.drained.append)
+        self.reassign_groups_of = SimpleNamespace(remote=self.reassigned.append)
+        self.pop_reassigned = SimpleNamespace(remote=lambda: ())
 
 
 @pytest.fixture(autouse=True)
@@ -100,15 +100,15 @@ def start() -> tuple[RolloutPool, Group, Any, Assignment]:
 def test_a_draining_actor_gets_no_more_orders_and_is_removed_when_its_dialogues_are_finished() -> None:
     rollouts, group, source, assignment = start()
     rollouts.scale(2)
-    assert source.dismissed == ["rollout-3-1"]
+    assert source.drained == ["rollout-3-1"]
     rollouts.poll(assignment)
-    assert 3 in group.here and source.forgotten == []
+    assert 3 in group.here and source.reassigned == []
     draining, draining.is_idle = group.here[3], True  # type: ignore[misc]
     rollouts.poll(assignment)
     assert draining.is_dead and list(group.here) == [1, 2]
-    assert source.forgotten == ["rollout-3-1"], "an order that it got at the last moment is reassigned"
+    assert source.reassigned == ["rollout-3-1"], "an order that it got at the last moment is reassigned"
     rollouts.poll(assignment)
-    assert len(source.forgotten) == 1
+    assert len(source.reassigned) == 1
 
 
 def test_an_actor_that_drains_for_too_long_is_removed_and_its_groups_are_reassigned(
@@ -120,7 +120,7 @@ def test_an_actor_that_drains_for_too_long_is_removed_and_its_groups_are_reassig
     rollouts.scale(1)
     now += DRAIN_TIMEOUT_S + 1
     rollouts.poll(assignment)
-    assert list(group.here) == [1] and sorted(source.forgotten) == ["rollout-2-1", "rollout-3-1"]
+    assert list(group.here) == [1] and sorted(source.reassigned) == ["rollout-2-1", "rollout-3-1"]
 
 
 def test_an_actor_that_dies_while_it_drains_is_removed_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +128,7 @@ def test_an_actor_that_dies_while_it_drains_is_removed_at_once(capsys: pytest.Ca
     rollouts.scale(2)
     group.here[3].die()
     rollouts.poll(assignment)
-    assert list(group.here) == [1, 2] and source.forgotten == ["rollout-3-1"]
+    assert list(group.here) == [1, 2] and source.reassigned == ["rollout-3-1"]
     assert capsys.readouterr().err == "rollout actor 3 was removed\n"
 
 
@@ -138,7 +138,7 @@ def test_a_dead_actor_is_reported_with_pid_and_node_and_its_groups_are_reassigne
     rollouts, group, source, assignment = start()
     group.here[2].life = 2  # it died and was restarted between two polls
     rollouts.poll(assignment)
-    assert source.forgotten == ["rollout-2-1"]
+    assert source.reassigned == ["rollout-2-1"]
     assert (
         "rollout actor 2 (pid 11 on 10.0.0.1) has died: its groups are reassigned" in capsys.readouterr().err
     )

@@ -122,7 +122,7 @@ class Source:
     """A work source that has lost nothing."""
 
     @property
-    def pop_lost(self) -> SimpleNamespace:
+    def pop_reassigned(self) -> SimpleNamespace:
         return SimpleNamespace(remote=lambda: ())
 
 

@@ -232,7 +232,7 @@ def test_a_step_is_always_full_and_every_dropped_group_is_refilled_by_one_order(
             assert len(step) == groups_per_step
             assert not any(group.summary.group_drop_reason for group in step)
             ids = [group.order.group_id for group in step]
-            buffer.book(ids)
+            buffer.mark_trained(ids)
             buffer.release(ids)
             num_trained, version = num_trained + groups_per_step, version + 1
             refills += [order for _ in range(9) if (order := buffer.issue())]

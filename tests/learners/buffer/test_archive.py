@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from ray.exceptions import ObjectLostError
 
-from actors.trajectory import StopReason
+from actors.group_transport import FinishedGroup
+from actors.trajectory import GroupOrder, StopReason
 from actors.trajectory_table import SCHEMA
 from learners.buffer import archive
-from learners.buffer.archive import Archive, ArchiveEntry, rewind, with_outcomes, write_settled, write_tables
+from learners.buffer.archive import Archive, write_tables
 from learners.buffer.credit_columns import CREDITS
+from tests.fakes import credited, make_key, make_summary
 from tests.learners.tiny_parts import make_table, make_turn
 
 LIMIT_S = 30.0
@@ -30,9 +32,15 @@ async def fetched(table: pa.Table) -> pa.Table:
     return table
 
 
+def finished(group_id: int, *, outcomes: tuple[str, str]) -> FinishedGroup:
+    order = GroupOrder(group_id=group_id, task_key=make_key(), group_size=2, seed=0)
+    summary = make_summary([0.0, 1.0])
+    payload = fetched(credited(group(group_id)).table)
+    return FinishedGroup(order=order, summary=summary, payload=payload, outcomes=outcomes)
+
+
 async def write_step(folder: Archive, step: int) -> None:
-    entry = ArchiveEntry(ref=fetched(group(step)), outcomes=("trained", "flat"))
-    folder.submit(f"step-{step:05d}", [entry], step=step)
+    folder.submit(f"step-{step:05d}", [finished(step, outcomes=("trained", "flat"))], step=step)
     await folder.flush(timeout_s=LIMIT_S)
 
 
@@ -98,23 +106,8 @@ async def test_credit_that_is_lost_costs_no_row_and_is_counted(tmp_path: Path):
         raise ObjectLostError("1", b"", "")
 
     folder = Archive(tmp_path)
-    entry = ArchiveEntry(ref=fetched(group(1)), outcomes=("trained", "trained"))
-    folder.submit("step-00001", [entry], step=1, credits=lost())
+    folder.submit("step-00001", [finished(1, outcomes=("trained",) * 2)], step=1, credits=lost())
     await folder.flush(timeout_s=LIMIT_S)
     rows = pq.read_table(tmp_path / "step-00001.parquet")
     assert (rows.num_rows, folder.num_failures) == (2, 1)
     assert rows["advantage"].to_pylist() == [None, None]
-
-
-def test_a_run_that_an_older_version_began_goes_back_across_both_kinds_of_files(tmp_path: Path):
-    """Files of before have no credit; what is kept of both becomes one file."""
-    old = with_outcomes(group(1), outcomes=("flat", "flat"), step=2)
-    write_tables(tmp_path / "step-00002.parquet", [old])
-    outcomes = [("flat", "flat")]
-    write_settled(tmp_path / "step-00003.parquet", [group(2)], outcomes=outcomes, step=3, credits=None)
-    rewind(tmp_path, step=1, to_come=lambda ids: set())
-    (path,) = tmp_path.iterdir()
-    rows = pq.read_table(path)
-    assert path.name == "step-00001-rest.parquet"
-    assert rows["group_id"].to_pylist() == [1, 1, 2, 2] and set(rows["step"].to_pylist()) == {1}
-    assert rows["advantage"].to_pylist() == [None] * 4

@@ -33,7 +33,7 @@ async def play(feed: LocalBuffer, *groups: list[float]) -> None:
 async def train(feed: LocalBuffer, step: int) -> list[int]:
     """The ids of the groups that the step reports."""
     groups = [group.order.group_id for group in await feed.take(2, 0, LIMIT_S)]
-    summaries = await feed.book(groups, step)
+    summaries = await feed.mark_trained(groups, step)
     await feed.release(groups, 0)
     return [summary.group_id for summary in summaries]
 
@@ -59,12 +59,12 @@ def assert_each_once(folder: Path) -> Counter[str]:
 async def test_dropped_groups_do_not_wait_for_a_step_that_does_not_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(buffer_actor, "MOST_SETTLED", 4)
+    monkeypatch.setattr(buffer_actor, "MAX_RESOLVED", 4)
     feed = make_buffer(tmp_path)
     await play(feed, *[FLAT] * 10)
-    await feed._settled.flush()
+    await feed._archive.flush()
     assert files(tmp_path) == {"step-00001-part-000": [0, 1, 2, 3], "step-00001-part-001": [4, 5, 6, 7]}
-    assert feed._buffer.num_settled == 2, "no other table is held on to"
+    assert len(feed._buffer.resolved) == 2, "no other table is held on to"
     await play(feed, GOOD, GOOD)
     assert await train(feed, 1) == list(range(12)), "the step reports them all the same"
     await play(feed, *[FLAT] * 4, GOOD, GOOD)
@@ -125,7 +125,7 @@ async def test_a_run_that_goes_on_takes_away_what_it_does_again_and_nothing_else
 async def test_however_often_a_run_goes_back_every_settled_group_is_on_disk_once(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(buffer_actor, "MOST_SETTLED", 3)
+    monkeypatch.setattr(buffer_actor, "MAX_RESOLVED", 3)
     rng = random.Random(seed)
     checkpoint, feed = (await make_buffer(tmp_path).state(), 0), make_buffer(tmp_path)
     for _ in range(4):
@@ -139,7 +139,7 @@ async def test_however_often_a_run_goes_back_every_settled_group_is_on_disk_once
             if rng.random() < 0.4:
                 checkpoint = await feed.state(), new
             await play(feed, *[FLAT] * rng.randint(0, 4))
-            await feed._settled.flush()
+            await feed._archive.flush()
         await feed.close()
         ledger, outcomes = await feed.ledger(), assert_each_once(tmp_path)
         assert outcomes == Counter({"trained": ledger.trained, "dropped:flat": ledger.dropped["flat"]})

@@ -10,9 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from actors.group_transport import FinishedGroup
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer.buffer import Buffer, BufferSizes
-from learners.buffer.buffered_group import BufferedGroup
 from learners.drop_reasons import LEDGER_REASONS
 from simulators.task import TaskSource
 from tests.effort import examples
@@ -89,7 +89,7 @@ def test_a_slot_is_freed_by_release_and_neither_by_take_nor_by_booking():
     order = finish(buffer, [0.0, 1.0])
     assert buffer.take(1, policy_version=0) is not None
     assert buffer.issue() is None
-    buffer.book([order.group_id])
+    buffer.mark_trained([order.group_id])
     assert buffer.issue() is None
     assert (buffer.ledger().trained, buffer.ledger().in_flight, buffer.num_open) == (2, 0, 1)
     buffer.release([order.group_id])
@@ -119,7 +119,7 @@ def test_a_failed_trajectory_is_dropped_alone_where_two_others_differ():
     buffer.put(order, summary=summary, payload=None)
     groups = buffer.take(1, policy_version=0)
     assert groups is not None and groups[0].summary.usable == (0, 1)
-    buffer.book([order.group_id])
+    buffer.mark_trained([order.group_id])
     ledger = buffer.ledger()
     assert (ledger.issued, ledger.trained, ledger.dropped["failed"], ledger.in_flight) == (3, 2, 1, 0)
 
@@ -165,8 +165,11 @@ def test_forgotten_orders_are_issued_again_first_and_not_booked_twice():
     buffer = make_buffer(make_sizes(groups_per_step=2, max_off_policy_steps=1))
     first, second, third = (buffer.issue() for _ in range(3))
     assert first and second and third
-    buffer.take_back([first.group_id, third.group_id])
-    assert (buffer.waiting, buffer.held) == ([first.group_id, third.group_id], [second.group_id])
+    buffer.requeue([first.group_id, third.group_id])
+    assert (buffer.ids("waiting"), buffer.ids("held")) == (
+        [first.group_id, third.group_id],
+        [second.group_id],
+    )
     assert [buffer.issue(), buffer.issue()] == [first, third]
     assert buffer.ledger().issued == 6
 
@@ -183,7 +186,7 @@ def test_a_group_that_comes_home_after_its_holder_was_forgotten_is_used_once():
     buffer = make_buffer(make_sizes(groups_per_step=1))
     order = buffer.issue()
     assert order is not None
-    buffer.take_back([order.group_id])
+    buffer.requeue([order.group_id])
     assert buffer.put(order, summary=summary_of(order, [0.0, 1.0]), payload=None)
     assert buffer.issue() is None
 
@@ -231,7 +234,7 @@ class BufferLaws(RuleBasedStateMachine):
         self.booked: list[int] = []
         self.working: list[tuple[GroupOrder, int]] = []  # (order, version it began on)
         self.tasks: dict[int, int] = {}  # group id to task index
-        self.taken: list[BufferedGroup] = []
+        self.taken: list[FinishedGroup] = []
         self.trained: Counter[int] = Counter()
         self.ended: list[GroupOrder] = []
 
@@ -241,7 +244,7 @@ class BufferLaws(RuleBasedStateMachine):
             if order is None:
                 return
             assert self.tasks.setdefault(order.group_id, order.task_key.index) == order.task_key.index
-            assert order.group_id not in self.buffer.waiting
+            assert order.group_id not in self.buffer.ids("waiting")
             self.working.append((order, self.live))
 
     @precondition(lambda self: self.working)
@@ -257,7 +260,7 @@ class BufferLaws(RuleBasedStateMachine):
     @rule(data=st.data())
     def put_again(self, data: st.DataObject) -> None:
         order = data.draw(st.sampled_from(self.ended))
-        if order.group_id in self.buffer.held or order.group_id in self.buffer.waiting:
+        if order.group_id in self.buffer.ids("held") or order.group_id in self.buffer.ids("waiting"):
             return  # to be generated again after a restore: the next put is its first
         before = self.buffer.ledger()
         assert not self.buffer.put(order, summary=summary_of(order, [0.0, 1.0, 2.0]), payload=None)
@@ -281,7 +284,7 @@ class BufferLaws(RuleBasedStateMachine):
         self.release()  # one version is on its way at a time
         self.version += 1
         self.booked = [group.order.group_id for group in self.taken]
-        self.buffer.book(self.booked)
+        self.buffer.mark_trained(self.booked)
         self.trained.update(self.booked)
         self.taken = []
 
@@ -303,13 +306,13 @@ class BufferLaws(RuleBasedStateMachine):
         if self.taken:
             self.book()
 
-    @precondition(lambda self: self.buffer.held)
+    @precondition(lambda self: self.buffer.ids("held"))
     @rule(data=st.data())
     def take_back(self, data: st.DataObject) -> None:
         """Its holder is lost, or only late: what it was playing may still come home."""
-        lost = data.draw(st.lists(st.sampled_from(self.buffer.held), unique=True, min_size=1))
-        self.buffer.take_back(lost)
-        assert set(lost) <= set(self.buffer.waiting)
+        lost = data.draw(st.lists(st.sampled_from(self.buffer.ids("held")), unique=True, min_size=1))
+        self.buffer.requeue(lost)
+        assert set(lost) <= set(self.buffer.ids("waiting"))
 
     @rule()
     def save_and_restore(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from actors.group_transport import GroupBatch, ScoredGroup
+from actors.group_transport import FinishedGroup, GroupBatch
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
@@ -103,7 +103,7 @@ class Holder:
                     **{name: [[1], [2], []] for name in TOKEN_COLUMNS},
                 }
             )
-            done_group = ScoredGroup(order=order, summary=summary_of(order, pair), table=table)
+            done_group = FinishedGroup(order=order, summary=summary_of(order, pair), table=table)
             get(feed.put.remote(GroupBatch.of([done_group])))
             done.append(order)
         return done
@@ -156,7 +156,7 @@ def test_booked_groups_are_archived_at_once_and_their_slots_are_freed_when_the_w
     work(feed, [(1.0, 1.0), (0.0, 1.0)])  # the flat one gives its slot back at once
     (group,) = get(feed.take.remote(1, 0, WAIT_S))
     asked = feed.next_orders.remote("b", 4)
-    summaries = get(feed.book.remote([group.order.group_id], 3))
+    summaries = get(feed.mark_trained.remote([group.order.group_id], 3))
     assert [tuple(summary.rewards) for summary in summaries] == [(1.0, 1.0), (0.0, 1.0)]
     engine = start(LateEngine)
     live = [engine.receive.remote(), ray.put({})]
@@ -192,7 +192,7 @@ def test_orders_of_a_forgotten_holder_go_to_the_next_and_a_restored_buffer_issue
     dead.ask.remote(feed, 5)  # it dies in the middle of a long poll, which must not win the orders again
     time.sleep(0.5)
     ray.kill(dead)
-    assert get(feed.forget.remote("dead")) == [0, 1]
+    assert get(feed.reassign_groups_of.remote("dead")) == [0, 1]
     assert get(feed.next_orders.remote("alive", 5)) == orders
     state = get(feed.state.remote())
     restored = make_buffer(tmp_path, groups_per_step=2)
@@ -207,7 +207,7 @@ def test_no_slot_is_freed_where_an_engine_could_not_load_the_weights(tmp_path: P
     feed = make_buffer(tmp_path)
     work(feed, [(0.0, 1.0)])
     (group,) = get(feed.take.remote(1, 0, WAIT_S))
-    get(feed.book.remote([group.order.group_id], 1))
+    get(feed.mark_trained.remote([group.order.group_id], 1))
     broken = get_error.remote()
     with pytest.raises(ValueError, match="the weights lack a parameter"):
         get(feed.release.remote([group.order.group_id], 1, [broken, ray.put({})]))
@@ -220,7 +220,7 @@ def test_slots_are_freed_though_an_engine_died_that_serves_no_old_weights_either
     feed = make_buffer(tmp_path)
     work(feed, [(0.0, 1.0)])
     (group,) = get(feed.take.remote(1, 0, WAIT_S))
-    get(feed.book.remote([group.order.group_id], 1))
+    get(feed.mark_trained.remote([group.order.group_id], 1))
     engine = start(LateEngine)
     live = engine.receive.remote()
     ray.kill(engine)
@@ -244,7 +244,7 @@ def test_a_disk_that_cannot_be_written_is_counted_and_stops_nothing(tmp_path: Pa
     for step in range(2):
         work(feed, [(0.0, 1.0)])
         (group,) = get(feed.take.remote(1, 0, WAIT_S))
-        get(feed.book.remote([group.order.group_id], step))
+        get(feed.mark_trained.remote([group.order.group_id], step))
         get(feed.release.remote([group.order.group_id], 0))
     get(feed.close.remote())
     metrics = get(feed.metrics.remote())
@@ -264,7 +264,7 @@ async def test_an_order_list_is_done_when_every_order_came_back_once(tmp_path: P
     assert await feed.finished_since.remote(1) == []
     with pytest.raises(TimeoutError, match="group 0 with dead; group 1 with dead"):
         await feed.results.remote(0.2)
-    assert await feed.forget.remote("dead") == [order.group_id for order in lost]
+    assert await feed.reassign_groups_of.remote("dead") == [order.group_id for order in lost]
     await asyncio.to_thread(work, feed, [(1.0, 1.0), (0.0, 0.0)])
     groups = await feed.results.remote(WAIT_S)
     assert [tuple(group.summary.rewards) for group in groups] == [(1.0, 1.0), (0.0, 0.0), (0.0, 1.0)]

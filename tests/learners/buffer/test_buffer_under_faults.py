@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.group_transport import GroupBatch, ScoredGroup
+from actors.group_transport import FinishedGroup, GroupBatch
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer.buffer import BufferSizes
-from learners.buffer.buffered_group import BufferedGroup
-from learners.buffer.work_source import LostGroup
 from tests.effort import IS_SOAK
+from learners.buffer.work_source import ReassignedGroup
 from tests.fakes import make_summary
 from tests.learners.local_buffer import LocalBuffer, delivery_of, make_local_buffer
 
@@ -79,7 +78,7 @@ class World:
         if step % 2:
             for task in self.tasks.pop(worker):
                 task.cancel()
-            await self.feed.forget(worker)
+            await self.feed.reassign_groups_of(worker)
         else:
             self.hung.add(worker)
 
@@ -142,7 +141,7 @@ class Driver:
     bound: int
     version: int = 0
     released: asyncio.Task[None] | None = None
-    lost: list[LostGroup] = field(default_factory=list)
+    lost: list[ReassignedGroup] = field(default_factory=list)
     settled: Counter[int] = field(default_factory=Counter)
     """By group."""
 
@@ -155,7 +154,7 @@ class Driver:
         await self._finish_release()
         live = asyncio.ensure_future(self._arrive(self.version))
         ids = [group.order.group_id for group in groups]
-        self._note(await feed.book(ids, self.version))
+        self._note(await feed.mark_trained(ids, self.version))
         release = feed.release(ids, self.version, live=cast(Any, [live]))
         self.released = asyncio.ensure_future(release)
         if self.bound == 0:
@@ -170,7 +169,7 @@ class Driver:
         if self.released is not None:
             await self.released
 
-    def _check_use(self, groups: list[BufferedGroup]) -> None:
+    def _check_use(self, groups: list[FinishedGroup]) -> None:
         assert len(groups) == GROUPS_PER_STEP
         for group in groups:
             assert self.version - group.summary.oldest_version <= self.bound
@@ -185,10 +184,10 @@ class Driver:
         ledger, metrics = await feed.ledger(), await feed.metrics()
         assert ledger.closes() and ledger.in_flight >= 0
         assert metrics["buffer/slots_taken"] <= GROUPS_PER_STEP * (self.bound + 1)
-        lost = await feed.pop_lost()
+        lost = await feed.pop_reassigned()
         self.lost += lost
         assert metrics["buffer/reissued"] == len(self.lost)
-        await feed._settled.flush()
+        await feed._archive.flush()
 
 
 @pytest.mark.parametrize("bound", [0, 1, 3])
@@ -216,7 +215,7 @@ async def test_whatever_goes_wrong_no_token_is_too_old_no_group_is_lost_and_noth
     assert ledger.dropped["too_few"] > 0 and ledger.dropped["no_tokens"] > 0
     assert bound or not ledger.dropped["stale"]  # what synchronous training waits for cannot age
     assert metrics["buffer/puts_ignored"] > 0 and driver.lost
-    assert all(group.holder.startswith("worker-") for group in driver.lost)
+    assert all(group.worker.startswith("worker-") for group in driver.lost)
 
     # The rows on disk tell the same: every trajectory once, and no token beyond the bound where it was used.
     rows = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "trajectories").iterdir()))
@@ -241,10 +240,10 @@ async def test_a_group_that_hangs_is_named_and_given_to_the_next_within_its_limi
     given = await asyncio.wait_for(feed.next_orders("other", 2), timeout=20)
     took = loop.time() - began
     assert given == held and 0.25 <= took < 4  # a poll lasts 5 s: it was woken
-    lost = await feed.pop_lost()
-    assert [(group.group_id, group.holder) for group in lost[:2]] == [(0, "hung"), (1, "hung")]
+    lost = await feed.pop_reassigned()
+    assert [(group.group_id, group.worker) for group in lost[:2]] == [(0, "hung"), (1, "hung")]
     assert all(0.3 <= group.held_s < 4 for group in lost[:2])
-    assert await feed.pop_lost() == []
+    assert await feed.pop_reassigned() == []
     assert (await feed.metrics())["buffer/reissued"] == len(lost)
 
 
@@ -262,7 +261,7 @@ async def test_a_late_original_is_taken_and_what_was_issued_again_is_ignored(tmp
     assert await feed.put(world._finished(order, versions=(0, 0), is_empty=False)) == [False]
     assert (await feed.metrics())["buffer/puts_ignored"] == 1
     assert (await feed.ledger()).closes()
-    assert order.group_id not in feed._issues
+    assert order.group_id not in feed._assignments
 
 
 async def test_a_group_dropped_on_arrival_is_replaced_while_the_others_are_still_played(tmp_path: Path):
@@ -274,7 +273,7 @@ async def test_a_group_dropped_on_arrival_is_replaced_while_the_others_are_still
     table = pa.table({"group_id": [1] * 4, "trajectory": [0, 1, 2, 3]})
     for dropped, refill in ((orders[1], 3), (orders[0], 4)):
         flat = replace(summary, group_id=dropped.group_id, task_key=dropped.task_key)
-        await feed.put(GroupBatch.of([ScoredGroup(order=dropped, summary=flat, table=table)]))
+        await feed.put(GroupBatch.of([FinishedGroup(order=dropped, summary=flat, payload=table)]))
         new = await feed.next_orders("a", 9)
         assert new is not None and [order.group_id for order in new] == [refill]
     assert (await feed.ledger()).dropped["flat"] == 6
@@ -286,7 +285,7 @@ async def test_a_step_that_waits_in_vain_names_the_groups_that_are_out_for_longe
     """And not each of thousands, every ten seconds."""
     feed = make_feed(tmp_path, max_off_policy_steps=9, group_timeout_s=WAIT_S)
     assert len(await feed.next_orders("a", 20) or []) == 20
-    await feed.forget("a")
+    await feed.reassign_groups_of("a")
     assert [order.group_id for order in await feed.next_orders("b", 9) or []] == [*range(9)]
     with pytest.raises(TimeoutError) as raised:
         await feed.take(GROUPS_PER_STEP, 0, timeout_s=0.05)

@@ -55,5 +55,5 @@ def test_columns_are_there_and_null_where_no_step_says_anything(credits: pa.Tabl
     ],
 )
 def test_numbers_of_other_turns_than_the_archives_are_refused(other: list[Any]):
-    with pytest.raises(ValueError, match=r"^group 4: the learner's turns are not those that are archived$"):
+    with pytest.raises(ValueError, match=r"^group 4: the learner's turns differ from the archived ones$"):
         with_credits(rows_of((4, 0, 0), (4, 0, 1)), credits_of(*other))

@@ -65,14 +65,14 @@ async def test_a_store_that_is_full_keeps_nobody_else_waiting(feed: FullStore):
     assert (await feed.metrics())["buffer/groups_ready"] == 0
     assert await answers(feed, puts) == [True]
     assert (await feed.metrics())["buffer/groups_ready"] == 1
-    assert list(feed._issues) == [1]
+    assert list(feed._assignments) == [1]
 
 
 async def test_deliveries_are_taken_in_the_order_in_which_they_came(feed: FullStore):
     orders = await orders_of(feed, "a", 3)
     puts = await begin(feed, orders[2], orders[0], orders[1])
     assert await answers(feed, puts) == [True] * 3
-    assert list(feed._buffer._ready) == [2, 0, 1]
+    assert list(feed._event_log._positions) == [2, 0, 1]
 
 
 async def test_of_two_deliveries_of_a_group_the_first_is_taken(feed: FullStore):
@@ -90,11 +90,11 @@ async def test_a_group_that_is_taken_from_its_holder_meanwhile_is_used_once(
 ):
     (order,) = await orders_of(feed, "a", 1)
     puts = await begin(feed, order)
-    assert await feed.forget("a") == [0]
+    assert await feed.reassign_groups_of("a") == [0]
     if is_given_again:
         assert await orders_of(feed, "b", 1) == [order]
     assert await answers(feed, puts) == [True]
-    assert 0 not in feed._issues and 0 not in feed._buffer.waiting
+    assert 0 not in feed._assignments and 0 not in feed._buffer.ids("waiting")
     assert [new.group_id for new in await orders_of(feed, "b", 9)] == [1, 2]
     assert await feed.put(delivery_of(order, [1.0, 0.0])) == [False]
     ledger = await feed.ledger()

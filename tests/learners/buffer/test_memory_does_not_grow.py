@@ -28,14 +28,14 @@ async def finish(feed: LocalBuffer, rewards: list[float], *, version: int) -> No
 
 async def step(feed: LocalBuffer, version: int) -> None:
     ids = [group.order.group_id for group in await feed.take(1, version, LIMIT_S)]
-    await feed.book(ids, version + 1)
+    await feed.mark_trained(ids, version + 1)
     await feed.release(ids, version + 1)
 
 
 async def held(feed: LocalBuffer) -> int:
     """Bytes, once what is on its way to the disk is there."""
-    await feed._settled.flush()
-    await feed._recall.written()
+    await feed._archive.flush()
+    await feed._event_log.written()
     gc.collect()
     return tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes()
 
@@ -52,7 +52,7 @@ async def test_what_the_buffer_holds_does_not_grow_with_steps(tmp_path: Path, ch
             await step(feed, version)
             if (version + 1) % checkpoint_steps == 0:
                 state = await feed.state()
-                await feed.forget_journal(state["journal"]["first"])
+                await feed.trim_log(state["journal"]["first"])
             if version + 1 == WARM_UP:
                 warm = await held(feed)
         grown = await held(feed) - warm

@@ -38,10 +38,10 @@ class Counter(WorkSource):
     def _accept(self, order: GroupOrder, summary: GroupSummary, rows: GroupRows) -> bool:
         return True
 
-    def _take_back(self, group_ids: Sequence[int]) -> None:
+    def _requeue(self, group_ids: Sequence[int]) -> None:
         self.num_free += len(group_ids)
 
-    def _ended(self) -> bool:
+    def _has_ended(self) -> bool:
         return self.has_ended
 
 
@@ -87,7 +87,7 @@ async def test_the_end_wakes_everybody():
 async def test_a_dead_asker_passes_an_order_on_to_the_next():
     feed = Counter()
     dead, alive = await waiting(feed, 2)
-    await feed.forget("asker-0")
+    await feed.reassign_groups_of("asker-0")
     await feed.free(1)
     assert await dead == []
     assert [order.group_id for order in await alive or []] == [1]
@@ -100,9 +100,9 @@ async def test_a_holder_that_is_dismissed_gets_no_more_orders_and_keeps_what_it_
     asked = asyncio.create_task(feed.next_orders("leaving", 1))
     while feed.num_asked < 2:
         await asyncio.sleep(0)
-    await feed.dismiss("leaving")
+    await feed.drain("leaving")
     assert await asked is None, "in the middle of its long poll"
     await feed.free(1)
     assert await feed.next_orders("leaving", 1) is None
     assert len(await feed.next_orders("staying", 1) or []) == 1
-    assert await feed.forget("leaving") == [1], "what it has is its own until then"
+    assert await feed.reassign_groups_of("leaving") == [1], "what it has is its own until then"

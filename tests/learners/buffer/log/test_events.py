@@ -11,8 +11,7 @@ import pytest
 from actors.trajectory import GroupOrder, StopReason
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.log import write_ahead_log
-from learners.buffer.log.event_json import order_of, summary_of
-from learners.buffer.log.events import BufferEventLog, EventKind, memory_of
+from learners.buffer.log.events import BufferEventLog, EventKind, events_around, read_order, read_summary
 from learners.buffer.log.segments import LogEntry, frame_of
 from learners.buffer.log.write_ahead_log import WriteAheadLog
 from simulators.users.quality_metrics import GaugeCounts
@@ -36,8 +35,8 @@ def entries(*kinds: str | int, first: int = 0) -> list[LogEntry]:
 
 
 def numbers(found: list[LogEntry], *, position: int) -> tuple[list[int], list[int]] | None:
-    memory = memory_of(found, position=position)
-    return memory and (list(memory.past), [entry.number for entry in memory.coming])
+    memory = events_around(found, position=position)
+    return memory and (list(memory.before), [entry.number for entry in memory.after])
 
 
 def test_what_was_gone_back_from_is_forgotten():
@@ -72,8 +71,8 @@ def test_orders_and_summaries_come_back_as_they_were():
     order = GroupOrder(group_id=3, task_key=make_key("travel"), group_size=2, seed=7, num_extra=1)
     facts = {"orders": [order], "summaries": [summary]}
     header = json.loads(frame_of(LogEntry(number=0, kind="finished", facts=facts))[1])
-    assert order_of(header["orders"][0]) == order
-    assert summary_of(header["summaries"][0]) == summary
+    assert read_order(header["orders"][0]) == order
+    assert read_summary(header["summaries"][0]) == summary
 
 
 async def finish(feed: LocalBuffer, rewards: list[float], *, version: int = 0) -> int:
@@ -84,7 +83,7 @@ async def finish(feed: LocalBuffer, rewards: list[float], *, version: int = 0) -
 
 async def step(feed: LocalBuffer, version: int) -> list[int]:
     ids = [group.order.group_id for group in await feed.take(1, version, LIMIT_S)]
-    await feed.book(ids, version + 1)
+    await feed.mark_trained(ids, version + 1)
     await feed.release(ids, version + 1)
     return ids
 
@@ -101,7 +100,7 @@ async def test_going_back_to_a_checkpoint_leaves_what_came_after_it_for_good(tmp
     assert await finish(second, FLAT) == 0
     await second.close()
     third = make_local_buffer(tmp_path, SIZES, group_timeout_s=LIMIT_S)
-    assert await third.restore(state, 0, redo=True) == 0
+    assert await third.restore(state, 0, replay=True) == 0
     ledger = await third.ledger()
     assert (ledger.dropped["flat"], ledger.in_flight) == (2, 0)
     await third.close()
@@ -119,7 +118,7 @@ async def test_what_was_played_again_after_going_back_is_what_was_trained(tmp_pa
     await second.close()
     for checkpoint in (state, None):
         third = make_local_buffer(tmp_path, SIZES, group_timeout_s=LIMIT_S)
-        assert await third.restore(checkpoint, 0, redo=True) == 1
+        assert await third.restore(checkpoint, 0, replay=True) == 1
         (group,) = await third.take(1, 0, LIMIT_S)
         assert list(group.summary.rewards) == [1.0, 0.0]
         await third.close()
@@ -135,12 +134,12 @@ async def test_steps_are_taken_again_and_nothing_is_handed_out_before_the_last_i
     await first.close()
 
     again = make_local_buffer(tmp_path, SIZES, group_timeout_s=LIMIT_S)
-    assert await again.restore(None, 0, redo=True) == 2
+    assert await again.restore(None, 0, replay=True) == 2
     assert again._issue() is None
     assert await step(again, 0) == [0]
     assert again._issue() is None
     ids = [group.order.group_id for group in await again.take(1, 1, LIMIT_S)]
-    await again.book(ids, 2)
+    await again.mark_trained(ids, 2)
     assert again._issue() is None, "the weights of the last step are not live yet"
     await again.release(ids, 2)
     assert await again.next_orders("b", 1) == open_orders
@@ -149,34 +148,21 @@ async def test_steps_are_taken_again_and_nothing_is_handed_out_before_the_last_i
     await again.close()
 
 
-async def test_a_checkpoint_from_before_there_was_a_journal_goes_on_as_it_did(tmp_path: Path):
-    first = make_local_buffer(tmp_path, SIZES, group_timeout_s=LIMIT_S)
-    ready = await finish(first, GOOD)
-    state = json.loads(json.dumps(await first.state()))
-    del state["journal"]
-    await first.close()
-    (tmp_path / "journal" / "entries-000000000000.log").unlink()
-    second = make_local_buffer(tmp_path, SIZES, group_timeout_s=LIMIT_S)
-    await second.restore(state, 0, redo=True)
-    assert [order.group_id for order in await second.next_orders("a", 1) or []] == [ready]
-    await second.close()
-
-
-@pytest.mark.parametrize("redo", [True, False])
-async def test_a_lost_journal_costs_what_was_finished_and_no_task(tmp_path: Path, redo: bool):
+@pytest.mark.parametrize("replay", [True, False])
+async def test_a_lost_journal_costs_what_was_finished_and_no_task(tmp_path: Path, replay: bool):
     first = make_local_buffer(tmp_path, SIZES, group_timeout_s=LIMIT_S)
     ready = await finish(first, GOOD)
     state = json.loads(json.dumps(await first.state()))
     await first.close()
     (tmp_path / "journal" / "entries-000000000000.log").unlink()
     second = make_local_buffer(tmp_path, SIZES, group_timeout_s=LIMIT_S)
-    assert await second.restore(state, 0, redo=redo) == -1
+    assert await second.restore(state, 0, replay=replay) == -1
     assert await finish(second, GOOD) == ready
     later = json.loads(json.dumps(await second.state()))
     assert later["journal"]["position"] > state["journal"]["position"], "no number is given twice"
     await second.close()
     third = make_local_buffer(tmp_path, SIZES, group_timeout_s=LIMIT_S)
-    assert await third.restore(later, 0, redo=True) == 0
+    assert await third.restore(later, 0, replay=True) == 0
     assert await step(third, 0) == [ready]
     await third.close()
 
@@ -186,15 +172,15 @@ async def test_a_full_disk_holds_deliveries_and_steps_says_so_and_loses_nothing(
 ):
     monkeypatch.setattr(write_ahead_log, "RETRY_S", 0.01)
     disk = FillingDisk()
-    recall = BufferEventLog(tmp_path / "journal", journal=WriteAheadLog(tmp_path / "journal", disk=disk))
-    feed = make_local_buffer(tmp_path, SIZES, group_timeout_s=LIMIT_S, recall=recall)
+    event_log = BufferEventLog(tmp_path / "journal", log=WriteAheadLog(tmp_path / "journal", disk=disk))
+    feed = make_local_buffer(tmp_path, SIZES, group_timeout_s=LIMIT_S, event_log=event_log)
     (order,) = await feed.next_orders("a", 1) or []
-    await recall.written()
+    await event_log.written()
     disk.is_full = True
     putting = asyncio.ensure_future(feed.put(delivery_of(order, GOOD)))
     await asyncio.sleep(0.1)
     assert not putting.done(), "nobody is told that it has arrived"
-    with pytest.raises(TimeoutError, match="the journal waits for the disk: No space left on device"):
+    with pytest.raises(TimeoutError, match="the write-ahead log waits for the disk: No space left on device"):
         await feed.take(1, 0, timeout_s=0.1)
     assert await feed.next_orders("b", 1), "others are served meanwhile"
     disk.is_full = False
@@ -203,6 +189,6 @@ async def test_a_full_disk_holds_deliveries_and_steps_says_so_and_loses_nothing(
     assert (await feed.metrics())["buffer/journal_failures"] > 0
     await feed.close()
     again = make_local_buffer(tmp_path, SIZES, group_timeout_s=LIMIT_S)
-    assert await again.restore(None, 0, redo=True) == 1
+    assert await again.restore(None, 0, replay=True) == 1
     assert await step(again, 0) == [0]
     await again.close()

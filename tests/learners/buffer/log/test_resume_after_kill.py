@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actors.group_transport import GroupBatch, ScoredGroup
+from actors.group_transport import FinishedGroup, GroupBatch
 from actors.trajectory import GroupOrder
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.log.events import BufferEventLog
@@ -30,11 +30,11 @@ from learners.buffer.log.write_ahead_log import LogClosedError
 from simulators.task import TaskSource
 from tests.effort import examples
 from tests.fakes import make_summary
-from tests.learners.fake_disk import CrashingDisk, InlineJournal
+from tests.learners.fake_disk import CrashingDisk, InlineLog
 from tests.learners.local_buffer import LocalBuffer
 
 GROUPS_PER_STEP = 2
-MOST_STEPS = 12
+MAX_STEPS = 12
 WAIT_S = 20.0
 KEEP = 2
 """Checkpoints."""
@@ -70,7 +70,7 @@ def undisturbed(num_steps: int) -> list[tuple[list[int], str]]:
     return steps
 
 
-class LoopJournal(InlineJournal):
+class LoopLog(InlineLog):
     """Writes in the next round of the event loop: what was appended in this one goes together."""
 
     def _start(self) -> None:
@@ -118,16 +118,16 @@ class Crashes(RuleBasedStateMachine):
         state, step, weights = self.checkpoints[-1]
         self.weights = list(weights)
         """By policy version."""
-        journal = LoopJournal(self.folder / "journal", disk=disk, segment_bytes=600)
+        log = LoopLog(self.folder / "journal", disk=disk, segment_bytes=600)
         self.feed = LocalBuffer(
             self.sizes,
             source=TaskSource({"function": 1.0}, split="train", seed=0, difficulty=0),
             run_folder=self.folder,
             group_timeout_s=3600.0,
-            recall=BufferEventLog(self.folder / "journal", journal=journal),
+            event_log=BufferEventLog(self.folder / "journal", log=log),
         )
         state = json.loads(json.dumps(state))
-        num_steps = await self.feed.restore(state, step, redo=True)
+        num_steps = await self.feed.restore(state, step, replay=True)
         assert num_steps == len([one for one in self.taken if one > step]) or num_steps == -1
         assert num_steps >= 0 or not self.taken or max(self.taken) <= step
 
@@ -148,8 +148,8 @@ class Crashes(RuleBasedStateMachine):
     @property
     def has_orders(self) -> bool:
         buffer = self.feed._buffer
-        is_open = self.feed._opens_at is None
-        return is_open and (bool(buffer.waiting) or buffer.num_open < self.sizes.num_slots)
+        is_open = self.feed._issues_from_version is None
+        return is_open and (bool(buffer.ids("waiting")) or buffer.num_open < self.sizes.num_slots)
 
     @precondition(lambda self: self.has_orders)
     @rule(num=st.integers(1, 4))
@@ -187,7 +187,7 @@ class Crashes(RuleBasedStateMachine):
 
         self.attempt(work())
 
-    def played(self, order: GroupOrder) -> ScoredGroup:
+    def played(self, order: GroupOrder) -> FinishedGroup:
         size, group_id = order.group_size, order.group_id
         summary = make_summary(rewards_of(group_id), versions=(self.version, self.version))
         table = pa.table(
@@ -198,7 +198,7 @@ class Crashes(RuleBasedStateMachine):
             }
         )
         summary = replace(summary, group_id=group_id, task_key=order.task_key)
-        return ScoredGroup(order=order, summary=summary, table=table)
+        return FinishedGroup(order=order, summary=summary, payload=table)
 
     @precondition(lambda self: self.can_train)
     @rule()
@@ -213,23 +213,18 @@ class Crashes(RuleBasedStateMachine):
             assert all(version - group.summary.oldest_version <= self.bound for group in groups)
             self.weights.append(learn(self.weights[-1], tables))
             ids = [group_id for group_id, _ in seen]
-            await self.feed.book(ids, version + 1)
+            await self.feed.mark_trained(ids, version + 1)
             await self.feed.release(ids, version + 1)
             if version % 2:  # else it may still be written when everything is killed
-                await self.feed._settled.flush()
+                await self.feed._archive.flush()
 
         self.attempt(work())
 
     @property
     def can_train(self) -> bool:
-        redo, ready = self.feed._redo, self.feed._buffer.num_ready
-        fresh = ready - sum(
-            group.summary.oldest_version < self.version - self.bound
-            for group in self.feed._buffer._ready.values()
-        )
-        return self.version < MOST_STEPS and (
-            (redo is not None and self.version + 1 in self.taken) or fresh >= GROUPS_PER_STEP
-        )
+        fresh = sum(oldest >= self.version - self.bound for oldest, _ in self.feed._buffer._ready)
+        is_repeated = self.feed._replay.is_active and self.version + 1 in self.taken
+        return self.version < MAX_STEPS and (is_repeated or fresh >= GROUPS_PER_STEP)
 
     @rule()
     def checkpoint(self) -> None:
@@ -238,7 +233,7 @@ class Crashes(RuleBasedStateMachine):
             self.checkpoints.append((state, self.version, list(self.weights)))
             del self.checkpoints[:-KEEP]
             firsts = [state["journal"]["first"] if state else 0 for state, _, _ in self.checkpoints]
-            await self.feed.forget_journal(min(firsts))
+            await self.feed.trim_log(min(firsts))
 
         self.attempt(work())
 
@@ -253,8 +248,8 @@ class Crashes(RuleBasedStateMachine):
     ) -> None:
         """Everything is killed; where the power fails, what was not synced is gone or broken."""
         # What it had not begun to write is lost with it.
-        self.feed._settled._archive._folder = self.folder / "never"
-        self.run(self.feed._settled.flush())
+        self.feed._archive._archive._folder = self.folder / "never"
+        self.run(self.feed._archive.flush())
         if power:
             self.disk.lose_power(random.Random(seed))
         self.live(CrashingDisk(dies_at=dies_at, full_at=full_at, synced=self.disk.synced))
@@ -277,10 +272,10 @@ class Crashes(RuleBasedStateMachine):
     def end(self) -> None:
         """The run goes on to its end without further trouble."""
         self.next_life(power=True, seed=1)
-        while self.version < MOST_STEPS:
+        while self.version < MAX_STEPS:
             if self.can_train:
                 self.train()
-                self.run(self.feed._settled.flush())  # a disk that keeps up
+                self.run(self.feed._archive.flush())  # a disk that keeps up
             elif self.has_orders:
                 self.order(1)
             else:
@@ -290,11 +285,11 @@ class Crashes(RuleBasedStateMachine):
         self.run(self.feed.close())
         found = [[group_id for group_id, _ in self.taken[step]] for step in sorted(self.taken)]
         if self.bound == 0:
-            wanted = undisturbed(MOST_STEPS)
+            wanted = undisturbed(MAX_STEPS)
             assert found == [ids for ids, _ in wanted]
             assert self.weights[1:] == [weights for _, weights in wanted], "bit for bit"
         ledger = self.run(self.feed.ledger())
-        assert ledger.trained == 2 * GROUPS_PER_STEP * MOST_STEPS
+        assert ledger.trained == 2 * GROUPS_PER_STEP * MAX_STEPS
         self.check_archive(found)
 
     def check_archive(self, trained: list[list[int]]) -> None:

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.buffer.log import write_ahead_log
-from learners.buffer.log.segments import LogDisk, LogEntry, LogError, frame_of, read_journal, segments
+from learners.buffer.log.segments import LogDisk, LogEntry, LogError, frame_of, read_log, segments
 from learners.buffer.log.write_ahead_log import LogClosedError, WriteAheadLog
 from tests.effort import examples
-from tests.learners.fake_disk import CrashingDisk, InlineJournal
+from tests.learners.fake_disk import CrashingDisk, InlineLog
 
 WAIT_S = 20.0
 
@@ -44,7 +44,7 @@ def write(to: WriteAheadLog, *texts: str) -> list["Future[None]"]:
 
 
 def texts_of(folder: Path) -> list[str]:
-    entries = read_journal(folder)
+    entries = read_log(folder)
     assert all(entry.body.to_pybytes() == entry.facts["text"].encode() * 3 for entry in entries)
     numbers = [entry.number for entry in entries]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
@@ -83,7 +83,7 @@ def test_after_any_crashes_the_journal_is_a_prefix_that_holds_all_that_was_promi
                 full_at=data.draw(st.frozensets(operation, max_size=4), label="full at"),
                 synced=disk.synced,
             )
-            current = InlineJournal(folder, disk=disk, segment_bytes=data.draw(st.sampled_from([150, 10**6])))
+            current = InlineLog(folder, disk=disk, segment_bytes=data.draw(st.sampled_from([150, 10**6])))
             try:
                 found = [entry.facts["text"] for entry in current.recover()]
                 assert found[: len(promised)] == promised
@@ -146,11 +146,11 @@ def test_a_full_disk_is_said_waited_for_and_loses_nothing(
     assert kept(done) == 5
     current.close()
     assert texts_of(folder) == ["a", "b", "c", "d", "e"]
-    assert current.num_failures > 1 and current.trouble == ""
+    assert current.num_failures > 1 and current.disk_error == ""
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2, "once when it began to wait, and once when it went on"
     assert "waits for the disk: [Errno 28] No space left on device" in said[0]
-    assert said[1].endswith("the journal goes on")
+    assert said[1].endswith("the write-ahead log writes again")
 
 
 def test_a_journal_that_is_closed_on_a_full_disk_breaks_its_word_to_nobody(folder: Path) -> None:
@@ -168,8 +168,8 @@ def test_what_is_not_needed_goes_by_whole_segments(folder: Path) -> None:
     current = opened(folder, segment_bytes=1)
     for text in "abcde":
         write(current, text)[0].result(WAIT_S)
-    current.forget(before=3)
-    assert [entry.number for entry in read_journal(folder)] == [3, 4]
+    current.trim(before=3)
+    assert [entry.number for entry in read_log(folder)] == [3, 4]
     write(current, "f")[0].result(WAIT_S)
     current.close()
     assert texts_of(folder) == ["d", "e", "f"]
@@ -183,7 +183,7 @@ def test_numbers_that_a_checkpoint_knows_are_never_given_again(folder: Path) -> 
     again.skip_to(7)
     write(again, "b")[0].result(WAIT_S)
     again.close()
-    assert [entry.number for entry in read_journal(folder)] == [7]
+    assert [entry.number for entry in read_log(folder)] == [7]
 
 
 def test_a_format_of_later_is_refused_in_one_line(folder: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_format_of_later_is_refused_in_one_line(folder: Path) -> None:
     frame = frame_of(LogEntry(number=0, kind="format", facts={"format": 2}))
     (folder / "entries-000000000000.log").write_bytes(b"".join(bytes(part) for part in frame))
     with pytest.raises(LogError, match="format=2 of a later version, and this one reads up to") as error:
-        read_journal(folder)
+        read_log(folder)
     assert "\n" not in str(error.value)
 
 
