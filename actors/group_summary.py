@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
+from actors.trajectory_table import num_tokens
 from simulators.user import WEB
 from simulators.users.quality_metrics import NO_COUNTS, GaugeCounts
 
@@ -35,27 +36,26 @@ def summarize(
     scores = np.bincount(of, weights=table["env_reward"].to_numpy(), minlength=size)
     versions = table["policy_versions"].combine_chunks().flatten().to_numpy()
     totals = np.bincount(of, weights=rewards, minlength=size)
-    # The one row of a trajectory without turns holds no completion.
-    num_tokens = _lengths(table["completion_ids"])
+    lengths = num_tokens(table)
     limits = table["user_concurrency"].to_numpy()
     is_usable = np.array([not reason for reason in credited.drop_reasons])
-    trainable = versions if is_usable.all() else versions[is_usable[of].repeat(num_tokens)]
+    trainable = versions if is_usable.all() else versions[is_usable[of].repeat(lengths)]
     stop_reasons = table["stop_reason"].to_pylist()
     return GroupSummary(
         group_id=order.group_id,
         task_key=order.task_key,
         rewards=totals.tolist(),
         scores=np.where(failed, np.nan, scores).tolist(),
-        num_turns=np.bincount(of, weights=num_tokens > 0, minlength=size).astype(int).tolist(),
+        num_turns=np.bincount(of, weights=lengths > 0, minlength=size).astype(int).tolist(),
         stop_reasons=[StopReason(stop_reasons[row]) for row in first_rows.tolist()],
         drop_reasons=list(credited.drop_reasons),
         group_drop_reason=credited.group_drop_reason,
         simulator=simulator,
         persona=str(table["persona"][0]),
-        num_policy_tokens=int(num_tokens.sum()),
+        num_policy_tokens=int(lengths.sum()),
         oldest_version=int(trainable.min(initial=np.iinfo(np.int32).max)),
         newest_version=int(versions.max(initial=0)),
-        version_spans=_spans(versions, num_tokens=np.add.reduceat(num_tokens, first_rows)),
+        version_spans=_spans(versions, num_tokens=np.add.reduceat(lengths, first_rows)),
         duration_s=duration_s,
         policy_s=float(table["policy_s"].to_numpy().sum()),
         queue_s=float(table["queue_s"].to_numpy().sum()),
@@ -77,7 +77,3 @@ def _spans(versions: np.ndarray, *, num_tokens: np.ndarray) -> list[int]:  # [nu
         newest, oldest = (extreme.reduceat(versions, firsts) for extreme in (np.maximum, np.minimum))
         spans[has_tokens] = newest - oldest
     return spans.tolist()
-
-
-def _lengths(column: pa.ChunkedArray) -> np.ndarray:
-    return np.diff(column.combine_chunks().offsets.to_numpy())

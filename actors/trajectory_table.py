@@ -151,6 +151,11 @@ def _reply_columns(replies: Sequence[UserReply]) -> dict[str, pa.Array]:
     }
 
 
+def num_tokens(table: pa.Table) -> np.ndarray:  # [num_rows]
+    """Completion tokens of each row; 0 in the one row of a trajectory without turns."""
+    return np.diff(table["completion_ids"].combine_chunks().offsets.to_numpy())
+
+
 def with_reward_seconds(table: pa.Table, seconds: float) -> pa.Table:
     """The group's table with `seconds` of scoring: each trajectory waited for them, split equally over its
     turns."""

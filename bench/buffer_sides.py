@@ -21,7 +21,6 @@ from learners.buffer.archive import Archive
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
 from learners.buffer.group_store import fetch_groups
-from learners.buffer.step_archive import StepArchive
 from learners.config import LearnerConfig
 from learners.training.forward_scoring import ForwardScorer
 from learners.training.step_batch import samples_of_step
@@ -182,7 +181,7 @@ class ValueBuffer:
 class NoArchive(Archive):
     """Keeps no file."""
 
-    def submit(self, name: str, groups: Sequence[FinishedGroup], *, step: int, credits: Any = None) -> None:
+    def _submit(self, name: str, groups: Sequence[FinishedGroup], *, step: int, credits: Any = None) -> None:
         """Nothing is written."""
 
 
@@ -191,7 +190,7 @@ class UnwrittenBuffer(BufferActor):
 
     def __init__(self, sizes: BufferSizes, *, run_folder: Path, **settings: Any):
         super().__init__(sizes, run_folder=run_folder, **settings)
-        self._archive = StepArchive(NoArchive(run_folder))
+        self._archive = NoArchive(run_folder)
 
     def _log_groups(self, batch: GroupBatch) -> None:
         return None

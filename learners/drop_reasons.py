@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy import ndarray
 
 from actors.trajectory import StopReason
+from actors.trajectory_table import num_tokens
 
 TrajectoryKey = tuple[int, int]
 """(group_id, trajectory)."""
@@ -52,12 +53,11 @@ def group_drop_reasons(table: pa.Table) -> list[str]:  # [num_dialogues]
     """Reason of each trajectory of one scored group; empty if it can be trained."""
     of = table["trajectory"].to_numpy()
     rewards = np.bincount(of, weights=table["reward"].to_numpy())
-    num_tokens = np.bincount(of, weights=_num_tokens(table))
+    lengths = np.bincount(of, weights=num_tokens(table))
     reasons = drop_reasons(table, scores=rewards[of])
     group_id = table["group_id"][0].as_py()
     return [
-        reasons.get((group_id, index), "" if num_tokens[index] else "no_tokens")
-        for index in range(len(rewards))
+        reasons.get((group_id, index), "" if lengths[index] else "no_tokens") for index in range(len(rewards))
     ]
 
 
@@ -93,10 +93,6 @@ def trajectory_keys(table: pa.Table) -> set[TrajectoryKey]:
 
 def _keys_where(table: pa.Table, mask: ndarray) -> set[TrajectoryKey]:
     return trajectory_keys(table.filter(pa.array(mask))) if mask.any() else set()
-
-
-def _num_tokens(table: pa.Table) -> ndarray:  # [num_rows]
-    return pc.call_function("list_value_length", [table["completion_ids"]]).to_numpy()
 
 
 def _has_bad_logprob(table: pa.Table) -> ndarray:  # [num_rows]

@@ -1,1 +1,1 @@
-"""Advantages: turn rewards of a group in, one number a turn out. Pure NumPy."""
+"""Advantages: turn rewards of a group in, one number per turn out. NumPy and Arrow."""

@@ -6,11 +6,11 @@ from itertools import pairwise, starmap
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy import ndarray
 
 from actors.group_summary import CreditedTable
 from actors.trajectory import StopReason
+from actors.trajectory_table import num_tokens
 from learners.advantages.estimators import CreditRule
 from learners.drop_reasons import group_drop_reasons
 
@@ -56,7 +56,7 @@ def is_flat(table: pa.Table, advantages: ndarray, *, rule: CreditRule, masks_tru
     """Whether no turn that would be trained has a non-zero advantage; `advantages` is [num_rows]."""
     if rule.estimator.spreads and len(_earned(table)) == 1:
         return True  # whatever rounding leaves
-    is_trained = _num_tokens(table) > 0
+    is_trained = num_tokens(table) > 0
     if masks_truncated:
         is_trained &= ~np.array([StopReason(one).truncated for one in table["stop_reason"].to_pylist()])
     return not np.nan_to_num(advantages)[is_trained].any()
@@ -75,10 +75,10 @@ def row_advantages(
     """One group's advantages in the table's row order, NaN on each turn of a trajectory that failed or has no
     reward. `values` [num_rows] are the critic's before each turn."""
     places = _trajectories(table)
-    rewards, num_tokens = _rewards(table), _num_tokens(table)
+    rewards, lengths = _rewards(table), num_tokens(table)
     advantages = rule.advantages(
         [rewards[place] for place in places],
-        num_tokens=[num_tokens[place] for place in places],
+        num_tokens=[lengths[place] for place in places],
         states=turn_states(table) if rule.estimator.compares_states else None,
         values=None if values is None else [values[place] for place in places],
     )
@@ -114,10 +114,6 @@ def _earned(table: pa.Table) -> set[tuple[float, ...]]:
 
 def _rewards(table: pa.Table) -> ndarray:  # [num_rows]
     return np.where(table["failed"].to_numpy(), np.nan, table["reward"].to_numpy())
-
-
-def _num_tokens(table: pa.Table) -> ndarray:  # [num_rows]
-    return pc.call_function("list_value_length", [table["completion_ids"]]).to_numpy().astype(np.int64)
 
 
 def _trajectories(table: pa.Table) -> list[slice]:  # [num_dialogues]

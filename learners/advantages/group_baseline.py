@@ -1,8 +1,8 @@
-"""Group baselines: one score a trajectory compared with the other trajectories of its group. Pure NumPy;
+"""Group baselines: one score per trajectory, compared with the other trajectories of its group. Pure NumPy;
 knows no turns.
 
-A score that is not finite belongs to a trajectory that failed: it is left out of every mean and deviation,
-and its advantage is NaN. Fewer than two scores, or equal ones, leave nothing to compare: zeros.
+A non-finite score belongs to a trajectory that failed: it is left out of every mean and deviation, and its
+advantage is NaN. Fewer than two scores, or equal ones, give zeros.
 """
 
 import numpy as np
@@ -16,8 +16,7 @@ FLAT_STD = 1e-8
 def group_relative(
     scores: Float[ndarray, "group_size"], *, divide_by_std: bool
 ) -> Float[ndarray, "group_size"]:
-    """Each score against its group (GRPO, DeepSeekMath, arXiv 2402.03300 §4.1.2), NaN where the score is not
-    finite.
+    """Each score against its group (GRPO, DeepSeekMath, arXiv 2402.03300 §4.1.2), NaN for a non-finite score.
 
     The standard deviation is the population's (divided by n), so that no advantage exceeds sqrt(n - 1).
     Without the division: Dr. GRPO, arXiv 2503.20783. Fewer than two scores, or equal ones, give zeros.
@@ -38,8 +37,7 @@ def group_relative(
 def leave_one_out(scores: Float[ndarray, "group_size"]) -> Float[ndarray, "group_size"]:
     """A_i = R_i - mean over j != i of R_j (RLOO, arXiv 2402.14740; Kool et al. 2019).
 
-    n / (n - 1) times Dr. GRPO's: the baseline holds nothing of its own trajectory, so the gradient is
-    unbiased in size too.
-    """
+    n / (n - 1) times Dr. GRPO's: the baseline excludes the trajectory itself, so that the gradient has no
+    bias in size either."""
     num_valid = int(np.isfinite(scores).sum())
     return group_relative(scores, divide_by_std=False) * (num_valid / max(1, num_valid - 1))

@@ -27,10 +27,10 @@ def turn_mean_advantages(rewards: TurnRewards, *, gamma: float) -> TurnAdvantage
     """A_t = G_t - mean of G_t over the trajectories that reached turn t; G_t = sum over j >= t of
     gamma^(j-t) r_j. REINFORCE with a baseline by time (Williams 1992), with the group's mean as the baseline.
 
-    Signed and additive: a turn after which nothing came is pushed down where its peers still earned. But its
-    own G_t is part of the mean, which shrinks it by 1 - 1/n_t: late turns, which few reach, learn less, and
-    one reached by a single trajectory learns nothing. Where the policy decides how many turns there are, that
-    turns the gradient away from the true one: take `turn_loo_advantages`.
+    Signed and additive: a turn after which nothing was earned gets a negative advantage if its peers still
+    earned. But its own G_t is part of the mean, which shrinks it by 1 - 1/n_t: late turns, which few
+    trajectories reach, learn less, and a turn reached by a single trajectory learns nothing. If the policy
+    decides how many turns there are, that biases the gradient: use `turn_loo_advantages`.
     """
     to_go, reached = _padded([reward_to_go(turns, gamma=gamma) for turns in rewards])
     baseline = to_go.sum(axis=0) / np.maximum(1, reached.sum(axis=0))
@@ -38,11 +38,11 @@ def turn_mean_advantages(rewards: TurnRewards, *, gamma: float) -> TurnAdvantage
 
 
 def turn_loo_advantages(rewards: TurnRewards, *, gamma: float) -> TurnAdvantages:
-    """A_t = G_t - mean of G_t over the *other* trajectories that reached turn t, 0 where none did
-    (leave-one-out, RLOO, arXiv 2402.14740, taken by turn).
+    """A_t = G_t - mean of G_t over the *other* trajectories that reached turn t, 0 if none did
+    (leave-one-out, RLOO, arXiv 2402.14740, per turn).
 
-    Unbiased whatever decides how many turns there are: the baseline, and who is in it, depend on other
-    trajectories alone, so that E[grad log pi(a_t) b_t] = 0 turn by turn. With gamma = 1 the expected gradient
+    Unbiased for any rule of how many turns there are: the baseline and its members depend on other
+    trajectories only, so that E[grad log pi(a_t) b_t] = 0 for each turn. With gamma = 1 the expected gradient
     is that of the mean sum of rewards. Fewer than two trajectories give zeros.
     """
     if len(rewards) < 2:
@@ -57,8 +57,8 @@ def mt_grpo_advantages(rewards: TurnRewards, *, outcomes: Float[ndarray, "group_
     """A_t = z(r_t) + lambda z(outcome) before the last turn, z(outcome) on the last (MT-GRPO, arXiv
     2505.11821): z is GRPO's score, of a turn's reward among the group's turns of that index.
 
-    The paper has two turns, of which the first is rewarded by itself; its released code puts the weight on
-    z(r_t) instead, and both are 1. Last turns are not among those that a turn's reward is compared with.
+    The paper has two turns, the first with a reward of its own; its released code puts the weight on z(r_t)
+    instead, and both are 1. A turn's reward is not compared with those of last turns.
     """
     last = group_relative(outcomes, divide_by_std=True)
     values, compared = _padded([turns[:-1] for turns in rewards])
@@ -83,8 +83,8 @@ def gigpo_advantages(
 ) -> TurnAdvantages:
     """A_t = z(outcome) + omega z(G_t among turns in the same state) (GiGPO, arXiv 2505.10978 eq. 3, 7, 8).
 
-    `states[i][t]` names what the policy saw before turn t; equal names anywhere in the group are one state,
-    also within one trajectory. A state that was seen once adds nothing. Both comparisons divide by the
+    `states[i][t]` is a key of what the policy saw before turn t; equal keys anywhere in the group are one
+    state, also within one trajectory. A state that was seen once adds nothing. Both comparisons divide by the
     deviation, one of the paper's two norms.
     """
     if len(states) != len(rewards):
@@ -107,10 +107,9 @@ def igpo_advantages(rewards: TurnRewards, *, gamma: float) -> TurnAdvantages:
     """A_t = sum over j >= t of gamma^(j-t) z(r_j), z among all turns of the group (IGPO, arXiv 2510.14967;
     its released code, mode "joint", gamma 1).
 
-    Meant for turn rewards to which information gain was added: each turn before the last then has one, and
-    the outcome is the last turn's. Turns differ within a trajectory, so equal trajectories do not give zeros;
-    fewer than two do.
-    """
+    For turn rewards with information gain: each turn before the last has a gain, and the last has the
+    outcome. Turns differ within a trajectory, so that equal trajectories do not give zeros; fewer than two
+    do."""
     if len(rewards) < 2:
         return [np.zeros(len(turns)) for turns in rewards]
     relative = group_relative(np.concatenate(rewards), divide_by_std=True)
@@ -126,9 +125,9 @@ def turn_gae(
     gae_lambda: float,
 ) -> Float[ndarray, "num_turns"]:
     """A_t = sum over l of (gamma lambda)^l delta_(t+l), delta_t = r_t + gamma V_(t+1) - V_t (GAE, arXiv
-    1506.02438 eq. 16), a turn being one action (Turn-PPO, arXiv 2512.17008).
+    1506.02438 eq. 16), with a turn as one action (Turn-PPO, arXiv 2512.17008).
 
-    `values[t]` is the critic's, before turn t. After the last turn nothing is expected.
+    `values[t]` is the critic's value before turn t; after the last turn it is 0.
     """
     following = np.append(values, 0.0)[1:]
     return reward_to_go(rewards + gamma * following - values, gamma=gamma * gae_lambda)
@@ -137,7 +136,7 @@ def turn_gae(
 def _padded(
     rows: TurnRewards,
 ) -> tuple[Float[ndarray, "group_size max_turns"], Bool[ndarray, "group_size max_turns"]]:
-    """Rows as one matrix, 0 where a row has ended, and where it has not."""
+    """Rows as one matrix padded with 0, and the mask of the rows' own entries."""
     lengths = np.array([len(row) for row in rows], int)
     reached = np.arange(lengths.max(initial=0)) < lengths[:, None]
     values = np.zeros(reached.shape)
@@ -150,7 +149,7 @@ def _ragged(values: Float[ndarray, "group_size max_turns"], reached: ndarray) ->
 
 
 def _is_flat(values: ndarray, reached: ndarray) -> Bool[ndarray, "max_turns"]:
-    """Turns that several trajectories reached with the same value: rounding teaches nothing."""
+    """Turns that several trajectories reached with the same value, up to rounding."""
     low = np.where(reached, values, np.inf).min(axis=0, initial=np.inf)
     high = np.where(reached, values, -np.inf).max(axis=0, initial=-np.inf)
     return (reached.sum(axis=0) > 1) & (high - low < FLAT_STD)

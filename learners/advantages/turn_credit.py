@@ -1,9 +1,8 @@
-"""Credit inside one trajectory: reduces its turn rewards to one score, and spreads an advantage over its
+"""Credit within one trajectory: reduces its turn rewards to one score, and spreads an advantage over its
 turns by weights. Pure NumPy.
 
 The published scheme is UserRL's (arXiv 2509.19736 §4.2 to §4.4): score x credit, any pair. The functions
-named `userrl_...` are what its released code computes, which differs; take them to reproduce a published
-number.
+`userrl_...` compute what its released code does, which differs; they reproduce published numbers.
 """
 
 import math
@@ -15,16 +14,16 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 TrajectoryScore = Callable[[Float[ndarray, "num_turns"], float], float]
-"""(turn rewards, gamma) to the number that a group compares."""
+"""(turn rewards, gamma) to the score that is compared within a group."""
 TurnCredit = Callable[[Float[ndarray, "num_turns"], float], Float[ndarray, "num_turns"]]
 """(turn rewards, gamma) to each turn's weight."""
 
 EXPONENT = 2.0
 """k of the exponential mapping (UserRL, Table 6)."""
 ROUNDING = 1e-12
-"""Credits of both signs that cancel leave about so much of their sizes' sum, which says nothing."""
+"""Relative size of what rounding leaves of credits that cancel."""
 USERRL_EPSILON = 1e-6
-"""What the released code adds to a group's standard deviation."""
+"""The released code adds it to a group's standard deviation."""
 USERRL_SCORES = ("sum", "reward_to_go")
 USERRL_CREDITS = ("equalized", "reward_to_go", "exponential")
 
@@ -35,7 +34,7 @@ def total_reward(rewards: Float[ndarray, "num_turns"]) -> float:
 
 
 def mean_reward(rewards: Float[ndarray, "num_turns"]) -> float:
-    """The mean over turns, 0 without turns: of two equal sums it prefers the one in fewer turns."""
+    """The mean over turns, 0 without turns: of two equal sums it prefers that of fewer turns."""
     return float(rewards.mean()) if len(rewards) else 0.0
 
 
@@ -49,7 +48,7 @@ def discounted_reward(rewards: Float[ndarray, "num_turns"], *, gamma: float) -> 
 
 @lru_cache(maxsize=1024)
 def _discounts(gamma: float, num_turns: int) -> Float[ndarray, "num_turns"]:
-    """gamma^t of each turn. Kept, since most of the time of a short sum went into it."""
+    """gamma^t of each turn. Cached: it takes most of the time of a short sum."""
     discounts = gamma ** np.arange(num_turns)
     discounts.flags.writeable = False
     return discounts
@@ -61,7 +60,7 @@ def max_reward(rewards: Float[ndarray, "num_turns"]) -> float:
 
 
 def last_reward(rewards: Float[ndarray, "num_turns"]) -> float:
-    """The last turn's reward, 0 without turns: for gyms that pay once, at the end."""
+    """The last turn's reward, 0 without turns: for gyms with one reward, at the end."""
     return float(rewards[-1]) if len(rewards) else 0.0
 
 
@@ -71,12 +70,12 @@ def naive_credit(rewards: Float[ndarray, "num_turns"]) -> Float[ndarray, "num_tu
 
 
 def equalized_credit(rewards: Float[ndarray, "num_turns"]) -> Float[ndarray, "num_turns"]:
-    """1 on every turn: UserRL §4.2, Equalized. The trajectory's advantage goes to its turns alike."""
+    """1 on every turn: UserRL §4.2, Equalized. Every turn gets the trajectory's advantage."""
     return np.ones(len(rewards))
 
 
 def reward_to_go(rewards: Float[ndarray, "num_turns"], *, gamma: float) -> Float[ndarray, "num_turns"]:
-    """What was still to come: sum over j >= t of gamma^(j-t) r_j (UserRL §4.2, R2G).
+    """Reward-to-go: sum over j >= t of gamma^(j-t) r_j (UserRL §4.2, R2G).
 
     Example: rewards (0, 0, 1) with gamma 0.5 give (0.25, 0.5, 1).
     """
@@ -91,7 +90,7 @@ def reward_to_go(rewards: Float[ndarray, "num_turns"], *, gamma: float) -> Float
 def exponential_credit(rewards: Float[ndarray, "num_turns"]) -> Float[ndarray, "num_turns"]:
     """0.5 + 0.5 (1 - e^(-k r)) / (1 - e^(-k)) with k = 2: UserRL §4.2, Exponential Mapping, onto [0.5, 1].
 
-    The equation is stated for rewards in [0, 1]; those outside are cut to it.
+    The equation is stated for rewards in [0, 1]; others are clipped to it.
     """
     inside = np.clip(rewards, 0.0, 1.0)
     return 0.5 + 0.5 * (1 - np.exp(-EXPONENT * inside)) / (1 - math.exp(-EXPONENT))
@@ -101,10 +100,9 @@ def spread(
     advantage: float, credits: Float[ndarray, "num_turns"], *, num_tokens: Int[ndarray, "num_turns"]
 ) -> Float[ndarray, "num_turns"]:
     """A trajectory's advantage over its turns by weight: A c_t N / sum of c over tokens, N the tokens whose
-    credit is not zero, so that these keep `advantage` as their mean (UserRL's release, `core_algos.py`).
+    credit is not zero, whose mean is `advantage` (UserRL's release, `core_algos.py`).
 
-    Credits that sum to zero, or to what rounding leaves of it, give zeros. Equal credits give `advantage`
-    itself.
+    Credits that sum to zero, up to rounding, give zeros. Equal credits give `advantage` itself.
     """
     if len(credits) and credits[0] != 0 and (credits == credits[0]).all():
         return np.full(len(credits), advantage)
@@ -116,7 +114,7 @@ def spread(
 
 def userrl_score(rewards: Sequence[float], *, method: str, gamma: float) -> float:
     """The release's `trajectory_score`: its "Sum" is the mean over turns, rounded to 4 digits; its "R2G" is
-    the discounted sum seen from the first turn. 0 without turns."""
+    the reward-to-go of the first turn. 0 without turns."""
     if method == "reward_to_go":
         return float(next(iter(_backward(rewards, gamma=gamma)), 0.0))
     if method == "sum":
@@ -125,7 +123,7 @@ def userrl_score(rewards: Sequence[float], *, method: str, gamma: float) -> floa
 
 
 def userrl_credits(rewards: Sequence[float], *, method: str, gamma: float) -> list[float]:
-    """The release's `turn_credits`: the exponential mapping is rounded to 4 digits and cut nowhere, so that
+    """The release's `turn_credits`: the exponential mapping is rounded to 4 digits and not clipped, so that
     -1 gives -3.1945 and 2 gives 1.0677; there is no naive credit."""
     if method == "equalized":
         return [1.0] * len(rewards)
@@ -147,16 +145,15 @@ def userrl_compat(
     turn_credit: str,
     gamma: float,
 ) -> list[Float[ndarray, "num_turns"]]:  # [group_size]
-    """The advantages that UserRL's released `compute_grpo_multiturn_advantage` gives, in its float32.
+    """The advantages of UserRL's released `compute_grpo_multiturn_advantage`, in its float32.
 
     z_i = (R_i - mean R) / (std R + 1e-6), the deviation divided by n - 1; a group of one has mean 0 and
     deviation 1. Then A_t = z_i c_t N_nonzero / sum of c over tokens, and zeros where that sum is zero.
 
-    In torch, operation by operation: its float32 mean, deviation and sum are the release's, for groups of any
-    size. Equal credits agree to the last bit. Unequal ones do where nothing stands between the policy's
-    tokens; zeros there, for the user's and for padding, change the order of the sum, and so its last bits.
-    """
-    import torch  # here, so that reading a configuration does not load it
+    In torch, operation by operation, so that float32 mean, deviation and sum equal the release's for groups
+    of any size. Equal credits agree to the last bit. Unequal ones do if the policy's tokens are adjacent;
+    zeros between them, for user tokens and padding, change the order of the sum, and so its last bits."""
+    import torch  # here, so that reading a recipe does not import it
 
     plain = [[float(reward) for reward in turns] for turns in rewards]
     tensor = partial(torch.tensor, dtype=torch.float32)
@@ -173,7 +170,7 @@ def userrl_compat(
 
 
 def _exp(power: float) -> float:
-    """e^power; NaN beyond all numbers, so that the trajectory is dropped and not the run."""
+    """e^power; NaN on overflow, so that the trajectory is dropped instead of ending the run."""
     try:
         return math.exp(power)
     except OverflowError:
@@ -181,7 +178,7 @@ def _exp(power: float) -> float:
 
 
 def _backward(rewards: Sequence[float], *, gamma: float) -> list[float]:
-    """Reward-to-go of every turn, in the release's order of operations."""
+    """Reward-to-go of each turn, in the release's order of operations."""
     to_go: list[float] = []
     for reward in reversed(rewards):
         to_go.append(reward + gamma * to_go[-1] if to_go else reward)

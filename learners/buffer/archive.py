@@ -9,7 +9,8 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors.group_transport import FinishedGroup
+from actors.trajectory import GroupSummary
 from learners.advantages.group_advantages import TURN_ADVANTAGE
 from learners.buffer.credit_columns import with_credits
 from learners.buffer.ledger import TRAINED
@@ -27,6 +29,10 @@ MAX_PENDING = 4
 """Files that wait for a slow disk. Further ones are given up, since their tables would fill the object
 store."""
 FETCH_TIMEOUT_S = 60.0
+FLUSH_TIMEOUT_S = 60.0
+MAX_RESOLVED = 256
+"""Dropped groups whose tables wait for their step's file; with more, a part is written before it. A policy
+with many zero-advantage groups drops far more groups than it trains."""
 FILE_NAME = re.compile(r"step-(\d+)(-rest|-part-\d+)?\.parquet")
 Unresolved = Callable[[Iterable[int]], set[int]]
 """Ids of groups to those that the run has not resolved yet."""
@@ -120,15 +126,55 @@ def _at_step(table: pa.Table, step: int) -> pa.Table:
 
 
 class Archive:
-    """Writes files in the background, in a thread; `flush` waits for them."""
+    """Writes the files of each step in the background, in a thread; `flush` waits for them. Keeps the
+    summaries of groups that no step has reported yet."""
 
     def __init__(self, folder: Path):
-        self._folder = folder
         self.num_failures = 0
         """Files that could not be written, fully or in part."""
+        self._folder = folder
         self._pending: set[asyncio.Task[None]] = set()
+        self._last_step = 0
+        self._unreported: list[FinishedGroup] = []
+        """Groups in parts, without their payloads."""
+        self._num_parts = 0
 
-    def submit(
+    def write_part(self, groups: Sequence[FinishedGroup]) -> None:
+        """Archives groups that were dropped since the last step; the next one reports them."""
+        step = self._last_step + 1
+        self._submit(part_file(step, part=self._num_parts), groups, step=step)
+        self._num_parts += 1
+        self._unreported += [replace(group, payload=None) for group in groups]
+
+    def end_step(
+        self, groups: Sequence[FinishedGroup], *, step: int, credits: Awaitable[pa.Table] | None = None
+    ) -> list[GroupSummary]:
+        """Archives the groups that were resolved since the last part, and returns the summaries of all that
+        `step` reports. `groups` have awaitable payloads and outcomes. `credits` is the step's credit table,
+        see `with_credits`; None leaves those columns null."""
+        self._last_step = step
+        self._submit(step_file(step), groups, step=step, credits=credits)
+        reported, self._unreported, self._num_parts = [*self._unreported, *groups], [], 0
+        return [group.summary for group in reported]
+
+    def unreported(self, resolved: Sequence[FinishedGroup]) -> Mapping[int, Sequence[str]]:
+        """Outcomes by group, of those in parts and of `resolved`, which are in no file yet."""
+        return {group.order.group_id: group.outcomes for group in (*self._unreported, *resolved)}
+
+    async def rewind(self, step: int, *, unresolved: Unresolved) -> None:
+        """`rewind` in a thread; a failure is reported."""
+        self._last_step = step
+        try:
+            await asyncio.to_thread(rewind, self._folder, step=step, unresolved=unresolved)
+        except (OSError, pa.ArrowException) as error:
+            self._report(f"rows after step {step} could not be deleted: {type(error).__name__}: {error}")
+
+    async def flush(self) -> None:
+        """Waits until all files are written. Raises TimeoutError if the disk hangs."""
+        async with asyncio.timeout(FLUSH_TIMEOUT_S):
+            await asyncio.gather(*self._pending)
+
+    def _submit(
         self,
         name: str,
         groups: Sequence[FinishedGroup],
@@ -136,9 +182,7 @@ class Archive:
         step: int,
         credits: Awaitable[pa.Table] | None = None,
     ) -> None:
-        """Starts to write `<folder>/<name>.parquet`, which replaces a file of that name; returns at once.
-        `groups` have awaitable payloads and outcomes. `credits` is the step's credit table, see
-        `with_credits`; None leaves those columns null."""
+        """Starts to write `<folder>/<name>.parquet`, which replaces a file of that name; returns at once."""
         if not groups:
             return
         if len(self._pending) >= MAX_PENDING:
@@ -147,18 +191,6 @@ class Archive:
         task = asyncio.create_task(self._write(name, groups, step=step, credits=credits))
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
-
-    async def rewind(self, step: int, *, unresolved: Unresolved) -> None:
-        """`rewind` in a thread; a failure is reported."""
-        try:
-            await asyncio.to_thread(rewind, self._folder, step=step, unresolved=unresolved)
-        except (OSError, pa.ArrowException) as error:
-            self._report(f"rows after step {step} could not be deleted: {type(error).__name__}: {error}")
-
-    async def flush(self, *, timeout_s: float) -> None:
-        """Waits until all files are written. Raises TimeoutError."""
-        async with asyncio.timeout(timeout_s):
-            await asyncio.gather(*self._pending)
 
     async def _write(
         self,

@@ -8,13 +8,14 @@ when a step wants it (a straggler) is dropped as stale.
 
 import dataclasses
 import heapq
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from actors.group_transport import FinishedGroup
 from actors.trajectory import GroupOrder, GroupSummary
-from learners.buffer.ledger import TRAINED, Ledger, LedgerCounts
+from learners.buffer.ledger import TRAINED, Ledger
 from simulators.task import TaskKey, TaskSource
 
 State = Literal["waiting", "held", "ready", "taken", "trained"]
@@ -58,7 +59,10 @@ class Buffer:
         self.resolved: list[FinishedGroup] = []
         """Groups that were trained or dropped since the last `pop_resolved`, with their outcomes."""
         self._source = source
-        self._counts = LedgerCounts()
+        self._num_issued = 0
+        """Trajectories of all orders."""
+        self._outcomes = Counter[str]()
+        """Resolved trajectories by outcome."""
         self._slots: dict[int, _Slot] = {}
         """By group id, ascending."""
         self._waiting: list[int] = []
@@ -174,7 +178,8 @@ class Buffer:
 
     def ledger(self) -> Ledger:
         """The outcome of every trajectory. Raises AssertionError if the ledger does not balance."""
-        return self._counts.ledger(in_flight=sum(order.num_dialogues for order in self._open_orders()))
+        in_flight = sum(order.num_dialogues for order in self._open_orders())
+        return Ledger.of(self._outcomes, issued=self._num_issued, in_flight=in_flight)
 
     def state(self) -> dict[str, Any]:
         """JSON from which a later run resumes. Of an open group only the order is saved, to be played
@@ -182,7 +187,7 @@ class Buffer:
         return {
             "num_drawn": self._source.num_drawn,
             "next_group_id": self.next_group_id,
-            "ledger": self._counts.state(),
+            "ledger": {"issued": self._num_issued, "settled": dict(self._outcomes)},
             "open_orders": [dataclasses.asdict(order) for order in self._open_orders()],
         }
 
@@ -192,7 +197,8 @@ class Buffer:
         buffer = cls(sizes, source=source)
         source.num_drawn = state["num_drawn"]
         buffer.next_group_id = state["next_group_id"]
-        buffer._counts = LedgerCounts.from_state(state["ledger"])
+        buffer._num_issued = state["ledger"]["issued"]
+        buffer._outcomes.update(state["ledger"]["settled"])
         for saved in state["open_orders"]:
             order = GroupOrder(**{**saved, "task_key": TaskKey(**saved["task_key"])})
             buffer._wait(buffer._add(order))
@@ -207,7 +213,7 @@ class Buffer:
             num_extra=self.sizes.extra_dialogues,
         )
         self.next_group_id += 1
-        self._counts.issued += order.num_dialogues
+        self._num_issued += order.num_dialogues
         return self._add(order)
 
     def _add(self, order: GroupOrder) -> _Slot:
@@ -229,7 +235,7 @@ class Buffer:
     def _resolve(self, slot: _Slot, outcome: str) -> None:
         assert slot.group is not None
         outcomes = tuple(reason or outcome for reason in slot.group.summary.drop_reasons)
-        self._counts.count(outcomes)
+        self._outcomes.update(outcomes)
         self.resolved.append(dataclasses.replace(slot.group, outcomes=outcomes))
 
     def _open_orders(self) -> list[GroupOrder]:

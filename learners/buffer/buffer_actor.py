@@ -17,13 +17,12 @@ from ray.exceptions import RayActorError
 from actors.engines.protocol import EngineGoneError
 from actors.group_transport import FinishedGroup, GroupBatch
 from actors.trajectory import GroupOrder, GroupSummary
-from learners.buffer.archive import Archive
+from learners.buffer.archive import MAX_RESOLVED, Archive
 from learners.buffer.buffer import Buffer, BufferSizes
 from learners.buffer.group_store import GroupRows
 from learners.buffer.ledger import Ledger
 from learners.buffer.log.events import EMPTY_LOG_STATE, NO_EVENTS, BufferEventLog, LoggedEvents
 from learners.buffer.log.replay import LogReplay
-from learners.buffer.step_archive import MAX_RESOLVED, StepArchive
 from learners.buffer.work_source import WorkSource
 from simulators.task import TaskSource
 
@@ -49,7 +48,7 @@ class BufferActor(WorkSource):
         super().__init__(group_timeout_s=group_timeout_s)
         self._source = source
         self._buffer = Buffer(sizes, source=source)
-        self._archive = StepArchive(Archive(run_folder / "trajectories"))
+        self._archive = Archive(run_folder / "trajectories")
         self._event_log = event_log or BufferEventLog(run_folder / "journal")
         self._replay = self._make_replay(NO_EVENTS)
         self._issues_from_version: int | None = None

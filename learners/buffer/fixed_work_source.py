@@ -5,11 +5,11 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from actors.group_transport import FinishedGroup
 from actors.trajectory import GroupOrder, GroupSummary
+from actors.trajectory_table import num_tokens
 from learners.buffer.archive import write_tables
 from learners.buffer.group_store import GroupRows
 from learners.buffer.work_source import WorkSource
@@ -21,8 +21,8 @@ TOKEN_COLUMNS = ("context_ids", "completion_ids", "behavior_logprobs", "policy_v
 def without_tokens(table: pa.Table) -> pa.Table:
     """A group's table without token columns, and with `is_turn`, which is false in the one row of a
     trajectory that failed before its first turn."""
-    num_tokens = np.diff(table["completion_ids"].combine_chunks().offsets.to_numpy())
-    return table.drop_columns(list(TOKEN_COLUMNS)).append_column("is_turn", pa.array(num_tokens > 0))
+    is_turn = pa.array(num_tokens(table) > 0)
+    return table.drop_columns(list(TOKEN_COLUMNS)).append_column("is_turn", is_turn)
 
 
 class FixedWorkSource(WorkSource):
@@ -30,10 +30,10 @@ class FixedWorkSource(WorkSource):
 
     def __init__(self, orders: Sequence[GroupOrder], *, group_timeout_s: float):
         super().__init__(group_timeout_s=group_timeout_s)
-        self._orders = list(orders)
-        self._waiting = {order.group_id: order for order in orders}
-        assert len(self._waiting) == len(self._orders), "group ids must differ"
-        self._held: dict[int, GroupOrder] = {}
+        self._orders = {order.group_id: order for order in orders}
+        assert len(self._orders) == len(orders), "group ids must differ"
+        self._waiting = list(self._orders)
+        """Ids of the groups to issue, in this order."""
         self._finished: dict[int, FinishedGroup] = {}
 
     async def finished_since(self, num_known: int) -> list[pa.Table]:
@@ -54,7 +54,7 @@ class FixedWorkSource(WorkSource):
             held = [f"group {group_id} with {one.worker}" for group_id, one in self._assignments.items()]
             waiting = [f"group {group_id} unassigned" for group_id in self._waiting]
             raise TimeoutError(f"unfinished after {timeout_s:.0f} s: {'; '.join(held + waiting)}") from None
-        return [self._finished[order.group_id] for order in self._orders]
+        return [self._finished[group_id] for group_id in self._orders]
 
     async def write(self, path: Path) -> None:
         """Writes the tables of all finished groups as one Parquet file. Raises OSError."""
@@ -63,22 +63,18 @@ class FixedWorkSource(WorkSource):
         await asyncio.to_thread(write_tables, path, tables)
 
     def _issue(self) -> GroupOrder | None:
-        if not self._waiting:
-            return None
-        order = self._waiting.pop(next(iter(self._waiting)))
-        self._held[order.group_id] = order
-        return order
+        return self._orders[self._waiting.pop(0)] if self._waiting else None
 
     def _accept(self, order: GroupOrder, summary: GroupSummary, rows: GroupRows) -> bool:
         if order.group_id in self._finished:
             return False
-        self._waiting.pop(order.group_id, None)
-        self._held.pop(order.group_id, None)
+        if order.group_id in self._waiting:
+            self._waiting.remove(order.group_id)
         self._finished[order.group_id] = FinishedGroup(order=order, summary=summary, payload=rows)
         return True
 
     def _requeue(self, group_ids: Sequence[int]) -> None:
-        self._waiting = {**{id_: self._held.pop(id_) for id_ in group_ids}, **self._waiting}
+        self._waiting = [*group_ids, *self._waiting]
 
     def _has_ended(self) -> bool:
         return len(self._finished) == len(self._orders)

@@ -1,10 +1,8 @@
 """Ledger of all trajectories that were ever ordered: issued = trained + dropped (by reason) + in flight.
 Counts trajectories, knows no tokens."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
 
 from learners.drop_reasons import LEDGER_REASONS
 
@@ -22,6 +20,15 @@ class Ledger:
     in_flight: int
     """Ordered, and neither trained nor dropped yet: being generated, in the buffer, or in a running step."""
 
+    @classmethod
+    def of(cls, outcomes: Mapping[str, int], *, issued: int, in_flight: int) -> "Ledger":
+        """From the counts of "trained" and of drop reasons. Raises AssertionError if they do not balance,
+        which is always a bug."""
+        dropped = {reason: outcomes.get(reason, 0) for reason in LEDGER_REASONS}
+        ledger = cls(issued=issued, trained=outcomes.get(TRAINED, 0), dropped=dropped, in_flight=in_flight)
+        assert ledger.closes(), f"the ledger does not balance: {ledger}"
+        return ledger
+
     def closes(self) -> bool:
         return self.issued == self.trained + sum(self.dropped.values()) + self.in_flight
 
@@ -30,34 +37,3 @@ class Ledger:
         dropped = {f"ledger/dropped/{reason}": float(count) for reason, count in self.dropped.items()}
         counts = {"ledger/issued": float(self.issued), "ledger/trained": float(self.trained)}
         return {**counts, **dropped, "ledger/in_flight": float(self.in_flight)}
-
-
-class LedgerCounts:
-    """The ledger's running counts, without `in_flight`, which the caller knows."""
-
-    def __init__(self) -> None:
-        self.issued = 0
-        self._outcomes = Counter[str]()
-
-    def count(self, outcomes: Sequence[str]) -> None:
-        """Counts one group: "trained" or a drop reason for each of its trajectories."""
-        self._outcomes.update(outcomes)
-
-    def ledger(self, *, in_flight: int) -> Ledger:
-        """Raises AssertionError if the ledger does not balance, which is always a bug."""
-        dropped = {reason: self._outcomes[reason] for reason in LEDGER_REASONS}
-        ledger = Ledger(
-            issued=self.issued, trained=self._outcomes[TRAINED], dropped=dropped, in_flight=in_flight
-        )
-        assert ledger.closes(), f"the ledger does not balance: {ledger}"
-        return ledger
-
-    def state(self) -> dict[str, Any]:
-        """JSON for `from_state`."""
-        return {"issued": self.issued, "settled": dict(self._outcomes)}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        counts = cls()
-        counts.issued, counts._outcomes = state["issued"], Counter(state["settled"])
-        return counts

@@ -20,8 +20,6 @@ from learners.buffer.credit_columns import CREDITS
 from tests.fakes import credited, make_key, make_summary
 from tests.learners.tiny_parts import make_table, make_turn
 
-LIMIT_S = 30.0
-
 
 def group(group_id: int) -> pa.Table:
     turns = [[make_turn([1, 2], [3, 4], reward=float(i), forked=True)] for i in range(2)]
@@ -40,8 +38,8 @@ def finished(group_id: int, *, outcomes: tuple[str, str]) -> FinishedGroup:
 
 
 async def write_step(folder: Archive, step: int) -> None:
-    folder.submit(f"step-{step:05d}", [finished(step, outcomes=("trained", "flat"))], step=step)
-    await folder.flush(timeout_s=LIMIT_S)
+    folder.end_step([finished(step, outcomes=("trained", "flat"))], step=step)
+    await folder.flush()
 
 
 def with_pandas(folder: Path) -> tuple[int, float]:
@@ -106,8 +104,8 @@ async def test_credit_that_is_lost_costs_no_row_and_is_counted(tmp_path: Path):
         raise ObjectLostError("1", b"", "")
 
     folder = Archive(tmp_path)
-    folder.submit("step-00001", [finished(1, outcomes=("trained",) * 2)], step=1, credits=lost())
-    await folder.flush(timeout_s=LIMIT_S)
+    folder.end_step([finished(1, outcomes=("trained",) * 2)], step=1, credits=lost())
+    await folder.flush()
     rows = pq.read_table(tmp_path / "step-00001.parquet")
     assert (rows.num_rows, folder.num_failures) == (2, 1)
     assert rows["advantage"].to_pylist() == [None, None]

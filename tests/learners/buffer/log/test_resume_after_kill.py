@@ -248,7 +248,7 @@ class Crashes(RuleBasedStateMachine):
     ) -> None:
         """Everything is killed; where the power fails, what was not synced is gone or broken."""
         # What it had not begun to write is lost with it.
-        self.feed._archive._archive._folder = self.folder / "never"
+        self.feed._archive._folder = self.folder / "never"
         self.run(self.feed._archive.flush())
         if power:
             self.disk.lose_power(random.Random(seed))
