@@ -55,7 +55,7 @@ def credit_group(
 def is_flat(table: pa.Table, advantages: ndarray, *, rule: CreditRule, masks_truncated: bool) -> bool:
     """Whether no turn that would be trained has a non-zero advantage; `advantages` is [num_rows]."""
     if rule.estimator.spreads and len(_earned(table)) == 1:
-        return True  # whatever rounding leaves
+        return True  # despite what rounding leaves
     is_trained = num_tokens(table) > 0
     if masks_truncated:
         is_trained &= ~np.array([StopReason(one).truncated for one in table["stop_reason"].to_pylist()])

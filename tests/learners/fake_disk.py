@@ -1,4 +1,5 @@
-"""A disk that a test can switch off at any operation, and what a crash may leave of it."""
+"""Fake disks for the write-ahead log: one that fails at any operation and loses unsynced bytes, one that is
+full."""
 
 import errno
 import os
@@ -12,13 +13,13 @@ from learners.buffer.log.segments import LogDisk
 from learners.buffer.log.write_ahead_log import WriteAheadLog
 
 BLOCK = 16
-"""Bytes that reach the disk together or not at all, in whatever order; small, so that each entry has
-several."""
+"""Bytes that reach the disk together or not at all, in any order; small, so that each entry has several
+blocks."""
 
 
 class CrashingDisk(LogDisk):
-    """The real disk under a folder, which knows what of it is synced. From operation `dies_at` on nothing
-    reaches it; `full_at` names operations that fail as a full disk's do, half done."""
+    """The real disk, with a record of the synced bytes. From operation `dies_at` on nothing reaches it; the
+    operations `full_at` fail half done, as on a full disk."""
 
     def __init__(
         self,
@@ -28,7 +29,7 @@ class CrashingDisk(LogDisk):
         synced: dict[Path, int] | None = None,
     ):
         self.synced = synced or {}
-        """Bytes of each file that are safe; `synced`: as a process knows that was killed on this disk."""
+        """Synced bytes of each file; the argument is that of an earlier process on this disk."""
         self.num_operations = 0
         self._dies_at = dies_at
         self._full_at = full_at
@@ -56,15 +57,15 @@ class CrashingDisk(LogDisk):
         self.synced[path] = path.stat().st_size
 
     def sync_folder(self, path: Path) -> None:
-        """Nothing to do: here a name is safe as soon as it is there."""
+        """Nothing to do: here a name is durable at once."""
 
     def delete(self, path: Path) -> None:
         self._operate()
         super().delete(path)
 
     def lose_power(self, rng: random.Random) -> None:
-        """The machine loses its power: of every file stays what was synced, and of the rest a part, in which
-        any blocks may never have reached the disk."""
+        """The machine loses power: every file keeps its synced bytes, and a part of the rest, of which any
+        blocks may be missing."""
         for path, safe in self.synced.items():
             if not path.exists():
                 continue
@@ -74,7 +75,7 @@ class CrashingDisk(LogDisk):
                 if rng.random() < 0.5:
                     stop = min(start + BLOCK, end)
                     content[start:stop] = bytes(stop - start)
-            left = path.with_suffix(".left")  # another file: who died has this one in its memory
+            left = path.with_suffix(".left")  # another file: the dead process has this one mapped
             left.write_bytes(content[:end])
             left.replace(path)
         self.synced = {}
@@ -93,7 +94,7 @@ class CrashingDisk(LogDisk):
 
 
 class FillingDisk(LogDisk):
-    """The real disk, full while it is told to be."""
+    """The real disk, full while `is_full`."""
 
     is_full = False
 
@@ -104,14 +105,14 @@ class FillingDisk(LogDisk):
 
 
 class InlineLog(WriteAheadLog):
-    """Writes when it is told to, in the thread of the test: a crash comes where the test wants it."""
+    """Writes on the test's call, in the test's thread, so that the test decides when a crash comes."""
 
     def __init__(self, folder: Path, *, disk: CrashingDisk, segment_bytes: int):
         super().__init__(folder, disk=disk, segment_bytes=segment_bytes)
         self._crashing = disk
 
     def write(self) -> None:
-        """All that waits, in one batch."""
+        """Writes all queued entries in one batch."""
         if self._queue:
             self._commit(self._next_batch())
 

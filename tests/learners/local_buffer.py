@@ -1,4 +1,4 @@
-"""The buffer of training without Ray: tables lie in this process instead of Ray's store."""
+"""The buffer of training without Ray: tables are kept in this process instead of Ray's object store."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from tests.fakes import make_summary
 
 
 class Stored:
-    """A table as a reference gives it, awaited in any event loop and as often as you like."""
+    """Awaitable of a table, like a reference; works in any event loop and any number of times."""
 
     def __init__(self, table: pa.Table):
         self._table = table
@@ -49,7 +49,7 @@ def make_local_buffer(
     )
 
 
-def delivery_of(
+def batch_of(
     order: GroupOrder,
     rewards: Sequence[float],
     *,
@@ -57,7 +57,7 @@ def delivery_of(
     versions: tuple[int, int] = (0, 0),
     is_empty: bool = False,
 ) -> GroupBatch:
-    """The group with these rewards, a row a trajectory; `is_empty`: the policy said nothing in it."""
+    """The group with these rewards, one row per trajectory; `is_empty`: without policy tokens."""
     summary = make_summary(rewards, stop_reasons=stop_reasons, versions=versions, is_empty=is_empty)
     summary = replace(summary, group_id=order.group_id, task_key=order.task_key)
     size = len(rewards)

@@ -32,18 +32,18 @@ def make_buffer(folder: Path) -> LocalBuffer:
     return make_local_buffer(folder, SIZES, group_timeout_s=LIMIT_S)
 
 
-async def play(feed: LocalBuffer, rewards: tuple[float, ...], *, last: StopReason = DONE) -> None:
-    (order,) = await feed.next_orders("a", 1) or []
+async def play(buffer: LocalBuffer, rewards: tuple[float, ...], *, last: StopReason = DONE) -> None:
+    (order,) = await buffer.next_orders("a", 1) or []
     ends = [*[DONE] * (len(rewards) - 1), last]
     table = make_table(list(zip(map(turns_of, rewards), ends, strict=True)), group_id=order.group_id)
     group = credit_group(table, True, credit_of=CONFIG.credit_of)
     summary = summarize(order, group, duration_s=1.0)
     finished = FinishedGroup(order=order, summary=summary, payload=group.table)
-    assert await feed.put(GroupBatch.of([finished])) == [True]
+    assert await buffer.put(GroupBatch.of([finished])) == [True]
 
 
 async def learn(groups: list[FinishedGroup]) -> Any:
-    """A reference to what a learner makes of these groups' turns."""
+    """A reference to the learner's credit table of these groups."""
     tables = [await group.payload for group in groups]
     samples, _, credited = samples_of_step(
         tables, config=CONFIG, renderer=None, scorer=scorer_of(tiny_policy())
@@ -52,12 +52,12 @@ async def learn(groups: list[FinishedGroup]) -> Any:
     return Stored(credit_table(credited, credit_of=CONFIG.credit_of, trained=trained, loss_advantages={}))
 
 
-async def step(feed: LocalBuffer, number: int) -> None:
+async def step(buffer: LocalBuffer, number: int) -> None:
     """A step on two groups."""
-    groups = await feed.take(2, number - 1, LIMIT_S)
+    groups = await buffer.take(2, number - 1, LIMIT_S)
     ids = [group.order.group_id for group in groups]
-    await feed.mark_trained(ids, number, [await learn(groups)])
-    await feed.release(ids, number)
+    await buffer.mark_trained(ids, number, [await learn(groups)])
+    await buffer.release(ids, number)
 
 
 def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -65,14 +65,14 @@ def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
     return pq.read_table(folder / "trajectories" / f"{name}.parquet", columns=columns).to_pylist()
 
 
-async def test_trained_rows_have_the_losss_advantage_and_dropped_rows_none(tmp_path: Path):
+async def test_trained_rows_have_the_advantage_of_the_loss_and_dropped_rows_none(tmp_path: Path):
     """Sums 1, 0 and 1/2 are sqrt(3/2), its opposite and 0 from their mean; without the last, +1 and -1."""
-    feed = make_buffer(tmp_path)
-    await play(feed, FLAT)
-    await play(feed, GOOD)
-    await play(feed, GOOD, last=FAILED)
-    await step(feed, 1)
-    await feed.close()
+    buffer = make_buffer(tmp_path)
+    await play(buffer, FLAT)
+    await play(buffer, GOOD)
+    await play(buffer, GOOD, last=FAILED)
+    await step(buffer, 1)
+    await buffer.close()
     rows = rows_of(tmp_path, "step-00001")
     assert [row["outcome"] for row in rows] == (
         ["dropped:flat"] * 6 + ["trained"] * 6 + ["trained"] * 4 + ["dropped:failed"] * 2

@@ -29,7 +29,7 @@ CONFIG = LearnerConfig()
 
 
 def turns_of(reward: float, *, completion: tuple[int, ...] = (4, 5), logprob: float = -0.5) -> list[Turn]:
-    """Two turns; the second is rewarded, and its last token has this logprob."""
+    """Two turns; the second has the reward, and its last token has this logprob."""
     first = make_turn([1, 2], completion and (3,), reward=0.0, forked=True)
     second = make_turn([6], completion, reward=reward, forked=False)
     logprobs = np.array([*second.completion.logprobs[:-1], logprob] if completion else [], np.float32)
@@ -44,7 +44,7 @@ GOOD = (turns_of(1.0), turns_of(0.0), turns_of(0.25))
 
 
 def learned(table: pa.Table, config: LearnerConfig = CONFIG) -> tuple[list[TrainingSample], dict[str, float]]:
-    """What the learner takes from one group, and what it says it dropped."""
+    """The learner's samples of one group, and its counts of dropped trajectories."""
     scorer = ForwardScorer(
         policy=tiny_policy(), device=torch.device("cpu"), max_tokens=64, rank=0, num_ranks=1, seed=0
     )
@@ -53,8 +53,8 @@ def learned(table: pa.Table, config: LearnerConfig = CONFIG) -> tuple[list[Train
     return samples, {reason: count for reason, count in dropped.items() if count}
 
 
-def booked(table: pa.Table) -> dict[str, int]:
-    """How the buffer books the group, once a step has used it."""
+def outcomes_of(table: pa.Table) -> dict[str, int]:
+    """The buffer's counts of the group's outcomes, after a step."""
     size = len(set(table["trajectory"].to_pylist()))
     sizes = BufferSizes(group_size=size, groups_per_step=1, max_off_policy_steps=0, seed=0)
     source = TaskSource({"function": 1.0}, split="train", seed=0, difficulty=0)
@@ -84,7 +84,7 @@ def test_a_non_finite_reward_counts_as_unscored_and_changes_no_other_advantage(r
     samples, dropped = learned(table)
     assert same(samples, learned(group_of(*GOOD))[0])
     assert dropped == {"unscored": 1.0}
-    assert booked(table) == {"trained": 3, "unscored": 1}
+    assert outcomes_of(table) == {"trained": 3, "unscored": 1}
 
 
 @pytest.mark.parametrize("logprob", BAD)
@@ -101,14 +101,14 @@ def test_a_trajectory_without_policy_tokens_is_counted_under_its_reason():
     samples, dropped = learned(table)
     assert [sample.trajectory for sample in samples] == [0, 1, 2]
     assert dropped == {"no_tokens": 1.0}
-    assert booked(table) == {"trained": 3, "no_tokens": 1}
+    assert outcomes_of(table) == {"trained": 3, "no_tokens": 1}
 
 
 def test_a_failed_trajectory_is_counted_as_failed_even_with_other_defects():
     table = group_of(*GOOD, turns_of(1.0, logprob=math.nan), [], ends=[DONE] * 3 + [FAILED] * 2)
     samples, dropped = learned(table)
     assert (len(samples), dropped) == (3, {"failed": 2.0})
-    assert booked(table) == {"trained": 3, "failed": 2}
+    assert outcomes_of(table) == {"trained": 3, "failed": 2}
 
 
 def test_each_reason_is_counted_once():
@@ -128,7 +128,7 @@ def test_no_estimator_gives_a_trained_token_a_non_finite_advantage(advantage: An
         samples, dropped = learned(group_of(*map(turns_of, rewards)), config)
     assert all(np.isfinite(sample.advantages).all() for sample in samples)
     assert len(samples) + sum(dropped.values()) == len(rewards)
-    # Those that compare trajectories find nothing to compare; the others compare turns, which do differ.
+    # Estimators that compare trajectories give zeros; the others compare turns, which differ.
     if max(rewards) == min(rewards) and advantage in ("grpo", "dr_grpo", "rloo"):
         assert not any(sample.advantages.any() for sample in samples)
 
@@ -147,5 +147,5 @@ def test_the_buffer_drops_a_group_without_a_gradient(trajectories: list[list[Tur
     assert booked(group_of(*trajectories)) == outcome
 
 
-def test_an_empty_group_gives_nothing():
+def test_an_empty_table_has_no_samples():
     assert learned(group_of(*GOOD).slice(0, 0)) == ([], {})

@@ -19,7 +19,7 @@ RULE = CreditRule(advantage="grpo", trajectory_score="sum", gamma=1.0)
 @st.composite
 def trajectories(draw: st.DrawFn) -> tuple[list[Turn], StopReason]:
     stop_reason = draw(st.sampled_from(list(StopReason)))
-    # Only a failure leaves no turn at all: a policy always has room for its first.
+    # Only a failed trajectory can have no turn.
     rewards = draw(
         st.lists(
             st.sampled_from([0.0, 0.5, math.inf, math.nan]), min_size=int(not stop_reason.failed), max_size=3
@@ -39,6 +39,6 @@ def test_samples_are_exactly_those_of_the_usable_trajectories(group: list[tuple[
     order = GroupOrder(group_id=3, task_key=make_key(), group_size=len(group), seed=0)
     usable = summarize(order, credited(table), duration_s=0.0).usable
     samples = samples_from_table(table, advantages=row_advantages(table, RULE))
-    if len(usable) >= 2:  # a group with fewer never comes so far
+    if len(usable) >= 2:  # a smaller group is dropped
         assert tuple(sorted({sample.trajectory for sample in samples})) == usable
     assert {sample.trajectory for sample in samples} <= set(usable)

@@ -56,7 +56,7 @@ def test_dr_grpo_only_subtracts_the_mean():
 
 
 @pytest.mark.parametrize("scores", [[0.3, 0.3, 0.3], [0.7]])
-def test_a_group_with_nothing_to_compare_gives_zeros(scores: list[float]):
+def test_a_group_with_equal_scores_gives_zeros(scores: list[float]):
     assert group_relative(np.array(scores), divide_by_std=True).tolist() == [0.0] * len(scores)
 
 
@@ -102,8 +102,7 @@ every_advantage = pytest.mark.parametrize("advantage", ADVANTAGES)
 
 
 def estimate(advantage: str, rows: list[np.ndarray], *, credit: str = "equalized") -> list[np.ndarray]:
-    """On turns of one token each, all of a trajectory's turns in states of their own index; the critic
-    expects nothing."""
+    """On turns of one token each, with the turn's index as its state, and critic values of 0."""
     estimator = CreditRule(
         advantage=advantage, trajectory_score="sum", turn_credit=credit, gamma=1.0
     ).advantages
@@ -164,19 +163,19 @@ def test_every_estimator_gives_nan_for_a_group_of_failed_trajectories(advantage:
 COMPARES_TRAJECTORIES = [
     name for name in ADVANTAGES if not name.startswith("userrl_") and name not in ("igpo", "turn_gae")
 ]
-"""The others have advantages without a peer, or within a trajectory."""
+"""The other estimators give advantages without a peer, or within a trajectory."""
 
 
 @pytest.mark.parametrize("advantage", COMPARES_TRAJECTORIES)
 @pytest.mark.parametrize(
     "rows", [ragged([0.1, 0.7]), ragged([0.1, 0.7], [0.1, 0.7], [0.1, 0.7])], ids=["one", "equal"]
 )
-def test_nothing_to_compare_gives_zeros(advantage: str, rows: list[np.ndarray]):
+def test_a_group_without_differences_gives_zeros(advantage: str, rows: list[np.ndarray]):
     assert not np.concatenate(estimate(advantage, rows)).any()
 
 
 @every_advantage
-def test_a_trajectory_without_turns_has_no_advantage_and_breaks_none(advantage: str):
+def test_a_trajectory_without_turns_has_no_advantage_and_changes_no_other(advantage: str):
     advantages = estimate(advantage, ragged([], [0.0, 1.0], [0.5]))
     assert [len(row) for row in advantages] == [0, 2, 1]
     assert np.isfinite(np.concatenate(advantages)).all()
@@ -210,7 +209,7 @@ PAIRS = [(score, credit) for score in SCORES for credit in CREDITS]
 
 @pytest.mark.parametrize(("score", "credit"), PAIRS)
 def test_any_pair_can_be_set_for_one_gym(score: str, credit: str):
-    """Both gyms of a recipe, each by its own pair: A c_t N / sum of c over tokens, in plain arithmetic."""
+    """Two gyms of a recipe, each with its own pair: A c_t N / sum of c over tokens, in plain arithmetic."""
     config = LearnerConfig.model_validate(
         {"advantage": {"gamma": 0.5}, "by_gym": {"tau": {"trajectory_score": score, "turn_credit": credit}}}
     )

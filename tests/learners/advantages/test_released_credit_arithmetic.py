@@ -1,5 +1,5 @@
-"""`userrl_compat` against the released arithmetic, written down once more from its description: tensors, a
-padded batch of several groups, turn boundaries, a response mask. Equal to the last bit."""
+"""`userrl_compat` against the released arithmetic, implemented from its description: tensors, a padded batch
+of several groups, turn boundaries, a response mask. Equal to the last bit."""
 
 import math
 from collections import defaultdict
@@ -32,7 +32,7 @@ class Batch:
 def make_batch(
     dialogues: list[list[list[tuple[float, int]]]], *, num_user_tokens: int, padding: int
 ) -> Batch:
-    """`dialogues` [num_groups][group_size][num_turns] of (reward, tokens); after a turn the user speaks."""
+    """`dialogues` [num_groups][group_size][num_turns] of (reward, tokens); user tokens follow each turn."""
     rows = [dialogue for group in dialogues for dialogue in group]
     width = padding + max(sum(length + num_user_tokens for _, length in row) for row in rows)
     boundaries, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width)
@@ -69,7 +69,7 @@ def score_and_credits(
 
 
 def released(batch: Batch, *, score: str, credit: str, gamma: float) -> Tensor:
-    """[num_trajectories, width]: what `compute_grpo_multiturn_advantage` is said to do, in its order."""
+    """[num_trajectories, width]: the described steps of `compute_grpo_multiturn_advantage`, in order."""
     advantages = torch.zeros(batch.mask.shape, dtype=torch.float32)
     scores = []
     for row, rewards in enumerate(batch.rewards):
@@ -97,7 +97,7 @@ def released(batch: Batch, *, score: str, credit: str, gamma: float) -> Tensor:
 
 
 def by_turn(batch: Batch, advantages: Tensor) -> list[np.ndarray]:
-    """The number on each turn's tokens, which must be one."""
+    """The advantage of each turn's tokens, which must be equal."""
     found = []
     for row in range(len(batch.groups)):
         starts = torch.where(batch.boundaries[row] == 1)[0]
@@ -141,7 +141,7 @@ quick = settings(deadline=None, max_examples=examples(40))
 @any_score
 @quick
 @given(group=dialogues_of(st.one_of(REWARDS, SIGNED)), gamma=GAMMAS)
-def test_it_is_the_released_arithmetic_to_the_last_bit(
+def test_userrl_compat_equals_the_released_arithmetic_to_the_last_bit(
     group: list[list[tuple[float, int]]], gamma: float, score: str, credit: str
 ):
     """Groups of 1 to 20, both signs. All rows are made as wide as the batch: zeros change a sum's order."""
@@ -155,7 +155,7 @@ def test_it_is_the_released_arithmetic_to_the_last_bit(
 @any_score
 @quick
 @given(groups=st.lists(dialogues_of(SIGNED), min_size=1, max_size=3), gamma=GAMMAS, gap=st.integers(0, 9))
-def test_equal_credits_are_equal_to_the_last_bit_however_the_users_tokens_lie(
+def test_equal_credits_are_equal_to_the_last_bit_for_any_positions_of_user_tokens(
     groups: list[list[list[tuple[float, int]]]], gamma: float, gap: int, score: str
 ):
     batch = make_batch(groups, num_user_tokens=gap, padding=gap)
@@ -175,7 +175,7 @@ def test_equal_credits_are_equal_to_the_last_bit_however_the_users_tokens_lie(
     gap=7,
 )
 @given(groups=st.lists(dialogues_of(REWARDS), min_size=1, max_size=3), gamma=GAMMAS, gap=st.integers(0, 9))
-def test_where_the_users_tokens_lie_changes_the_last_bits_alone(
+def test_positions_of_user_tokens_change_only_the_last_bits(
     groups: list[list[list[tuple[float, int]]]], gamma: float, gap: int, score: str, credit: str
 ):
     batch = make_batch(groups, num_user_tokens=gap, padding=5)
@@ -185,7 +185,7 @@ def test_where_the_users_tokens_lie_changes_the_last_bits_alone(
 
 
 def test_a_dialogue_without_a_turn_has_no_advantage_and_counts_as_zero():
-    """The release cannot say: it stops there. Scores 0 and 1: deviation sqrt(1/2)."""
+    """Undefined in the release, which raises. Scores 0 and 1: deviation sqrt(1/2)."""
     estimator = CreditRule(
         advantage="userrl_compat", trajectory_score="sum", turn_credit="equalized", gamma=0.8
     ).advantages

@@ -1,5 +1,5 @@
-"""Four flaws of the released credit, each as a law that holds for it with any discount and either score, and
-as its opposite for the additive estimators."""
+"""Four flaws of the released credit, each shown for any discount and both scores, and the absence of each in
+the additive estimators."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ def advantages(rule: CreditRule, rows: list[list[float]]) -> list[np.ndarray]:
 @released
 @quick
 @given(peers=GROUP, num_turns=st.integers(1, 6))
-def test_a_released_total_failures_are_never_pushed_down(
+def test_a_released_total_failures_never_get_negative_advantages(
     rule: CreditRule, gamma: float, peers: list[list[float]], num_turns: int
 ):
     assert not advantages(rule, [[0.0] * num_turns, *peers])[0].any()
@@ -52,7 +52,7 @@ def test_a_released_total_failures_are_never_pushed_down(
 @corrected
 @quick
 @given(peers=GROUP, num_turns=st.integers(1, 6))
-def test_a_corrected_total_failures_are_pushed_down_where_peers_earn(
+def test_a_corrected_total_failures_get_negative_advantages_if_peers_earn(
     rule: CreditRule, gamma: float, peers: list[list[float]], num_turns: int
 ):
     failure = advantages(rule, [[0.0] * num_turns, *peers])[0]
@@ -72,7 +72,7 @@ def test_b_released_turns_after_the_last_reward_get_nothing(
 @corrected
 @quick
 @given(peers=GROUP, row=ROW, num_trailing=st.integers(1, 4))
-def test_b_corrected_useless_turns_are_pushed_down_where_a_peer_still_earns(
+def test_b_corrected_useless_turns_get_negative_advantages_if_a_peer_still_earns(
     rule: CreditRule, gamma: float, peers: list[list[float]], row: list[float], num_trailing: int
 ):
     earning = [0.0] * (len(row) + num_trailing) + [1.0]
@@ -83,7 +83,7 @@ def test_b_corrected_useless_turns_are_pushed_down_where_a_peer_still_earns(
 @released
 @quick
 @given(row=ROW.filter(any))
-def test_c_released_below_the_mean_the_turn_with_most_to_come_is_punished_most(
+def test_c_released_below_the_mean_the_turn_with_the_largest_reward_to_go_is_punished_most(
     rule: CreditRule, gamma: float, row: list[float]
 ):
     own = advantages(rule, [row, [reward + 1 for reward in row]])[0]
@@ -93,7 +93,7 @@ def test_c_released_below_the_mean_the_turn_with_most_to_come_is_punished_most(
 @pytest.mark.parametrize("score", USERRL_SCORES)
 @quick
 @given(row=ROW.filter(any))
-def test_c_released_the_exponential_map_does_it_too(score: str, row: list[float]):
+def test_c_released_the_exponential_map_has_the_same_flaw(score: str, row: list[float]):
     rule = CreditRule(advantage="userrl_compat", trajectory_score=score, turn_credit="exponential", gamma=0.8)
     own = advantages(rule, [row, [reward + 1 for reward in row]])[0]
     assert own[int(np.argmax(row))] == own.min() < 0
@@ -120,10 +120,10 @@ def test_c_corrected_more_reward_never_lowers_an_advantage(
 @quick
 @given(epsilon=st.floats(1e-3, 0.1), sign=st.sampled_from([-1, 1]))
 def test_d_released_mixed_signs_explode_and_flip(rule: CreditRule, gamma: float, epsilon: float, sign: int):
-    """Credits of (-1, x) sum to (1 + gamma) x - 1: at x = (1 + sign epsilon) / (1 + gamma) that is all but
-    nothing, and the advantages grow as 1 / epsilon and turn round with its sign."""
+    """Credits of (-1, x) sum to (1 + gamma) x - 1: at x = (1 + sign epsilon) / (1 + gamma) that is almost
+    zero, and the advantages grow as 1 / epsilon and change sign with it."""
     mixed = [-1.0, (1 + sign * epsilon) / (1 + gamma)]
-    peer = [1.0, 1.0]  # worth more, so that z is -1 / sqrt(2)
+    peer = [1.0, 1.0]  # a higher score, so that z is -1 / sqrt(2)
     last = advantages(rule, [mixed, peer])[0][1]
     assert abs(last) > 0.6 / epsilon
     assert (last < 0) == (sign > 0)

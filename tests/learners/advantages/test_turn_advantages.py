@@ -28,7 +28,8 @@ def lists(advantages: TurnAdvantages) -> list[list[float]]:
 
 
 def test_turn_mean_by_hand():
-    """Rewards-to-go at gamma 1/2: (0.25, 0.5, 1), (1, 0), (0.5); means over those there: 7/12, 1/4, 1."""
+    """Rewards-to-go at gamma 1/2: (0.25, 0.5, 1), (1, 0), (0.5); means over the trajectories that reached the
+    turn: 7/12, 1/4, 1."""
     advantages = turn_mean_advantages(ragged([0, 0, 1], [1, 0], [0.5]), gamma=0.5)
     assert advantages[0] == pytest.approx([-1 / 3, 0.25, 0.0])
     assert advantages[1] == pytest.approx([5 / 12, -0.25])
@@ -36,7 +37,7 @@ def test_turn_mean_by_hand():
 
 
 def test_turn_loo_by_hand():
-    """The same; others' means: first turns 3/4, 3/8, 5/8, second turns 0, 1/2, third turn nobody's."""
+    """The same; means of the others: first turns 3/4, 3/8, 5/8, second turns 0, 1/2, third turn none."""
     advantages = turn_loo_advantages(ragged([0, 0, 1], [1, 0], [0.5]), gamma=0.5)
     assert lists(advantages) == [[-0.5, 0.5, 1.0], [0.625, -0.5], [-0.125]]
 
@@ -56,7 +57,7 @@ def test_mt_grpo_by_hand():
 
 
 def test_mt_grpo_compares_no_last_turn():
-    """The second turn of the first is its last and that of the other is not: it stands alone, with 0."""
+    """The second turn of the first is its last and that of the other is not: it has no peer, so 0."""
     advantages = mt_grpo_advantages(ragged([0, 1], [0, 0.3, 0]), outcomes=np.array([1.0, 0.0]))
     assert lists(advantages) == [[1.0, 1.0], [-1.0, -1.0, -1.0]]
 
@@ -89,7 +90,7 @@ def test_igpo_by_hand():
     assert advantages[1] == pytest.approx([1.5 * low, low])
 
 
-def test_igpo_tells_turns_apart_where_trajectories_are_equal():
+def test_igpo_compares_turns_within_equal_trajectories():
     """z is -1 and 1: the first turn gets the sum of both, the second its own."""
     assert lists(igpo_advantages(ragged([0, 1], [0, 1]), gamma=1.0)) == [[0.0, 1.0], [0.0, 1.0]]
     assert lists(igpo_advantages(ragged([0, 1]), gamma=1.0)) == [[0.0, 0.0]]
@@ -109,9 +110,9 @@ def test_gae_at_lambda_one_is_reward_to_go_less_the_value():
 
 
 STOP_AT = ragged([0.4], [0.0, 0.9], [0.0, 0.0, 0.2], [0.0, 0.0, 0.7])
-"""The policy says go or stop: stop at turn 1, at turn 2, at turn 3, or go on to the end."""
+"""The policy chooses go or stop: stop at turn 1, 2 or 3, or continue to the end."""
 GO = (0.7, 0.4, 0.3)
-"""Its probability of go, turn by turn."""
+"""Its probability of go at each turn."""
 Construction = Callable[[TurnRewards], TurnAdvantages]
 
 
@@ -143,19 +144,19 @@ def true_gradient() -> np.ndarray:
 
 
 def misdirection(gradient: np.ndarray) -> float:
-    """Sine of the angle to the true gradient: what no learning rate makes good."""
+    """Sine of the angle to the true gradient, which no learning rate corrects."""
     true = true_gradient()
     cosine = gradient @ true / np.linalg.norm(gradient) / np.linalg.norm(true)
     return float(np.sqrt(max(0.0, 1 - cosine**2)))
 
 
-def test_leave_one_out_by_turn_is_unbiased_where_the_policy_chooses_when_to_stop():
+def test_turn_loo_is_unbiased_if_the_policy_chooses_when_to_stop():
     gradient = expected_gradient(lambda rewards: turn_loo_advantages(rewards, gamma=1.0))
     assert gradient == pytest.approx(true_gradient(), abs=1e-12)
 
 
-def test_the_group_mean_by_turn_points_elsewhere():
-    """Each turn is shrunk by its own E[1 - 1/n_t]: the later, the less it learns."""
+def test_the_gradient_of_turn_mean_is_biased():
+    """Each turn is shrunk by its own E[1 - 1/n_t]: later turns learn less."""
     gradient = expected_gradient(lambda rewards: turn_mean_advantages(rewards, gamma=1.0))
     shrunk = gradient / true_gradient()
     assert misdirection(gradient) > 0.15
@@ -164,7 +165,7 @@ def test_the_group_mean_by_turn_points_elsewhere():
 
 
 @pytest.mark.parametrize("group_size", [2, 3, 4])
-def test_it_is_unbiased_at_any_group_size(group_size: int):
+def test_turn_loo_is_unbiased_at_any_group_size(group_size: int):
     gradient = expected_gradient(
         lambda rewards: turn_loo_advantages(rewards, gamma=1.0), group_size=group_size
     )

@@ -79,7 +79,7 @@ def test_spread_of_equal_credits_is_the_advantage_to_the_bit():
 def test_spread_of_no_credit_is_zero():
     assert spread(2.0, np.zeros(2), num_tokens=np.array([1, 1])).tolist() == [0.0, 0.0]
     assert spread(2.0, np.array([1.0, -1.0]), num_tokens=np.array([3, 3])).tolist() == [0.0, 0.0]
-    almost = np.array([0.1, 0.2, -0.1 - 0.2 - 1e-16])  # what rounding leaves is no sum to divide by
+    almost = np.array([0.1, 0.2, -0.1 - 0.2 - 1e-16])  # a sum that is only rounding
     assert spread(2.0, almost, num_tokens=np.ones(3, int)).tolist() == [0.0] * 3
 
 
@@ -104,35 +104,35 @@ def test_compat_gives_the_recorded_sign_inversion():
     assert np.round(first, 2).tolist() == [-0.43, -0.53, -0.66, -0.83, 0.0]
 
 
-def test_its_sum_is_a_rounded_mean():
+def test_the_released_sum_is_a_rounded_mean():
     assert userrl_score([0.0, 1.0], method="sum", gamma=0.8) == 0.5
     assert userrl_score([1.0, 1.0, 0, 0, 0, 0, 0, 0], method="sum", gamma=0.8) == 0.25
     assert userrl_score([0.0, 0.0, 1.0], method="sum", gamma=0.8) == 0.3333
     assert userrl_score([], method="sum", gamma=0.8) == 0.0
 
 
-def test_its_reward_to_go_counts_from_the_first_turn():
+def test_the_released_reward_to_go_counts_from_the_first_turn():
     assert userrl_score([0.0, 0.0, 1.0], method="reward_to_go", gamma=0.8) == 0.8 * 0.8
     assert userrl_score([], method="reward_to_go", gamma=0.8) == 0.0
 
 
-def test_its_exponential_map_is_rounded_and_not_cut():
+def test_the_released_exponential_map_is_rounded_and_not_clipped():
     credits = userrl_credits([0.0, 0.5, 1.0, -1.0, 2.0], method="exponential", gamma=0.8)
     assert credits == [0.5, 0.8655, 1.0, -3.1945, 1.0677]
 
 
-def test_its_deviation_is_of_a_sample_and_has_an_epsilon():
+def test_the_released_deviation_is_of_a_sample_and_has_an_epsilon():
     """Scores 1 and 0: deviation sqrt(1/2)."""
     high, low = compat([[1.0], [0.0]], score="sum", credit="equalized")
     assert high[0] == pytest.approx(0.5 / (0.5**0.5 + 1e-6), rel=1e-6)
     assert low[0] == -high[0]
 
 
-def test_its_group_of_one_is_taken_as_it_is():
+def test_a_released_group_of_one_has_mean_zero_and_deviation_one():
     assert compat([[0.5, 0.5]], score="sum", credit="equalized")[0] == pytest.approx([0.5, 0.5], rel=2e-6)
 
 
-def test_it_has_neither_naive_credit_nor_other_scores():
+def test_the_release_has_neither_naive_credit_nor_other_scores():
     with pytest.raises(ValueError, match="naive: the release knows three"):
         compat(EXAMPLE, score="sum", credit="naive")
     with pytest.raises(ValueError, match="max: the release knows two"):

@@ -28,7 +28,7 @@ OK, FAILED, CUT = StopReason.TERMINATED, StopReason.SIMULATOR_ERROR, StopReason.
 
 @st.composite
 def configs(draw: st.DrawFn) -> LearnerConfig:
-    """Any estimator with all that goes with it, but those that ask the model."""
+    """Any estimator with its keys, except those that need the model."""
     advantage = draw(st.sampled_from([name for name, entry in ADVANTAGES.items() if not entry.asks_critic]))
     is_released = advantage == "userrl_compat"
     keys = {
@@ -124,7 +124,7 @@ def flat(table: pa.Table, **advantage: object) -> bool:
     return credited_by(table, **advantage).group_drop_reason == "flat"
 
 
-def test_equal_sums_are_flat_only_where_sums_are_compared():
+def test_equal_sums_are_flat_only_if_sums_are_compared():
     """One success after one turn, or after three."""
     group = group_of([[1.0], [0.0, 0.0, 1.0]])
     assert flat(group, trajectory_score="sum")
@@ -132,29 +132,30 @@ def test_equal_sums_are_flat_only_where_sums_are_compared():
     assert not flat(group, type="turn_loo", gamma=0.5)
 
 
-def test_different_sums_are_flat_where_only_the_best_turn_counts():
+def test_different_sums_are_flat_if_only_the_best_turn_counts():
     group = group_of([[1.0, 0.0], [1.0, 1.0]])
     assert flat(group, trajectory_score="max")
     assert not flat(group, trajectory_score="sum")
 
 
 def test_a_group_of_total_failures_is_flat_by_the_released_arithmetic():
-    """Nothing differs among failures; one success makes the difference."""
+    """Failures do not differ; one success does."""
     failures = group_of([[0.0], [0.0, 0.0]])
     released = {"type": "userrl_compat", "turn_credit": "reward_to_go"}
     assert flat(failures, **released)
     assert not flat(group_of([[0.0], [0.0, 1.0]]), **released)
 
 
-def test_trajectories_that_earned_the_same_are_flat_whatever_is_left_by_rounding():
-    """Released arithmetic leaves a score of 0.056 in eight times 0.7; the printed equation compares none."""
+def test_equal_trajectories_are_flat_despite_rounding():
+    """Released arithmetic gives a score of 0.056 for eight times 0.7; the printed equation compares no
+    scores."""
     group = group_of([[0.7, 0.7]] * 8)
     assert flat(group, type="userrl_compat", trajectory_score="sum")
     assert flat(group, type="userrl_printed", turn_credit="naive")
 
 
-def test_states_are_compared_where_the_estimator_asks_for_them():
-    """Equal outcomes; from the second state on one earned at once and the other only later."""
+def test_states_are_compared_if_the_estimator_reads_them():
+    """Equal outcomes; after the second state one trajectory earned at once, the other later."""
     group = group_of([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     apart = group_of([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], told=[["a", "b", "c"], ["d", "e", "f"]])
     gigpo = {"type": "gigpo", "trajectory_score": "sum", "gamma": 1.0}
@@ -162,7 +163,7 @@ def test_states_are_compared_where_the_estimator_asks_for_them():
     assert flat(apart, **gigpo)
 
 
-def test_turns_without_a_token_teach_nothing():
+def test_turns_without_a_token_have_no_gradient():
     """The first trajectory's only advantage other than zero is on a turn without tokens."""
     rewards = [[0.0, 1.0], [0.0, 0.0]]
     naive = {"trajectory_score": "sum", "turn_credit": "naive"}
@@ -226,7 +227,7 @@ def test_a_step_is_always_full_and_every_dropped_group_is_refilled_by_one_order(
         summary = replace(summarize(order, credited, duration_s=0.0), oldest_version=version)
         buffer.put(order, summary=summary, payload=None)
         refills = [order for _ in range(3) if (order := buffer.issue())]
-        assert len(refills) == is_flat, "a flat group's slot is refilled at once, no other's is"
+        assert len(refills) == is_flat, "only a flat group's slot is refilled at once"
         num_flat += is_flat
         if (step := buffer.take(groups_per_step, policy_version=version)) is not None:
             assert len(step) == groups_per_step

@@ -1,4 +1,4 @@
-"""The archive as others read it: whole files of one schema, at any moment of a run."""
+"""The archive for its readers: complete files of one schema, at any moment of a run."""
 
 import asyncio
 from pathlib import Path
@@ -64,7 +64,7 @@ def with_duckdb(folder: Path) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("read", [with_pandas, with_dataset, with_polars, with_duckdb])
-async def test_the_folder_can_be_read_after_every_step_of_a_run_that_goes_on(tmp_path: Path, read: Any):
+async def test_the_folder_can_be_read_after_every_step_of_a_running_run(tmp_path: Path, read: Any):
     folder = Archive(tmp_path)
     for step in range(1, 4):
         await write_step(folder, step)
@@ -72,7 +72,7 @@ async def test_the_folder_can_be_read_after_every_step_of_a_run_that_goes_on(tmp
 
 
 @pytest.mark.parametrize("read", [with_pandas, with_dataset, with_polars, with_duckdb])
-def test_a_file_that_is_being_written_is_nobodys_yet(
+def test_an_unfinished_file_is_invisible_to_readers(
     tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch
 ):
     write_tables(tmp_path / "step-00001.parquet", [group(1)])
@@ -81,7 +81,7 @@ def test_a_file_that_is_being_written_is_nobodys_yet(
 
     def write_and_look(table: pa.Table, where: Path, **options: Any) -> None:
         write(table, where, **options)
-        where.write_bytes(where.read_bytes()[:100])  # as half of it lies there
+        where.write_bytes(where.read_bytes()[:100])  # as a half-written file
         seen.append(read(tmp_path))
         assert sorted(path.name for path in tmp_path.glob("*.parquet")) == ["step-00001.parquet"]
         write(table, where, **options)
@@ -99,7 +99,7 @@ async def test_files_have_the_tables_own_columns_in_their_order(tmp_path: Path):
     assert all(schema.field(field.name).type == field.type for field in CREDITS)
 
 
-async def test_credit_that_is_lost_costs_no_row_and_is_counted(tmp_path: Path):
+async def test_a_lost_credit_table_loses_no_row_and_is_counted(tmp_path: Path):
     async def lost() -> pa.Table:
         raise ObjectLostError("1", b"", "")
 

@@ -47,7 +47,7 @@ def summary_of(
     return replace(summary, group_id=order.group_id, task_key=order.task_key)
 
 
-def test_groups_in_which_everything_failed_are_counted_until_one_succeeds():
+def test_lost_groups_are_counted_until_one_has_a_usable_trajectory():
     buffer = make_buffer(make_sizes())
     counts = []
     for reasons in ([FAILED, FAILED], [FAILED, FAILED], [OK, FAILED], [FAILED, FAILED]):
@@ -59,7 +59,7 @@ def test_groups_in_which_everything_failed_are_counted_until_one_succeeds():
     assert counts == [1, 2, 0, 1]
 
 
-def test_groups_without_any_reward_are_lost_like_those_that_failed():
+def test_groups_without_any_reward_count_as_lost():
     buffer = make_buffer(make_sizes())
     for count, rewards in enumerate(([math.nan, math.nan], [math.inf, math.nan]), start=1):
         finish(buffer, rewards)
@@ -75,16 +75,16 @@ def finish(buffer: Buffer, rewards: list[float], *, oldest: int = 0) -> GroupOrd
     return order
 
 
-def test_synchronous_training_orders_one_step_and_no_more():
+def test_synchronous_training_orders_the_groups_of_one_step():
     buffer = make_buffer(make_sizes(groups_per_step=2, max_off_policy_steps=0))
     assert [buffer.issue() is None for _ in range(3)] == [False, False, True]
 
 
-def test_slots_are_one_step_of_groups_for_each_allowed_version():
+def test_there_are_slots_for_one_step_of_groups_per_allowed_version():
     assert make_sizes(groups_per_step=4, max_off_policy_steps=2).num_slots == 12
 
 
-def test_a_slot_is_freed_by_release_and_neither_by_take_nor_by_booking():
+def test_a_slot_is_freed_by_release_and_neither_by_take_nor_by_mark_trained():
     buffer = make_buffer(make_sizes(groups_per_step=1))
     order = finish(buffer, [0.0, 1.0])
     assert buffer.take(1, policy_version=0) is not None
@@ -96,7 +96,7 @@ def test_a_slot_is_freed_by_release_and_neither_by_take_nor_by_booking():
     assert buffer.issue() is not None
 
 
-def test_a_group_that_ages_while_it_waits_is_dropped_at_the_moment_of_use():
+def test_a_group_that_became_stale_while_ready_is_dropped_when_a_step_wants_it():
     buffer = make_buffer(make_sizes(groups_per_step=1, max_off_policy_steps=1))
     orders = [finish(buffer, [0.0, 1.0], oldest=3) for _ in range(2)]
     taken = [buffer.take(1, policy_version=version) for version in (4, 5)]
@@ -111,7 +111,7 @@ def test_a_flat_group_is_dropped_and_frees_its_slot():
     assert buffer.issue() is not None
 
 
-def test_a_failed_trajectory_is_dropped_alone_where_two_others_differ():
+def test_a_failed_trajectory_is_dropped_alone_if_two_others_differ():
     buffer = make_buffer(make_sizes(group_size=3, groups_per_step=1))
     order = buffer.issue()
     assert order is not None
@@ -135,7 +135,7 @@ def test_a_failed_trajectory_is_dropped_alone_where_two_others_differ():
         ([math.nan] * 3, [OK, FAILED, OK], {"failed": 1, "unscored": 2}),
     ],
 )
-def test_what_failures_and_missing_rewards_leave_over_is_booked_under_its_own_reason(
+def test_each_trajectory_of_a_dropped_group_is_counted_under_its_own_reason(
     rewards: list[float], reasons: list[StopReason], dropped: dict[str, int]
 ):
     buffer = make_buffer(make_sizes(group_size=3, groups_per_step=1))
@@ -145,7 +145,7 @@ def test_what_failures_and_missing_rewards_leave_over_is_booked_under_its_own_re
     assert {reason: count for reason, count in buffer.ledger().dropped.items() if count} == dropped
 
 
-def test_a_group_one_step_too_old_is_stale_and_one_just_in_time_is_not():
+def test_a_group_one_version_too_old_is_stale_and_one_at_the_bound_is_not():
     buffer = make_buffer(make_sizes(groups_per_step=1, max_off_policy_steps=1))
     finish(buffer, [0.0, 1.0], oldest=1)
     kept = finish(buffer, [0.0, 1.0], oldest=2)
@@ -154,14 +154,14 @@ def test_a_group_one_step_too_old_is_stale_and_one_just_in_time_is_not():
     assert buffer.ledger().dropped["stale"] == 2
 
 
-def test_take_gives_the_oldest_groups_first():
+def test_take_returns_the_oldest_groups_first():
     buffer = make_buffer(make_sizes(groups_per_step=2, max_off_policy_steps=3))
     ids = [finish(buffer, [0.0, 1.0], oldest=oldest).group_id for oldest in (3, 1, 2)]
     groups = buffer.take(2, policy_version=3)
     assert groups is not None and [group.order.group_id for group in groups] == [ids[1], ids[2]]
 
 
-def test_forgotten_orders_are_issued_again_first_and_not_booked_twice():
+def test_requeued_orders_are_issued_first_and_counted_once():
     buffer = make_buffer(make_sizes(groups_per_step=2, max_off_policy_steps=1))
     first, second, third = (buffer.issue() for _ in range(3))
     assert first and second and third
@@ -182,7 +182,7 @@ def test_a_second_put_is_ignored_and_counted():
     assert (buffer.ledger(), buffer.num_puts_ignored) == (before, 1)
 
 
-def test_a_group_that_comes_home_after_its_holder_was_forgotten_is_used_once():
+def test_a_group_that_arrives_after_it_was_requeued_is_used_once():
     buffer = make_buffer(make_sizes(groups_per_step=1))
     order = buffer.issue()
     assert order is not None
@@ -221,7 +221,7 @@ GROUPS = st.sampled_from(
 
 
 class BufferLaws(RuleBasedStateMachine):
-    """Any interleaving of everything that can happen to a buffer, beside a model that only remembers."""
+    """Any interleaving of a buffer's events, next to a model that only records them."""
 
     @initialize(max_off_policy_steps=st.integers(0, 2), groups_per_step=st.integers(1, 3))
     def start(self, max_off_policy_steps: int, groups_per_step: int) -> None:
@@ -230,8 +230,8 @@ class BufferLaws(RuleBasedStateMachine):
         )
         self.buffer = make_buffer(self.sizes)
         self.version = 0
-        self.live = 0  # the version in the engines; a step may end before its weights are there
-        self.booked: list[int] = []
+        self.live = 0  # the engines' version; a step may end before its weights arrive
+        self.unreleased: list[int] = []
         self.working: list[tuple[GroupOrder, int]] = []  # (order, version it began on)
         self.tasks: dict[int, int] = {}  # group id to task index
         self.taken: list[FinishedGroup] = []
@@ -261,7 +261,7 @@ class BufferLaws(RuleBasedStateMachine):
     def put_again(self, data: st.DataObject) -> None:
         order = data.draw(st.sampled_from(self.ended))
         if order.group_id in self.buffer.ids("held") or order.group_id in self.buffer.ids("waiting"):
-            return  # to be generated again after a restore: the next put is its first
+            return  # open again after a restore: the next put is its first
         before = self.buffer.ledger()
         assert not self.buffer.put(order, summary=summary_of(order, [0.0, 1.0, 2.0]), payload=None)
         assert self.buffer.ledger() == before
@@ -280,36 +280,36 @@ class BufferLaws(RuleBasedStateMachine):
 
     @precondition(lambda self: self.taken)
     @rule()
-    def book(self) -> None:
-        self.release()  # one version is on its way at a time
+    def mark_trained(self) -> None:
+        self.release()  # one version is sent at a time
         self.version += 1
-        self.booked = [group.order.group_id for group in self.taken]
-        self.buffer.mark_trained(self.booked)
-        self.trained.update(self.booked)
+        self.unreleased = [group.order.group_id for group in self.taken]
+        self.buffer.mark_trained(self.unreleased)
+        self.trained.update(self.unreleased)
         self.taken = []
 
     @rule()
     def release(self) -> None:
         """The weights of the last step are live."""
         num_open = self.buffer.num_open
-        self.buffer.release(self.booked)
-        assert self.buffer.num_open == num_open - len(self.booked)
-        self.live, self.booked = self.version, []
+        self.buffer.release(self.unreleased)
+        assert self.buffer.num_open == num_open - len(self.unreleased)
+        self.live, self.unreleased = self.version, []
 
     @rule(stragglers=st.integers(0, 2))
     def train_one_step(self, stragglers: int) -> None:
-        """The usual course, which takes random sequences far: all but a few old groups come home."""
+        """The usual sequence, so that random ones get far: all but a few old groups arrive."""
         self.issue(self.sizes.num_slots)
         usual = ([0.0, 0.5, 1.0], [OK, OK, OK])
         self.put([usual] * max(0, len(self.working) - stragglers), newest_first=True)
         self.take()
         if self.taken:
-            self.book()
+            self.mark_trained()
 
     @precondition(lambda self: self.buffer.ids("held"))
     @rule(data=st.data())
-    def take_back(self, data: st.DataObject) -> None:
-        """Its holder is lost, or only late: what it was playing may still come home."""
+    def requeue(self, data: st.DataObject) -> None:
+        """Its worker is lost, or only late: its result may still arrive."""
         lost = data.draw(st.lists(st.sampled_from(self.buffer.ids("held")), unique=True, min_size=1))
         self.buffer.requeue(lost)
         assert set(lost) <= set(self.buffer.ids("waiting"))
@@ -320,7 +320,7 @@ class BufferLaws(RuleBasedStateMachine):
         state = json.loads(json.dumps(self.buffer.state()))
         self.buffer = Buffer.from_state(state, sizes=self.sizes, source=source())
         assert self.buffer.ledger() == before
-        self.working, self.taken, self.booked = [], [], []
+        self.working, self.taken, self.unreleased = [], [], []
         self.live = self.version
 
     @invariant()
@@ -331,7 +331,8 @@ class BufferLaws(RuleBasedStateMachine):
         assert ledger.closes()
         assert self.buffer.num_open <= self.sizes.num_slots
         assert ledger.issued == self.sizes.group_size * len(self.tasks)
-        assert sorted(self.tasks.values()) == list(range(len(self.tasks)))  # no task skipped, none twice
+        # No task is skipped or drawn twice.
+        assert sorted(self.tasks.values()) == list(range(len(self.tasks)))
         assert max(self.trained.values(), default=0) <= 1
 
 

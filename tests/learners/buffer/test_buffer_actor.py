@@ -1,4 +1,4 @@
-"""Laws of the two feeds as real Ray actors."""
+"""The two work sources as real Ray actors."""
 
 import asyncio
 import sys
@@ -83,17 +83,17 @@ def summary_of(order: GroupOrder, rewards: tuple[float, float]) -> GroupSummary:
     )
 
 
-class Holder:
-    """What a rollout actor does with a feed, without the dialogues."""
+class Worker:
+    """A rollout actor's calls to a work source, without the dialogues."""
 
     def __init__(self, name: str):
         self._name = name
 
-    def work(self, feed: Actor, rewards: list[tuple[float, float]]) -> list[GroupOrder]:
+    def work(self, work_source: Actor, rewards: list[tuple[float, float]]) -> list[GroupOrder]:
         """Takes one order for each of `rewards` and finishes it."""
         done: list[GroupOrder] = []
         for pair in rewards:
-            (order,) = get(feed.next_orders.remote(self._name, 1))
+            (order,) = get(work_source.next_orders.remote(self._name, 1))
             # More than Ray passes inside a message: the table travels through the object store.
             table = pa.table(
                 {
@@ -104,13 +104,13 @@ class Holder:
                 }
             )
             done_group = FinishedGroup(order=order, summary=summary_of(order, pair), table=table)
-            get(feed.put.remote(GroupBatch.of([done_group])))
+            get(work_source.put.remote(GroupBatch.of([done_group])))
             done.append(order)
         return done
 
-    def ask(self, feed: Actor, num: int) -> list[GroupOrder]:
+    def ask(self, work_source: Actor, num: int) -> list[GroupOrder]:
         """Takes orders and never finishes them."""
-        return get(feed.next_orders.remote(self._name, num))
+        return get(work_source.next_orders.remote(self._name, num))
 
 
 @ray.remote(num_cpus=0)
@@ -119,7 +119,7 @@ def get_error() -> None:
 
 
 class LateEngine:
-    """An engine whose weights arrive when the test says so."""
+    """An engine whose weights arrive on the test's call."""
 
     def __init__(self) -> None:
         self._arrived = asyncio.Event()
@@ -132,143 +132,143 @@ class LateEngine:
         self._arrived.set()
 
 
-def work(feed: Actor, rewards: list[tuple[float, float]], *, name: str = "a") -> list[GroupOrder]:
-    holder = start(Holder, name)
-    done = get(holder.work.remote(feed, rewards))
-    ray.kill(holder)  # whatever a feed holds must outlive its maker
+def work(work_source: Actor, rewards: list[tuple[float, float]], *, name: str = "a") -> list[GroupOrder]:
+    worker = start(Worker, name)
+    done = get(worker.work.remote(work_source, rewards))
+    ray.kill(worker)  # the table must outlive the actor that made it
     return done
 
 
 def test_a_table_outlives_the_actor_that_made_it(tmp_path: Path):
-    feed = make_buffer(tmp_path)
-    work(feed, [(0.0, 1.0)])
+    work_source = make_buffer(tmp_path)
+    work(work_source, [(0.0, 1.0)])
     time.sleep(1.0)
-    (group,) = get(feed.take.remote(1, 0, WAIT_S))
+    (group,) = get(work_source.take.remote(1, 0, WAIT_S))
     table = group.payload.of(get(group.payload.ref))
     assert table["trajectory"].to_pylist() == [0, 0, 1]
-    ray.kill(feed)
+    ray.kill(work_source)
 
 
-def test_booked_groups_are_archived_at_once_and_their_slots_are_freed_when_the_weights_are_live(
+def test_trained_groups_are_archived_at_once_and_their_slots_are_freed_when_the_weights_are_live(
     tmp_path: Path,
 ):
-    feed = make_buffer(tmp_path)
-    work(feed, [(1.0, 1.0), (0.0, 1.0)])  # the flat one gives its slot back at once
-    (group,) = get(feed.take.remote(1, 0, WAIT_S))
-    asked = feed.next_orders.remote("b", 4)
-    summaries = get(feed.mark_trained.remote([group.order.group_id], 3))
+    work_source = make_buffer(tmp_path)
+    work(work_source, [(1.0, 1.0), (0.0, 1.0)])  # the flat group's slot is free at once
+    (group,) = get(work_source.take.remote(1, 0, WAIT_S))
+    asked = work_source.next_orders.remote("b", 4)
+    summaries = get(work_source.mark_trained.remote([group.order.group_id], 3))
     assert [tuple(summary.rewards) for summary in summaries] == [(1.0, 1.0), (0.0, 1.0)]
     engine = start(LateEngine)
     live = [engine.receive.remote(), ray.put({})]
-    released = feed.release.remote([group.order.group_id], 1, live)
+    released = work_source.release.remote([group.order.group_id], 1, live)
     assert ray.wait([asked, released], timeout=1.0)[0] == []  # a long poll: no slot before all are live
     get(engine.arrive.remote())
     assert [order.group_id for order in get(asked)] == [2]
     get(released)
-    work_metrics = get(feed.metrics.remote())
+    work_metrics = get(work_source.metrics.remote())
     assert work_metrics["ledger/trained"] == 2 and work_metrics["ledger/dropped/flat"] == 2
-    get(feed.close.remote())
+    get(work_source.close.remote())
     rows = pq.read_table(tmp_path / "trajectories" / "step-00003.parquet")
     assert rows["outcome"].to_pylist() == ["dropped:flat"] * 3 + ["trained"] * 3
     assert rows["step"].to_pylist() == [3] * 6
     assert [path.name for path in (tmp_path / "trajectories").iterdir()] == ["step-00003.parquet"]
-    ray.kill(feed)
+    ray.kill(work_source)
 
 
-def test_take_that_waits_in_vain_names_group_and_holder(tmp_path: Path):
-    feed = make_buffer(tmp_path)
-    holder = start(Holder, "rollout-3")
-    get(holder.ask.remote(feed, 1))
+def test_a_take_that_times_out_names_group_and_worker(tmp_path: Path):
+    work_source = make_buffer(tmp_path)
+    worker = start(Worker, "rollout-3")
+    get(worker.ask.remote(work_source, 1))
     with pytest.raises(TimeoutError, match=r"0 of 1 groups are ready .*group 0 with rollout-3 for \d+ s"):
-        get(feed.take.remote(1, 0, 0.3))
-    for actor in (holder, feed):
+        get(work_source.take.remote(1, 0, 0.3))
+    for actor in (worker, work_source):
         ray.kill(actor)
 
 
-def test_orders_of_a_forgotten_holder_go_to_the_next_and_a_restored_buffer_issues_them_again(tmp_path: Path):
-    feed = make_buffer(tmp_path, groups_per_step=2)
-    dead = start(Holder, "dead")
-    orders = get(dead.ask.remote(feed, 5))
-    dead.ask.remote(feed, 5)  # it dies in the middle of a long poll, which must not win the orders again
+def test_orders_of_a_dead_worker_are_reassigned_and_a_restored_buffer_issues_them_again(tmp_path: Path):
+    work_source = make_buffer(tmp_path, groups_per_step=2)
+    dead = start(Worker, "dead")
+    orders = get(dead.ask.remote(work_source, 5))
+    dead.ask.remote(work_source, 5)  # it dies during a long poll, which must not get the orders again
     time.sleep(0.5)
     ray.kill(dead)
-    assert get(feed.reassign_groups_of.remote("dead")) == [0, 1]
-    assert get(feed.next_orders.remote("alive", 5)) == orders
-    state = get(feed.state.remote())
+    assert get(work_source.reassign_groups_of.remote("dead")) == [0, 1]
+    assert get(work_source.next_orders.remote("alive", 5)) == orders
+    state = get(work_source.state.remote())
     restored = make_buffer(tmp_path, groups_per_step=2)
     get(restored.restore.remote(state, 0))
     assert get(restored.next_orders.remote("new", 5)) == orders
     assert get(restored.ledger.remote()).issued == 4
-    for actor in (feed, restored):
+    for actor in (work_source, restored):
         ray.kill(actor)
 
 
-def test_no_slot_is_freed_where_an_engine_could_not_load_the_weights(tmp_path: Path):
-    feed = make_buffer(tmp_path)
-    work(feed, [(0.0, 1.0)])
-    (group,) = get(feed.take.remote(1, 0, WAIT_S))
-    get(feed.mark_trained.remote([group.order.group_id], 1))
+def test_no_slot_is_freed_if_an_engine_could_not_load_the_weights(tmp_path: Path):
+    work_source = make_buffer(tmp_path)
+    work(work_source, [(0.0, 1.0)])
+    (group,) = get(work_source.take.remote(1, 0, WAIT_S))
+    get(work_source.mark_trained.remote([group.order.group_id], 1))
     broken = get_error.remote()
     with pytest.raises(ValueError, match="the weights lack a parameter"):
-        get(feed.release.remote([group.order.group_id], 1, [broken, ray.put({})]))
-    metrics = get(feed.metrics.remote())
+        get(work_source.release.remote([group.order.group_id], 1, [broken, ray.put({})]))
+    metrics = get(work_source.metrics.remote())
     assert (metrics["buffer/slots_taken"], metrics["ledger/in_flight"]) == (1, 0)
-    ray.kill(feed)
+    ray.kill(work_source)
 
 
-def test_slots_are_freed_though_an_engine_died_that_serves_no_old_weights_either(tmp_path: Path):
-    feed = make_buffer(tmp_path)
-    work(feed, [(0.0, 1.0)])
-    (group,) = get(feed.take.remote(1, 0, WAIT_S))
-    get(feed.mark_trained.remote([group.order.group_id], 1))
+def test_slots_are_freed_if_an_engine_died(tmp_path: Path):
+    work_source = make_buffer(tmp_path)
+    work(work_source, [(0.0, 1.0)])
+    (group,) = get(work_source.take.remote(1, 0, WAIT_S))
+    get(work_source.mark_trained.remote([group.order.group_id], 1))
     engine = start(LateEngine)
     live = engine.receive.remote()
     ray.kill(engine)
-    get(feed.release.remote([group.order.group_id], 1, [live, ray.put({})]))
-    assert get(feed.metrics.remote())["buffer/slots_taken"] == 0
-    ray.kill(feed)
+    get(work_source.release.remote([group.order.group_id], 1, [live, ray.put({})]))
+    assert get(work_source.metrics.remote())["buffer/slots_taken"] == 0
+    ray.kill(work_source)
 
 
 def test_close_ends_a_long_poll_with_none(tmp_path: Path):
-    feed = make_buffer(tmp_path)
-    get(feed.next_orders.remote("a", 1))
-    asked = feed.next_orders.remote("b", 1)
-    get(feed.close.remote())
+    work_source = make_buffer(tmp_path)
+    get(work_source.next_orders.remote("a", 1))
+    asked = work_source.next_orders.remote("b", 1)
+    get(work_source.close.remote())
     assert get(asked) is None
-    ray.kill(feed)
+    ray.kill(work_source)
 
 
-def test_a_disk_that_cannot_be_written_is_counted_and_stops_nothing(tmp_path: Path):
+def test_a_failing_disk_is_counted_and_stops_nothing(tmp_path: Path):
     (tmp_path / "trajectories").write_text("a file where the folder should be")
-    feed = make_buffer(tmp_path)
+    work_source = make_buffer(tmp_path)
     for step in range(2):
-        work(feed, [(0.0, 1.0)])
-        (group,) = get(feed.take.remote(1, 0, WAIT_S))
-        get(feed.mark_trained.remote([group.order.group_id], step))
-        get(feed.release.remote([group.order.group_id], 0))
-    get(feed.close.remote())
-    metrics = get(feed.metrics.remote())
+        work(work_source, [(0.0, 1.0)])
+        (group,) = get(work_source.take.remote(1, 0, WAIT_S))
+        get(work_source.mark_trained.remote([group.order.group_id], step))
+        get(work_source.release.remote([group.order.group_id], 0))
+    get(work_source.close.remote())
+    metrics = get(work_source.metrics.remote())
     assert metrics["buffer/archive_failures"] == 2 and metrics["ledger/trained"] == 4
-    ray.kill(feed)
+    ray.kill(work_source)
 
 
-async def test_an_order_list_is_done_when_every_order_came_back_once(tmp_path: Path):
+async def test_a_fixed_work_source_ends_when_every_group_has_arrived(tmp_path: Path):
     keys = [TaskKey(gym="function", split="test", index=i, seed=7, difficulty=0) for i in range(3)]
     orders = [GroupOrder(group_id=i, task_key=key, group_size=2, seed=7) for i, key in enumerate(keys)]
-    feed = start(FixedWorkSource, orders, group_timeout_s=WAIT_S)
-    lost = await feed.next_orders.remote("dead", 2)
-    await asyncio.to_thread(work, feed, [(0.0, 1.0)])
-    (table,) = await feed.finished_since.remote(0)
+    work_source = start(FixedWorkSource, orders, group_timeout_s=WAIT_S)
+    lost = await work_source.next_orders.remote("dead", 2)
+    await asyncio.to_thread(work, work_source, [(0.0, 1.0)])
+    (table,) = await work_source.finished_since.remote(0)
     assert table.column_names == ["group_id", "trajectory", "text", "is_turn"]
     assert table["is_turn"].to_pylist() == [True, True, False]
-    assert await feed.finished_since.remote(1) == []
+    assert await work_source.finished_since.remote(1) == []
     with pytest.raises(TimeoutError, match="group 0 with dead; group 1 with dead"):
-        await feed.results.remote(0.2)
-    assert await feed.reassign_groups_of.remote("dead") == [order.group_id for order in lost]
-    await asyncio.to_thread(work, feed, [(1.0, 1.0), (0.0, 0.0)])
-    groups = await feed.results.remote(WAIT_S)
+        await work_source.results.remote(0.2)
+    assert await work_source.reassign_groups_of.remote("dead") == [order.group_id for order in lost]
+    await asyncio.to_thread(work, work_source, [(1.0, 1.0), (0.0, 0.0)])
+    groups = await work_source.results.remote(WAIT_S)
     assert [tuple(group.summary.rewards) for group in groups] == [(1.0, 1.0), (0.0, 0.0), (0.0, 1.0)]
-    assert await feed.next_orders.remote("a", 1) is None
-    await feed.write.remote(tmp_path / "evaluation.parquet")
+    assert await work_source.next_orders.remote("a", 1) is None
+    await work_source.write.remote(tmp_path / "evaluation.parquet")
     assert pq.read_table(tmp_path / "evaluation.parquet").num_rows == 9
-    ray.kill(feed)
+    ray.kill(work_source)

@@ -1,4 +1,4 @@
-"""A step's table joined to archived rows: every turn gets its own numbers, or nulls."""
+"""A step's credit table joined to archived rows: every turn gets its own numbers, or nulls."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def credits_of(*rows: tuple[tuple[int, int, int], float | None]) -> pa.Table:
     return pa.table([*keys, numbers, *others], schema=pa.unify_schemas([KEYS, CREDITS]))
 
 
-def test_each_turn_gets_its_own_numbers_whatever_the_order_of_the_groups():
+def test_each_turn_gets_its_own_numbers_in_any_order_of_the_groups():
     table = rows_of((4, 0, 0), (4, 0, 1), (4, 1, 0), (2, 0, 0), (9, 0, 0))
     credits = credits_of(
         ((9, 0, 0), 0.25), ((4, 0, 0), -1.0), ((4, 0, 1), None), ((4, 1, 0), 1.5), ((7, 0, 0), 8.0)
@@ -38,7 +38,7 @@ def test_each_turn_gets_its_own_numbers_whatever_the_order_of_the_groups():
 
 
 @pytest.mark.parametrize("credits", [None, pa.unify_schemas([KEYS, CREDITS]).empty_table()])
-def test_columns_are_there_and_null_where_no_step_says_anything(credits: pa.Table | None):
+def test_columns_of_groups_without_credits_are_null(credits: pa.Table | None):
     joined = with_credits(rows_of((1, 0, 0), (1, 0, 1)), credits)
     for field in CREDITS:
         assert joined.schema.field(field.name).type == pa.float32()
@@ -54,6 +54,6 @@ def test_columns_are_there_and_null_where_no_step_says_anything(credits: pa.Tabl
         [((4, 0, 0), 1.0), ((4, 0, 1), 1.0), ((4, 0, 2), 1.0)],
     ],
 )
-def test_numbers_of_other_turns_than_the_archives_are_refused(other: list[Any]):
+def test_credits_of_other_turns_than_the_archived_ones_are_refused(other: list[Any]):
     with pytest.raises(ValueError, match=r"^group 4: the learner's turns differ from the archived ones$"):
         with_credits(rows_of((4, 0, 0), (4, 0, 1)), credits_of(*other))

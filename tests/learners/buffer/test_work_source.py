@@ -1,4 +1,4 @@
-"""Laws of the feed's long polls, without Ray: who is woken, and that nobody is forgotten."""
+"""Long polls of a work source, without Ray: how many calls are woken, and that none is forgotten."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from tests.fakes import make_key
 
 
 class Counter(WorkSource):
-    """Hands out as many orders as it was told, and counts how often it was asked for one."""
+    """Issues `num_free` orders, and counts the requests."""
 
     def __init__(self) -> None:
         super().__init__(group_timeout_s=3600.0)
         self.num_free = 0
-        self.num_asked = 0
+        self.num_requests = 0
         self.num_issued = 0
         self.has_ended = False
 
@@ -28,7 +28,7 @@ class Counter(WorkSource):
         await self._notify()
 
     def _issue(self) -> GroupOrder | None:
-        self.num_asked += 1
+        self.num_requests += 1
         if not self.num_free:
             return None
         self.num_free -= 1
@@ -45,64 +45,64 @@ class Counter(WorkSource):
         return self.has_ended
 
 
-async def waiting(feed: Counter, num: int) -> list[asyncio.Task[list[GroupOrder] | None]]:
-    """So many askers that wait for an order."""
-    askers = [asyncio.create_task(feed.next_orders(f"asker-{index}", 1)) for index in range(num)]
-    while feed.num_asked < num:
+async def waiting(source: Counter, num: int) -> list[asyncio.Task[list[GroupOrder] | None]]:
+    """`num` calls that wait for an order."""
+    calls = [asyncio.create_task(source.next_orders(f"call-{index}", 1)) for index in range(num)]
+    while source.num_requests < num:
         await asyncio.sleep(0)
-    return askers
+    return calls
 
 
-async def test_an_order_wakes_one_of_a_thousand_askers():
-    feed = Counter()
-    askers = await waiting(feed, 1000)
-    await feed.free(1)
-    done, _ = await asyncio.wait(askers, return_when=asyncio.FIRST_COMPLETED)
-    assert [len(asker.result() or []) for asker in done] == [1]
-    assert feed.num_asked <= 1000 + 3, "the one that got it, and one more that looked for another"
-    await feed.end()
-    await asyncio.gather(*askers)
+async def test_an_order_wakes_one_of_a_thousand_waiting_calls():
+    source = Counter()
+    calls = await waiting(source, 1000)
+    await source.free(1)
+    done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert [len(call.result() or []) for call in done] == [1]
+    assert source.num_requests <= 1000 + 3, "the one that got it, and one more that checked for another"
+    await source.end()
+    await asyncio.gather(*calls)
 
 
-async def test_orders_that_come_together_reach_as_many_askers():
-    feed = Counter()
-    askers = await waiting(feed, 20)
-    await feed.free(7)
-    while sum(asker.done() for asker in askers) < 7:
+async def test_seven_orders_at_once_reach_seven_calls():
+    source = Counter()
+    calls = await waiting(source, 20)
+    await source.free(7)
+    while sum(call.done() for call in calls) < 7:
         await asyncio.sleep(0)
-    assert sorted(orders[0].group_id for asker in askers if asker.done() and (orders := asker.result())) == [
+    assert sorted(orders[0].group_id for call in calls if call.done() and (orders := call.result())) == [
         *range(1, 8)
     ]
-    await feed.end()
-    assert [await asker for asker in askers].count(None) == 13
+    await source.end()
+    assert [await call for call in calls].count(None) == 13
 
 
-async def test_the_end_wakes_everybody():
-    feed = Counter()
-    askers = await waiting(feed, 50)
-    await feed.end()
-    assert await asyncio.wait_for(asyncio.gather(*askers), timeout=5.0) == [None] * 50
+async def test_the_end_wakes_all_calls():
+    source = Counter()
+    calls = await waiting(source, 50)
+    await source.end()
+    assert await asyncio.wait_for(asyncio.gather(*calls), timeout=5.0) == [None] * 50
 
 
-async def test_a_dead_asker_passes_an_order_on_to_the_next():
-    feed = Counter()
-    dead, alive = await waiting(feed, 2)
-    await feed.reassign_groups_of("asker-0")
-    await feed.free(1)
+async def test_the_call_of_a_dead_worker_passes_an_order_on_to_the_next():
+    source = Counter()
+    dead, alive = await waiting(source, 2)
+    await source.reassign_groups_of("call-0")
+    await source.free(1)
     assert await dead == []
     assert [order.group_id for order in await alive or []] == [1]
 
 
-async def test_a_holder_that_is_dismissed_gets_no_more_orders_and_keeps_what_it_has():
-    feed = Counter()
-    feed.num_free = 1
-    assert len(await feed.next_orders("leaving", 1) or []) == 1
-    asked = asyncio.create_task(feed.next_orders("leaving", 1))
-    while feed.num_asked < 2:
+async def test_a_draining_worker_gets_no_more_orders_and_keeps_its_groups():
+    source = Counter()
+    source.num_free = 1
+    assert len(await source.next_orders("leaving", 1) or []) == 1
+    asked = asyncio.create_task(source.next_orders("leaving", 1))
+    while source.num_requests < 2:
         await asyncio.sleep(0)
-    await feed.drain("leaving")
-    assert await asked is None, "in the middle of its long poll"
-    await feed.free(1)
-    assert await feed.next_orders("leaving", 1) is None
-    assert len(await feed.next_orders("staying", 1) or []) == 1
-    assert await feed.reassign_groups_of("leaving") == [1], "what it has is its own until then"
+    await source.drain("leaving")
+    assert await asked is None, "during its long poll"
+    await source.free(1)
+    assert await source.next_orders("leaving", 1) is None
+    assert len(await source.next_orders("staying", 1) or []) == 1
+    assert await source.reassign_groups_of("leaving") == [1], "its groups are its own until then"

@@ -1,9 +1,8 @@
-"""Kill -9 of everything, at any moment: the sequence of trained groups is that of a run without kills.
+"""Kill -9 of all processes at any moment: the sequence of trained groups is that of a run without kills.
 
-The buffer, its journal and its books are the real ones, without Ray; the disk forgets what was not synced.
-The engine is deterministic: what it says is a function of group and weights, and the weights are a digest of
-all that was ever trained, in order.
-"""
+Buffer, event log and archive are the real ones, without Ray; the disk loses what was not synced. The engine
+is deterministic: its text is a function of group and weights, and the weights are a digest of all trained
+groups in order."""
 
 import asyncio
 import hashlib
@@ -42,12 +41,12 @@ T = TypeVar("T")
 
 
 def says(group_id: int, weights: str) -> str:
-    """What the engine samples for a group."""
+    """The engine's text for a group."""
     return hashlib.sha256(f"{group_id} {weights}".encode()).hexdigest()[:12]
 
 
 def rewards_of(group_id: int) -> list[float]:
-    """A third of the groups teaches nothing."""
+    """A third of the groups is flat."""
     return [0.5, 0.5] if group_id % 3 == 1 else [0.0, 1.0]
 
 
@@ -57,7 +56,7 @@ def learn(weights: str, tables: list[pa.Table]) -> str:
 
 
 def undisturbed(num_steps: int) -> list[tuple[list[int], str]]:
-    """Group ids and weights of each synchronous step, by plain reckoning."""
+    """Group ids and weights of each synchronous step, computed directly."""
     steps, weights, ids = [], "new", iter(range(10**6))
     for _ in range(num_steps):
         mine: list[int] = []
@@ -71,26 +70,26 @@ def undisturbed(num_steps: int) -> list[tuple[list[int], str]]:
 
 
 class LoopLog(InlineLog):
-    """Writes in the next round of the event loop: what was appended in this one goes together."""
+    """Writes in the next iteration of the event loop, all entries of this one together."""
 
     def _start(self) -> None:
         asyncio.get_running_loop().call_soon(self.write)
 
 
 class Crashes(RuleBasedStateMachine):
-    """A run in lives. What `self` knows beside `feed`, `disk` and what the life holds is the truth from
-    outside, that outlives every crash."""
+    """A run of several processes. All of `self` but the buffer, the disk and the process's own state is an
+    outside record that survives every crash."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.folder = Path(tempfile.mkdtemp())
         self.taken: dict[int, list[tuple[int, str]]] = {}
-        """By step: groups and what was said in them, once a learner may have seen them."""
-        self.home: set[int] = set()
+        """By step: groups and their texts, once a learner may have seen them."""
+        self.arrived: set[int] = set()
         """Groups whose arrival was confirmed."""
-        self.noted: dict[int, list[str]] = {}
-        """Turns by group, as they were sent last."""
+        self.published: dict[int, list[str]] = {}
+        """Published turns by group."""
         self.checkpoints: list[tuple[dict[str, Any] | None, int, list[str]]] = [(None, 0, ["new"])]
         self.disk = CrashingDisk()
 
@@ -103,8 +102,7 @@ class Crashes(RuleBasedStateMachine):
         self.live(CrashingDisk())
 
     def live(self, disk: CrashingDisk) -> None:
-        """The run goes on from its newest checkpoint, in a new process; one that dies at once is started
-        again."""
+        """Resumes from the newest checkpoint in a new process; one that dies at once is restarted."""
         while True:
             try:
                 self.run(self.resume(disk))
@@ -119,7 +117,7 @@ class Crashes(RuleBasedStateMachine):
         self.weights = list(weights)
         """By policy version."""
         log = LoopLog(self.folder / "journal", disk=disk, segment_bytes=600)
-        self.feed = LocalBuffer(
+        self.buffer = LocalBuffer(
             self.sizes,
             source=TaskSource({"function": 1.0}, split="train", seed=0, difficulty=0),
             run_folder=self.folder,
@@ -127,7 +125,7 @@ class Crashes(RuleBasedStateMachine):
             event_log=BufferEventLog(self.folder / "journal", log=log),
         )
         state = json.loads(json.dumps(state))
-        num_steps = await self.feed.restore(state, step, replay=True)
+        num_steps = await self.buffer.restore(state, step, replay=True)
         assert num_steps == len([one for one in self.taken if one > step]) or num_steps == -1
         assert num_steps >= 0 or not self.taken or max(self.taken) <= step
 
@@ -135,11 +133,11 @@ class Crashes(RuleBasedStateMachine):
         return self.loop.run_until_complete(asyncio.wait_for(work, WAIT_S))
 
     def attempt(self, work: Coroutine[Any, Any, Any]) -> None:
-        """The power may fail meanwhile."""
+        """The power may fail during it."""
         try:
             self.run(work)
         except LogClosedError:
-            self.next_life(power=True, seed=0)
+            self.restart_process(power=True, seed=0)
 
     @property
     def version(self) -> int:
@@ -147,22 +145,22 @@ class Crashes(RuleBasedStateMachine):
 
     @property
     def has_orders(self) -> bool:
-        buffer = self.feed._buffer
-        is_open = self.feed._issues_from_version is None
+        buffer = self.buffer._buffer
+        is_open = self.buffer._issues_from_version is None
         return is_open and (bool(buffer.ids("waiting")) or buffer.num_open < self.sizes.num_slots)
 
     @precondition(lambda self: self.has_orders)
     @rule(num=st.integers(1, 4))
     def order(self, num: int) -> None:
         async def work() -> None:
-            for order in await self.feed.next_orders("holder", num) or []:
-                assert order.group_id not in self.home, "finished groups are kept"
+            for order in await self.buffer.next_orders("worker", num) or []:
+                assert order.group_id not in self.arrived, "finished groups are kept"
                 assert order.group_id not in self.held
-                begun = await self.feed.partial_rollouts([order.group_id])
-                texts = [rows.to_pybytes().decode() for rows in begun[0]]
-                noted = self.noted.get(order.group_id, [])
-                assert texts == noted[: len(texts)] and order.num_completed_turns == len(texts)
-                self.noted[order.group_id] = texts
+                partial = await self.buffer.partial_rollouts([order.group_id])
+                texts = [rows.to_pybytes().decode() for rows in partial[0]]
+                published = self.published.get(order.group_id, [])
+                assert texts == published[: len(texts)] and order.num_completed_turns == len(texts)
+                self.published[order.group_id] = texts
                 self.held[order.group_id] = order
 
         self.attempt(work())
@@ -171,9 +169,9 @@ class Crashes(RuleBasedStateMachine):
     @rule(data=st.data())
     def turn(self, data: st.DataObject) -> None:
         group_id = data.draw(st.sampled_from(sorted(self.held)))
-        text = f"turn {len(self.noted[group_id])} of {group_id}"
-        self.noted[group_id].append(text)
-        self.attempt(self.feed.publish_turns("holder", [group_id], pa.py_buffer(text.encode())))
+        text = f"turn {len(self.published[group_id])} of {group_id}"
+        self.published[group_id].append(text)
+        self.attempt(self.buffer.publish_turns("worker", [group_id], pa.py_buffer(text.encode())))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -182,8 +180,8 @@ class Crashes(RuleBasedStateMachine):
 
         async def work() -> None:
             groups = [self.played(self.held.pop(group_id)) for group_id in ids]
-            assert await self.feed.put(GroupBatch.of(groups)) == [True] * len(groups)
-            self.home |= set(ids)
+            assert await self.buffer.put(GroupBatch.of(groups)) == [True] * len(groups)
+            self.arrived |= set(ids)
 
         self.attempt(work())
 
@@ -205,35 +203,35 @@ class Crashes(RuleBasedStateMachine):
     def train(self) -> None:
         async def work() -> None:
             version = self.version
-            groups = await self.feed.take(GROUPS_PER_STEP, version, WAIT_S)
+            groups = await self.buffer.take(GROUPS_PER_STEP, version, WAIT_S)
             tables = [await group.payload for group in groups]
             texts = [table["text"][0].as_py() for table in tables]
             seen = list(zip([group.order.group_id for group in groups], texts, strict=True))
-            assert self.taken.setdefault(version + 1, seen) == seen, "a step is never taken on other groups"
+            assert self.taken.setdefault(version + 1, seen) == seen, "a repeated step has the same groups"
             assert all(version - group.summary.oldest_version <= self.bound for group in groups)
             self.weights.append(learn(self.weights[-1], tables))
             ids = [group_id for group_id, _ in seen]
-            await self.feed.mark_trained(ids, version + 1)
-            await self.feed.release(ids, version + 1)
-            if version % 2:  # else it may still be written when everything is killed
-                await self.feed._archive.flush()
+            await self.buffer.mark_trained(ids, version + 1)
+            await self.buffer.release(ids, version + 1)
+            if version % 2:  # else a kill may come before the write
+                await self.buffer._archive.flush()
 
         self.attempt(work())
 
     @property
     def can_train(self) -> bool:
-        fresh = sum(oldest >= self.version - self.bound for oldest, _ in self.feed._buffer._ready)
-        is_repeated = self.feed._replay.is_active and self.version + 1 in self.taken
+        fresh = sum(oldest >= self.version - self.bound for oldest, _ in self.buffer._buffer._ready)
+        is_repeated = self.buffer._replay.is_active and self.version + 1 in self.taken
         return self.version < MAX_STEPS and (is_repeated or fresh >= GROUPS_PER_STEP)
 
     @rule()
     def checkpoint(self) -> None:
         async def work() -> None:
-            state = json.loads(json.dumps(await self.feed.state()))
+            state = json.loads(json.dumps(await self.buffer.state()))
             self.checkpoints.append((state, self.version, list(self.weights)))
             del self.checkpoints[:-KEEP]
             firsts = [state["journal"]["first"] if state else 0 for state, _, _ in self.checkpoints]
-            await self.feed.trim_log(min(firsts))
+            await self.buffer.trim_log(min(firsts))
 
         self.attempt(work())
 
@@ -243,57 +241,57 @@ class Crashes(RuleBasedStateMachine):
         dies_at=st.none() | st.integers(0, 40),
         full_at=st.frozensets(st.integers(0, 30), max_size=3),
     )
-    def next_life(
+    def restart_process(
         self, power: bool, seed: int, dies_at: int | None = None, full_at: frozenset[int] = frozenset()
     ) -> None:
-        """Everything is killed; where the power fails, what was not synced is gone or broken."""
-        # What it had not begun to write is lost with it.
-        self.feed._archive._folder = self.folder / "never"
-        self.run(self.feed._archive.flush())
+        """All processes are killed; if the power fails, unsynced bytes are lost or broken."""
+        # Unstarted writes are lost with it.
+        self.buffer._archive._folder = self.folder / "never"
+        self.run(self.buffer._archive.flush())
         if power:
             self.disk.lose_power(random.Random(seed))
         self.live(CrashingDisk(dies_at=dies_at, full_at=full_at, synced=self.disk.synced))
 
     @invariant()
     def laws(self) -> None:
-        if not hasattr(self, "feed"):
+        if not hasattr(self, "buffer"):
             return
-        ledger = self.run(self.feed.ledger())
+        ledger = self.run(self.buffer.ledger())
         assert ledger.closes()
         trained = [group_id for step in sorted(self.taken) for group_id, _ in self.taken[step]]
         assert len(trained) == len(set(trained)), "none is trained twice"
 
     def teardown(self) -> None:
-        if hasattr(self, "feed"):
+        if hasattr(self, "buffer"):
             self.end()
         self.loop.close()
         shutil.rmtree(self.folder)
 
     def end(self) -> None:
-        """The run goes on to its end without further trouble."""
-        self.next_life(power=True, seed=1)
+        """The run continues to its end without further faults."""
+        self.restart_process(power=True, seed=1)
         while self.version < MAX_STEPS:
             if self.can_train:
                 self.train()
-                self.run(self.feed._archive.flush())  # a disk that keeps up
+                self.run(self.buffer._archive.flush())  # a fast disk
             elif self.has_orders:
                 self.order(1)
             else:
                 ids = sorted(self.held)
                 groups = [self.played(self.held.pop(group_id)) for group_id in ids]
-                self.run(self.feed.put(GroupBatch.of(groups)))
-        self.run(self.feed.close())
+                self.run(self.buffer.put(GroupBatch.of(groups)))
+        self.run(self.buffer.close())
         found = [[group_id for group_id, _ in self.taken[step]] for step in sorted(self.taken)]
         if self.bound == 0:
             wanted = undisturbed(MAX_STEPS)
             assert found == [ids for ids, _ in wanted]
             assert self.weights[1:] == [weights for _, weights in wanted], "bit for bit"
-        ledger = self.run(self.feed.ledger())
+        ledger = self.run(self.buffer.ledger())
         assert ledger.trained == 2 * GROUPS_PER_STEP * MAX_STEPS
         self.check_archive(found)
 
     def check_archive(self, trained: list[list[int]]) -> None:
-        """Every group whose fate is known is on disk once, under the step that it had."""
+        """Every resolved group is on disk once, under its step."""
         rows = pa.concat_tables(
             pq.read_table(path) for path in sorted((self.folder / "trajectories").glob("*.parquet"))
         ).to_pylist()
@@ -302,7 +300,7 @@ class Crashes(RuleBasedStateMachine):
         for step, ids in enumerate(trained, start=1):
             mine = [row["group_id"] for row in rows if row["outcome"] == "trained" and row["step"] == step]
             assert sorted(set(mine)) == sorted(ids)
-        ledger = self.run(self.feed.ledger())
+        ledger = self.run(self.buffer.ledger())
         assert len(keys) == ledger.trained + sum(ledger.dropped.values())
 
 

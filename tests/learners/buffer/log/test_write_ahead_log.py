@@ -1,4 +1,4 @@
-"""Laws of the journal's files: what a crash leaves is a prefix, and nothing that was promised is missing."""
+"""Files of the write-ahead log: after a crash a prefix is left, and no confirmed entry is missing."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def opened(folder: Path, disk: LogDisk | None = None, *, segment_bytes: int = 2*
 
 
 def write(to: WriteAheadLog, *texts: str) -> list["Future[None]"]:
-    """An entry for each, with a body of its own."""
+    """One entry per text, with a body."""
     return [to.append("said", facts={"text": text}, body=pa.py_buffer(text.encode() * 3)) for text in texts]
 
 
@@ -52,32 +52,32 @@ def texts_of(folder: Path) -> list[str]:
 
 
 def kept(done: list["Future[None]"]) -> int:
-    """How many were promised."""
+    """Number of confirmed entries."""
     return sum(future.exception(timeout=WAIT_S) is None for future in done)
 
 
-def test_what_was_written_is_read_again_across_segments_and_lives(folder: Path) -> None:
-    for life in ("one", "two"):
+def test_entries_are_read_across_segments_and_processes(folder: Path) -> None:
+    for process in ("one", "two"):
         current = opened(folder, segment_bytes=200)
-        done = [write(current, f"{life}-{i}")[0].result(WAIT_S) for i in range(5)]
+        done = [write(current, f"{process}-{i}")[0].result(WAIT_S) for i in range(5)]
         current.close()
         assert done == [None] * 5
-    assert texts_of(folder) == [f"{life}-{i}" for life in ("one", "two") for i in range(5)]
+    assert texts_of(folder) == [f"{process}-{i}" for process in ("one", "two") for i in range(5)]
     assert len(segments(folder)) > 3
 
 
 @settings(max_examples=examples(150), deadline=None)
 @given(data=st.data())
-def test_after_any_crashes_the_journal_is_a_prefix_that_holds_all_that_was_promised(data: st.DataObject):
-    """Several lives: each writes some entries, meets a full disk now and then, and ends at some operation.
-    The process is killed, which loses nothing that it wrote, or the machine loses its power, and what was not
-    synced may be there, cut, or full of holes."""
+def test_after_any_crashes_the_log_is_a_prefix_with_all_confirmed_entries(data: st.DataObject):
+    """Several processes: each writes some entries, may find the disk full, and ends at some operation. The
+    process is killed, which loses nothing written, or the machine loses power, and unsynced bytes may be
+    complete, cut, or full of holes."""
     operation, rng = st.integers(0, 60), random.Random(data.draw(st.integers(0, 10**6)))
     with tempfile.TemporaryDirectory() as place:
         folder, disk = Path(place) / "journal", CrashingDisk()
-        promised: list[str] = []
+        confirmed: list[str] = []
         written: list[str] = []
-        for life in range(data.draw(st.integers(1, 5), label="lives")):
+        for process in range(data.draw(st.integers(1, 5), label="processes")):
             disk = CrashingDisk(
                 dies_at=data.draw(operation, label="dies at"),
                 full_at=data.draw(st.frozensets(operation, max_size=4), label="full at"),
@@ -86,24 +86,24 @@ def test_after_any_crashes_the_journal_is_a_prefix_that_holds_all_that_was_promi
             current = InlineLog(folder, disk=disk, segment_bytes=data.draw(st.sampled_from([150, 10**6])))
             try:
                 found = [entry.facts["text"] for entry in current.recover()]
-                assert found[: len(promised)] == promised
+                assert found[: len(confirmed)] == confirmed
                 assert found == written[: len(found)]
-                promised, written = found, list(found)
+                confirmed, written = found, list(found)
                 done = []
                 for i in range(data.draw(st.integers(0, 8), label="entries")):
-                    written.append(f"{life}-{i}")
+                    written.append(f"{process}-{i}")
                     done += write(current, written[-1])
                     if data.draw(st.booleans(), label="written now"):
                         current.write()
                 current.write()
                 assert all(future.exception() is None for future in done[: kept(done)]), "in their order"
-                promised = written[: len(found) + kept(done)]
-            except OSError:  # while it recovered: nothing new was promised
+                confirmed = written[: len(found) + kept(done)]
+            except OSError:  # during recovery: nothing new was confirmed
                 pass
             if data.draw(st.booleans(), label="power is lost"):
                 disk.lose_power(rng)
             left = texts_of(folder)
-            assert left[: len(promised)] == promised
+            assert left[: len(confirmed)] == confirmed
             assert left == written[: len(left)]
 
 
@@ -121,7 +121,7 @@ def test_a_torn_tail_is_cut_at_any_byte(folder: Path, cut: int) -> None:
     assert texts_of(folder) == (["first", "second"] if length == len(content) else ["first"])
 
 
-def test_a_bit_that_flips_ends_the_journal_and_what_follows_does_not_come_back(folder: Path) -> None:
+def test_a_flipped_bit_ends_the_log_and_later_entries_stay_void(folder: Path) -> None:
     current = opened(folder, segment_bytes=1)  # a segment for each
     for text in ("a", "b", "c"):
         write(current, text)[0].result(WAIT_S)
@@ -137,7 +137,7 @@ def test_a_bit_that_flips_ends_the_journal_and_what_follows_does_not_come_back(f
     assert texts_of(folder) == ["a", "d"]
 
 
-def test_a_full_disk_is_said_waited_for_and_loses_nothing(
+def test_a_full_disk_is_logged_retried_and_loses_nothing(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = CrashingDisk(full_at=frozenset(range(5, 40)))
@@ -147,13 +147,13 @@ def test_a_full_disk_is_said_waited_for_and_loses_nothing(
     current.close()
     assert texts_of(folder) == ["a", "b", "c", "d", "e"]
     assert current.num_failures > 1 and current.disk_error == ""
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2, "once when it began to wait, and once when it went on"
-    assert "waits for the disk: [Errno 28] No space left on device" in said[0]
-    assert said[1].endswith("the write-ahead log writes again")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2, "once when it starts to wait, and once when it writes again"
+    assert "waits for the disk: [Errno 28] No space left on device" in lines[0]
+    assert lines[1].endswith("the write-ahead log writes again")
 
 
-def test_a_journal_that_is_closed_on_a_full_disk_breaks_its_word_to_nobody(folder: Path) -> None:
+def test_a_log_that_is_closed_on_a_full_disk_confirms_no_entry(folder: Path) -> None:
     current = opened(folder, CrashingDisk(dies_at=0))
     done = write(current, "a")
     current.close()
@@ -164,7 +164,7 @@ def test_a_journal_that_is_closed_on_a_full_disk_breaks_its_word_to_nobody(folde
     assert texts_of(folder) == []
 
 
-def test_what_is_not_needed_goes_by_whole_segments(folder: Path) -> None:
+def test_unneeded_entries_are_deleted_by_whole_segments(folder: Path) -> None:
     current = opened(folder, segment_bytes=1)
     for text in "abcde":
         write(current, text)[0].result(WAIT_S)
@@ -175,7 +175,7 @@ def test_what_is_not_needed_goes_by_whole_segments(folder: Path) -> None:
     assert texts_of(folder) == ["d", "e", "f"]
 
 
-def test_numbers_that_a_checkpoint_knows_are_never_given_again(folder: Path) -> None:
+def test_numbers_that_a_checkpoint_names_are_never_reused(folder: Path) -> None:
     current = opened(folder)
     write(current, "a")[0].result(WAIT_S)
     current.close()
@@ -186,7 +186,7 @@ def test_numbers_that_a_checkpoint_knows_are_never_given_again(folder: Path) -> 
     assert [entry.number for entry in read_log(folder)] == [7]
 
 
-def test_a_format_of_later_is_refused_in_one_line(folder: Path) -> None:
+def test_a_later_format_is_refused_in_one_line(folder: Path) -> None:
     folder.mkdir()
     frame = frame_of(LogEntry(number=0, kind="format", facts={"format": 2}))
     (folder / "entries-000000000000.log").write_bytes(b"".join(bytes(part) for part in frame))
@@ -195,7 +195,7 @@ def test_a_format_of_later_is_refused_in_one_line(folder: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_the_header_is_json_that_anybody_can_read(folder: Path) -> None:
+def test_the_header_is_json(folder: Path) -> None:
     _, header, body = frame_of(LogEntry(number=5, kind="taken", facts={"group_ids": [1]}))
     assert json.loads(header) == {"number": 5, "kind": "taken", "group_ids": [1]}
     assert body.size == 0
