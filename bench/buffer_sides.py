@@ -211,7 +211,7 @@ class Producer:
 
     def num_bytes(self) -> int:
         """Of all tables."""
-        return sum(group.table.nbytes for group in self._tables)
+        return sum(group.payload.nbytes for group in self._tables)
 
     def send_rows(self, buffer: Any, *, fill: bool) -> None:
         """All groups in one call, which is the fastest for lists."""
@@ -245,7 +245,7 @@ def finished(order: GroupOrder, group: Sequence[Trajectory]) -> FinishedGroup:
     credited = credit_group(table, True, credit_of=LearnerConfig().credit_of)
     credited = dataclasses.replace(credited, group_drop_reason="")  # keeps groups whose dialogues are alike
     return FinishedGroup(
-        order=order, summary=summarize(order, credited, duration_s=1.0), table=credited.table
+        order=order, summary=summarize(order, credited, duration_s=1.0), payload=credited.table
     )
 
 

@@ -28,9 +28,6 @@ from simulators.task import TaskSource
 
 logger = logging.getLogger(__name__)
 
-GONE = (RayActorError, EngineGoneError)
-"""Exceptions of calls to an engine that has ended."""
-
 
 class BufferActor(WorkSource):
     """The work source of training."""
@@ -70,7 +67,7 @@ class BufferActor(WorkSource):
             dropped = ", ".join(
                 f"{reason} {count}" for reason, count in self._buffer.ledger().dropped.items()
             )
-            error = self._event_log.disk_error
+            error = self._event_log.log.disk_error
             disk = f"the write-ahead log waits for the disk: {error}; " if error else ""
             open_groups = self._describe_open(self._buffer.ids("waiting"))
             raise TimeoutError(f"{disk}{ready}; dropped so far: {dropped}; {open_groups}") from None
@@ -119,7 +116,8 @@ class BufferActor(WorkSource):
         `live` comes inside a list because Ray would wait for references that are arguments themselves.
         """
         for outcome in await asyncio.gather(*live, return_exceptions=True):
-            if isinstance(outcome, BaseException) and not isinstance(outcome, GONE):
+            has_ended = isinstance(outcome, RayActorError | EngineGoneError)
+            if isinstance(outcome, BaseException) and not has_ended:
                 raise outcome
         self._buffer.release(group_ids)
         if not self._replay.is_active:
@@ -141,7 +139,7 @@ class BufferActor(WorkSource):
             "buffer/puts_ignored": float(self._buffer.num_puts_ignored),
             "buffer/reissued": float(self.num_reassigned),
             "buffer/archive_failures": float(self._archive.num_failures),
-            "buffer/journal_failures": float(self._event_log.num_failures),
+            "buffer/journal_failures": float(self._event_log.log.num_failures),
         }
 
     async def num_lost_in_a_row(self) -> int:
@@ -171,7 +169,7 @@ class BufferActor(WorkSource):
     async def trim_log(self, before: int) -> None:
         """Deletes log entries before this one: `state()["journal"]["first"]` of the oldest checkpoint."""
         try:
-            await asyncio.to_thread(self._event_log.trim, before)
+            await asyncio.to_thread(self._event_log.log.trim, before)
         except OSError as error:
             logger.warning("unneeded segments of the write-ahead log could not be deleted: %s", error)
 
@@ -209,19 +207,16 @@ class BufferActor(WorkSource):
         self._closed = True
         await self._notify()
         self._archive.write_part(self._buffer.pop_resolved())
-        await asyncio.to_thread(self._event_log.close)
+        await asyncio.to_thread(self._event_log.log.close)
         await self._archive.flush()
 
     def _make_replay(self, events: LoggedEvents) -> LogReplay:
-        async def store(rows: pa.Buffer) -> "ObjectRef[pa.Table]":
-            return await asyncio.get_running_loop().run_in_executor(self._storing, self._store, rows)
-
         return LogReplay(
             events,
             buffer=self._buffer,
             event_log=self._event_log,
             partial_rollouts=self._partial_rollouts,
-            store=store,
+            store=self._stored,
             accept=self._accept,
         )
 

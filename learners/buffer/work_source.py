@@ -118,8 +118,7 @@ class WorkSource(ABC):
         with the process that put it, so that one put by a rollout actor would not survive the actor (Ray 2.56
         removed `_owner` from `ray.put`).
         """
-        # A full object store writes to disk first; meanwhile other calls are served.
-        ref = await asyncio.get_running_loop().run_in_executor(self._storing, self._store, batch.rows)
+        ref = await self._stored(batch.rows)
         if self._has_ended():
             return [False] * len(batch.orders)
         accepted = []
@@ -205,6 +204,11 @@ class WorkSource(ABC):
         num_others = len(self._assignments) + len(waiting) - len(held) - len(idle)
         others = [f"and {num_others} others"] if num_others else []
         return "; ".join([*held, *idle, *others]) or "no rollout actor has asked for orders"
+
+    async def _stored(self, rows: pa.Buffer) -> "ObjectRef[pa.Table]":
+        """Reference to these rows. A full object store writes to disk first; meanwhile other calls are
+        served."""
+        return await asyncio.get_running_loop().run_in_executor(self._storing, self._store, rows)
 
     def _store(self, rows: pa.Buffer) -> "ObjectRef[pa.Table]":
         """Runs in the storing thread."""

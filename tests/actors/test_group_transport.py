@@ -15,7 +15,7 @@ def finished(group_id: int, *, num_rows: int = 2) -> FinishedGroup:
     return FinishedGroup(
         order=GroupOrder(group_id=group_id, task_key=make_key("travel"), group_size=2, seed=0),
         summary=make_summary([0.0, 1.0]),
-        table=pa.payload(
+        payload=pa.table(
             {"group_id": [group_id] * num_rows, "ids": [[group_id, row] for row in range(num_rows)]}
         ),
     )

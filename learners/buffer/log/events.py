@@ -38,14 +38,8 @@ class EventKind(StrEnum):
     """The run was reset to a checkpoint: later events are void."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LogPosition:
-    """Position of a finished group in the log."""
-
-    number: int
-    """Of its entry."""
-    index: int
-    """Its index among the groups of that entry."""
+LogPosition = tuple[int, int]
+"""Position of a finished group in the log: number of its entry, index among the entry's groups."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,22 +107,12 @@ class BufferEventLog:
 
     def __init__(self, folder: Path, *, log: WriteAheadLog | None = None):
         """Reads the existing log. Raises OSError, and LogError for a log of a later version."""
-        self._log = log or WriteAheadLog(folder)
-        self._found = self._log.recover()
+        self.log = log or WriteAheadLog(folder)
+        self._found = self.log.recover()
         """Entries of earlier processes, until they are read or made void."""
         self._last: Future[None] | None = None
         self._positions: dict[int, LogPosition] = {}
         """By group, of the groups that a checkpoint may have to name."""
-
-    @property
-    def disk_error(self) -> str:
-        """Why nothing can be written at the moment; empty if it can."""
-        return self._log.disk_error
-
-    @property
-    def num_failures(self) -> int:
-        """Writes that had to be retried."""
-        return self._log.num_failures
 
     def read(self, position: int) -> LoggedEvents | None:
         """The events of earlier processes around entry `position`, see `events_around`."""
@@ -138,8 +122,8 @@ class BufferEventLog:
     def rewind(self, position: int) -> None:
         """The run resumes from a checkpoint at `position` without its events: later ones are void, and groups
         that were finished then are played again. Raises OSError."""
-        self._log.skip_to(position)
-        if self._log.next_number:
+        self.log.skip_to(position)
+        if self.log.next_number:
             self._append(EventKind.REWOUND, {"to": position})
         self._found = []
 
@@ -153,7 +137,7 @@ class BufferEventLog:
 
     def finished(self, batch: GroupBatch) -> "asyncio.Future[None]":
         """Groups arrived. Their tables are written as they came, unread."""
-        number = self._log.next_number
+        number = self.log.next_number
         facts = {
             "orders": [replace(order, num_completed_turns=0) for order in batch.orders],
             "summaries": batch.summaries,
@@ -161,7 +145,7 @@ class BufferEventLog:
         }
         for index, order in enumerate(batch.orders):
             # The first arrival of a group counts.
-            self._positions.setdefault(order.group_id, LogPosition(number=number, index=index))
+            self._positions.setdefault(order.group_id, (number, index))
         return asyncio.wrap_future(self._append(EventKind.FINISHED, facts, body=batch.rows))
 
     def replayed(self, group_id: int, position: LogPosition) -> None:
@@ -170,7 +154,7 @@ class BufferEventLog:
 
     def turns(self, group_ids: Sequence[int], rows: pa.Buffer) -> int:
         """Turns of these groups' dialogues were published. Returns the number of the entry."""
-        number = self._log.next_number
+        number = self.log.next_number
         self._append(EventKind.TURNS, {"group_ids": list(group_ids)}, body=rows)
         return number
 
@@ -201,29 +185,20 @@ class BufferEventLog:
         the log's end), the first entry that the checkpoint needs, and the positions of the ready groups and
         of resolved groups that no step has reported (`unreported`: their outcomes by id). `first_turns` is
         the oldest needed entry of turns. The positions of other groups are forgotten."""
-        position = self._log.next_number if position is None else position
+        position = self.log.next_number if position is None else position
         self.keep_positions((*ready, *unreported))
-        needed = [place.number for place in self._positions.values()]
-        places = {one: [place.number, place.index] for one, place in self._positions.items()}
+        needed = [number for number, _ in self._positions.values()]
         return {
             "position": position,
             "first": min([position, *needed, *([] if first_turns is None else [first_turns])]),
-            "ready": [places[one] for one in ready],
-            "settled": [[*places[one], list(outcomes)] for one, outcomes in unreported.items()],
+            "ready": [list(self._positions[one]) for one in ready],
+            "settled": [[*self._positions[one], list(outcomes)] for one, outcomes in unreported.items()],
         }
 
     def keep_positions(self, group_ids: Sequence[int]) -> None:
         """Forgets the positions of all other groups, which no later checkpoint names."""
         self._positions = {one: self._positions[one] for one in group_ids if one in self._positions}
 
-    def trim(self, before: int) -> None:
-        """Deletes entries before this one, by whole segments. Raises OSError."""
-        self._log.trim(before)
-
-    def close(self) -> None:
-        """Waits for pending writes, for a limited time."""
-        self._log.close()
-
     def _append(self, kind: str, facts: Mapping[str, Any], **body: pa.Buffer) -> "Future[None]":
-        self._last = self._log.append(kind, facts=facts, **body)
+        self._last = self.log.append(kind, facts=facts, **body)
         return self._last

@@ -16,7 +16,6 @@ from learners.buffer.log.events import (
     BufferEventLog,
     EventKind,
     LoggedEvents,
-    LogPosition,
     read_order,
     read_summary,
 )
@@ -72,7 +71,7 @@ class LogReplay:
         for number, index, outcomes in log_state["settled"]:
             if (entry := self._before.get(number)) is not None:
                 (group,) = await self._groups(entry, [index], outcomes=outcomes)
-                self._event_log.replayed(group.order.group_id, LogPosition(number=number, index=index))
+                self._event_log.replayed(group.order.group_id, (number, index))
                 self._buffer.resolved.append(group)
         for entry in self._before.values():
             if entry.kind == EventKind.TURNS:
@@ -140,7 +139,7 @@ class LogReplay:
 
     async def _put(self, entry: LogEntry, indices: Sequence[int]) -> None:
         for index, group in zip(indices, await self._groups(entry, indices), strict=True):
-            self._event_log.replayed(group.order.group_id, LogPosition(number=entry.number, index=index))
+            self._event_log.replayed(group.order.group_id, (entry.number, index))
             self._accept(group.order, group.summary, group.payload)
             self._partial_rollouts.forget(group.order.group_id)
 

@@ -1,6 +1,7 @@
 """The archive for its readers: complete files of one schema, at any moment of a run."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ async def fetched(table: pa.Table) -> pa.Table:
     return table
 
 
-def finished(group_id: int, *, outcomes: tuple[str, str]) -> FinishedGroup:
+def finished(group_id: int, *, outcomes: Sequence[str]) -> FinishedGroup:
     order = GroupOrder(group_id=group_id, task_key=make_key(), group_size=2, seed=0)
     summary = make_summary([0.0, 1.0])
     payload = fetched(credited(group(group_id)).table)

@@ -103,7 +103,7 @@ class Worker:
                     **{name: [[1], [2], []] for name in TOKEN_COLUMNS},
                 }
             )
-            done_group = FinishedGroup(order=order, summary=summary_of(order, pair), table=table)
+            done_group = FinishedGroup(order=order, summary=summary_of(order, pair), payload=table)
             get(work_source.put.remote(GroupBatch.of([done_group])))
             done.append(order)
         return done
