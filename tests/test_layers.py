@@ -46,12 +46,11 @@ PACKAGE_ORDER: dict[str, list[set[str]]] = {
         {
             "renderer",
             "trajectory_table",
-            "group_summary",
             "group_transport",
             "early_stop",
             "concurrency_target",
         },
-        {"engines", "partial_rollouts"},
+        {"engines", "partial_rollouts", "group_summary"},
         {"weights", "rollout"},
         {"rollout_setup"},
         {"rollout_actor"},
