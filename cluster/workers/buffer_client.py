@@ -20,7 +20,7 @@ from cluster.workers.supervisor import Supervisor
 
 TAKE_TIMEOUT_S = 600.0
 """If a step's groups are not ready within this time, beyond that after which a lost group is reissued, the
-run stops and names the stuck orders and their holders."""
+run stops and names the stuck orders and their workers."""
 CALL_TIMEOUT_S = 120.0
 RESTORE_TIMEOUT_S = 1800.0
 """Finished groups are read from the disk into the object store."""

@@ -72,11 +72,8 @@ class Buffer:
 
     def issue(self) -> GroupOrder | None:
         """Moves a group to "held": the oldest waiting one, else a new one; None if no slot is free."""
-        slot = None
-        while slot is None and self._waiting:
-            slot = self._slots.get(heapq.heappop(self._waiting))
-            slot = slot if slot is not None and slot.state == "waiting" else None
-        if slot is None and len(self._slots) < self.sizes.num_slots:
+        slot = self._next_waiting()
+        if slot is None and self.num_open < self.sizes.num_slots:
             slot = self._draw()
         if slot is None:
             return None
@@ -203,6 +200,13 @@ class Buffer:
             order = GroupOrder(**{**saved, "task_key": TaskKey(**saved["task_key"])})
             buffer._wait(buffer._add(order))
         return buffer
+
+    def _next_waiting(self) -> _Slot | None:
+        while self._waiting:
+            slot = self._slots.get(heapq.heappop(self._waiting))
+            if slot is not None and slot.state == "waiting":
+                return slot
+        return None
 
     def _draw(self) -> _Slot:
         order = GroupOrder(
