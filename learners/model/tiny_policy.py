@@ -2,7 +2,7 @@
 gyms' language.
 
 It is written as a folder that `from_pretrained` and vLLM load like a downloaded one. Numbers are tokenised
-digit by digit; each constant text (a gym's rules, a tool call's syntax) is one token. """
+digit by digit; each constant text (a gym's rules, a tool call's syntax) is one token."""
 
 import asyncio
 import json

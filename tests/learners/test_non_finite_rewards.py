@@ -144,7 +144,7 @@ def test_no_estimator_gives_a_trained_token_a_non_finite_advantage(advantage: An
     ],
 )
 def test_the_buffer_drops_a_group_without_a_gradient(trajectories: list[list[Turn]], outcome: dict[str, int]):
-    assert booked(group_of(*trajectories)) == outcome
+    assert outcomes_of(group_of(*trajectories)) == outcome
 
 
 def test_an_empty_table_has_no_samples():

@@ -18,8 +18,8 @@ import pytest
 from actors.group_transport import FinishedGroup, GroupBatch
 from actors.trajectory import GroupOrder, GroupSummary, StopReason
 from learners.buffer.buffer import BufferSizes
-from tests.effort import IS_SOAK
 from learners.buffer.work_source import ReassignedGroup
+from tests.effort import IS_SOAK
 from tests.fakes import make_summary
 from tests.learners.local_buffer import LocalBuffer, batch_of, make_local_buffer
 
