@@ -9,7 +9,7 @@ from functools import partial
 
 from cluster.chaos.cluster import ChaosCluster, Job, look
 from cluster.chaos.faults import Fault, FaultKind, Snapshot, is_mended
-from cluster.console.progress import say
+from cluster.console.log import info
 
 MEND_TIMEOUT_S = 300.0
 """A fault that is not mended by then never is; the next one comes."""
@@ -44,18 +44,18 @@ class FaultInjector:
         if not self._wait(can_strike, timeout_s=MEND_TIMEOUT_S):
             if self._is_over:
                 return False
-            say(f"{fault.title}: passed over: the run had none to strike for {MEND_TIMEOUT_S:.0f} s")
+            info(f"{fault.title}: passed over: the run had none to strike for {MEND_TIMEOUT_S:.0f} s")
             return True
         candidates = sorted(before.alive[fault.role])
         victim = candidates[int(fault.pick * len(candidates))]
         began = time.monotonic()
-        say(f"{fault.title}: pid {victim} | {before.last_step or 'before the first step'}")
+        info(f"{fault.title}: pid {victim} | {before.last_step or 'before the first step'}")
         victims = self._hit(fault, victim)
         mended = self._wait(partial(self._is_mended, fault, victims, before), timeout_s=MEND_TIMEOUT_S)
         mended = mended or self._job.exit_code == 0
         seconds = time.monotonic() - began
         self.recoveries.append((fault.kind, seconds))
-        say(f"{fault.title}: {'mended' if mended else 'not mended'} after {seconds:.1f}s")
+        info(f"{fault.title}: {'mended' if mended else 'not mended'} after {seconds:.1f}s")
         return True
 
     def wait_for_end(self) -> bool:
@@ -77,7 +77,7 @@ class FaultInjector:
                 return condition()
             if self._job.exit_code:
                 self._num_restarts += 1
-                say(f"the driver ended with {self._job.exit_code}: it is started again; see {self._job.log}")
+                info(f"the driver ended with {self._job.exit_code}: it is started again; see {self._job.log}")
                 self._job.start()
             time.sleep(LOOK_EVERY_S)
         return True

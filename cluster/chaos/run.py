@@ -14,7 +14,7 @@ from cluster.chaos.injector import FaultInjector
 from cluster.chaos.report import print_chaos
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import say
+from cluster.console.log import info
 from cluster.ray_cluster.placement import this_machine
 from cluster.run_folder.paths import RunFolder, write_whole
 
@@ -34,7 +34,7 @@ def chaos(config: RunConfig, *, num_kills: int, seed: int, as_json: bool) -> Non
         number = f"-{len(runs) + 1}" if runs else ""
         runs.append(_disturb(_named(config, name + number), faults))
     if faults:
-        say(f"{len(faults)} of {num_kills} faults had no run to strike")
+        info(f"{len(faults)} of {num_kills} faults had no run to strike")
     recoveries = [recovery for run in runs for recovery in run.recoveries]
     completed = all(run.completed for run in runs)
     accounts = sum((run.accounts for run in runs), ChaosAudit(lost=0, duplicated=0, stale=0))
@@ -42,7 +42,7 @@ def chaos(config: RunConfig, *, num_kills: int, seed: int, as_json: bool) -> Non
     each = [{"kind": kind, "recovery_s": seconds} for kind, seconds in recoveries]
     by_kind = summary_by_kind(recoveries)
     write_whole(first / "chaos.json", json.dumps({**result, "recovery_by_kind": by_kind, "faults": each}))
-    say(f"each fault with its seconds: {first / 'chaos.json'}")
+    info(f"each fault with its seconds: {first / 'chaos.json'}")
     if as_json:
         print(json.dumps(result))
         return

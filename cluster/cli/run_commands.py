@@ -65,7 +65,7 @@ def _train(arguments: argparse.Namespace, config: RunConfig) -> None:
     check_same_run(config)
     check_hub(config.policy.path, key="policy.path")
     check_hub(config.learner.reference or None, key="learner.kl.reference")
-    from cluster.console.progress import say
+    from cluster.console.log import info
     from cluster.run_folder.heartbeat import recorded
 
     folder = RunFolder.of(config)
@@ -73,7 +73,7 @@ def _train(arguments: argparse.Namespace, config: RunConfig) -> None:
         from cluster.evaluation.results import print_rows, read_rows
 
         print_rows(read_rows(folder.evaluation), as_json=arguments.json)
-        say(f"{folder.path} is finished; --run NAME starts another")
+        info(f"{folder.path} is finished; --run NAME starts another")
         return
     from cluster.driver.train import train
 

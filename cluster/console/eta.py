@@ -1,46 +1,46 @@
-"""Estimate of the remaining time from recent speed. Pure: timestamps are passed in, no clock is read."""
+"""Estimate of the remaining time from recent speed. Pure: timestamps (seconds of any one clock) are passed
+in."""
 
 from collections import deque
 
-KEPT_APART = 0.01
-"""Part of the time so far that lies between two moments that are kept: how many there are then depends on no
-number of parts."""
+SAMPLE_SHARE = 0.01
+"""Two kept samples are at least this share of the elapsed time apart: their number is bounded, however many
+parts the work has."""
 LAST_EVALUATION = ("evaluate untrained", "evaluate sft")
 """Stages with as many dialogues as the evaluation at the end of a run."""
 
 
 class EtaEstimator:
-    """Work that is done in parts: how much when, and what that says of the rest. Moments are seconds on any
-    one clock."""
+    """Remaining time of work that is done in parts."""
 
     def __init__(self, *, total: float, at: float, done: float = 0.0):
         self.total = total
         self.done = done
         self._began_at = at
-        self._moments: deque[tuple[float, float]] = deque([(at, done)])
-        """(moment, done by then), the oldest first; the first of them is older than the newer half."""
+        self._samples: deque[tuple[float, float]] = deque([(at, done)])
+        """(time, work done by then), oldest first; the first is older than the newer half."""
 
     def advance(self, amount: float, *, at: float) -> None:
-        """So much more is done."""
+        """Adds finished work."""
         self.done += amount
-        if at - self._moments[-1][0] >= KEPT_APART * self.elapsed_s(at):
-            self._moments.append((at, self.done))
-        while len(self._moments) > 1 and self._moments[1][0] <= self._half(at):
-            self._moments.popleft()
+        if at - self._samples[-1][0] >= SAMPLE_SHARE * self.elapsed_s(at):
+            self._samples.append((at, self.done))
+        while len(self._samples) > 1 and self._samples[1][0] <= self._half(at):
+            self._samples.popleft()
 
     def elapsed_s(self, at: float) -> float:
         return max(0.0, at - self._began_at)
 
     def left_s(self, at: float) -> float | None:
-        """Seconds until all is done, at the speed of the newer half of the time so far; None where nothing
-        was done in it.
+        """Seconds until all is done, at the speed of the newer half of the elapsed time; None if nothing was
+        done in it.
 
         Example: 2 of 10 parts after 20 s, each in 10 s, leave 80 s.
         """
         if self.done >= self.total:
             return 0.0
-        then, before = self._moments[0]
-        for moment, done in self._moments:
+        then, before = self._samples[0]
+        for moment, done in self._samples:
             if moment > self._half(at):
                 break
             then, before = moment, done
@@ -52,21 +52,21 @@ class EtaEstimator:
 
 
 class RunClock:
-    """The time that a run still takes: its steps, and the evaluation after them."""
+    """Remaining time of a run: its steps, and the evaluation after them."""
 
     def __init__(self, *, num_steps: int):
         self._num_steps = num_steps
         self._steps: EtaEstimator | None = None
         self._evaluation_s = 0.0
 
-    def stage_over(self, name: str, *, elapsed_s: float) -> None:
-        """A stage took so long."""
+    def finish_stage(self, name: str, *, elapsed_s: float) -> None:
+        """Notes how long a stage took."""
         if name in LAST_EVALUATION:
             self._evaluation_s = elapsed_s
 
-    def step_over(self, step: int, *, at: float) -> float | None:
+    def finish_step(self, step: int, *, at: float) -> float | None:
         """Seconds until the end of the run; None after a process's first step, whose start was not measured.
-        A repeated step restarts the count."""
+        A repeated step restarts the estimate."""
         if self._steps is None or step <= self._steps.done:
             self._steps = EtaEstimator(total=self._num_steps, at=at, done=step)
         else:
@@ -76,7 +76,7 @@ class RunClock:
 
 
 def short_time(seconds: float) -> str:
-    """For people, in two units at most.
+    """A duration in at most two units.
 
     Example: `short_time(200)` is `"3m 20s"`, `short_time(7500)` is `"2h 05m"`.
     """

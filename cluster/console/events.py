@@ -1,33 +1,28 @@
-"""Event types of a command's output (line, stage, step, wait) and their JSON form.
+"""Structured log messages of a command (run, step, stage, wait) and the JSON form of every message.
 
-Each event is created once, then shown by any screen and stored in the run folder. Light: every command loads
-it.
+A message of the `userrl` logger is a text or one of these records; `str` of a record is its line for people.
+Every command loads this file: it imports nothing heavy.
 """
 
 import json
+import logging
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from cluster.console.eta import short_time
 
+KINDS = {
+    logging.INFO: "line",
+    logging.WARNING: "trouble",
+    logging.ERROR: "refused",
+    logging.CRITICAL: "failed",
+}
+"""`event` of a text in JSON, by its level. `trouble`: a fault and what was done about it; `refused`: input
+that cannot run; `failed`: why a command ended."""
 IMPORTANT = ("trouble", "refused", "failed")
-"""Kinds that a quiet command tells."""
-LineKind = Literal["line", "trouble", "refused", "failed"]
-"""`trouble` is what went wrong and was seen to; `refused` what a person wrote that cannot run; `failed` why a
-command ended."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LogLine:
-    """A line for people."""
-
-    text: str
-    kind: LineKind = "line"
-    at: float = field(default_factory=time.time)
-    """Seconds since 1970, here and below."""
+"""Kinds that a quiet command shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +32,11 @@ class RunProgress:
     run: str
     step: int
     num_steps: int
-    at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepFinished:
-    """A GRPO step is over."""
+    """A GRPO step has ended."""
 
     step: int
     num_steps: int
@@ -51,67 +45,67 @@ class StepFinished:
     left_s: float | None
     """Until the end of the run; None while unknown."""
     metrics: Mapping[str, float]
-    at: float = field(default_factory=time.time)
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageProgress:
-    """How far a stage is: set-up, demonstrations, SFT, an evaluation."""
+    """Progress of a stage: set-up, demonstrations, SFT, an evaluation."""
 
     stage: str
     done: int
     total: int
     note: str
-    """What it is at, or its newest number."""
+    """The current part, or the latest number."""
     elapsed_s: float
     left_s: float | None
     is_over: bool = False
-    """Whether it is left, at its end or before."""
-    at: float = field(default_factory=time.time)
+    """Whether the stage has ended, completely or early."""
+
+    def __str__(self) -> str:
+        """Example: `evaluate sft 60/600 | 12.3s | 1m 50s left | score 0.31`."""
+        left = "" if self.left_s is None or self.done >= self.total else f"{short_time(self.left_s)} left"
+        parts = (f"{self.stage} {self.done}/{self.total}", f"{self.elapsed_s:.1f}s", left, self.note)
+        return " | ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WaitReason:
-    """What a step waits for; empty if it is not waiting."""
+    """What the current step waits for; empty if it does not wait."""
 
     text: str
-    at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RelayedLine:
-    """What another process told, as its line of JSON."""
+    """A JSON line that another process has logged."""
 
     line: str
-    kind: str
-    """Its `event`."""
 
 
-Event = LogLine | RunProgress | StepFinished | StageProgress | WaitReason | RelayedLine
+Event = RunProgress | StepFinished | StageProgress | WaitReason | RelayedLine
 JSON_NAMES = {RunProgress: "run", StepFinished: "step", StageProgress: "stage", WaitReason: "waits"}
-"""The `event` of each type in JSON; a `LogLine` has its `kind` there."""
+"""`event` of each record in JSON."""
 
 
-class Listener(Protocol):
-    """Receiver of events."""
-
-    def hear(self, event: Event) -> None: ...
-
-
-def to_json(event: Event) -> str:
-    """One line of JSON: `time`, `event`, then the event's own fields; what is not finite is null.
+def to_json(message: str | Event, *, at: float, level: int = logging.INFO) -> str:
+    """One line of JSON: `time`, `event`, then the record's own fields; a number that is not finite is null.
 
     Example: `{"time": 1764.5, "event": "trouble", "text": "engine 1 is lost: ..."}`.
     """
-    if isinstance(event, RelayedLine):
-        return event.line
-    kind = event.kind if isinstance(event, LogLine) else JSON_NAMES[type(event)]
-    own = {one.name: getattr(event, one.name) for one in fields(event) if one.name not in ("at", "kind")}
-    return json.dumps({"time": round(event.at, 3), "event": kind, **finite(own)}, ensure_ascii=False)
+    if isinstance(message, RelayedLine):
+        return message.line
+    if isinstance(message, str):
+        kind, own = KINDS[level], {"text": message}
+    else:
+        kind, own = JSON_NAMES[type(message)], asdict(message)
+    return json.dumps({"time": round(at, 3), "event": kind, **finite(own)}, ensure_ascii=False)
 
 
 def finite(value: Any) -> Any:
-    """The same of tables, lists and numbers, as JSON takes it: what is not finite is None."""
+    """A copy of nested mappings, lists and numbers in which every number that is not finite is None."""
     if isinstance(value, Mapping):
         return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -120,22 +114,16 @@ def finite(value: Any) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error says; empty where it says nothing."""
+    """First line of an error's text; empty if it has none."""
     return (str(error).strip().splitlines() or [""])[0]
 
 
+def describe_error(error: BaseException) -> str:
+    """Type and first line of an error. Example: `RuntimeError: engine died`."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def printable(text: str) -> str:
-    """One line without what would steer a terminal: some of it was said by models and servers."""
+    """The text with a space for every control character: models and servers write some of it, and it must not
+    steer the terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def stage_line(stage: StageProgress) -> str:
-    """A stage for people.
-
-    Example: `evaluate sft 60/600 | 12.3s | 1m 50s left | score 0.31`.
-    """
-    is_done = stage.done >= stage.total
-    left = None if stage.left_s is None or is_done else f"{short_time(stage.left_s)} left"
-    note = None if stage.note == "" else printable(stage.note)
-    parts = [f"{stage.stage} {stage.done}/{stage.total}", f"{stage.elapsed_s:.1f}s", left, note]
-    return " | ".join(part for part in parts if part is not None)

@@ -1,5 +1,5 @@
-"""Progress output of a running command: lines, stages with remaining time, one line a step. Emits events; the
-screen decides how they look. stderr only, since stdout is for results."""
+"""Progress of a running command: stages with remaining time, one line a step. Logs records of `events.py`,
+which the handlers of `log.py` show."""
 
 import logging
 import math
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from cluster.console.eta import EtaEstimator, RunClock, short_time
-from cluster.console.event_bus import AUDIENCE
-from cluster.console.events import LineKind, LogLine, StageProgress, StepFinished, WaitReason
+from cluster.console.events import StageProgress, StepFinished, WaitReason
+from cluster.console.log import LOG
 
 STAGES = ("wait", "update", "sync", "weights", "report")
-"""What the driver does in a step; `time/<stage>_s` in its metrics."""
+"""Stages of a driver's step; `time/<stage>_s` in its metrics."""
 SETUP = "set-up"
 SETUP_S = {
     "Ray": 6.0,
@@ -24,26 +24,30 @@ SETUP_S = {
     "rollout actors": 10.0,
     "weights": 2.0,
 }
-"""Parts of a set-up, with what they take on two cores: the first guess, until a run has measured its own."""
+"""Parts of a set-up, with their seconds on two cores: the first estimate, until a run has measured its
+own."""
+LINES_PER_STAGE = 10
+"""Plain lines of a stage."""
 Advance = Callable[[int, str], None]
-"""(how much more is done, a note such as `loss 1.23`)."""
+"""(number of parts finished since the last call, a note such as `loss 1.23`)."""
 
 
-class _OpenRun:
-    """The run that this process drives, where it drives one."""
+class _CurrentRun:
+    """State of the run that this process drives, if it drives one."""
 
     clock: RunClock | None = None
     setup_s: Mapping[str, float] = {}
-    setting_up: Callable[[str], None] | None = None
+    begin_setup_part: Callable[[str], None] | None = None
+    is_waiting: bool = False
 
 
-_RUN = _OpenRun()
+_RUN = _CurrentRun()
 
 
 @contextmanager
-def join_run(clock: RunClock, *, setup_s: Mapping[str, float]) -> Iterator[None]:
-    """While it lasts, steps are told with the time that is left by `clock`, and the set-up is expected to
-    take `setup_s`, by part."""
+def estimated_by(clock: RunClock, *, setup_s: Mapping[str, float]) -> Iterator[None]:
+    """Inside the block, steps show the remaining time by `clock`, and each part of a set-up is expected to
+    take its `setup_s`."""
     _RUN.clock, _RUN.setup_s = clock, setup_s
     try:
         yield
@@ -52,35 +56,27 @@ def join_run(clock: RunClock, *, setup_s: Mapping[str, float]) -> Iterator[None]
 
 
 def quiet_libraries() -> None:
-    """Keeps what Ray logs for its own developers off a person's screen; errors still show."""
+    """Shows only errors of what Ray logs for its own developers."""
     for noisy in ("ray", "ray.rllib", "ray.serve", "ray.tune", "ray._private"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def say(line: str, *, kind: LineKind = "line") -> None:
-    """Tells one line for people."""
-    AUDIENCE.tell(LogLine(text=line, kind=kind))
+def report_wait(text: str) -> None:
+    """Logs what the current step waits for; empty once it no longer waits."""
+    if text or _RUN.is_waiting:
+        LOG.debug(WaitReason(text=text))
+    _RUN.is_waiting = bool(text)
 
 
-def warn(line: str) -> None:
-    """Tells of trouble: what went wrong, and what is done about it. `userrl status` shows the last ones."""
-    say(line, kind="trouble")
-
-
-def waits_for(text: str) -> None:
-    """Reports what the current step waits for; empty once it no longer waits."""
-    AUDIENCE.tell(WaitReason(text=text))
-
-
-def tell_step(step: int, *, num_steps: int, metrics: Mapping[str, float]) -> None:
-    """Tells that a step is over."""
-    left_s = _RUN.clock.step_over(step, at=time.time()) if _RUN.clock else None
+def report_step(step: int, *, num_steps: int, metrics: Mapping[str, float]) -> None:
+    """Logs a finished step."""
+    left_s = _RUN.clock.finish_step(step, at=time.time()) if _RUN.clock else None
     line = step_line(step, num_steps=num_steps, metrics=metrics, left_s=left_s)
-    AUDIENCE.tell(StepFinished(step=step, num_steps=num_steps, text=line, left_s=left_s, metrics=metrics))
+    LOG.info(StepFinished(step=step, num_steps=num_steps, left_s=left_s, text=line, metrics=metrics))
 
 
 def step_line(step: int, *, num_steps: int, metrics: Mapping[str, float], left_s: float | None = None) -> str:
-    """One step for people.
+    """The line of one step.
 
     Example: `step 12/60 | 4.2s | 3m 20s left | reward 0.41 | turns 5.2 | lag 0 | 8.1k tok/s | idle learner 6%
     engine 2% | dropped flat 16 | ledger 640 = 512 + 112 + 16` (issued = trained + dropped + in flight, in
@@ -106,8 +102,8 @@ def step_line(step: int, *, num_steps: int, metrics: Mapping[str, float], left_s
 
 
 def times_line(steps: Sequence[Mapping[str, float | None]]) -> str:
-    """Where the time of these steps went, for people; of each share the mean, long steps counting more. A
-    step has no share of an engine that was replaced in it.
+    """Time of these steps by stage; idle shares are means weighted by the steps' seconds. A step in which an
+    engine was replaced has no share of engines.
 
     Example: `60 steps of 4.2s: wait 12% update 81% sync 0% weights 3% report 4% | idle learner 16% engine 2%`
     """
@@ -116,16 +112,16 @@ def times_line(steps: Sequence[Mapping[str, float | None]]) -> str:
         f"{stage} {_share(sum(step[f'time/{stage}_s'] or 0.0 for step in steps) / total_s)}"
         for stage in STAGES
     )
-    idlers = " ".join(f"{who} {_share(_idle(steps, who))}" for who in ("learner", "engine"))
-    return f"{len(steps)} steps of {total_s / len(steps):.1f}s: {stages} | idle {idlers}"
+    idle = " ".join(f"{room} {_share(_idle(steps, room))}" for room in ("learner", "engine"))
+    return f"{len(steps)} steps of {total_s / len(steps):.1f}s: {stages} | idle {idle}"
 
 
-def _idle(steps: Sequence[Mapping[str, float | None]], who: str) -> float:
-    """NaN where no step says it."""
+def _idle(steps: Sequence[Mapping[str, float | None]], room: str) -> float:
+    """NaN if no step has the share."""
     known = [
         (share, step["time/step_s"] or 0.0)
         for step in steps
-        if (share := step[f"{who}/idle/share"]) is not None and math.isfinite(share)
+        if (share := step[f"{room}/idle/share"]) is not None and math.isfinite(share)
     ]
     seconds = sum(step_s for _, step_s in known)
     return sum(share * step_s for share, step_s in known) / seconds if seconds else math.nan
@@ -135,82 +131,85 @@ def _share(share: float) -> str:
     return f"{share:.0%}" if math.isfinite(share) else "-"
 
 
+class _Stage:
+    """One stage's records: at INFO each time that another tenth of it is done, else at DEBUG."""
+
+    def __init__(self, title: str, *, total: int):
+        self._title, self._total = title, total
+        self._began_at = time.time()
+        self._num_lines = 0
+
+    def log(self, *, done: int, left_s: float | None, note: str = "", is_over: bool = False) -> None:
+        num_lines = done * LINES_PER_STAGE // max(self._total, 1)
+        level = logging.INFO if num_lines > self._num_lines else logging.DEBUG
+        self._num_lines = max(num_lines, self._num_lines)
+        LOG.log(
+            level,
+            StageProgress(
+                stage=self._title,
+                done=done,
+                total=self._total,
+                note=note,
+                elapsed_s=max(0.0, time.time() - self._began_at),
+                left_s=left_s,
+                is_over=is_over,
+            ),
+        )
+
+
 @contextmanager
 def stage_progress(title: str, *, total: int) -> Iterator[Advance]:
-    """Tells how far a stage is, and how long it still takes.
+    """Logs the progress and the remaining time of a stage.
 
     Example: `with stage_progress("evaluate sft", total=600) as advance: advance(8, "score 0.31")`.
     """
-    pace, newest = EtaEstimator(total=total, at=time.time()), ""
+    stage, estimator, note = _Stage(title, total=total), EtaEstimator(total=total, at=time.time()), ""
 
-    def tell(*, is_over: bool = False) -> None:
-        at = time.time()
-        elapsed_s, left_s = pace.elapsed_s(at), pace.left_s(at)
-        AUDIENCE.tell(
-            StageProgress(
-                stage=title,
-                done=round(pace.done),
-                total=total,
-                note=newest,
-                elapsed_s=elapsed_s,
-                left_s=left_s,
-                is_over=is_over,
-                at=at,
-            )
-        )
+    def log(*, is_over: bool = False) -> None:
+        left_s = estimator.left_s(time.time())
+        stage.log(done=round(estimator.done), left_s=left_s, note=note, is_over=is_over)
 
-    def advance(amount: int, note: str) -> None:
-        nonlocal newest
-        pace.advance(amount, at=time.time())
-        newest = note
-        tell()
+    def advance(amount: int, newest: str) -> None:
+        nonlocal note
+        note = newest
+        estimator.advance(amount, at=time.time())
+        log()
 
-    tell()
+    log()
     try:
         yield advance
     finally:
-        tell(is_over=True)
+        log(is_over=True)
     if _RUN.clock:
-        _RUN.clock.stage_over(title, elapsed_s=pace.elapsed_s(time.time()))
+        _RUN.clock.finish_stage(title, elapsed_s=estimator.elapsed_s(time.time()))
 
 
 @contextmanager
-def set_up(parts: Sequence[str]) -> Iterator[None]:
-    """Reports progress of the set-up, whose parts are named in `SETUP_S`; `setting_up` starts each part."""
-    expected_s = {**SETUP_S, **_RUN.setup_s}
-    began_at, begun = time.time(), list[str]()
+def setup_progress(parts: Sequence[str]) -> Iterator[None]:
+    """Logs the progress of a set-up, whose parts are named in `SETUP_S`; `begin_setup_part` starts each."""
+    expected_s, stage, begun = {**SETUP_S, **_RUN.setup_s}, _Stage(SETUP, total=len(parts)), list[str]()
 
-    def tell(*, num_done: int, is_over: bool = False) -> None:
+    def log(num_done: int, *, note: str = "", is_over: bool = False) -> None:
         left_s = sum(expected_s[part] for part in parts[num_done:])
-        AUDIENCE.tell(
-            StageProgress(
-                stage=SETUP,
-                done=num_done,
-                total=len(parts),
-                note=begun[-1] if begun and not is_over else "",
-                elapsed_s=max(0.0, time.time() - began_at),
-                left_s=left_s,
-                is_over=is_over,
-            )
-        )
+        stage.log(done=num_done, left_s=left_s, note=note, is_over=is_over)
 
     def begin(part: str) -> None:
         if part in parts and part not in begun:
             begun.append(part)
-            tell(num_done=len(begun) - 1)
+            log(len(begun) - 1, note=part)
 
-    before, _RUN.setting_up = _RUN.setting_up, begin
+    before, _RUN.begin_setup_part = _RUN.begin_setup_part, begin
     try:
         yield
     except BaseException:
-        tell(num_done=max(0, len(begun) - 1), is_over=True)
+        log(max(0, len(begun) - 1), is_over=True)
         raise
     finally:
-        _RUN.setting_up = before
-    tell(num_done=len(parts), is_over=True)
+        _RUN.begin_setup_part = before
+    log(len(parts), is_over=True)
 
 
-def setting_up(part: str) -> None:
-    """Starts a part of the set-up. No effect outside of `set_up`."""
-    if _RUN.setting_up:
-        _RUN.setting_up(part)
+def begin_setup_part(part: str) -> None:
+    """Starts a part of the set-up. No effect outside of `setup_progress`."""
+    if _RUN.begin_setup_part:
+        _RUN.begin_setup_part(part)

@@ -1,6 +1,7 @@
-"""Terminal renderer of stderr: scrolling lines, with progress bars of the run and of its current stage at the
-bottom."""
+"""Terminal handler of stderr: scrolling lines, with progress bars of the run and of its current stage
+below."""
 
+import logging
 import sys
 import time
 
@@ -10,114 +11,104 @@ from rich.progress import TimeElapsedColumn as Elapsed
 from rich.text import Text
 
 from cluster.console.eta import short_time
-from cluster.console.events import (
-    Event,
-    LogLine,
-    RunProgress,
-    StageProgress,
-    StepFinished,
-    WaitReason,
-    printable,
-    stage_line,
-)
+from cluster.console.events import RunProgress, StageProgress, StepFinished, WaitReason, printable
+from cluster.console.log import LineHandler
 
-STYLES = {"line": "", "trouble": "yellow", "refused": "red", "failed": "red"}
+STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
 REFRESHES_PER_S = 4
-"""Few: the cores are for the run."""
+"""Low, since the run needs the cores."""
 BAR_WIDTH = 18
 NOT_NOTE = BAR_WIDTH + 44
-"""Columns of a bar's line that are not its name or its note, at most."""
+"""Columns of a bar's line besides its name and its note, at most."""
 
 
-class TerminalScreen:
-    """Bars appear with a run or a stage and go with it."""
+class TerminalHandler(LineHandler):
+    """Shows lines and bars. A bar exists while its run or stage does."""
 
     def __init__(self) -> None:
-        self._console = _LastingConsole(stderr=True, highlight=False, markup=False)
+        super().__init__(logging.DEBUG)
+        self._console = _RobustConsole(stderr=True, highlight=False, markup=False)
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        """By stage."""
+        """By name of the run or stage."""
         self._run = ""
-        """The run's name in `_tasks`, once it has begun."""
+        """The run's name in `_tasks`, once it has started."""
 
-    def hear(self, event: Event) -> None:
-        match event:
-            case LogLine():
-                self._print(event.text, style=STYLES[event.kind])
-            case RunProgress():
-                self._run = f"run {event.run}"
-                self._set(self._run, done=event.step, total=event.num_steps, left_s=None, note="")
-            case StepFinished():
-                self._print(event.text)
-                if self._run:
-                    left_s, note = event.left_s, ""
-                    self._set(self._run, done=event.step, total=event.num_steps, left_s=left_s, note=note)
-            case StageProgress():
-                self._stage(event)
-            case WaitReason():
+    def show(self, record: logging.LogRecord) -> None:
+        match record.msg:
+            case RunProgress() as run:
+                self._run = f"run {run.run}"
+                self._set(self._run, done=run.step, total=run.num_steps)
+            case WaitReason() as wait:
                 if self._run and self._bars is not None:
-                    self._bars.update(self._tasks[self._run], note=self._fitting(self._run, event.text))
+                    self._bars.update(self._tasks[self._run], note=self._fitting(self._run, wait.text))
+            case StageProgress(is_over=False) as stage:
+                self._set(
+                    stage.stage, done=stage.done, total=stage.total, left_s=stage.left_s, note=stage.note
+                )
+            case StageProgress() as stage:
+                if self._bars is not None and stage.stage in self._tasks:
+                    self._bars.remove_task(self._tasks.pop(stage.stage))
+                self._print(record)
+                if not self._tasks:
+                    self.close()
+            case StepFinished() as step:
+                self._print(record)
+                if self._run:
+                    self._set(self._run, done=step.step, total=step.num_steps, left_s=step.left_s)
+            case _:
+                self._print(record)
 
     def close(self) -> None:
-        """The bars go, what was printed stays."""
+        """Removes the bars; printed lines stay."""
         if self._bars is not None:
             self._bars.stop()
         self._bars, self._run = None, ""
         self._tasks.clear()
 
-    def _stage(self, stage: StageProgress) -> None:
-        if not stage.is_over:
-            name, left_s = stage.stage, stage.left_s
-            self._set(name, done=stage.done, total=stage.total, left_s=left_s, note=stage.note)
-            return
-        if self._bars is not None and stage.stage in self._tasks:
-            self._bars.remove_task(self._tasks.pop(stage.stage))
-        self._print(stage_line(stage))
-        if not self._tasks:
-            self.close()
-
-    def _set(self, name: str, *, done: int, total: int, left_s: float | None, note: str) -> None:
-        bars = self._bars or self._begin()
-        ends_at = None if left_s is None else time.monotonic() + left_s
+    def _set(self, name: str, *, done: int, total: int, left_s: float | None = None, note: str = "") -> None:
+        if self._bars is None:
+            self._bars = self._start_bars()
         if name not in self._tasks:
-            self._tasks[name] = bars.add_task(name, total=total, note="", ends_at=None)
-        bars.update(
+            self._tasks[name] = self._bars.add_task(name, total=total, note="", ends_at=None)
+        self._bars.update(
             self._tasks[name],
             completed=done,
             total=total,
             note=self._fitting(name, note),
-            ends_at=ends_at,
+            ends_at=None if left_s is None else time.monotonic() + left_s,
         )
 
-    def _begin(self) -> Progress:
-        self._bars = Progress(
+    def _start_bars(self) -> Progress:
+        bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=BAR_WIDTH),
             MofNCompleteColumn(),
             Elapsed(),
-            _Left(),
+            _TimeLeft(),
             TextColumn("{task.fields[note]}", markup=False, style="dim"),
             console=self._console,
             refresh_per_second=REFRESHES_PER_S,
             transient=True,
             redirect_stdout=sys.stdout.isatty(),  # results in a pipe stay results
         )
-        self._bars.start()
-        return self._bars
+        bars.start()
+        return bars
 
-    def _print(self, text: str, *, style: str = "") -> None:
-        """Without bars a long line is left to the terminal, so that what is copied from it is whole."""
-        self._console.print(Text(printable(text), style=style), soft_wrap=self._bars is None)
+    def _print(self, record: logging.LogRecord) -> None:
+        """Without bars the terminal wraps long lines itself, so that a copied line is whole."""
+        text = Text(printable(record.getMessage()), style=STYLES.get(record.levelno, ""))
+        self._console.print(text, soft_wrap=self._bars is None)
 
     def _fitting(self, name: str, note: str) -> str:
-        """A bar is one line."""
+        """The note, cut so that the bar is one line."""
         room = max(0, self._console.width - NOT_NOTE - len(name))
         note = printable(note)
         return note if len(note) <= room else note[: max(0, room - 1)] + "…" * (room > 0)
 
 
-class _Left(ProgressColumn):
-    """Time left; it goes down while nothing is heard."""
+class _TimeLeft(ProgressColumn):
+    """Remaining time by our own estimate; counts down between two events."""
 
     def render(self, task: Task) -> Text:
         ends_at = task.fields["ends_at"]
@@ -126,8 +117,8 @@ class _Left(ProgressColumn):
         return Text(f"{short_time(ends_at - time.monotonic())} left", style="progress.remaining")
 
 
-class _LastingConsole(Console):
-    """A terminal that goes away takes no run with it."""
+class _RobustConsole(Console):
+    """A console that falls silent when its terminal is closed, where rich would end the process."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

@@ -35,7 +35,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import setting_up
+from cluster.console.progress import begin_setup_part
 from cluster.driver.algorithm_config import RunAlgorithmConfig, config_for_actors, run_of_trial
 from cluster.driver.checkpoints import DriverState
 from cluster.driver.rllib_checkpoints import PickleFreeAlgorithm
@@ -94,7 +94,7 @@ class GRPO(PickleFreeAlgorithm):
         """The last step's metrics, keys `room/thing/stat`."""
         with cleanup_on_failure(self.cleanup):
             self._start_processes(recipe=run.to_toml())
-            setting_up("weights")
+            begin_setup_part("weights")
             self.parts.send_weights(self.policy_version)
 
     def training_step(self) -> None:
@@ -234,11 +234,11 @@ class GRPO(PickleFreeAlgorithm):
     def _start_processes(self, *, recipe: str) -> None:
         if self._trial:
             self._running.callback(self._trial.close)
-        setting_up("Ray")
+        begin_setup_part("Ray")
         started_ray = start_ray(ray_address(self.run), nodes=self.run.ray.nodes)
-        setting_up("the policy")
+        begin_setup_part("the policy")
         policy_folder = provide_policy(self.run, self.folder)
-        setting_up("users, buffer")
+        begin_setup_part("users, buffer")
         services = start_services(
             self.run, policy_folder=policy_folder, run_folder=self.folder.path, started_ray=started_ray
         )
@@ -249,10 +249,10 @@ class GRPO(PickleFreeAlgorithm):
             rollout_setup=services.rollout_setup,
             reference_folder=reference_folder(self.run, self.folder),
         )
-        setting_up("learners, rollout actors")
+        begin_setup_part("learners, rollout actors")
         self._running.callback(super().cleanup)
         super().setup(self.config)
-        setting_up("engines")
+        begin_setup_part("engines")
         services.wait()
         self.parts = RunParts(
             self.run,

@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import warn
+from cluster.console.log import warn
 from cluster.run_folder.paths import RunFolder
 
 MANIFEST = ".whole.json"

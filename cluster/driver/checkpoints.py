@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.console.progress import warn
+from cluster.console.log import warn
 from cluster.driver.checkpoint_mirror import CheckpointMirror
 from cluster.run_folder.paths import (
     LEARNER_FOLDER,

@@ -17,7 +17,8 @@ from actors.rollout_setup import RolloutSetup
 from actors.scripts import Script
 from actors.trajectory import GroupOrder
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import quiet_libraries, say, set_up, setting_up
+from cluster.console.log import info
+from cluster.console.progress import begin_setup_part, quiet_libraries, setup_progress
 from cluster.driver.algorithm_config import create_rollouts
 from cluster.evaluation.evaluate import evaluation_orders, num_aspects, play
 from cluster.evaluation.fingerprint import settings_of
@@ -73,13 +74,13 @@ def _report_finished(
 ) -> None:
     if journal.changed:
         changed = ", ".join(journal.changed)
-        say(
+        info(
             f"{request.name} was evaluated here with other {changed}: "
             f"those dialogues are in {journal.previous}"
         )
     num_done = sum(len(orders) - len(_missing(orders, journal, name)) for name in request.simulators)
     if num_done:
-        say(f"{num_done * request.num_trials} dialogues are finished already and are not played again")
+        info(f"{num_done * request.num_trials} dialogues are finished already and are not played again")
 
 
 def _missing(orders: Sequence[GroupOrder], journal: EvaluationLog, simulator: str) -> list[GroupOrder]:
@@ -101,7 +102,7 @@ def _play_missing(
     aspects = num_aspects(config, orders)
     config = with_users(config, [name for name in missing if missing[name]])
     with ExitStack() as stack:
-        with set_up(SETUP_PARTS):
+        with setup_progress(SETUP_PARTS):
             player = stack.enter_context(_started(config, request, policy_folder=policy_folder))
         for simulator, todo in missing.items():
             if todo:
@@ -130,19 +131,19 @@ def _started(config: RunConfig, request: EvaluationRequest, *, policy_folder: st
     """Rollout actors with everything that they need; all of it ends with the block."""
     # Only the environment's reward is reported: no judge is needed.
     config = config.model_copy(update={"reward": RewardConfig()})
-    setting_up("Ray")
+    begin_setup_part("Ray")
     started_ray = start_ray(ray_address(config), nodes=config.ray.nodes)
     serve_watchdog = ServeWatchdog(quick_apps(config))
     engines = no_engines()
     try:
-        setting_up("users")
+        begin_setup_part("users")
         if request.kind == "folder":
             engines = start_engines(config, policy_folder=policy_folder)
         start_simulators(config, http=False)
-        setting_up("rollout actors")
+        begin_setup_part("rollout actors")
         setup = make_rollout_setup(config, policy_folder=policy_folder)
         rollouts = create_rollouts(config, _setup_for(request, setup), engines=engines)
-        setting_up("engines")
+        begin_setup_part("engines")
         engines.wait()
         deliver_weights = partial(serve_own_weights, engines, timeout_s=config.engine.start_timeout_s)
         deliver_weights()
@@ -174,5 +175,5 @@ def _report(config: RunConfig, request: EvaluationRequest, journal: EvaluationLo
     parquet = request.output.with_suffix(".parquet")
     write_parquet(parquet, outcomes, success_score=request.success_score)
     rows = write_report(request.output, evaluations, held_out=held_out, success_score=request.success_score)
-    say(f"report: {request.output} and {request.output.with_suffix('.md')} | dialogues: {parquet}")
+    info(f"report: {request.output} and {request.output.with_suffix('.md')} | dialogues: {parquet}")
     return rows

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cluster.console.progress import say
+from cluster.console.log import info
 
 
 class StopSignal:
@@ -18,7 +18,7 @@ class StopSignal:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        say("stopping after this step, then saving; a second signal stops at once, without saving")
+        info("stopping after this step, then saving; a second signal stops at once, without saving")
 
 
 @contextmanager

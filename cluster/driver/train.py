@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import quiet_libraries, say, set_up, times_line, warn
+from cluster.console.log import info, warn
+from cluster.console.progress import quiet_libraries, setup_progress, times_line
 from cluster.driver.algorithm import GRPO, SETUP_PARTS, GRPOConfig
 from cluster.driver.checkpoint_mirror import mirror_of
 from cluster.driver.stop_signal import StopSignal, stop_between_steps
@@ -36,7 +37,7 @@ def train(config: RunConfig, *, as_json: bool) -> None:
     folder = RunFolder.of(config)
     mirror = mirror_of(config)
     if mirror is not None and folder.latest_step is None and (step := mirror.fetch(folder)) is not None:
-        say(f"checkpoint of step {step} comes from {config.checkpoint.mirror}")
+        info(f"checkpoint of step {step} comes from {config.checkpoint.mirror}")
     try:
         run_with_restarts(lambda: _train(config, folder), place=lambda: folder.place)
     except RestartsExhaustedError:
@@ -46,14 +47,14 @@ def train(config: RunConfig, *, as_json: bool) -> None:
     print_rows(read_rows(folder.evaluation), as_json=as_json)
     lines = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
     if lines:
-        say(times_line(lines))
-    say(f"model: {folder.model} | curve: {folder.reward_curve} | metrics: {folder.metrics}")
+        info(times_line(lines))
+    info(f"model: {folder.model} | curve: {folder.reward_curve} | metrics: {folder.metrics}")
 
 
 def _train(config: RunConfig, folder: RunFolder) -> None:
     """From the last checkpoint to the end. Raises `RestartError`, and errors that a restart cannot cure."""
     with ExitStack() as tracking:
-        with set_up(SETUP_PARTS):
+        with setup_progress(SETUP_PARTS):
             algorithm = GRPOConfig(run=config).build_algo()
         assert isinstance(algorithm, GRPO)
         try:
@@ -85,9 +86,9 @@ def _resume(algorithm: GRPO, folder: RunFolder) -> int:
     checkpoint = None if folder.latest_step is None else folder.checkpoint(folder.latest_step)
     num_repeated = algorithm.resume()
     if checkpoint is not None:
-        say(f"resumed from checkpoint {checkpoint}")
+        info(f"resumed from checkpoint {checkpoint}")
     if num_repeated > 0:
-        say(f"{num_repeated} steps since then are repeated, on the same groups")
+        info(f"{num_repeated} steps since then are repeated, on the same groups")
     elif num_repeated < 0 and checkpoint is not None:
         warn("the journal does not reach back to it: groups that were not trained by then are played again")
     return algorithm.policy_version + max(0, num_repeated)
@@ -118,7 +119,7 @@ class TrainJob:
             self.grpo(stop)
         self._algorithm.write_model()
         if (best := self._folder.best) is not None:
-            say(f"best checkpoint: step {best.step}, validation score {best.score:.3f}")
+            info(f"best checkpoint: step {best.step}, validation score {best.score:.3f}")
             self._algorithm.write_best_model(best)
         self.evaluate("grpo")
 
@@ -167,7 +168,7 @@ class TrainJob:
         self._algorithm.finish_checkpoint()  # it may be the best
         score, best = validation_score(rows), self._folder.best
         so_far = "" if best is None else f" | best so far {best.score:.3f} at step {best.step}"
-        say(f"validation at step {step}: {score:.3f}{so_far}")
+        info(f"validation at step {step}: {score:.3f}{so_far}")
         is_best = score > (best.score if best else -math.inf)  # not if it is NaN
         if is_best:
             self._algorithm.begin_checkpoint(score=score)

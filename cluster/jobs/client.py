@@ -20,7 +20,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from cluster.config.recipe import BadInput
-from cluster.console.progress import say
+from cluster.console.log import info
 from cluster.ray_cluster.auth_token import TOKEN, TOKEN_PATH, find_token
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -78,7 +78,7 @@ class Jobs:
         token = find_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         if token and _is_overheard(self.address):
-            say(
+            info(
                 f"the token goes to {self.address} in plain text: a port-forward, a tunnel or https keeps it "
                 "private"
             )

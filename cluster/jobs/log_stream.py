@@ -4,11 +4,12 @@ Ray merges a job's stdout and stderr into one log, so only JSON lines can be tol
 """
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from cluster.console.event_bus import AUDIENCE
-from cluster.console.events import LogLine, RelayedLine
+from cluster.console.events import IMPORTANT, RelayedLine
+from cluster.console.log import LOG, info
 from cluster.console.output import put
 
 Write = Callable[[str], object]
@@ -32,7 +33,7 @@ def _drop(text: str) -> None:
 
 
 class SortedLog:
-    """Splits a log of JSON lines: results go to stdout, events and all other lines to the event bus."""
+    """Splits a log of JSON lines: results go to stdout, events and all other lines to the log."""
 
     def __init__(self) -> None:
         self._begun = ""
@@ -48,8 +49,9 @@ class SortedLog:
         except ValueError:
             said = None
         if not isinstance(said, dict):
-            AUDIENCE.tell(LogLine(text=line))
+            info(line)
         elif "event" in said:
-            AUDIENCE.tell(RelayedLine(line=line, kind=str(said["event"])))
+            level = logging.WARNING if said["event"] in IMPORTANT else logging.INFO
+            LOG.log(level, RelayedLine(line=line))
         else:
             put(line)

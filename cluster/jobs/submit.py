@@ -4,6 +4,7 @@ Everything that can be checked here is checked before anything is sent. Values o
 are read from this process's environment, never printed, and only sent encrypted.
 """
 
+import logging
 import os
 import secrets
 import shlex
@@ -17,8 +18,8 @@ from rich.table import Table
 
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
+from cluster.console.log import LOG, info
 from cluster.console.output import put, put_json, result_console
-from cluster.console.progress import say
 from cluster.jobs.client import Jobs, JobState
 from cluster.jobs.log_stream import Write, log_writer, put_part
 from cluster.jobs.package import RECIPE, pack
@@ -47,7 +48,7 @@ def submit(
     environment = sealed_environment(env)
     for section, variable in named_keys(config):
         if variable not in env:
-            say(f"{section} reads {variable} from the cluster's environment; --env {variable} would send it")
+            info(f"{section} reads {variable} from the cluster's environment; --env {variable} would send it")
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package.zip"
         pack(config, recipe=recipe, target=package)
@@ -126,18 +127,18 @@ def follow(jobs: Jobs, job: str, *, write: Write = put_part) -> bool:
         state = jobs.follow(job, write)
     except KeyboardInterrupt:
         at = f"--address {jobs.address}"
-        say(f"{job} continues; `userrl logs {job} {at}` follows it, `userrl stop {job} {at}` ends it")
+        info(f"{job} continues; `userrl logs {job} {at}` follows it, `userrl stop {job} {at}` ends it")
         raise
     has_succeeded = state.status == "SUCCEEDED"
-    say(_verdict(state), kind="line" if has_succeeded else "failed")
+    LOG.log(logging.INFO if has_succeeded else logging.CRITICAL, _verdict(state))
     return has_succeeded
 
 
 def stop(jobs: Jobs, job: str) -> None:
     """Asks a job to stop, and waits until it has: a run ends its step and saves."""
     if jobs.stop(job):
-        say(f"{job} ends its step and saves; Ctrl-C does not call the stop back")
-    say(_verdict(jobs.wait(job)))
+        info(f"{job} ends its step and saves; Ctrl-C does not call the stop back")
+    info(_verdict(jobs.wait(job)))
 
 
 def print_jobs(states: Sequence[JobState], *, as_json: bool) -> None:

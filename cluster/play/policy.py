@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig, load
-from cluster.console.progress import say
+from cluster.console.log import info
 from cluster.preflight.endpoint import endpoint_of, is_base_url
 from cluster.preflight.policy import SCRIPTED_POLICIES, check_hub, check_policy
 from cluster.run_folder.paths import LEARNER_FOLDER, RunFolder
@@ -146,7 +146,7 @@ def _model(place: PolicyLocation, config: RunConfig, scratch: Path) -> Opponent:
 
     disable_progress_bar()  # it would stand between the lines of the dialogue
     if place.checkpoint is not None and place.run is not None:
-        say(f"{place.checkpoint} is being read")
+        info(f"{place.checkpoint} is being read")
         folder = export_checkpoint(place.run, place.checkpoint, scratch)
     else:
         folder = Path(local_folder(place.path))

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.console.progress import warn
+from cluster.console.log import warn
 from cluster.ray_cluster.ray_internals import actor_table, serve_controller, serve_replica
 
 UNBORN = "STARTING"

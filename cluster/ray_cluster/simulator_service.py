@@ -9,7 +9,8 @@ from ray import serve
 from ray.exceptions import RayError
 
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import quiet_libraries, say
+from cluster.console.log import info
+from cluster.console.progress import quiet_libraries
 from cluster.ray_cluster.loopback import LOCALHOST
 from cluster.ray_cluster.placement import node_resources, ray_address
 from cluster.ray_cluster.ray_internals import scale_deployment
@@ -66,7 +67,7 @@ def _deploy(config: RunConfig, http: bool) -> None:
         external_scaler_enabled=True,
     )
     for llm in llms:
-        say(f"simulator {llm.name}: {llm.model} is being loaded")
+        info(f"simulator {llm.name}: {llm.model} is being loaded")
         deploy_llm(llm, run=config.run.name, resources=taken, expected=expected)
     if llms and not http:
         deploy_relay(config.run.name, resources=taken)
@@ -115,7 +116,7 @@ def serve_forever(config: RunConfig) -> None:
     replica_watch = ServeWatchdog(quick_apps(config))
     try:
         start_simulators(config, http=True)
-        say(f"simulated users answer at http://{config.simulator.host}:{SERVE_PORT}/reply (Ctrl-C ends it)")
+        info(f"simulated users answer at http://{config.simulator.host}:{SERVE_PORT}/reply (Ctrl-C ends it)")
         while True:
             time.sleep(1)
     finally:

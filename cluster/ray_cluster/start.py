@@ -10,7 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config.nodes import NodesConfig
-from cluster.console.progress import say
+from cluster.console.log import info
 from cluster.ray_cluster.auth_token import provide_token
 from cluster.ray_cluster.encrypted_env import SEALED, SETUP_HOOK
 from cluster.ray_cluster.loopback import as_it_listens, on_loopback
@@ -45,7 +45,7 @@ def start_ray(address: str | None, *, nodes: NodesConfig | None = None) -> bool:
         with as_it_listens(address):
             init(address=address)
         if absent := sorted(offered.keys() - ray.cluster_resources().keys()):
-            say(f"no node offers {', '.join(absent)} yet: what belongs there waits for one")
+            info(f"no node offers {', '.join(absent)} yet: what belongs there waits for one")
         return False
     provide_token()
     with on_loopback():

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config.recipe import BadInput
+from cluster.console.log import info
 from cluster.console.output import put
-from cluster.console.progress import say
 from cluster.report.page import page_of
 from cluster.run_folder.find_run import find_run
 from cluster.run_folder.paths import write_whole
@@ -36,7 +36,9 @@ def report(folders: Sequence[Path], *, output: Path | None, serve: bool, port: i
             f"{file}: cannot be written ({error.strerror}): give another place with --output"
         ) from None
     megabytes = len(page.html.encode()) / 1e6
-    say(f"{page.num_dialogues:,} of {page.num_on_disk:,} dialogues, {megabytes:.1f} MB: open it in a browser")
+    info(
+        f"{page.num_dialogues:,} of {page.num_on_disk:,} dialogues, {megabytes:.1f} MB: open it in a browser"
+    )
     put(str(file))
 
 

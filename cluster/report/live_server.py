@@ -12,8 +12,8 @@ from threading import Lock
 from typing import Any
 
 from cluster.config.recipe import BadInput
+from cluster.console.log import info
 from cluster.console.output import put
-from cluster.console.progress import say
 from cluster.report.page import page_of
 from cluster.run_folder.paths import RunFolder
 
@@ -117,7 +117,7 @@ def serve_page(paths: Sequence[Path], *, port: int) -> None:
     """Serves until Ctrl-C, which is the ordinary end."""
     with make_server(paths, port=port) as server:
         put(f"http://{LOOPBACK}:{server.server_address[1]}/")
-        say("Ctrl-C ends it")
+        info("Ctrl-C ends it")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import say, stage_progress
+from cluster.console.log import info
+from cluster.console.progress import stage_progress
 from cluster.sft.demonstrations import gather_demonstrations
 from cluster.workers.learner_pool import LearnerPool
 from cluster.workers.play_orders import OrderPlayer
@@ -42,7 +43,7 @@ def cold_start(
     del demonstrations  # the learners have their own copy
     if not num_samples:
         raise RuntimeError("no demonstration ended without a failure: their table's `error` column says why")
-    say("samples to imitate: " + ", ".join(f"{source} {count}" for source, count in by_source.items()))
+    info("samples to imitate: " + ", ".join(f"{source} {count}" for source, count in by_source.items()))
     counts = {f"sft/num_samples/{source}": float(count) for source, count in by_source.items()}
     num_steps = num_sft_steps(config.sft, num_samples=num_samples)
     with stage_progress("SFT", total=num_steps - done) as advance:

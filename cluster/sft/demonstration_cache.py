@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from actors.trajectory import GroupOrder
 from actors.trajectory_table import SCORED
 from cluster.console.events import first_line
-from cluster.console.progress import warn
+from cluster.console.log import warn
 from cluster.ray_cluster.start import actor_beside_driver
 from learners.buffer.archive import write_tables
 

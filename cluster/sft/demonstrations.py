@@ -21,7 +21,8 @@ from actors.renderer import Renderer
 from actors.trajectory import GroupOrder
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import say, stage_progress
+from cluster.console.log import info
+from cluster.console.progress import stage_progress
 from cluster.ray_cluster.start import beside_driver
 from cluster.run_folder.paths import RunFolder
 from cluster.sft.demonstration_cache import DemonstrationCache
@@ -88,7 +89,7 @@ def _from_experts(config: RunConfig, *, player: OrderPlayer, has_begun: bool) ->
     files = DemonstrationCache(folder)
     missing = files.missing(orders, are_failed_missing=not has_begun)
     if len(missing) < len(orders):
-        say(f"{len(orders) - len(missing)} demonstrations are in {folder} from before")
+        info(f"{len(orders) - len(missing)} demonstrations are in {folder} from before")
     chunks = files.files_for(missing)
     with stage_progress("demonstrations", total=len(missing)) as advance:
         for name, table in player.sample(chunks, policy=config.sft.demonstrator):
@@ -116,7 +117,7 @@ def _from_runs(config: RunConfig, *, policy_folder: str) -> list[tuple[ray.Objec
             f"engine.max_model_len={max_tokens} tokens: leave the runs out"
         )
     counts = ", ".join(f"{gym} {best.num_trajectories.get(gym, 0)}" for gym in gyms)
-    say(f"best of {len(config.sft.runs)} run(s): {counts}{_overlong([best], max_tokens=max_tokens)}")
+    info(f"best of {len(config.sft.runs)} run(s): {counts}{_overlong([best], max_tokens=max_tokens)}")
     return [(table, best)]
 
 
@@ -148,7 +149,7 @@ def _from_files(config: RunConfig, *, policy_folder: str) -> list[tuple[ray.Obje
             f"sft.files: each of the {num_rows} rows is longer than "
             f"engine.max_model_len={max_tokens} tokens: raise it, or leave the files out"
         )
-    say(f"dialogues of {len(config.sft.files)} file(s): {kept}{_overlong(harvests, max_tokens=max_tokens)}")
+    info(f"dialogues of {len(config.sft.files)} file(s): {kept}{_overlong(harvests, max_tokens=max_tokens)}")
     return parts
 
 

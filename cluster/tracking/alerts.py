@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from cluster.console.events import first_line
+from cluster.console.events import describe_error
 from simulators.config import GaugeLimits
 from simulators.users.quality_metrics import alarms
 
@@ -213,7 +213,7 @@ def stopped(error: BaseException, *, step: int) -> Alert:
     return Alert(
         kind="stopped",
         title="the run has stopped",
-        text=f"after step {step}: {type(error).__name__}: {first_line(error)}",
+        text=f"after step {step}: {describe_error(error)}",
         level="ERROR",
     )
 

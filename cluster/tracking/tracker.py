@@ -2,16 +2,17 @@
 alerts."""
 
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 from cluster.config.run_config import RunConfig
-from cluster.console.event_bus import AUDIENCE
-from cluster.console.events import Event, WaitReason
-from cluster.console.progress import tell_step, warn
+from cluster.console.events import WaitReason
+from cluster.console.log import LogHandler, logged_to, warn
+from cluster.console.progress import report_step
 from cluster.evaluation.results import EvaluationRow
 from cluster.run_folder.paths import RunFolder, write_whole
 from cluster.tracking.alerts import Alert, RunAlerts, stopped
@@ -39,8 +40,8 @@ class Tracker:
         self._metrics = folder.metrics.open("a", encoding="utf-8")
         self._history = WandbHistory(folder, resume_step=resume_step)
         self._wandb = WandbRun(folder, config=config, history=self._history, group=group)
-        self._hearing = ExitStack()
-        self._hearing.enter_context(AUDIENCE.joined_by(self))
+        self._logging = ExitStack()
+        self._logging.enter_context(logged_to(_WaitHandler(self._check_wait)))
 
     def __enter__(self) -> "Tracker":
         return self
@@ -54,16 +55,10 @@ class Tracker:
             self._wandb.alert(stopped(failure, step=self._last_step))
         self.close(failed=failure is not None, goes_on=goes_on)
 
-    def hear(self, event: Event) -> None:
-        """What the driver tells while a step waits."""
-        if isinstance(event, WaitReason):
-            for alert in self._alerts.wait(event.text, at=event.at):
-                self._tell(alert)
-
     def log_step(self, step: int, *, metrics: Mapping[str, float]) -> None:
         """One GRPO step: a line for people, a line in metrics.jsonl, a row in W&B. A step that is taken again
         after a resume has its line and its row from before."""
-        tell_step(step, num_steps=self._num_steps, metrics=metrics)
+        report_step(step, num_steps=self._num_steps, metrics=metrics)
         if step <= self._last_step:
             return
         self._last_step = step
@@ -72,7 +67,7 @@ class Tracker:
         self._metrics.flush()
         self._history.add(step_entry(step, metrics=finite))
         for alert in self._alerts.look(step, metrics=metrics):
-            self._tell(alert)
+            self._emit(alert)
         self._wandb.wake()
 
     def log_sft(self, sft_step: int, *, metrics: Mapping[str, float]) -> None:
@@ -87,14 +82,30 @@ class Tracker:
 
     def close(self, *, failed: bool = False, goes_on: bool = False) -> None:
         """`goes_on`: the same run restarts at once with a new tracker."""
-        self._hearing.close()
+        self._logging.close()
         self._metrics.close()
         self._history.close()
         self._wandb.close(failed=failed, goes_on=goes_on)
 
-    def _tell(self, alert: Alert) -> None:
+    def _check_wait(self, reason: str, at: float) -> None:
+        for alert in self._alerts.wait(reason, at=at):
+            self._emit(alert)
+
+    def _emit(self, alert: Alert) -> None:
         warn(f"alert: {alert.title}: {alert.text}")
         self._wandb.alert(alert)
+
+
+class _WaitHandler(LogHandler):
+    """Passes on what a step waits for, and since when."""
+
+    def __init__(self, check: Callable[[str, float], None]):
+        super().__init__()
+        self._check = check
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(record.msg, WaitReason):
+            self._check(record.msg.text, record.created)
 
 
 def _cut_metrics(folder: RunFolder, *, resume_step: int) -> list[dict[str, Any]]:

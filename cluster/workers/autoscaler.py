@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import say
+from cluster.console.log import info
 from cluster.run_folder.paths import RunFolder, write_whole
 
 ANSWER_TIMEOUT_S = 60.0
@@ -221,7 +221,7 @@ class Autoscaler:
         except (TypeError, ValueError) as error:
             line = f"{self._folder.path.name}: nothing changed: {error}"
         write_whole(self._folder.scale_answer, json.dumps({"request": request, "line": line}))
-        say(f"scale: {line}")
+        info(f"scale: {line}")
 
     def adapt(self, metrics: Mapping[str, float], *, is_stable: bool) -> None:
         """Changes the counts by what a step's metrics say, once the last change has taken effect."""
@@ -232,9 +232,9 @@ class Autoscaler:
         try:
             self._change(wanted)
         except ValueError as error:
-            say(f"scale: nothing changed: {error}")
+            info(f"scale: nothing changed: {error}")
         else:
-            say(f"scale: {self.counts}, by measured need (before: {before})")
+            info(f"scale: {self.counts}, by measured need (before: {before})")
 
     def _change(self, wanted: ProcessCounts) -> None:
         for kind, set_number in self._scale.items():

@@ -14,7 +14,8 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from actors.group_transport import FinishedGroup
 from actors.trajectory import GroupSummary
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import say, waits_for, warn
+from cluster.console.log import info, warn
+from cluster.console.progress import report_wait
 from cluster.workers.restart import LostBufferError
 from cluster.workers.supervisor import Supervisor
 
@@ -63,7 +64,7 @@ class BufferClient:
             supervisor.tick("groups")
             try:
                 groups = self._get(taking)
-                waits_for("")
+                report_wait("")
                 return groups
             except GetTimeoutError:  # it may still take groups, which would never be trained
                 raise
@@ -74,10 +75,10 @@ class BufferClient:
                 # The actor's own text, without the traceback and class name that Ray puts before it.
                 reason = str(error).strip().splitlines()[-1].removeprefix("TimeoutError: ")
                 line = f"step {policy_version + 1} waits for groups: {reason}"
-                waits_for(line)
+                report_wait(line)
                 if time.monotonic() - reported_at >= REPORT_EVERY_S:
                     reported_at = time.monotonic()
-                    say(line)
+                    info(line)
                     flat.check(self.metrics()["ledger/dropped/flat"])
 
     def mark_trained(

@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 
 from actors.engines.client import EngineSet
 from actors.engines.engine_clock import EngineUsage
-from cluster.console.progress import say, warn
+from cluster.console.log import info, warn
 from cluster.workers.engine_replica import EngineReplica, in_one_line, is_gone
 
 UNRESPONSIVE_S = 30.0
@@ -146,7 +146,7 @@ class EnginePool:
             replica.enter("serving")
             self._version += 1
             if not replica.is_initial:
-                say(f"{replica} serves | weights after {seconds:.1f}s")
+                info(f"{replica} serves | weights after {seconds:.1f}s")
 
     def mark_lost(self, actor: ActorHandle, reason: str) -> None:
         """It died, hangs or cannot load weights: it is killed and replaced."""
@@ -251,7 +251,7 @@ class EnginePool:
             else:
                 replica.pending = replica.actor.usage.remote()
         if is_idle or is_expired:
-            say(f"{replica} was removed")
+            info(f"{replica} was removed")
             self._kill(replica)
 
     def _kill(self, replica: EngineReplica) -> None:

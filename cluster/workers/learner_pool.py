@@ -14,7 +14,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.config import WeightTransport
-from cluster.console.progress import say, warn
+from cluster.console.log import info, warn
 from cluster.workers.learner_replay import LearnerCall, LearnerReplay, LearnerWork, ReplayError
 from cluster.workers.learner_restart import rebuild
 from cluster.workers.learner_rpc import (
@@ -251,7 +251,7 @@ class LearnerPool:
         if is_new:
             self.num_rebuilds += 1
             origin = "the untrained policy" if base is None else base.parent.name
-            say(
+            info(
                 f"new learners resumed from {origin}, {self._history.num_steps} steps repeated | "
                 f"{time.perf_counter() - start:.1f}s"
             )

@@ -10,7 +10,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 from torch.distributed import DistError
 
-from cluster.console.progress import warn
+from cluster.console.log import warn
 from cluster.workers.learner_replay import LearnerWork
 
 TICK_EVERY_S = 5.0

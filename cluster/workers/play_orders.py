@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from actors.group_transport import FinishedGroup
 from actors.scripts import Script
 from actors.trajectory import GroupOrder
-from cluster.console.progress import warn
+from cluster.console.log import warn
 from cluster.ray_cluster.start import actor_beside_driver
 from cluster.workers.rollout_pool import (
     CALL_TIMEOUT_S,

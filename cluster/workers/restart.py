@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from ray.exceptions import RayActorError
 
-from cluster.console.progress import warn
+from cluster.console.log import warn
 
 MAX_RESTARTS = 5
 """From the same checkpoint, after which the fault is not transient."""

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.console.progress import say
+from cluster.console.log import info
 from cluster.workers.rllib_internals import (
     add_rollout_actor,
     create_rollout_actor,
@@ -105,10 +105,10 @@ class RolloutMembership:
             if done and self._has_answered(joining):
                 add_rollout_actor(self._env_runners, joining.actor, index=index)
                 del self._joining[index]
-                say(f"rollout actor {index} joined after {now - joining.since:.1f}s")
+                info(f"rollout actor {index} joined after {now - joining.since:.1f}s")
             elif not joining.is_reported and now - joining.since > PENDING_AFTER_S:
                 joining.is_reported = True
-                say(f"rollout actor {index} is pending: the cluster has no room for it yet")
+                info(f"rollout actor {index} is pending: the cluster has no room for it yet")
 
     def expired(self) -> list[int]:
         """Draining actors that are dead, or that have drained for longer than `DRAIN_TIMEOUT_S`."""
@@ -123,7 +123,7 @@ class RolloutMembership:
     def remove(self, indexes: Sequence[int]) -> None:
         """Kills draining actors, even if they still hold orders."""
         for index in indexes:
-            say(f"rollout actor {index} was removed")
+            info(f"rollout actor {index} was removed")
             ray.kill(remove_rollout_actor(self._env_runners, index))
             del self._draining_since[index]
 

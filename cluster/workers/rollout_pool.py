@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from actors.process_info import ProcessInfo
 from actors.rollout_setup import WorkState
 from actors.scripts import Script
-from cluster.console.progress import warn
+from cluster.console.log import warn
 from cluster.workers.engine_pool import EnginePool
 from cluster.workers.rllib_internals import mark_unhealthy
 from cluster.workers.rollout_health import RolloutHealth

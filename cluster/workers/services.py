@@ -16,7 +16,7 @@ from actors.engines.vllm_engine import EngineActor
 from actors.engines.vllm_settings import HIGH_PRIORITY_ENV
 from actors.rollout_setup import RolloutSetup
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import say
+from cluster.console.log import info
 from cluster.ray_cluster.placement import PlannedProcess, gpu_share, planned_processes
 from cluster.ray_cluster.serve_watchdog import ServeWatchdog
 from cluster.ray_cluster.simulator_service import connect_user, quick_apps, start_simulators, stop_simulators
@@ -50,7 +50,7 @@ class Services:
     def wait(self) -> None:
         """Until the engines have started, too. Raises what an engine's own start raised."""
         self.engines.wait()
-        say(f"simulators, buffer and {self.engines.num_wanted} engine(s) are up")
+        info(f"simulators, buffer and {self.engines.num_wanted} engine(s) are up")
 
     def stop(self) -> None:
         """Ends all of them; what does not end in time is killed. A cluster that was joined stays as it

@@ -15,7 +15,7 @@ import psutil
 
 from cluster.config.run_config import RunConfig
 from cluster.console.events import first_line
-from cluster.console.progress import warn
+from cluster.console.log import warn
 from cluster.run_folder.paths import RunFolder
 from cluster.tracking.alerts import Alert
 from cluster.tracking.wandb.artifacts import ArtifactLineage, publish

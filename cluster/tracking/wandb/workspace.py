@@ -8,7 +8,8 @@ from typing import Any, Literal
 from actors.trajectory_table import TURN_STAGES
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
-from cluster.console.progress import STAGES, say
+from cluster.console.log import info
+from cluster.console.progress import STAGES
 from cluster.tracking.wandb.sections import SECTIONS, STEP, axis_of
 from learners.drop_reasons import LEDGER_REASONS
 from simulators.users.quality_metrics import SHARES
@@ -126,7 +127,7 @@ def save_workspace(config: RunConfig, *, entity: str | None) -> str:
         )
     workspace = workspace_of(config, entity=owner)
     workspace.save()
-    say(f"{VIEW}: a view of {owner}/{config.tracking.project}; choose it as the project's default there")
+    info(f"{VIEW}: a view of {owner}/{config.tracking.project}; choose it as the project's default there")
     return workspace.url
 
 

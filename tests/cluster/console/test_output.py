@@ -1,4 +1,4 @@
-"""Pipes: results on stdout, all else on stderr, and readers that go away."""
+"""Results go to stdout and all else to stderr; what happens if either is closed."""
 
 import json
 import os
@@ -17,7 +17,7 @@ __all__ = ["in_an_empty_folder"]  # a fixture of every test here
 
 
 def without_reader(command: Sequence[str], *, stream: str, folder: Path) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command one of whose outputs nobody reads."""
+    """Exit code, stdout and stderr of a command with one of its outputs closed."""
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -34,28 +34,26 @@ def without_reader(command: Sequence[str], *, stream: str, folder: Path) -> tupl
 
 
 @pytest.mark.parametrize("words", [["check", QUICKSTART, "--json"], ["check", QUICKSTART], ["status", "."]])
-def test_who_stops_reading_results_ends_a_command_without_a_word(
-    words: list[str], in_an_empty_folder: Path
-) -> None:
+def test_a_closed_stdout_ends_a_command_silently(words: list[str], in_an_empty_folder: Path) -> None:
     (in_an_empty_folder / "config.toml").write_text("[grpo]\nnum_steps = 3\n")
     command = [sys.executable, "-m", "cluster.cli", *words]
     code, _, err = without_reader(command, stream="stdout", folder=in_an_empty_folder)
     assert (code, err) == (EXIT_BROKEN_PIPE, "")
 
 
-def test_who_stops_reading_the_help_hears_nothing(in_an_empty_folder: Path) -> None:
+def test_a_closed_stdout_ends_the_help_silently(in_an_empty_folder: Path) -> None:
     command = [sys.executable, "-m", "cluster.cli", "train", "--help"]
     code, _, err = without_reader(command, stream="stdout", folder=in_an_empty_folder)
-    assert code in (0, EXIT_BROKEN_PIPE) and err == "", "argparse says nothing of it either"
+    assert code in (0, EXIT_BROKEN_PIPE) and err == "", "argparse prints no error either"
 
 
 WORK = """
-from cluster.console.progress import say
+from cluster.console.log import info
 from cluster.console.output import put, with_output
 
 def work():
     for number in range(2000):
-        say(f"line {number}")
+        info(f"line {number}")
     put("the result")
     return 0
 
@@ -64,12 +62,12 @@ raise SystemExit(with_output(%r, work))
 
 
 @pytest.mark.parametrize("words", [[], ["--log-format", "jsonl"]])
-def test_who_stops_reading_stderr_ends_nothing(words: list[str], tmp_path: Path) -> None:
+def test_a_closed_stderr_does_not_end_a_command(words: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-c", WORK % words]
     assert without_reader(command, stream="stderr", folder=tmp_path)[:2] == (0, "the result\n")
 
 
-def test_a_connection_that_breaks_is_a_failure_and_no_reader(
+def test_a_broken_connection_is_a_failure_and_no_closed_stdout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fail(BrokenPipeError("the endpoint hung up"), log=tmp_path / "runs" / "error.log") == 1
@@ -77,7 +75,7 @@ def test_a_connection_that_breaks_is_a_failure_and_no_reader(
     assert "failed: BrokenPipeError: the endpoint hung up" in capsys.readouterr().err
 
 
-def test_no_border_takes_a_reader_that_went_for_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_handler_of_failures_does_not_catch_a_closed_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> int:
         try:
             raise ReaderGone
@@ -88,7 +86,7 @@ def test_no_border_takes_a_reader_that_went_for_a_failure(capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("words", [["--log-format", "jsonl"], ["--log-format=jsonl", "--quiet"]])
-def test_a_refusal_is_a_line_of_json_where_lines_are_json(
+def test_a_refusal_is_a_json_line_if_lines_are_json(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for wrong in (["--learner.lr", "-1"], ["--no-such-option"]):
@@ -99,12 +97,12 @@ def test_a_refusal_is_a_line_of_json_where_lines_are_json(
         assert wrong[0].lstrip("-").partition(".")[0] in json.loads(line)["text"]
 
 
-def test_a_quiet_refusal_is_said_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quiet_command_shows_a_refusal(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", QUICKSTART, "--learner.lr", "-1", "--quiet"]) == 2
     assert capsys.readouterr().err.startswith("learner.lr=-1")
 
 
-def test_results_stand_on_stdout_whatever_stderr_shows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_on_stdout_in_every_form_of_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     folder = a_finished_run()
     train = ["train", str(folder.path), "--json"]
     assert main(train) == 0

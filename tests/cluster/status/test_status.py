@@ -12,9 +12,9 @@ import pytest
 
 from cluster.cli.main import main
 from cluster.config.run_config import load
-from cluster.console.event_bus import AUDIENCE
 from cluster.console.events import StepFinished
-from cluster.console.progress import tell_step, waits_for, warn
+from cluster.console.log import LOG, warn
+from cluster.console.progress import report_step, report_wait
 from cluster.run_folder.heartbeat import DriverStatus, recorded
 from cluster.run_folder.paths import RunFolder
 from cluster.status.files import best_step, last_lines
@@ -111,8 +111,8 @@ def test_a_running_run_says_where_it_is_and_what_waits(tmp_path: Path) -> None:
     os.utime(written, (now - 90, now - 90))
     with folder.locked(), recorded(folder, num_steps=20):
         warn("engine 1 is lost: another is started")
-        AUDIENCE.tell(StepFinished(step=4, num_steps=20, text="step 4/20", left_s=100.0, metrics=METRICS))
-        waits_for(
+        LOG.info(StepFinished(step=4, num_steps=20, text="step 4/20", left_s=100.0, metrics=METRICS))
+        report_wait(
             "step 5 waits for groups: 1 of 2 groups are ready after 3 s; group 7 with rollout-1 for 9 s"
         )
         status = read_status(folder.path, at=time.time() + 10)
@@ -147,7 +147,7 @@ def test_steps_that_are_taken_again_are_told_from_those_before(tmp_path: Path) -
         told = []
         for step in (10, 11, 14, 15):
             if step > 10:
-                AUDIENCE.tell(StepFinished(step=step, num_steps=20, text="", left_s=None, metrics=METRICS))
+                LOG.info(StepFinished(step=step, num_steps=20, text="", left_s=None, metrics=METRICS))
             status = read_status(folder.path)
             told.append((status.step, status.again_up_to, status.left_s))
     assert told == [(10, 14, 20.0), (11, 14, 18.0), (14, None, 12.0), (15, None, 10.0)]
@@ -176,7 +176,7 @@ def test_every_end_of_a_run_has_its_word(tmp_path: Path) -> None:
     status = read_status(folder.path)
     assert (status.health, status.step, status.left_s, status.driver) == ("killed", 1, None, None)
     with recorded(folder, num_steps=20):
-        tell_step(2, num_steps=20, metrics=METRICS)
+        report_step(2, num_steps=20, metrics=METRICS)
     assert read_status(folder.path).health == "finished"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.config.run_config import RunConfig, load
-from cluster.console.event_bus import AUDIENCE
 from cluster.console.events import WaitReason
+from cluster.console.log import LOG
 from cluster.console.progress import stage_progress, step_line, times_line
 from cluster.driver.train import train
 from cluster.run_folder.paths import RunFolder
@@ -32,6 +32,7 @@ METRICS = {
     "ledger/dropped/failed": 0.0,
     "ledger/in_flight": 16.0,
 }
+from tests.cluster.console.records import record_of
 
 
 def config_at(path: Path, *, mode: str) -> RunConfig:
@@ -162,9 +163,9 @@ def test_rollouts_that_are_stuck_are_told_before_the_first_step_and_without_wand
     config = config_at(tmp_path, mode="disabled")
     with Tracker(folder_of(config), config=config):
         for after in (0.0, 601.0, 1202.0):
-            AUDIENCE.tell(WaitReason(text="step 1 waits for groups: 0 of 4", at=1e9 + after))
-    AUDIENCE.tell(WaitReason(text="step 1 waits for groups: 0 of 4", at=2e9))
-    AUDIENCE.tell(WaitReason(text=""))
+            LOG.handle(record_of(WaitReason(text="step 1 waits for groups: 0 of 4"), at=1e9 + after))
+    LOG.handle(record_of(WaitReason(text="step 1 waits for groups: 0 of 4"), at=2e9))
+    LOG.debug(WaitReason(text=""))
     assert capsys.readouterr().err.count("alert: rollouts are stuck: step 1 waits for groups, for 601 s") == 1
 
 
