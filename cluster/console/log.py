@@ -1,8 +1,8 @@
 """The `userrl` logger of this process, and its handlers for stderr: plain lines or JSON lines. `terminal.py`
 has the one with bars.
 
-Levels: DEBUG for progress that only bars and JSON show, INFO for lines, WARNING and above for what a quiet
-command shows, too. stdout is never written here.
+Levels: `BARS_ONLY` and DEBUG for progress (DEBUG in JSON, too), INFO for lines, WARNING and above for what a
+quiet command shows, too. stdout is never written here.
 """
 
 import logging
@@ -13,15 +13,15 @@ from contextlib import contextmanager, suppress
 from threading import RLock
 from typing import TextIO
 
-from cluster.console.events import StageProgress, printable, to_json
+from cluster.console.events import printable, to_json
 from cluster.console.native_stderr import NativeStderr
 
-JSON_EVERY_S = 1.0
-"""Minimum seconds between two JSON lines of one stage."""
+BARS_ONLY = 5
+"""Level of progress that is too frequent for a log."""
 CLOSED = (OSError, ValueError)
 """Errors of a closed pipe, terminal or file."""
 LOG = logging.getLogger("userrl")
-LOG.setLevel(logging.DEBUG)
+LOG.setLevel(BARS_ONLY)
 LOG.propagate = False
 _LOCK = RLock()
 info = LOG.info
@@ -62,14 +62,11 @@ class JsonHandler(LineHandler):
 
     def __init__(self, level: int = logging.DEBUG):
         super().__init__(level)
-        self._shown_at: dict[str, float] = {}
-        """Time of the last line of each running stage."""
         self._native = NativeStderr(self._show_native) if NativeStderr.is_stderr() else None
 
     def show(self, record: logging.LogRecord) -> None:
-        if not isinstance(record.msg, StageProgress) or self._is_due(record.msg, at=record.created):
-            line = to_json(record.msg, at=record.created, level=record.levelno)
-            print(line, file=self._native.stream if self._native else sys.stderr, flush=True)
+        line = to_json(record.msg, at=record.created, level=record.levelno)
+        print(line, file=self._native.stream if self._native else sys.stderr, flush=True)
 
     def close(self) -> None:
         native, self._native = self._native, None
@@ -80,15 +77,6 @@ class JsonHandler(LineHandler):
     def _show_native(self, line: str) -> None:
         if self.level <= logging.INFO:
             self.handle(LOG.makeRecord(LOG.name, logging.INFO, "", 0, line, (), None))
-
-    def _is_due(self, stage: StageProgress, *, at: float) -> bool:
-        before = self._shown_at.get(stage.stage)
-        if not stage.is_over and before is not None and at - before < JSON_EVERY_S:
-            return False
-        self._shown_at[stage.stage] = at
-        if stage.is_over:
-            del self._shown_at[stage.stage]
-        return True
 
 
 LOG.addHandler(LineHandler())  # of a process that is no command: a worker, a test

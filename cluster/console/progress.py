@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from cluster.console.eta import EtaEstimator, RunClock, short_time
 from cluster.console.events import StageProgress, StepFinished, WaitReason
-from cluster.console.log import LOG
+from cluster.console.log import BARS_ONLY, LOG
 
 STAGES = ("wait", "update", "sync", "weights", "report")
 """Stages of a driver's step; `time/<stage>_s` in its metrics."""
@@ -27,7 +27,10 @@ SETUP_S = {
 """Parts of a set-up, with their seconds on two cores: the first estimate, until a run has measured its
 own."""
 LINES_PER_STAGE = 10
-"""Plain lines of a stage."""
+"""Plain lines of a stage, at most."""
+STAGE_EVERY_S = 1.0
+"""Minimum seconds between two records of one stage without a plain line, except for those that only bars
+show."""
 Advance = Callable[[int, str], None]
 """(number of parts finished since the last call, a note such as `loss 1.23`)."""
 
@@ -132,17 +135,22 @@ def _share(share: float) -> str:
 
 
 class _Stage:
-    """One stage's records: at INFO each time that another tenth of it is done, else at DEBUG."""
+    """One stage's records: at INFO when another tenth of it is done; at DEBUG at its end and if `every_s` has
+    passed since the last one; else for bars only."""
 
-    def __init__(self, title: str, *, total: int):
-        self._title, self._total = title, total
-        self._began_at = time.time()
+    def __init__(self, title: str, *, total: int, every_s: float = STAGE_EVERY_S):
+        self._title, self._total, self._every_s = title, total, every_s
+        self._began_at, self._logged_at = time.time(), -math.inf
         self._num_lines = 0
 
     def log(self, *, done: int, left_s: float | None, note: str = "", is_over: bool = False) -> None:
-        num_lines = done * LINES_PER_STAGE // max(self._total, 1)
-        level = logging.INFO if num_lines > self._num_lines else logging.DEBUG
-        self._num_lines = max(num_lines, self._num_lines)
+        now, num_lines, level = time.time(), done * LINES_PER_STAGE // max(self._total, 1), BARS_ONLY
+        if num_lines > self._num_lines:
+            level = logging.INFO
+        elif is_over or now - self._logged_at >= self._every_s:
+            level = logging.DEBUG
+        if level != BARS_ONLY:
+            self._num_lines, self._logged_at = max(num_lines, self._num_lines), now
         LOG.log(
             level,
             StageProgress(
@@ -150,7 +158,7 @@ class _Stage:
                 done=done,
                 total=self._total,
                 note=note,
-                elapsed_s=max(0.0, time.time() - self._began_at),
+                elapsed_s=max(0.0, now - self._began_at),
                 left_s=left_s,
                 is_over=is_over,
             ),
@@ -187,7 +195,9 @@ def stage_progress(title: str, *, total: int) -> Iterator[Advance]:
 @contextmanager
 def setup_progress(parts: Sequence[str]) -> Iterator[None]:
     """Logs the progress of a set-up, whose parts are named in `SETUP_S`; `begin_setup_part` starts each."""
-    expected_s, stage, begun = {**SETUP_S, **_RUN.setup_s}, _Stage(SETUP, total=len(parts)), list[str]()
+    expected_s = {**SETUP_S, **_RUN.setup_s}
+    stage = _Stage(SETUP, total=len(parts), every_s=0)
+    begun: list[str] = []
 
     def log(num_done: int, *, note: str = "", is_over: bool = False) -> None:
         left_s = sum(expected_s[part] for part in parts[num_done:])

@@ -8,25 +8,24 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
+from rich.table import Column
 from rich.text import Text
 
 from cluster.console.eta import short_time
 from cluster.console.events import RunProgress, StageProgress, StepFinished, WaitReason, printable
-from cluster.console.log import LineHandler
+from cluster.console.log import BARS_ONLY, LineHandler
 
 STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
 REFRESHES_PER_S = 4
 """Low, since the run needs the cores."""
 BAR_WIDTH = 18
-NOT_NOTE = BAR_WIDTH + 44
-"""Columns of a bar's line besides its name and its note, at most."""
 
 
 class TerminalHandler(LineHandler):
     """Shows lines and bars. A bar exists while its run or stage does."""
 
     def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
+        super().__init__(BARS_ONLY)
         self._console = _RobustConsole(stderr=True, highlight=False, markup=False)
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -41,7 +40,7 @@ class TerminalHandler(LineHandler):
                 self._set(self._run, done=run.step, total=run.num_steps)
             case WaitReason() as wait:
                 if self._run and self._bars is not None:
-                    self._bars.update(self._tasks[self._run], note=self._fitting(self._run, wait.text))
+                    self._bars.update(self._tasks[self._run], note=printable(wait.text))
             case StageProgress(is_over=False) as stage:
                 self._set(
                     stage.stage, done=stage.done, total=stage.total, left_s=stage.left_s, note=stage.note
@@ -75,7 +74,7 @@ class TerminalHandler(LineHandler):
             self._tasks[name],
             completed=done,
             total=total,
-            note=self._fitting(name, note),
+            note=printable(note),
             ends_at=None if left_s is None else time.monotonic() + left_s,
         )
 
@@ -86,10 +85,16 @@ class TerminalHandler(LineHandler):
             MofNCompleteColumn(),
             Elapsed(),
             _TimeLeft(),
-            TextColumn("{task.fields[note]}", markup=False, style="dim"),
+            TextColumn(
+                "{task.fields[note]}",
+                markup=False,
+                style="dim",
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),  # a bar is one line
+            ),
             console=self._console,
             refresh_per_second=REFRESHES_PER_S,
             transient=True,
+            expand=True,
             redirect_stdout=sys.stdout.isatty(),  # results in a pipe stay results
         )
         bars.start()
@@ -99,12 +104,6 @@ class TerminalHandler(LineHandler):
         """Without bars the terminal wraps long lines itself, so that a copied line is whole."""
         text = Text(printable(record.getMessage()), style=STYLES.get(record.levelno, ""))
         self._console.print(text, soft_wrap=self._bars is None)
-
-    def _fitting(self, name: str, note: str) -> str:
-        """The note, cut so that the bar is one line."""
-        room = max(0, self._console.width - NOT_NOTE - len(name))
-        note = printable(note)
-        return note if len(note) <= room else note[: max(0, room - 1)] + "…" * (room > 0)
 
 
 class _TimeLeft(ProgressColumn):

@@ -31,8 +31,6 @@ from cluster.console.progress import SETUP, estimated_by
 from cluster.run_folder.paths import RunFolder
 
 DriverPhase = Literal["running", "finished", "stopped", "failed"]
-WRITE_EVERY_S = 1.0
-"""Minimum seconds between two writes of `status.json` about one stage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +97,7 @@ class Heartbeat(LogHandler):
     """Log handler that keeps `status.json` and `log.jsonl` of a run."""
 
     def __init__(self, folder: RunFolder, *, num_steps: int):
-        super().__init__()
+        super().__init__(logging.DEBUG)
         self._log, self._status_file = folder.log, folder.status
         now = time.time()
         self.expected_s = _last_setup_s(folder)
@@ -115,7 +113,6 @@ class Heartbeat(LogHandler):
         self._part = ""
         """Current part of the set-up."""
         self._part_began_at = now
-        self._written_at = 0.0
         self._has_warned = False
         """Whether a failed write was reported."""
 
@@ -151,7 +148,7 @@ class Heartbeat(LogHandler):
         if stage.is_over:
             self._append(stage, at=at)
             self._write(at, stage="", stage_ends_at=None)
-        elif stage.stage != self._status.stage or at - self._written_at >= WRITE_EVERY_S:
+        else:
             self._write(
                 at,
                 stage=stage.stage,
@@ -181,7 +178,6 @@ class Heartbeat(LogHandler):
     def _write(self, at: float, **changes: object) -> None:
         """Atomic but not synced: after a crash of the machine an older status is good enough."""
         self._status = replace(self._status, at=at, **changes)  # type: ignore[arg-type]
-        self._written_at = at
         partial = self._status_file.with_name(f".{self._status_file.name}.partial")
         try:
             partial.write_text(json.dumps(asdict(self._status)), encoding="utf-8")

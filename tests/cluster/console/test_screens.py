@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ from cluster.console.progress import (
     setup_progress,
     stage_progress,
 )
-from tests.cluster.console.records import record_of
 
 METRICS = {
     "time/step_s": 4.21,
@@ -98,19 +98,21 @@ def test_json_lines_have_steps_and_changes_of_the_wait(capsys: pytest.CaptureFix
 
 
 def test_a_stage_in_json_has_a_line_each_second_and_at_its_start_and_end(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handler = JsonHandler()
-    with shown_by(handler):
-        for at, done in ((0.0, 0), (0.5, 1), (1.0, 2), (1.5, 3), (1.6, 3)):
-            handler.handle(record_of(a_stage(done=done, is_over=at == 1.6), at=at))
+    now = 1e9
+    monkeypatch.setattr(time, "time", lambda: now)
+    with shown_by(JsonHandler()), stage_progress("SFT", total=100) as advance:
+        for seconds in (0.5, 1.0, 1.5, 1.6):
+            now = 1e9 + seconds
+            advance(1, "loss 1.0")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [(line["time"], line["done"], line["is_over"]) for line in lines] == [
+    assert [(line["elapsed_s"], line["done"], line["is_over"]) for line in lines] == [
         (0.0, 0, False),
         (1.0, 2, False),
-        (1.6, 3, True),
+        (pytest.approx(1.6), 4, True),
     ]
-    assert lines[1]["left_s"] == 110.0 and lines[1]["stage"] == "evaluate sft"
+    assert (lines[1]["left_s"], lines[1]["stage"], lines[1]["note"]) == (49.0, "SFT", "loss 1.0")
 
 
 def test_quiet_json_lines_are_faults_only(capsys: pytest.CaptureFixture[str]) -> None:

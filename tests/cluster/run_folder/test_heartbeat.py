@@ -1,13 +1,14 @@
 """Heartbeat of a driver in the run folder: its status and its log."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from cluster.config.run_config import load
 from cluster.console.events import StageProgress, StepFinished, WaitReason
-from cluster.console.log import info, warn
+from cluster.console.log import info, logged_to, warn
 from cluster.console.progress import (
     SETUP,
     begin_setup_part,
@@ -77,16 +78,18 @@ def test_a_wait_begins_with_its_first_message(tmp_path: Path) -> None:
     assert status_of(folder).waits_since == 20.0
 
 
-def test_a_stage_is_written_at_most_once_a_second(tmp_path: Path) -> None:
+def test_a_stage_is_written_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = a_folder(tmp_path / "mine")
-    heartbeat = Heartbeat(folder, num_steps=9)
-    done = []
-    for at, number in ((10.0, 0), (10.4, 1), (11.0, 2), (11.9, 3)):
-        stage = StageProgress(stage="SFT", done=number, total=9, note="", elapsed_s=0.0, left_s=None)
-        heartbeat.emit(record_of(stage, at=at))
-        done.append(status_of(folder).stage_done)
+    now = 1e9
+    monkeypatch.setattr(time, "time", lambda: now)
+    with logged_to(Heartbeat(folder, num_steps=9)), stage_progress("SFT", total=90) as advance:
+        done = [status_of(folder).stage_done]
+        for seconds in (0.4, 1.0, 1.9):
+            now = 1e9 + seconds
+            advance(1, "")
+            done.append(status_of(folder).stage_done)
+        assert not folder.log.exists()
     assert done == [0, 0, 2, 2]
-    assert not folder.log.exists()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from cluster.tracking.tracker import Tracker
 from cluster.tracking.wandb.mode import resolve_mode
 from cluster.tracking.wandb.run import WandbRun
 from cluster.workers.restart import MAX_RESTARTS, LostBufferError, RestartsExhaustedError
+from tests.cluster.console.records import record_of
 
 METRICS = {
     "time/step_s": 4.21,
@@ -32,7 +33,6 @@ METRICS = {
     "ledger/dropped/failed": 0.0,
     "ledger/in_flight": 16.0,
 }
-from tests.cluster.console.records import record_of
 
 
 def config_at(path: Path, *, mode: str) -> RunConfig:
