@@ -31,7 +31,8 @@ from cluster.driver.algorithm_config import create_rollouts
 from cluster.evaluation.evaluate import play
 from cluster.evaluation.orders import orders_for
 from cluster.ray_cluster.start import start_ray
-from cluster.run_folder.paths import RunFolder, write_whole
+from cluster.run_folder.atomic_files import write_whole
+from cluster.run_folder.paths import RunFolder
 from cluster.tracking.prometheus import MetricsEndpoint
 from cluster.tracking.step_metrics import StageTimer, age_metrics, engine_metrics, step_metrics
 from cluster.tracking.tracker import Tracker

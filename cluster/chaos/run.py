@@ -16,7 +16,8 @@ from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
 from cluster.console.log import info
 from cluster.ray_cluster.placement import this_machine
-from cluster.run_folder.paths import RunFolder, write_whole
+from cluster.run_folder.atomic_files import write_whole
+from cluster.run_folder.paths import RunFolder
 
 
 def chaos(config: RunConfig, *, num_kills: int, seed: int, as_json: bool) -> None:

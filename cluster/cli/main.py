@@ -20,7 +20,7 @@ from cluster.cli.watch_commands import add_watch_commands
 from cluster.config.recipe import BadInput, known_keys, nearest
 from cluster.config.run_config import RunConfig
 from cluster.console.output import EXIT_FAILED, fail, put, refuse, with_output
-from cluster.ray_cluster.encrypted_env import open_sealed
+from cluster.ray_cluster.encrypted_env import decrypt_environment
 from cluster.run_folder.paths import RunFolder
 
 EXIT_OK, EXIT_INTERRUPTED = 0, 130
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(given: Sequence[str]) -> int:
     log = Path("runs") / "error.log"
     try:
-        open_sealed()
+        decrypt_environment()
         words, overrides = split_overrides(given)
         arguments = _parser().parse_args(words)
         config = config_of(arguments, overrides)

@@ -9,8 +9,7 @@ from cluster.config.run_config import RunConfig
 from cluster.console.output import add_output_options, put
 from cluster.preflight.checks import check, check_same_run
 from cluster.preflight.policy import check_hub
-from cluster.run_folder.find_run import find_run
-from cluster.run_folder.paths import RunFolder
+from cluster.run_folder.paths import RunFolder, find_run
 
 
 def add_run_commands(add: AddCommand) -> None:

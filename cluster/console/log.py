@@ -82,17 +82,6 @@ class JsonHandler(LineHandler):
 LOG.addHandler(LineHandler())  # of a process that is no command: a worker, a test
 
 
-def choose_handler(*, is_quiet: bool, is_jsonl: bool) -> LineHandler:
-    """The handler for stderr, by the options and by whether stderr is a terminal."""
-    if is_jsonl:
-        return JsonHandler(logging.WARNING if is_quiet else logging.DEBUG)
-    if not is_quiet and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-        from cluster.console.terminal import TerminalHandler  # imports rich
-
-        return TerminalHandler()
-    return LineHandler(logging.WARNING if is_quiet else logging.INFO)
-
-
 @contextmanager
 def shown_by(handler: LineHandler) -> Iterator[None]:
     """Inside the block this is the handler for stderr; closes it at the end."""

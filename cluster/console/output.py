@@ -7,6 +7,8 @@ A closed stdout (`| head`) ends the command silently; a closed stderr does not e
 import argparse
 import itertools
 import json
+import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.console.events import describe_error
-from cluster.console.log import LOG, JsonHandler, choose_handler, drop_output, shown_by
+from cluster.console.log import LOG, JsonHandler, LineHandler, drop_output, shown_by
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +47,7 @@ def with_output(words: Sequence[str], command: Callable[[], int]) -> int:
     """Runs a command with the output that its options ask for; returns the exit code."""
     is_quiet = "--quiet" in words or "-q" in words
     try:
-        with shown_by(choose_handler(is_quiet=is_quiet, is_jsonl=_wants_jsonl(words))):
+        with shown_by(_choose_handler(is_quiet=is_quiet, is_jsonl=_wants_jsonl(words))):
             try:
                 return command()
             finally:
@@ -96,6 +98,17 @@ def result_console() -> "Console":
             raise ReaderGone
 
     return ResultConsole(highlight=False)
+
+
+def _choose_handler(*, is_quiet: bool, is_jsonl: bool) -> LineHandler:
+    """The handler for stderr, by the options and by whether stderr is a terminal."""
+    if is_jsonl:
+        return JsonHandler(logging.WARNING if is_quiet else logging.DEBUG)
+    if not is_quiet and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        from cluster.console.terminal import TerminalHandler  # imports rich
+
+        return TerminalHandler()
+    return LineHandler(logging.WARNING if is_quiet else logging.INFO)
 
 
 def _wants_jsonl(words: Sequence[str]) -> bool:

@@ -46,13 +46,14 @@ from cluster.evaluation.results import EvaluationRow, rows_as_json
 from cluster.preflight.checks import check_same_run
 from cluster.ray_cluster.placement import ray_address
 from cluster.ray_cluster.start import start_ray
-from cluster.run_folder.paths import BestCheckpoint, RunFolder, write_folder
+from cluster.run_folder.atomic_files import write_folder
+from cluster.run_folder.paths import BestCheckpoint, RunFolder
 from cluster.sft.cold_start import SftLog, cold_start
 from cluster.tracking.step_metrics import (
     StageTimer,
     age_metrics,
     engine_metrics,
-    expect_agreement,
+    require_agreement,
     step_metrics,
 )
 from cluster.workers.policy_source import provide_policy, reference_folder
@@ -138,7 +139,7 @@ class GRPO(PickleFreeAlgorithm):
         for key, value in self.step_metrics.items():
             self.metrics.log_value(key, value, reduce="item")
         parts.autoscaler.adapt(self.step_metrics, is_stable=parts.is_stable)
-        expect_agreement(self.step_metrics, max_logprob_gap=self.run.learner.max_logprob_gap)
+        require_agreement(self.step_metrics, max_logprob_gap=self.run.learner.max_logprob_gap)
 
     def cold_start(self, log: SftLog = lambda step, metrics: None) -> None:
         """The SFT stage, if it is not done yet. `log` may raise to stop it; a checkpoint resumes there."""

@@ -13,14 +13,8 @@ from typing import Any
 
 from cluster.console.log import warn
 from cluster.driver.checkpoint_mirror import CheckpointMirror
-from cluster.run_folder.paths import (
-    LEARNER_FOLDER,
-    STATE_FILE,
-    BestCheckpoint,
-    RunFolder,
-    write_folder,
-    write_whole,
-)
+from cluster.run_folder.atomic_files import write_folder, write_whole
+from cluster.run_folder.paths import LEARNER_FOLDER, STATE_FILE, BestCheckpoint, RunFolder
 from cluster.workers.learner_pool import LearnerPool, SaveError
 from cluster.workers.learner_rpc import LearnerError
 from learners.model.checkpoint import withdraw
@@ -173,7 +167,7 @@ class Checkpoints:
             except OSError as error:
                 warn(f"checkpoint of step {pending.step} is written, but not kept as the best: {error}")
         try:
-            self._folder.keep_newest(self._keep, beside=pending.step)
+            self._folder.keep_newest(self._keep, and_step=pending.step)
             self._trim_log(min(self._first_entry(path) for path in self._folder.newest_checkpoints))
         except OSError as error:
             warn(f"checkpoint of step {pending.step} is written, but older ones are not deleted: {error}")

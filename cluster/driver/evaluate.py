@@ -29,7 +29,7 @@ from cluster.evaluation.results import EvaluationRow, print_rows
 from cluster.evaluation.resume_log import EvaluationLog
 from cluster.ray_cluster.placement import ray_address
 from cluster.ray_cluster.serve_watchdog import ServeWatchdog
-from cluster.ray_cluster.simulator_service import quick_apps, start_simulators, stop_simulators
+from cluster.ray_cluster.simulator_service import fast_starting_apps, start_simulators, stop_simulators
 from cluster.ray_cluster.start import start_ray
 from cluster.workers.engine_pool import no_engines, serve_own_weights
 from cluster.workers.play_orders import OrderPlayer
@@ -133,7 +133,7 @@ def _started(config: RunConfig, request: EvaluationRequest, *, policy_folder: st
     config = config.model_copy(update={"reward": RewardConfig()})
     begin_setup_part("Ray")
     started_ray = start_ray(ray_address(config), nodes=config.ray.nodes)
-    serve_watchdog = ServeWatchdog(quick_apps(config))
+    serve_watchdog = ServeWatchdog(fast_starting_apps(config))
     engines = no_engines()
     try:
         begin_setup_part("users")

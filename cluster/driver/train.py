@@ -39,7 +39,7 @@ def train(config: RunConfig, *, as_json: bool) -> None:
     if mirror is not None and folder.latest_step is None and (step := mirror.fetch(folder)) is not None:
         info(f"checkpoint of step {step} comes from {config.checkpoint.mirror}")
     try:
-        run_with_restarts(lambda: _train(config, folder), place=lambda: folder.place)
+        run_with_restarts(lambda: _train(config, folder), place=lambda: folder.resume_point)
     except RestartsExhaustedError:
         with Tracker(folder, config=config, resume_step=config.grpo.num_steps):  # so that W&B sends an alert
             raise

@@ -25,7 +25,7 @@ from cluster.evaluation.results import (
     rows_as_json,
     with_summary,
 )
-from cluster.run_folder.paths import write_whole
+from cluster.run_folder.atomic_files import write_whole
 from simulators.task import Split
 
 LEGEND = """\

@@ -27,7 +27,7 @@ from cluster.evaluation.metrics import (
     task_means,
     time_weighted,
 )
-from cluster.run_folder.paths import write_whole
+from cluster.run_folder.atomic_files import write_whole
 from simulators.task import Split
 
 AVERAGE, MACRO, MICRO, HELD_OUT = "average", "macro", "micro", "held_out"

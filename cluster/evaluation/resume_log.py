@@ -16,7 +16,7 @@ from cluster.config.recipe import BadInput
 from cluster.evaluation.metrics import DialogueOutcome
 from cluster.evaluation.outcomes import from_json, to_json
 from cluster.evaluation.report import EvaluationReport
-from cluster.run_folder.paths import write_whole
+from cluster.run_folder.atomic_files import write_whole
 
 TrialsByTask = dict[tuple[str, str], list[DialogueOutcome]]
 """By simulator and task id: the task's trials."""

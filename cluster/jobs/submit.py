@@ -25,7 +25,7 @@ from cluster.jobs.log_stream import Write, log_writer, put_part
 from cluster.jobs.package import RECIPE, pack
 from cluster.preflight.checks import named_keys
 from cluster.ray_cluster.auth_token import find_token
-from cluster.ray_cluster.encrypted_env import SEALED, seal
+from cluster.ray_cluster.encrypted_env import ENCRYPTED, encrypt_environment
 
 JOB_ID_BYTES = 4
 
@@ -45,7 +45,7 @@ def submit(
     be quiet. False where it failed or was stopped. Raises `BadInput` before anything is sent; Ctrl-C leaves
     the job running."""
     check_for_cluster(config, recipe=recipe)
-    environment = sealed_environment(env)
+    environment = encrypted_environment(env)
     for section, variable in named_keys(config):
         if variable not in env:
             info(f"{section} reads {variable} from the cluster's environment; --env {variable} would send it")
@@ -99,7 +99,7 @@ def check_for_cluster(config: RunConfig, *, recipe: Path) -> None:
         )
 
 
-def sealed_environment(names: Sequence[str]) -> dict[str, str]:
+def encrypted_environment(names: Sequence[str]) -> dict[str, str]:
     """What a job's environment holds for the variables of these names. Raises `BadInput`, without a value in
     it, where one is not set here, or where there is no token to seal them with."""
     for name in names:
@@ -118,7 +118,7 @@ def sealed_environment(names: Sequence[str]) -> dict[str, str]:
             f"--env {names[0]}: values travel sealed with the cluster's token, and there is none here: "
             "export RAY_AUTH_TOKEN, or put the variable into the environment of the cluster's nodes"
         )
-    return {SEALED: seal({name: os.environ[name] for name in names}, token=token)}
+    return {ENCRYPTED: encrypt_environment({name: os.environ[name] for name in names}, token=token)}
 
 
 def follow(jobs: Jobs, job: str, *, write: Write = put_part) -> bool:

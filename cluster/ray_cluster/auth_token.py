@@ -1,5 +1,5 @@
-"""Ray's cluster authentication token: finds it, or creates a private one for a local cluster. Ray checks it;
-this file only reads and writes it."""
+"""Ray's authentication token of a cluster: finds it, or creates a private one for a local cluster. Ray itself
+checks it."""
 
 import os
 import secrets
@@ -14,15 +14,15 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def default_path() -> Path:
-    """Where Ray keeps a token of its own."""
+    """Ray's default token file."""
     return Path.home() / ".ray" / "auth_token"
 
 
 def find_token() -> str | None:
-    """This process's token, looked for in Ray's own order (its page "Ray token authentication"): the variable
-    RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, ~/.ray/auth_token. None where there is none.
+    """This process's token, searched in Ray's order (its page "Ray token authentication"): the variable
+    RAY_AUTH_TOKEN, the file named by RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token. None if there is none.
 
-    Raises `BadInput` where a named file cannot be read or is empty.
+    Raises `BadInput` if a named file cannot be read or is empty.
     """
     token = os.environ.get(TOKEN, "").strip()
     if token:
@@ -34,20 +34,19 @@ def find_token() -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         if named:
             raise BadInput(
-                f"{TOKEN_PATH}={named}: no token can be read there ({error}): name its file"
+                f"{TOKEN_PATH}={named}: no token can be read there ({error}): give its file"
             ) from None
         return None
     if named and not token:
-        raise BadInput(f"{TOKEN_PATH}={named}: this file is empty: it must hold the cluster's token")
+        raise BadInput(f"{TOKEN_PATH}={named}: the file is empty: it must contain the cluster's token")
     return token or None
 
 
 def provide_token() -> None:
     """Ensures that a local Ray finds a token that is readable by this user alone.
 
-    Ray's own token file would be world-readable. If the home folder is not writable, the token lives in this
-    process's environment only. Nothing is done where RAY_AUTH_MODE turns tokens off.
-    """
+    A token file written by Ray would be world-readable. If the home folder is not writable, the token is kept
+    in this process's environment only. No effect if RAY_AUTH_MODE turns tokens off."""
     if os.environ.get(MODE, "token").lower() != "token":
         return
     path = default_path()
@@ -60,7 +59,7 @@ def provide_token() -> None:
 def _write(path: Path, token: str) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # an empty file: opening it again would keep its mode
+        path.unlink(missing_ok=True)  # opening an empty file would keep its mode
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(token)

@@ -1,8 +1,8 @@
-"""Encryption of environment variables that are sent to a cluster, with the cluster's token as the key.
+"""Encryption of the environment variables that are sent to a cluster, with the cluster's token as the key.
 
 Ray stores the variables of a job's runtime environment in plain text, shows them to everyone who can list
-jobs, and writes them into log files on every node. So the values travel as one ciphertext; only processes
-with the cluster's token can read it.
+jobs, and writes them into log files on every node. So the values are sent as one ciphertext; only processes
+with the cluster's token can decrypt it.
 """
 
 import base64
@@ -13,36 +13,36 @@ from collections.abc import Mapping
 
 from cluster.ray_cluster.auth_token import find_token
 
-SEALED = "USERRL_SEALED_ENVIRONMENT"
-"""The variable that carries the ciphertext."""
-SETUP_HOOK = "cluster.ray_cluster.encrypted_env.open_sealed"
+ENCRYPTED = "USERRL_SEALED_ENVIRONMENT"
+"""The variable that holds the ciphertext."""
+SETUP_HOOK = "cluster.ray_cluster.encrypted_env.decrypt_environment"
 """What Ray calls in every worker of a run before anything else."""
 
 
-def seal(values: Mapping[str, str], *, token: str) -> str:
+def encrypt_environment(values: Mapping[str, str], *, token: str) -> str:
     """The variables as one line of base64 text."""
     from cryptography.fernet import Fernet
 
     return Fernet(_key(token)).encrypt(json.dumps(dict(values)).encode()).decode()
 
 
-def open_sealed() -> None:
-    """Puts sealed variables into this process's environment; nothing where there are none. Raises
-    RuntimeError, without a value in it, where this node's token is not the one they were sealed with."""
-    sealed = os.environ.get(SEALED)
-    if not sealed:
+def decrypt_environment() -> None:
+    """Adds the encrypted variables, if there are any, to this process's environment. Raises RuntimeError,
+    without a value in it, if this node's token is not the one they were encrypted with."""
+    ciphertext = os.environ.get(ENCRYPTED)
+    if not ciphertext:
         return
     from cryptography.fernet import Fernet, InvalidToken
 
     try:
-        os.environ |= json.loads(Fernet(_key(find_token() or "")).decrypt(sealed))
+        os.environ |= json.loads(Fernet(_key(find_token() or "")).decrypt(ciphertext))
     except InvalidToken:
         raise RuntimeError(
-            "the variables given with --env cannot be read here: this node's Ray token is not the one that "
-            "the submitter used: give both the same token, or put the variables into the nodes' environment"
+            "the variables given with --env cannot be decrypted: this node's Ray token is not the one that "
+            "the submitter used: give both the same token, or set the variables in the nodes' environment"
         ) from None
 
 
 def _key(token: str) -> bytes:
-    """A key of its own for this use. The token is long and random, so one hash is enough."""
+    """A key for this use only. The token is long and random, so one hash is enough."""
     return base64.urlsafe_b64encode(hashlib.sha256(b"userrl sealed environment\0" + token.encode()).digest())

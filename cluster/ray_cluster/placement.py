@@ -1,5 +1,5 @@
-"""CPU and GPU placement: what this machine has, what each kind of process of a run requests, and which share
-GPUs."""
+"""CPU and GPU placement: what this machine has, what each kind of process of a run requests, and which
+processes share GPUs."""
 
 import os
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from pathlib import Path
 from cluster.config.run_config import RunConfig
 
 NODE_SHARE = 0.001
-"""Of a node's custom resource, what one process takes: a node that offers 1 has room for a thousand."""
+"""What one process takes of a node's custom resource: a node that offers 1 has room for a thousand."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What processes here may use."""
+    """CPUs and GPUs that processes on this machine may use."""
 
     num_cpus: int
     num_gpus: int
@@ -28,21 +28,22 @@ class PlannedProcess:
     name: str
     count: int
     num_cpus: float
-    """CPUs that Ray reserves for each; small, since the stages take turns on the same cores."""
+    """CPUs that Ray reserves for each; small, since the stages run one after the other on the same cores."""
     num_gpus: float
     """GPUs of each."""
     resources: Mapping[str, float]
-    """Custom Ray resources of each: those by which `ray.nodes` says where they may run."""
+    """Custom Ray resources of each, from `ray.nodes`: they determine its node."""
     job: str
 
 
 def ray_address(config: RunConfig) -> str | None:
-    """The cluster to join: the config's, or the one that a Ray job runs in; None to start Ray here."""
+    """The cluster to join: the config's, or that of the current Ray job; None to start Ray on this
+    machine."""
     return config.ray.address or os.environ.get("RAY_ADDRESS")
 
 
 def this_machine() -> Machine:
-    """Counts without starting anything: CPUs by affinity and cgroup, GPUs by environment and device files."""
+    """Counts CPUs by affinity and cgroup, GPUs by environment and device files."""
     num_cpus = len(os.sched_getaffinity(0))
     quota_file = Path("/sys/fs/cgroup/cpu.max")
     if quota_file.exists():
@@ -53,13 +54,13 @@ def this_machine() -> Machine:
 
 
 def has_cuda() -> bool:
-    """Whether the installed torch, and with it vLLM, is built for GPUs. The engine then samples on one."""
+    """Whether the installed torch, and with it vLLM, is built for GPUs."""
     return not version("torch").endswith("+cpu")
 
 
 def _count_gpus() -> int:
     if not has_cuda():
-        return 0  # Even if a GPU is plugged in: no installed package can use it.
+        return 0  # no installed package can use a GPU
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
@@ -73,23 +74,23 @@ def num_gpu_users(config: RunConfig) -> int:
 
 
 def gpu_share(config: RunConfig, *, num_gpus: int) -> float:
-    """GPUs that each of those takes: one of its own, or half a one where they must share `num_gpus`. On nodes
-    apart nothing is shared, however few GPUs an autoscaled cluster has just now."""
+    """GPUs of each learner and engine shard: 1, or 0.5 if they must share `num_gpus`. On separate nodes
+    nothing is shared, however few GPUs an autoscaled cluster has at the moment."""
     return 1.0 if num_gpu_users(config) <= num_gpus or are_apart(config) else 0.5
 
 
 def are_apart(config: RunConfig) -> bool:
-    """Whether engines and learners have nodes of their own."""
+    """Whether engines and learners run on different nodes."""
     return config.ray.nodes.engine != config.ray.nodes.learner
 
 
 def node_resources(nodes: str | None) -> dict[str, float]:
-    """What a process takes so that it runs on these nodes; nothing where any will do."""
+    """Resources that place a process on these nodes; empty if `nodes` is None: any node will do."""
     return {nodes: NODE_SHARE} if nodes else {}
 
 
 def planned_processes(config: RunConfig, *, gpu_share: float) -> list[PlannedProcess]:
-    """Every process of the run but Ray's own, in the order of the data."""
+    """Every process of the run except Ray's own, in the order of the data flow."""
     nodes = config.ray.nodes
     return [
         PlannedProcess(

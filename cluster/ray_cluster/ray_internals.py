@@ -1,5 +1,4 @@
-"""Private names of Ray's core and of Ray Serve, read from Ray 2.60.0. An upgrade of Ray has to check this
-file.
+"""Private names of Ray's core and of Ray Serve, read from Ray 2.60.0. Check this file when Ray is upgraded.
 
 `cluster/workers/rllib_internals.py` has those of RLlib, `simulators/serving/port_binding.py` that of a
 replica."""
@@ -19,13 +18,13 @@ PROCESS_TYPE_RAYLET = ray_constants.PROCESS_TYPE_RAYLET
 
 
 def disable_auto_init() -> None:
-    """A call to Ray after its end must not start it again."""
+    """A call to Ray after its shutdown then raises instead of starting it again."""
     auto_init_hook.enable_auto_connect = False
 
 
 @contextmanager
 def keep_loopback_address() -> Iterator[None]:
-    """While it lasts, a node with the address 127.0.0.1 keeps it.
+    """Inside the block, a node with the address 127.0.0.1 keeps it.
 
     On Linux `ray.init` replaces it by the machine's outer address, since other nodes might join. This switch
     is how Ray starts on macOS. Ray reads RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER into it once, when it is imported,

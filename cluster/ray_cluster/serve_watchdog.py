@@ -1,4 +1,4 @@
-"""Watchdog for Serve replicas that hang during start-up, for which Serve waits without a limit: it kills
+"""Watchdog for Serve replicas that hang during start-up, for which Serve would wait without a limit: it kills
 them, and Serve starts replacements."""
 
 import threading
@@ -13,12 +13,12 @@ from ray.exceptions import RayError
 from cluster.console.log import warn
 from cluster.ray_cluster.ray_internals import actor_table, serve_controller, serve_replica
 
-UNBORN = "STARTING"
+STARTING = "STARTING"
 """Serve's state of a replica that has not answered yet."""
-PATIENCE_S = 120.0
-"""Longest birth, imports included; it takes seconds. Serve gives up an application of which three replicas
-in a row are ended so."""
-LOOK_EVERY_S = 5.0
+START_TIMEOUT_S = 120.0
+"""Maximum start-up time, imports included; usually it is seconds. Serve gives up an application if three
+replicas in a row are killed."""
+POLL_INTERVAL_S = 5.0
 CALL_TIMEOUT_S = 10.0
 
 
@@ -26,63 +26,67 @@ class ServeWatchdog:
     """Background thread that watches Serve applications until it is closed."""
 
     def __init__(
-        self, apps: Sequence[str], *, patience_s: float = PATIENCE_S, look_every_s: float = LOOK_EVERY_S
+        self,
+        apps: Sequence[str],
+        *,
+        start_timeout_s: float = START_TIMEOUT_S,
+        poll_interval_s: float = POLL_INTERVAL_S,
     ):
         self._apps = apps
-        self._births = ReplicaStarts(patience_s=patience_s)
-        self._look_every_s = look_every_s
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="replica-watch", daemon=True)
+        self._starts = ReplicaStarts(timeout_s=start_timeout_s)
+        self._poll_interval_s = poll_interval_s
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="serve-watchdog", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Asks Ray nothing any more."""
-        self._is_over.set()
+        """Ends the thread; no call to Ray follows."""
+        self._is_closed.set()
         self._thread.join(3 * CALL_TIMEOUT_S)
 
-    def _work(self) -> None:
-        while not self._is_over.wait(self._look_every_s):
-            # Serve or Ray is being started again, or is just ending.
+    def _run(self) -> None:
+        while not self._is_closed.wait(self._poll_interval_s):
+            # Serve or Ray is restarting, or shutting down.
             with suppress(RayError, ValueError, RuntimeError, OSError, AttributeError):
-                self._look()
+                self._poll()
 
-    def _look(self) -> None:
-        for name in self._births.overdue(unborn(self._apps)):
+    def _poll(self) -> None:
+        for name in self._starts.overdue(starting_replicas(self._apps)):
             ray.kill(serve_replica(name))
-            warn(f"{name} has hung since its birth: it is ended, and Serve starts another")
+            warn(f"{name} did not start in time: it is killed, and Serve starts another")
 
 
 class ReplicaStarts:
-    """How long each replica has been waited for. By a clock of its own: Serve's forgets with its
+    """Time since each replica was first seen starting. Uses its own clock, since Serve's is lost with its
     controller."""
 
-    def __init__(self, *, patience_s: float, clock: Callable[[], float] = time.monotonic):
-        self._patience_s = patience_s
+    def __init__(self, *, timeout_s: float, clock: Callable[[], float] = time.monotonic):
+        self._timeout_s = timeout_s
         self._clock = clock
         self._since: dict[str, float] = {}
 
     def overdue(self, names: Collection[str]) -> list[str]:
-        """Of those that are unborn now, the ones that were at every look for longer than `patience_s`. Who is
-        named has as long again to go."""
+        """Of the replicas that are starting now, those that were so at every poll for more than `timeout_s`.
+        The time of a returned one restarts."""
         now = self._clock()
         self._since = {name: self._since.get(name, now) for name in names}
-        overdue = [name for name, since in self._since.items() if now - since > self._patience_s]
+        overdue = [name for name, since in self._since.items() if now - since > self._timeout_s]
         self._since |= dict.fromkeys(overdue, now)
         return overdue
 
 
-def unborn(apps: Sequence[str]) -> list[str]:
-    """The actors, by name, of replicas that have a process and have not answered yet. One without a process
-    waits for room, which is no fault of its own. Raises what Ray raises where Serve does not answer."""
+def starting_replicas(apps: Sequence[str]) -> list[str]:
+    """Actor names of replicas that have a process and have not answered yet. One without a process waits for
+    resources, which is not its fault. Raises Ray's errors if Serve does not answer."""
     serve: Any = ray.get(serve_controller().get_serve_instance_details.remote(), timeout=CALL_TIMEOUT_S)
-    waited_for = {
+    starting = {
         replica["actor_name"]
         for app in apps
         for deployment in serve["applications"].get(app, {}).get("deployments", {}).values()
         for replica in deployment["replicas"]
-        if replica["state"] == UNBORN
+        if replica["state"] == STARTING
     }
-    if not waited_for:
+    if not starting:
         return []
-    actors = [actor for actor in actor_table() if actor["Name"] in waited_for]
+    actors = [actor for actor in actor_table() if actor["Name"] in starting]
     return [actor["Name"] for actor in actors if actor["Pid"] and actor["State"] != "DEAD"]

@@ -11,11 +11,10 @@ from ray.exceptions import RayError
 from cluster.config.run_config import RunConfig
 from cluster.console.log import info
 from cluster.console.progress import quiet_libraries
-from cluster.ray_cluster.loopback import LOCALHOST
 from cluster.ray_cluster.placement import node_resources, ray_address
 from cluster.ray_cluster.ray_internals import scale_deployment
 from cluster.ray_cluster.serve_watchdog import ServeWatchdog
-from cluster.ray_cluster.start import beside_driver, start_ray
+from cluster.ray_cluster.start import LOCALHOST, start_ray, task_on_driver_node
 from simulators.serving.app import DEPLOYMENT, build_app, start_serve
 from simulators.serving.auth import key_hash
 from simulators.serving.hosted_llm import SERVE_PORT, deploy_llm, llm_url, remove_llm
@@ -32,21 +31,22 @@ def app_name(config: RunConfig) -> str:
     return f"simulators-{config.run.name}"
 
 
-def quick_apps(config: RunConfig) -> list[str]:
-    """The Serve applications of this run whose replicas are born within seconds: all but hosted models."""
+def fast_starting_apps(config: RunConfig) -> list[str]:
+    """The Serve applications of this run whose replicas start within seconds: all but hosted models."""
     return [app_name(config), relay_name(config.run.name)]
 
 
 def start_simulators(config: RunConfig, *, http: bool) -> None:
     """Deploys the simulated users. With `http` the rule-based ones also answer on the loopback address.
 
-    In a Tune trial a task outside the trial's placement group does it: Serve's actors have no place there.
+    In a Tune trial a task outside the trial's placement group deploys them: the group has no resources for
+    Serve's actors.
     """
     if ray.util.get_current_placement_group() is None:
         return _deploy(config, http)
-    task = beside_driver(_deploy)
-    patience = sum(llm.start_timeout_s for llm in config.simulator.llms())
-    ray.get(task.remote(config, http), timeout=DEPLOY_TIMEOUT_S + patience)
+    task = task_on_driver_node(_deploy)
+    start_s = sum(llm.start_timeout_s for llm in config.simulator.llms())
+    ray.get(task.remote(config, http), timeout=DEPLOY_TIMEOUT_S + start_s)
 
 
 def _deploy(config: RunConfig, http: bool) -> None:
@@ -55,11 +55,11 @@ def _deploy(config: RunConfig, http: bool) -> None:
     expected = key_hash(config.simulator.api_key_env, host=host) if http else ""
     location = "EveryNode" if llms else "HeadOnly" if http else "NoServer"
     start_serve(host=host, port=SERVE_PORT, location=location)
-    # The rules without the tasks: a call brings its scenario with it.
+    # Rules only, no tasks: each call contains its scenario.
     gyms = config.gyms.open(with_data=False)
     taken = node_resources(config.ray.nodes.simulator)
     application = build_app(config.simulator, http=http, expected=expected, gyms=gyms, resources=taken)
-    # Its number of replicas is changed from outside: see `scale_simulators`.
+    # `scale_simulators` changes the number of replicas.
     serve.run(
         application,
         name=app_name(config),
@@ -67,24 +67,23 @@ def _deploy(config: RunConfig, http: bool) -> None:
         external_scaler_enabled=True,
     )
     for llm in llms:
-        info(f"simulator {llm.name}: {llm.model} is being loaded")
+        info(f"simulator {llm.name}: loading {llm.model}")
         deploy_llm(llm, run=config.run.name, resources=taken, expected=expected)
     if llms and not http:
         deploy_relay(config.run.name, resources=taken)
 
 
 def scale_simulators(config: RunConfig, num_replicas: int) -> None:
-    """Serve starts more replicas of the rule-based users, or lets some go once their calls are answered.
-    Raises ValueError if Serve refuses."""
+    """Starts more replicas of the rule-based users, or drains some. Raises ValueError if Serve refuses."""
     try:
         scaled = scale_deployment(DEPLOYMENT, app=app_name(config), num_replicas=num_replicas)
         ray.get(scaled, timeout=DEPLOY_TIMEOUT_S)
-    except RayError as error:  # its controller is being started again, say
+    except RayError as error:  # for example while its controller restarts
         raise ValueError(f"Serve did not scale the simulators: {type(error).__name__}") from error
 
 
 def stop_simulators(config: RunConfig, *, and_ray: bool) -> None:
-    """Takes the simulated users down, and Ray with them where it was started here."""
+    """Stops the simulated users, and with `and_ray` Ray as well."""
     if and_ray:
         ray.shutdown()
     else:
@@ -96,7 +95,7 @@ def stop_simulators(config: RunConfig, *, and_ray: bool) -> None:
 
 
 def connect_user(config: RunConfig, name: str | None) -> User:
-    """The simulator of this name as a rollout actor calls it; None: the recipe's mix."""
+    """Client of the simulator of this name for a rollout actor; None means the recipe's mix."""
     handle = serve.get_deployment_handle(DEPLOYMENT, app_name=app_name(config))
     return connect_users(
         config.simulator,
@@ -113,12 +112,12 @@ def serve_forever(config: RunConfig) -> None:
     """`userrl serve`: hosts the simulated users over HTTP until Ctrl-C."""
     quiet_libraries()
     started_ray = start_ray(ray_address(config), nodes=config.ray.nodes)
-    replica_watch = ServeWatchdog(quick_apps(config))
+    serve_watchdog = ServeWatchdog(fast_starting_apps(config))
     try:
         start_simulators(config, http=True)
-        info(f"simulated users answer at http://{config.simulator.host}:{SERVE_PORT}/reply (Ctrl-C ends it)")
+        info(f"simulated users: http://{config.simulator.host}:{SERVE_PORT}/reply (Ctrl-C stops them)")
         while True:
             time.sleep(1)
     finally:
-        replica_watch.close()
+        serve_watchdog.close()
         stop_simulators(config, and_ray=started_ray)

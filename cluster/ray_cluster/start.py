@@ -1,8 +1,11 @@
-"""Start of Ray: joins a running cluster or starts a local one; pins actors to the driver's node."""
+"""Start of Ray: joins a running cluster, or starts a local one on the loopback address; tasks and actors on
+the driver's node."""
 
 import logging
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -12,12 +15,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.config.nodes import NodesConfig
 from cluster.console.log import info
 from cluster.ray_cluster.auth_token import provide_token
-from cluster.ray_cluster.encrypted_env import SEALED, SETUP_HOOK
-from cluster.ray_cluster.loopback import as_it_listens, on_loopback
-from cluster.ray_cluster.ray_internals import disable_auto_init
+from cluster.ray_cluster.encrypted_env import ENCRYPTED, SETUP_HOOK
+from cluster.ray_cluster.ray_internals import (
+    disable_auto_init,
+    keep_loopback_address,
+    outer_address,
+    running_cluster,
+)
 
+LOCALHOST = "127.0.0.1"
+CONNECT_TIMEOUT_S = 1.0
 ENVIRONMENT = {
-    # Raylets end what a dead worker leaves behind: vLLM's core would outlive its engine, with its memory.
+    # Raylets end the children of a dead worker: vLLM's core would outlive its engine and keep its memory.
     "RAY_process_group_cleanup_enabled": "1",
     # An idle OpenMP thread spins a moment, then sleeps: on a small machine all processes share the cores.
     "GOMP_SPINCOUNT": "1000",
@@ -30,22 +39,22 @@ ENVIRONMENT = {
 
 
 def start_ray(address: str | None, *, nodes: NodesConfig | None = None) -> bool:
-    """Joins the cluster at `address` or, inside a Ray job, the job's; else starts Ray here, which offers all
-    of `nodes`, listens on loopback only and asks for a token. True where it was started."""
+    """Joins the cluster at `address` or, inside a Ray job, the job's; else starts Ray on this machine, which
+    offers all of `nodes`, listens on loopback only and requires a token. True if it was started."""
     os.environ |= ENVIRONMENT
     disable_auto_init()  # a call to Ray after its shutdown must not start it again
     if ray.is_initialized():
         return False
     runtime_env: dict[str, Any] = {"env_vars": ENVIRONMENT}
-    if SEALED in os.environ:
+    if ENCRYPTED in os.environ:
         runtime_env["worker_process_setup_hook"] = SETUP_HOOK
     init = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
     offered = (nodes or NodesConfig()).offered
     if address:
-        with as_it_listens(address):
+        with reachable(address):
             init(address=address)
         if absent := sorted(offered.keys() - ray.cluster_resources().keys()):
-            info(f"no node offers {', '.join(absent)} yet: what belongs there waits for one")
+            info(f"no node offers {', '.join(absent)} yet: the processes that need it are pending")
         return False
     provide_token()
     with on_loopback():
@@ -53,15 +62,47 @@ def start_ray(address: str | None, *, nodes: NodesConfig | None = None) -> bool:
     return True
 
 
-def beside_driver(work: Callable[..., object], *, num_returns: int | Literal["streaming"] = 1) -> Any:
-    """A Ray task on the driver's node, where the files are, outside the placement group of a Tune trial."""
-    return ray.remote(work).options(num_cpus=0, num_returns=num_returns, scheduling_strategy=_here())
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """A Ray that is started inside the block has the address 127.0.0.1, and listens on no other.
+
+    Ray's processes (GCS, raylet, workers, object manager, agents, metrics) listen on all interfaces unless
+    their node's address is 127.0.0.1.
+    """
+    with keep_loopback_address():
+        yield
 
 
-def actor_beside_driver(actor: type, *, max_concurrency: int = 4096) -> Any:
+@contextmanager
+def reachable(address: str) -> Iterator[None]:
+    """Inside the block, `ray.init` also finds a cluster that listens on the loopback address only. Otherwise
+    Ray would replace that address by the machine's outer one, and wait for it without end."""
+    found = running_cluster(address) if address == "auto" else address
+    with on_loopback() if found and _is_on_loopback(found) else nullcontext():
+        yield
+
+
+def _is_on_loopback(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    if host not in ("localhost", LOCALHOST) or not port.isdecimal():
+        return False
+    with socket.socket() as outside:
+        outside.settimeout(CONNECT_TIMEOUT_S)
+        return outside.connect_ex((outer_address(), int(port))) != 0
+
+
+def task_on_driver_node(work: Callable[..., object], *, num_returns: int | Literal["streaming"] = 1) -> Any:
+    """A Ray task on the driver's node, which has the files, outside the placement group of a Tune trial."""
+    return ray.remote(work).options(num_cpus=0, num_returns=num_returns, scheduling_strategy=_this_node())
+
+
+def actor_on_driver_node(actor: type, *, max_concurrency: int = 4096) -> Any:
     """The same for a Ray actor."""
-    return ray.remote(actor).options(num_cpus=0, scheduling_strategy=_here(), max_concurrency=max_concurrency)
+    strategy = _this_node()
+    return ray.remote(actor).options(
+        num_cpus=0, scheduling_strategy=strategy, max_concurrency=max_concurrency
+    )
 
 
-def _here() -> NodeAffinitySchedulingStrategy:
+def _this_node() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

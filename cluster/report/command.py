@@ -7,8 +7,8 @@ from cluster.config.recipe import BadInput
 from cluster.console.log import info
 from cluster.console.output import put
 from cluster.report.page import page_of
-from cluster.run_folder.find_run import find_run
-from cluster.run_folder.paths import write_whole
+from cluster.run_folder.atomic_files import write_whole
+from cluster.run_folder.paths import find_run
 
 
 def report(folders: Sequence[Path], *, output: Path | None, serve: bool, port: int) -> None:

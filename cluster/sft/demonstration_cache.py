@@ -21,7 +21,7 @@ from actors.trajectory import GroupOrder
 from actors.trajectory_table import SCORED
 from cluster.console.events import first_line
 from cluster.console.log import warn
-from cluster.ray_cluster.start import actor_beside_driver
+from cluster.ray_cluster.start import actor_on_driver_node
 from learners.buffer.archive import write_tables
 
 ORDERS_PER_FILE = 256
@@ -90,7 +90,7 @@ class DemonstrationCache:
     def __init__(self, folder: Path):
         """Reads what is there."""
         self._folder = folder
-        self._actor = actor_beside_driver(DemonstrationCacheActor, max_concurrency=1).remote()
+        self._actor = actor_on_driver_node(DemonstrationCacheActor, max_concurrency=1).remote()
         self._played: list[CachedFile] = []
         self._tables: dict[str, ray.ObjectRef] = {}
         """By file."""
@@ -99,7 +99,7 @@ class DemonstrationCache:
             self._read()
         except RayError as error:
             warn(f"{folder} was not read to its end ({first_line(error)}): the rest is played again")
-            self._actor = actor_beside_driver(DemonstrationCacheActor, max_concurrency=1).remote()
+            self._actor = actor_on_driver_node(DemonstrationCacheActor, max_concurrency=1).remote()
 
     def _read(self) -> None:
         reading = self._actor.read.options(num_returns="streaming").remote(self._folder)

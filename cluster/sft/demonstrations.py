@@ -23,7 +23,7 @@ from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
 from cluster.console.log import info
 from cluster.console.progress import stage_progress
-from cluster.ray_cluster.start import beside_driver
+from cluster.ray_cluster.start import task_on_driver_node
 from cluster.run_folder.paths import RunFolder
 from cluster.sft.demonstration_cache import DemonstrationCache
 from cluster.workers.play_orders import OrderPlayer
@@ -102,7 +102,7 @@ def _from_experts(config: RunConfig, *, player: OrderPlayer, has_begun: bool) ->
 def _from_runs(config: RunConfig, *, policy_folder: str) -> list[tuple[ray.ObjectRef, TaskCounts]]:
     """The best trajectories of earlier runs, of the gyms that are trained on and no other."""
     gyms, max_tokens = list(config.gyms.trained), config.engine.max_model_len
-    table, made = beside_driver(_load_best, num_returns=2).remote(
+    table, made = task_on_driver_node(_load_best, num_returns=2).remote(
         config.sft.runs,
         gyms=gyms,
         per_gym=config.sft.best_per_gym,
@@ -125,7 +125,7 @@ def _from_files(config: RunConfig, *, policy_folder: str) -> list[tuple[ray.Obje
     """Dialogues of files, rendered for this policy, some hundred in a task and a task a core."""
     max_tokens = config.engine.max_model_len
     chunks, num_rows = _read_files(config.sft.files)
-    task = beside_driver(_render_rows, num_returns=2)
+    task = task_on_driver_node(_render_rows, num_returns=2)
     running: dict[ray.ObjectRef, tuple[int, ray.ObjectRef]] = {}
     done: dict[int, tuple[ray.ObjectRef, TaskCounts]] = {}
     with stage_progress("dialogues of files", total=num_rows) as advance:
@@ -158,7 +158,7 @@ def _read_files(files: Sequence[Path]) -> tuple[deque[tuple[Path, ray.ObjectRef]
     by a task of its own, and whole before anything is rendered."""
     chunks: deque[tuple[Path, ray.ObjectRef]] = deque()
     num_rows = 0
-    task = beside_driver(_read_rows, num_returns="streaming")
+    task = task_on_driver_node(_read_rows, num_returns="streaming")
     for file, reading in [(file, task.remote(file)) for file in files]:
         *rows, count = reading
         num_rows += _result(count, key="sft.files")

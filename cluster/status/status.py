@@ -12,9 +12,8 @@ from typing import Any
 
 from cluster.console.events import finite
 from cluster.console.output import put, put_json
-from cluster.run_folder.find_run import find_run
 from cluster.run_folder.heartbeat import DriverStatus, read_driver_status
-from cluster.run_folder.paths import STATE_FILE, RunFolder
+from cluster.run_folder.paths import STATE_FILE, RunFolder, find_run
 from cluster.status.files import (
     asked_sizes,
     average_scores,

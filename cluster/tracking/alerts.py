@@ -1,5 +1,5 @@
-"""Alert rules on a run's metrics, shown on the console and in W&B. Pure: metrics of a step in, alert texts
-out; thresholds are constants here unless the recipe sets them.
+"""Alert rules on a run's metrics, shown on the console and in W&B. Pure: metrics of a step in, alerts out;
+thresholds are constants here unless the recipe sets them.
 
 docs/wandb.md explains each alert and its cure.
 """
@@ -16,37 +16,38 @@ from simulators.config import GaugeLimits
 from simulators.users.quality_metrics import alarms
 
 WINDOW_STEPS = 5
-"""Means are taken over this many steps."""
+"""Number of steps of a mean."""
 QUIET_STEPS = 25
-"""An alert of one kind comes at most once in this many steps, as long as its cause lasts or comes again."""
+"""Minimum number of steps between two alerts of one kind."""
 ENTROPY_SHARE = 0.1
-"""Of the entropy of the first window: below it the policy hardly tries anything any more."""
+"""Share of the entropy of the first window; below it the policy hardly explores."""
 REWARD_SHARE = 0.5
-"""Of the best window's reward: below it the policy has forgotten what it could."""
+"""Share of the best window's reward; below it the policy has collapsed."""
 LEAST_REWARD = 0.1
-"""Best windows below this are noise, and cannot collapse."""
+"""A best window below this is noise, and cannot collapse."""
 FLAT_SHARE = 0.8
-"""Of the trajectories settled in a window: so many dropped as flat teach nothing and cost as much."""
+"""Share of a window's trajectories that are dropped as flat: they cost rollouts and give no gradient."""
 GAP_SHARE = 0.5
-"""Of `learner.max_logprob_gap`, at which the run stops."""
+"""Share of `learner.max_logprob_gap`, at which the run stops."""
 WAIT_FACTOR, LEAST_WAIT_S = 10.0, 60.0
-"""A step's wait for groups is stuck if it is so many times the median one, and at least so long."""
+"""A step's wait for groups is stuck if it exceeds this multiple of the median wait, and this minimum."""
 OVERDUE_FACTOR, LEAST_OVERDUE_S = 10.0, 600.0
-"""The same, of usual steps, while a step still waits: the first may wait for engines to become warm."""
+"""The same for the current wait, as a multiple of the median step: the first step may wait for engines to
+warm up."""
 MOST_STEPS_KEPT = 200
-"""Of which the medians are taken."""
+"""Number of steps of the medians."""
 
 Level = Literal["INFO", "WARN", "ERROR"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alert:
-    """One thing to look at."""
+    """One alert."""
 
     kind: str
-    """What is limited in number: entropy, reward, flat, stuck, gap, users or stopped."""
+    """entropy, reward, flat, stuck, gap, users or stopped; each kind is rate-limited."""
     title: str
-    """Under 64 characters, as W&B wants it."""
+    """Under 64 characters, as W&B requires."""
     text: str
     """Rule, value, cure."""
     level: Level = "WARN"
@@ -63,19 +64,19 @@ class RunAlerts:
             key: deque(maxlen=WINDOW_STEPS) for key in ("learner/entropy", "rollout/reward/mean")
         }
         self._best_reward = -math.inf
-        self._settled: deque[tuple[float, float]] = deque(maxlen=WINDOW_STEPS + 1)
-        """(flat, all settled) so far, after each of the last steps."""
+        self._resolved: deque[tuple[float, float]] = deque(maxlen=WINDOW_STEPS + 1)
+        """Cumulative (flat, resolved) trajectories after each of the last steps."""
         self._waits: deque[float] = deque(maxlen=MOST_STEPS_KEPT)
         self._step_seconds: deque[float] = deque(maxlen=MOST_STEPS_KEPT)
-        self._told_at: dict[str, int] = {}
-        """The step of the last alert of a kind."""
+        self._alerted_at: dict[str, int] = {}
+        """Step of the last alert of each kind."""
         self._last_step = 0
-        self._waits_since: float | None = None
-        """By the caller's clock; None while no step waits."""
+        self._waiting_since: float | None = None
+        """In the caller's clock; None if no step waits."""
 
-    def look(self, step: int, *, metrics: Mapping[str, float | None]) -> list[Alert]:
-        """What one more step gives rise to. Numbers are named as in metrics.jsonl; what is None, NaN or
-        missing is not looked at."""
+    def check_step(self, step: int, *, metrics: Mapping[str, float | None]) -> list[Alert]:
+        """Alerts of one more step. Keys are those of metrics.jsonl; values that are None, NaN or missing are
+        ignored."""
         known = {key: value for key, value in metrics.items() if value is not None and math.isfinite(value)}
         self._last_step = step
         found = [
@@ -88,33 +89,33 @@ class RunAlerts:
         ]
         return [alert for alert in found if self._is_due(alert, step=step)]
 
-    def wait(self, text: str, *, at: float) -> list[Alert]:
-        """What a step gives rise to that waits at `at`, in seconds of any clock, for what `text` says; empty:
-        it goes on."""
+    def check_wait(self, text: str, *, at: float) -> list[Alert]:
+        """Alerts of a step that waits for `text` at the time `at`, in seconds of any clock; an empty text
+        means that it no longer waits."""
         if not text:
-            self._waits_since = None
+            self._waiting_since = None
             return []
-        if self._waits_since is None:
-            self._waits_since = at
-        waited_s = at - self._waits_since
+        if self._waiting_since is None:
+            self._waiting_since = at
+        waited_s = at - self._waiting_since
         usual_s = median(self._step_seconds) if self._step_seconds else 0.0
         if waited_s < max(LEAST_OVERDUE_S, OVERDUE_FACTOR * usual_s):
             return []
-        usual = f", where the usual one takes {usual_s:.0f} s" if usual_s else ""
+        usual = f", while a usual step takes {usual_s:.0f} s" if usual_s else ""
         alert = _stuck(
-            f"{text.partition(':')[0]}, for {waited_s:.0f} s by now{usual}: the console says which orders "
-            "are waited for and which actors hold them"
+            f"{text.partition(':')[0]}, for {waited_s:.0f} s by now{usual}: the console shows which orders "
+            "are outstanding and which actors hold them"
         )
         return [alert] if self._is_due(alert, step=self._last_step) else []
 
     def _is_due(self, alert: Alert, *, step: int) -> bool:
-        if step - self._told_at.get(alert.kind, -QUIET_STEPS) < QUIET_STEPS:
+        if step - self._alerted_at.get(alert.kind, -QUIET_STEPS) < QUIET_STEPS:
             return False
-        self._told_at[alert.kind] = step
+        self._alerted_at[alert.kind] = step
         return True
 
     def _mean(self, key: str, known: Mapping[str, float]) -> float | None:
-        """Of the last window, where this step is in it and it is full."""
+        """Mean of the last window; None if it is not full or this step lacks the key."""
         window = self._windows[key]
         if key not in known:
             return None
@@ -129,9 +130,9 @@ class RunAlerts:
             yield Alert(
                 kind="entropy",
                 title="entropy collapse",
-                text=f"learner/entropy={mean:.4f}, mean of {WINDOW_STEPS} steps: it is under "
-                f"{ENTROPY_SHARE:.0%} of {_mean_of(self._first_entropies):.4f}, where GRPO began, and a "
-                "policy that tries nothing new learns nothing: set learner.entropy.target or "
+                text=f"learner/entropy={mean:.4f}, mean of {WINDOW_STEPS} steps: below "
+                f"{ENTROPY_SHARE:.0%} of {_mean_of(self._first_entropies):.4f} at the start of GRPO, and a "
+                "policy that does not explore does not learn: set learner.entropy.target or "
                 "learner.entropy.coefficient, lower learner.lr, or go back to the best checkpoint",
             )
 
@@ -144,7 +145,7 @@ class RunAlerts:
             yield Alert(
                 kind="reward",
                 title="reward collapse",
-                text=f"rollout/reward/mean={mean:.3f}, mean of {WINDOW_STEPS} steps: it is under "
+                text=f"rollout/reward/mean={mean:.3f}, mean of {WINDOW_STEPS} steps: below "
                 f"{REWARD_SHARE:.0%} of the best, {self._best_reward:.3f}: read the dialogues of these "
                 "steps, look at train/learner/grad_norm and kl, and go back to the best checkpoint with a "
                 "lower learner.lr",
@@ -154,19 +155,19 @@ class RunAlerts:
         dropped = {key: value for key, value in known.items() if key.startswith("ledger/dropped/")}
         if "ledger/trained" not in known:
             return
-        flat, settled = dropped.get("ledger/dropped/flat", 0.0), known["ledger/trained"]
-        self._settled.append((flat, settled + sum(dropped.values())))
-        (flat_before, settled_before), num_settled = self._settled[0], self._settled[-1][1]
-        if len(self._settled) <= WINDOW_STEPS or num_settled <= settled_before:
+        flat, trained = dropped.get("ledger/dropped/flat", 0.0), known["ledger/trained"]
+        self._resolved.append((flat, trained + sum(dropped.values())))
+        (flat_before, resolved_before), num_resolved = self._resolved[0], self._resolved[-1][1]
+        if len(self._resolved) <= WINDOW_STEPS or num_resolved <= resolved_before:
             return
-        share = (flat - flat_before) / (num_settled - settled_before)
+        share = (flat - flat_before) / (num_resolved - resolved_before)
         if share > FLAT_SHARE:
             yield Alert(
                 kind="flat",
                 title="most groups are flat",
-                text=f"ledger/dropped/flat: {share:.0%} of what was settled in {WINDOW_STEPS} steps, above "
-                f"{FLAT_SHARE:.0%}: all dialogues of these groups earn the same, so nothing is learned from "
-                "them: take harder or easier tasks (gyms.difficulty, gyms.weights), or a larger "
+                text=f"ledger/dropped/flat: {share:.0%} of the trajectories of {WINDOW_STEPS} steps, above "
+                f"{FLAT_SHARE:.0%}: all dialogues of a flat group have equal rewards, which gives no "
+                "gradient: take harder or easier tasks (gyms.difficulty, gyms.weights), or a larger "
                 "rollout.group_size",
             )
 
@@ -181,7 +182,7 @@ class RunAlerts:
         if wait_s >= LEAST_WAIT_S and wait_s > WAIT_FACTOR * usual_s:
             reissued = known.get("buffer/reissued", 0.0)
             yield _stuck(
-                f"time/wait_s={wait_s:.0f}: over {WAIT_FACTOR:g} times the usual {usual_s:.1f} s, with "
+                f"time/wait_s={wait_s:.0f}: more than {WAIT_FACTOR:g} times the usual {usual_s:.1f} s, with "
                 f"{reissued:.0f} groups reassigned so far: the console names their actors; look at "
                 "users/*/failed, rollout/engine/num_serving and rollout.dialogue_timeout_s"
             )
@@ -192,7 +193,7 @@ class RunAlerts:
             yield Alert(
                 kind="gap",
                 title="engine and learner drift apart",
-                text=f"learner/logprob_gap/mean={gap:.5f}: over {GAP_SHARE:.0%} of "
+                text=f"learner/logprob_gap/mean={gap:.5f}: above {GAP_SHARE:.0%} of "
                 f"learner.max_logprob_gap={self._max_gap:g}, at which the run stops: give learner.dtype and "
                 "engine.dtype alike",
             )
@@ -209,7 +210,7 @@ class RunAlerts:
 
 
 def stopped(error: BaseException, *, step: int) -> Alert:
-    """The run ends by an error."""
+    """Alert of a run that ends with an error."""
     return Alert(
         kind="stopped",
         title="the run has stopped",

@@ -18,10 +18,10 @@ FAILURES = frozenset(failure.value for failure in Failure)
 
 
 def rollout_metrics(summaries: Sequence[GroupSummary], *, duration_s: float) -> dict[str, float]:
-    """Of all groups settled since the step before, dropped ones among them: what the policy can do, and not
-    what was worth training. Failed trajectories are left out of every mean, never counted as a score.
+    """Metrics of all groups resolved since the previous step, dropped ones included: they show what the
+    policy can do, not what was worth training on. Failed trajectories are left out of every mean.
 
-    `duration_s` is the seconds from the step before to this one.
+    `duration_s` is the seconds since the previous step.
     """
     num_turns = [
         turns
@@ -49,8 +49,8 @@ def rollout_metrics(summaries: Sequence[GroupSummary], *, duration_s: float) -> 
 
 
 def _turn_times(summaries: Sequence[GroupSummary]) -> dict[str, float]:
-    """Where the dialogues' time went: shares of all turns' seconds, e.g. `rollout/time/user/share`, and the
-    seconds of a mean turn by gym."""
+    """Share of each stage in all turns' seconds, e.g. `rollout/time/user/share`, and mean seconds of a turn
+    by gym."""
     seconds = {stage: sum(getattr(summary, f"{stage}_s") for summary in summaries) for stage in TURN_STAGES}
     total = max(sum(seconds.values()), 1e-9)
     by_gym: dict[str, list[float]] = {}
@@ -67,7 +67,8 @@ def _turn_times(summaries: Sequence[GroupSummary]) -> dict[str, float]:
 
 
 def _failures(summaries: Sequence[GroupSummary]) -> dict[str, float]:
-    """Trajectories that a user failed, by simulator and reason, e.g. `users/qwen/failed/role_flip`."""
+    """Number of trajectories that a user failed, by simulator and reason, e.g.
+    `users/qwen/failed/role_flip`."""
     counts = Counter(
         f"users/{summary.simulator or RULES}/failed/{reason}"
         for summary in summaries
@@ -78,8 +79,8 @@ def _failures(summaries: Sequence[GroupSummary]) -> dict[str, float]:
 
 
 def _concurrencies(summaries: Sequence[GroupSummary]) -> dict[str, float]:
-    """Calls that one rollout actor gave a simulator at a time, e.g. `users/qwen/concurrency/mean`; of those
-    that have a limit."""
+    """Mean number of concurrent calls of one rollout actor to a simulator, e.g.
+    `users/qwen/concurrency/mean`; only for simulators with a limit."""
     limits: dict[str, list[float]] = defaultdict(list)
     for summary in summaries:
         if summary.user_concurrency:
@@ -88,9 +89,9 @@ def _concurrencies(summaries: Sequence[GroupSummary]) -> dict[str, float]:
 
 
 def age_metrics(summaries: Sequence[GroupSummary], *, policy_version: int) -> dict[str, float]:
-    """Of the groups that one step trains; `policy_version` is the learners' before the step. An age is that
-    of a group's oldest token that may be trained, at the moment of use; a span is how many versions one
-    trajectory runs over."""
+    """Ages and spans of the groups of one step; `policy_version` is the learners' before the step. The age of
+    a group is that of its oldest trainable token at the moment of use; the span of a trajectory is its newest
+    minus its oldest version."""
     ages = [policy_version - summary.oldest_version for summary in summaries]
     spans = [span for summary in summaries for span in summary.version_spans]
     return {
@@ -109,11 +110,11 @@ def _mean(summaries: Sequence[GroupSummary]) -> float:
 def step_metrics(
     times: Mapping[str, float], *, update: Mapping[str, float], settled: Sequence[GroupSummary]
 ) -> dict[str, float]:
-    """A step's times (of `StageTimer`), what its `update` reports, and what it says about the groups that
-    were `settled` since the step before."""
+    """A step's times (of `StageTimer`), the metrics of its `update`, and those of the groups `settled` since
+    the previous step."""
     busy_s = update["time/learn_s"] + times["time/weights_s"]
     return {
-        "learner/logprob_gap/mean": math.nan,  # unless `update` has compared any token
+        "learner/logprob_gap/mean": math.nan,  # if `update` has compared no token
         **times,
         **rollout_metrics(settled, duration_s=times["time/step_s"]),
         **update,
@@ -122,8 +123,8 @@ def step_metrics(
 
 
 def engine_metrics(usages: Sequence[EngineUsage]) -> dict[str, float]:
-    """What the engines' time went to, a mean over engines: since the step before, or since the cold start. Of
-    no engines, where the only one is being replaced, it is NaN."""
+    """Mean use of the engines' time since the previous step, or since the cold start. NaN without engines,
+    while the only one is being replaced."""
 
     def mean(seconds: Callable[[EngineUsage], float]) -> float:
         parts = [seconds(usage) / max(usage.duration_s, 1e-9) for usage in usages]
@@ -137,31 +138,31 @@ def engine_metrics(usages: Sequence[EngineUsage]) -> dict[str, float]:
 
 
 class LogprobGapError(RuntimeError):
-    """Engine and learner disagree about the policy: what was sampled is not what would be trained."""
+    """Engine and learner disagree about the policy: the sampled distribution is not the trained one."""
 
 
-def expect_agreement(metrics: Mapping[str, float], *, max_logprob_gap: float) -> None:
-    """Raises `LogprobGapError` where a step's `learner/logprob_gap/mean` is above the limit. It is NaN, and
-    there is nothing to compare, where no token of the step is of the current version."""
+def require_agreement(metrics: Mapping[str, float], *, max_logprob_gap: float) -> None:
+    """Raises `LogprobGapError` if a step's `learner/logprob_gap/mean` exceeds the limit. It is NaN, which
+    passes, if no token of the step is of the current version."""
     gap = metrics["learner/logprob_gap/mean"]
     if gap > max_logprob_gap:
         raise LogprobGapError(
             f"learner/logprob_gap/mean={gap:.4f}: engine and learner must agree on sampled tokens within "
             f"learner.max_logprob_gap={max_logprob_gap}: resume by `userrl train RUN_FOLDER` with a higher "
-            "limit where it is rounding; to give learner.dtype and engine.dtype alike, begin a new run "
+            "limit if it is rounding; to set learner.dtype and engine.dtype alike, start a new run "
             "with --run NAME"
         )
 
 
 class StageTimer:
-    """Seconds of each stage of a step; a stage may come again."""
+    """Seconds of each stage of a step; a stage may occur several times."""
 
     def __init__(self) -> None:
         self._start = self._last = time.perf_counter()
         self._stages: defaultdict[str, float] = defaultdict(float)
 
     def end(self, stage: str) -> None:
-        """What came since the last `end` belongs to this stage."""
+        """Adds the time since the last `end` to this stage."""
         now = time.perf_counter()
         self._stages[stage] += now - self._last
         self._last = now

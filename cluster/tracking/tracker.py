@@ -14,7 +14,8 @@ from cluster.console.events import WaitReason
 from cluster.console.log import LogHandler, logged_to, warn
 from cluster.console.progress import report_step
 from cluster.evaluation.results import EvaluationRow
-from cluster.run_folder.paths import RunFolder, write_whole
+from cluster.run_folder.atomic_files import write_whole
+from cluster.run_folder.paths import RunFolder
 from cluster.tracking.alerts import Alert, RunAlerts, stopped
 from cluster.tracking.wandb.history import WandbHistory, evaluation_entry, sft_entry, step_entry
 from cluster.tracking.wandb.run import WandbRun
@@ -25,18 +26,18 @@ class Tracker:
     """Owns metrics.jsonl and the W&B run. Use as a context manager, or call `close`."""
 
     def __init__(self, folder: RunFolder, *, config: RunConfig, resume_step: int = 0, group: str = ""):
-        """Keeps what is of steps up to `resume_step`, which stand though they be taken again, and cuts what
-        is of later ones: they never were. `group` is the W&B group of a sweep's runs."""
+        """Keeps metrics of steps up to `resume_step`, even if those are repeated, and deletes those of later
+        steps, which were undone. `group` is the W&B group of a sweep's runs."""
         self._num_steps = config.grpo.num_steps
         self._alerts = RunAlerts(
             limits=config.simulator.alarms,
             max_logprob_gap=config.learner.max_logprob_gap,
         )
         self._last_step = 0
-        """The last one that metrics.jsonl has."""
+        """The last step in metrics.jsonl."""
         for line in _cut_metrics(folder, resume_step=resume_step):
             self._last_step = line.pop("step")
-            self._alerts.look(self._last_step, metrics=line)
+            self._alerts.check_step(self._last_step, metrics=line)
         self._metrics = folder.metrics.open("a", encoding="utf-8")
         self._history = WandbHistory(folder, resume_step=resume_step)
         self._wandb = WandbRun(folder, config=config, history=self._history, group=group)
@@ -49,15 +50,15 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        goes_on = isinstance(error, RestartError)
-        failure = error if isinstance(error, Exception) and not goes_on else None
+        restarts = isinstance(error, RestartError)
+        failure = error if isinstance(error, Exception) and not restarts else None
         if failure is not None:
             self._wandb.alert(stopped(failure, step=self._last_step))
-        self.close(failed=failure is not None, goes_on=goes_on)
+        self.close(failed=failure is not None, restarts=restarts)
 
     def log_step(self, step: int, *, metrics: Mapping[str, float]) -> None:
-        """One GRPO step: a line for people, a line in metrics.jsonl, a row in W&B. A step that is taken again
-        after a resume has its line and its row from before."""
+        """One GRPO step: a line on the console, a line in metrics.jsonl, a row in W&B. A repeated step after
+        a resume keeps its earlier line and row."""
         report_step(step, num_steps=self._num_steps, metrics=metrics)
         if step <= self._last_step:
             return
@@ -66,7 +67,7 @@ class Tracker:
         self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
         self._metrics.flush()
         self._history.add(step_entry(step, metrics=finite))
-        for alert in self._alerts.look(step, metrics=metrics):
+        for alert in self._alerts.check_step(step, metrics=metrics):
             self._emit(alert)
         self._wandb.wake()
 
@@ -80,15 +81,15 @@ class Tracker:
         self._history.add(evaluation_entry(rows, step=step))
         self._wandb.wake()
 
-    def close(self, *, failed: bool = False, goes_on: bool = False) -> None:
-        """`goes_on`: the same run restarts at once with a new tracker."""
+    def close(self, *, failed: bool = False, restarts: bool = False) -> None:
+        """`restarts`: the same run continues at once with a new tracker."""
         self._logging.close()
         self._metrics.close()
         self._history.close()
-        self._wandb.close(failed=failed, goes_on=goes_on)
+        self._wandb.close(failed=failed, restarts=restarts)
 
     def _check_wait(self, reason: str, at: float) -> None:
-        for alert in self._alerts.wait(reason, at=at):
+        for alert in self._alerts.check_wait(reason, at=at):
             self._emit(alert)
 
     def _emit(self, alert: Alert) -> None:
@@ -109,7 +110,7 @@ class _WaitHandler(LogHandler):
 
 
 def _cut_metrics(folder: RunFolder, *, resume_step: int) -> list[dict[str, Any]]:
-    """Drops lines of later steps, and a last line that a crash left half written. Gives the others."""
+    """Deletes lines of later steps, and a last line that a crash left incomplete; returns the others."""
     kept: list[str] = []
     if folder.metrics.exists():
         for line in folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True):

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
 from cluster.console.log import info
-from cluster.run_folder.paths import RunFolder, write_whole
+from cluster.run_folder.atomic_files import write_whole
+from cluster.run_folder.paths import RunFolder
 
 ANSWER_TIMEOUT_S = 60.0
 """How long `userrl scale` waits for the driver, which polls between two steps and while it waits for

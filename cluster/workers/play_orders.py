@@ -15,7 +15,7 @@ from actors.group_transport import FinishedGroup
 from actors.scripts import Script
 from actors.trajectory import GroupOrder
 from cluster.console.log import warn
-from cluster.ray_cluster.start import actor_beside_driver
+from cluster.ray_cluster.start import actor_on_driver_node
 from cluster.workers.rollout_pool import (
     CALL_TIMEOUT_S,
     LOGS,
@@ -162,4 +162,4 @@ class OrderPlayer:
 
 def create_fixed_source(orders: Sequence[GroupOrder], *, group_timeout_s: float) -> ActorHandle:
     """A work source of these orders, on the driver's node."""
-    return actor_beside_driver(FixedWorkSource).remote(orders, group_timeout_s=group_timeout_s)
+    return actor_on_driver_node(FixedWorkSource).remote(orders, group_timeout_s=group_timeout_s)

@@ -7,7 +7,8 @@ from huggingface_hub import snapshot_download
 
 from cluster.config.run_config import RunConfig
 from cluster.preflight.policy import is_hub_name
-from cluster.run_folder.paths import RunFolder, write_folder
+from cluster.run_folder.atomic_files import write_folder
+from cluster.run_folder.paths import RunFolder
 from learners.model.tiny_policy import build
 from simulators.gym_plugins import known_gyms
 

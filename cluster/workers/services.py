@@ -19,8 +19,13 @@ from cluster.config.run_config import RunConfig
 from cluster.console.log import info
 from cluster.ray_cluster.placement import PlannedProcess, gpu_share, planned_processes
 from cluster.ray_cluster.serve_watchdog import ServeWatchdog
-from cluster.ray_cluster.simulator_service import connect_user, quick_apps, start_simulators, stop_simulators
-from cluster.ray_cluster.start import actor_beside_driver
+from cluster.ray_cluster.simulator_service import (
+    connect_user,
+    fast_starting_apps,
+    start_simulators,
+    stop_simulators,
+)
+from cluster.ray_cluster.start import actor_on_driver_node
 from cluster.workers.engine_pool import EnginePool
 from learners.advantages.group_advantages import credit_group
 from learners.buffer.buffer import BufferSizes
@@ -73,7 +78,7 @@ def start_services(config: RunConfig, *, policy_folder: str, run_folder: Path, s
             undo.callback(ray.shutdown)
         engines = start_engines(config, policy_folder=policy_folder)
         undo.callback(engines.stop, timeout_s=STOP_TIMEOUT_S)
-        serve_watchdog = ServeWatchdog(quick_apps(config))
+        serve_watchdog = ServeWatchdog(fast_starting_apps(config))
         undo.callback(serve_watchdog.close)
         start_simulators(config, http=False)
         if not started_ray:
@@ -164,7 +169,7 @@ def create_buffer(config: RunConfig, *, run_folder: Path) -> ActorHandle:
     source = TaskSource(
         config.gyms.trained, split="train", seed=config.run.seed, difficulty=config.gyms.difficulty
     )
-    return actor_beside_driver(BufferActor).remote(
+    return actor_on_driver_node(BufferActor).remote(
         sizes,
         source=source,
         run_folder=run_folder,

@@ -1,7 +1,7 @@
 """W&B artifacts of a run's inputs and outputs (lineage). Models and checkpoints are referenced by path; only
 small files are copied.
 
-Copies are kept in `wandb/lineage/` under a name that holds their hash: an offline run may be synced after the
+Copies are kept in `wandb/lineage/` under a name with their hash: an offline run may be synced after the
 original files have changed.
 """
 
@@ -16,9 +16,10 @@ from cluster.config.run_config import RunConfig
 from cluster.preflight.policy import is_hub_name
 from cluster.run_folder.code_snapshot import ROOMS, write_rooms
 from cluster.run_folder.paths import RunFolder
+from cluster.tracking.wandb.internals import publish
 
 MOST_COPIED_BYTES = 64 * 2**20
-"""A model up to this size is copied to W&B; a larger one is referred to."""
+"""A model up to this size is copied to W&B; a larger one is a reference."""
 
 
 class ArtifactLineage:
@@ -30,11 +31,10 @@ class ArtifactLineage:
         self._config = config
         self._name = config.run.name
         self._kept = folder.wandb / "lineage"
-        self._told: set[Path] = set()
-        """Checkpoints."""
+        self._logged_checkpoints: set[Path] = set()
 
     def inputs(self) -> None:
-        """Code, recipe, tasks and the policy that training begins with."""
+        """Logs code, recipe, tasks and the initial policy."""
         self._kept.mkdir(parents=True, exist_ok=True)
         partial = self._kept / "code.partial"
         write_rooms(partial)
@@ -56,15 +56,15 @@ class ArtifactLineage:
             self._model(f"policy-{self._name if path is None else policy.name}", policy, is_input=True)
 
     def checkpoints(self) -> None:
-        """Checkpoints completed since the last call, by reference."""
+        """Logs checkpoints completed since the last call, by reference."""
         best = self._folder.best
         for path in (*self._folder.newest_checkpoints, *([best.path] if best else [])):
-            if path in self._told:
+            if path in self._logged_checkpoints:
                 continue
-            self._told.add(path)
+            self._logged_checkpoints.add(path)
             score = {"score": best.score, "split": best.split} if best and path == best.path else {}
             aliases = ["latest", path.name, *(["best"] if score else [])]
-            with suppress(FileNotFoundError, NotADirectoryError):  # a newer one may take its place just now
+            with suppress(FileNotFoundError, NotADirectoryError):  # deleted meanwhile
                 self._log(
                     f"checkpoint-{self._name}",
                     "checkpoint",
@@ -74,15 +74,15 @@ class ArtifactLineage:
                 )
 
     def outputs(self) -> None:
-        """The trained policies, and all that a run has said of itself, once it is over."""
+        """Logs the trained policies, metrics, scores and trajectories of a finished run."""
         self.checkpoints()
         if not (self._folder.model / "config.json").exists():
             return
         for name, model in (("model", self._folder.model), ("best-model", self._folder.best_model)):
             if (model / "config.json").exists():
                 self._model(f"{name}-{self._name}", model, is_input=False)
-        told = (self._folder.metrics, self._folder.evaluation, self._folder.validation)
-        files = [self._keep(path.read_bytes(), path.name) for path in told if path.exists()]
+        logs = (self._folder.metrics, self._folder.evaluation, self._folder.validation)
+        files = [self._keep(path.read_bytes(), path.name) for path in logs if path.exists()]
         self._log(f"results-{self._name}", "results", files=files)
         self._log(
             f"trajectories-{self._name}",
@@ -101,11 +101,11 @@ class ArtifactLineage:
             send(_plain(name), "model", references={model.name: model.resolve()}, metadata=facts)
 
     def _use(self, name: str, type_: str, **content: Any) -> None:
-        """As an input of the run."""
+        """Logs an input of the run."""
         publish(self._run, self._artifact(name, type_, **content), is_input=True)
 
     def _log(self, name: str, type_: str, *, aliases: list[str] | None = None, **content: Any) -> None:
-        """As an output of the run."""
+        """Logs an output of the run."""
         publish(self._run, self._artifact(name, type_, **content), aliases=aliases)
 
     def _artifact(
@@ -127,7 +127,7 @@ class ArtifactLineage:
         return artifact
 
     def _keep(self, content: bytes, name: str) -> Path:
-        """The content under a name of its own in the run folder."""
+        """A copy of the content in the run folder, named by its hash."""
         stem, _, ending = name.partition(".")
         path = self._kept / f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}.{ending}"
         if not path.exists():
@@ -135,17 +135,8 @@ class ArtifactLineage:
         return path
 
 
-def publish(run: Any, artifact: Any, *, aliases: list[str] | None = None, is_input: bool = False) -> Any:
-    """Hands an artifact to W&B's own process, which writes it to the run's file and sends it, and returns at
-    once. W&B's `log_artifact` asks the service first, and waits for it; its `use_artifact` also refuses to be
-    called offline."""
-    artifact.finalize()
-    run._interface.publish_artifact(run, artifact, aliases or ["latest"], use_after_commit=is_input)
-    return artifact
-
-
 def task_facts(config: RunConfig) -> dict[str, Any]:
-    """All that decides which tasks are drawn, and in which order."""
+    """Everything that determines which tasks are drawn, and in which order."""
     return {
         "gyms": config.gyms.model_dump(mode="json"),
         "seed": config.run.seed,
@@ -160,5 +151,5 @@ def _sha256(path: Path) -> str:
 
 
 def _plain(name: str) -> str:
-    """W&B takes letters, digits, `.`, `_` and `-`."""
+    """W&B allows letters, digits, `.`, `_` and `-`."""
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)[:120]

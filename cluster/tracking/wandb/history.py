@@ -1,7 +1,7 @@
-"""Ordered log of what is sent to W&B: `wandb/history.jsonl`, one line a row of W&B's history. The line number
-is the row's step in W&B, so a resumed run knows which rows are there already.
+"""Ordered log of the rows for W&B: `wandb/history.jsonl`, and the names of metrics there. The line number is
+the row's step in W&B, so a resumed run knows which rows W&B has already.
 
-Rebuilt from the run folder's other files after a crash. Knows nothing of W&B.
+Rebuilt from the run folder's other files after a crash. Does not import W&B.
 """
 
 import json
@@ -12,45 +12,84 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.evaluation.results import VALIDATION, EvaluationRow, read_rows, rows_as_json
-from cluster.run_folder.paths import RunFolder, write_whole
-from cluster.tracking.wandb.sections import SFT_STEP, STEP, dashboard_key
+from cluster.run_folder.atomic_files import write_whole
+from cluster.run_folder.paths import RunFolder
 from learners.buffer.archive import step_file
 
+SECTIONS = ("train", "rollout", "users", "time", "ledger", "eval", "sft")
+"""In the order of a dashboard. W&B groups panels by the part of a name before the first slash."""
+SECTION_BY_PREFIX = {
+    "learner/idle/": "time",
+    "engine/idle/": "time",
+    "engine/paused/": "time",
+    "rollout/time/": "time",
+    "rollout/turn_s/": "time",
+    "learner/": "train",
+    "engine/": "rollout",
+    "buffer/": "ledger",
+    "checkpoint/": "ledger",
+}
+"""Prefixes of keys whose section is not their first word; the first match decides."""
+STEP, SFT_STEP = "step", "sft/step"
+"""The two axes: optimizer steps of GRPO, and of SFT."""
 HistoryKind = Literal["step", "sft", "evaluation"]
 STAGE_ORDER = {"untrained": 0, "sft": 1, "grpo": 3}
-"""Of evaluations at the same step; validations stand between."""
+"""Order of evaluations at the same step; validations come between."""
 BEST, BEST_STEP = "best", "best_step"
-"""Ends of the names in the run's summary."""
+"""Suffixes of names in the run's summary."""
+
+
+def section_of(key: str) -> str:
+    """The section of a key of metrics.jsonl."""
+    for prefix, section in SECTION_BY_PREFIX.items():
+        if key.startswith(prefix):
+            return section
+    room = key.partition("/")[0]
+    return room if room in SECTIONS else "train"
+
+
+def dashboard_key(key: str) -> str:
+    """The name in W&B of a key of metrics.jsonl: the section, then the whole key.
+
+    Example: `learner/entropy` is `train/learner/entropy`, and `time/wait_s` is `time/wait_s`.
+    """
+    section = section_of(key)
+    return key if key == STEP or key.startswith(f"{section}/") else f"{section}/{key}"
+
+
+def axis_of(section: str) -> str:
+    """The x axis of a section."""
+    return SFT_STEP if section == "sft" else STEP
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HistoryEntry:
-    """One row, without its pictures."""
+    """One row, without its media."""
 
     kind: HistoryKind
     step: int
-    """GRPO steps behind it; SFT steps where it is about those."""
+    """GRPO steps so far; of kind sft: SFT steps."""
     values: Mapping[str, float]
-    """Scalars by their names in W&B, all finite."""
+    """Finite scalars by their names in W&B."""
     stage: str = ""
     """Of an evaluation."""
     split: str = ""
     rows: Sequence[Mapping[str, Any]] = ()
-    """Of an evaluation: as in evaluation.json."""
+    """Of an evaluation: its rows of evaluation.json."""
 
     @property
     def archive(self) -> str:
-        """The file of its dialogues, without its ending; empty where it has none."""
+        """Name of the file with its dialogues, without the suffix; empty if there is none."""
         return {"step": step_file(self.step), "evaluation": f"evaluation-{self.stage}", "sft": ""}[self.kind]
 
 
 def step_entry(step: int, *, metrics: Mapping[str, float | None]) -> HistoryEntry:
-    """Of a line of metrics.jsonl."""
+    """Entry of a line of metrics.jsonl."""
     return HistoryEntry(kind="step", step=step, values={STEP: step, **_named(metrics)})
 
 
 def sft_entry(sft_step: int, *, metrics: Mapping[str, float]) -> HistoryEntry:
-    """Of an optimizer step of SFT: the learner's numbers stand under `sft/`."""
+    """Entry of an optimizer step of SFT, with the learner's metrics under `sft/`."""
     renamed = {key.replace("learner/", "sft/", 1): value for key, value in metrics.items()}
     return HistoryEntry(kind="sft", step=sft_step, values={SFT_STEP: sft_step, **_named(renamed)})
 
@@ -70,7 +109,7 @@ def evaluation_entry(rows: Sequence[EvaluationRow], *, step: int) -> HistoryEntr
 
 
 def _named(numbers: Mapping[str, float | None]) -> dict[str, float]:
-    """By their names in W&B; what is no number is left out, as it is null in metrics.jsonl."""
+    """Finite values by their names in W&B."""
     return {
         dashboard_key(key): value
         for key, value in numbers.items()
@@ -82,15 +121,15 @@ class WandbHistory:
     """The log file. An added entry is on disk before `add` returns."""
 
     def __init__(self, folder: RunFolder, *, resume_step: int):
-        """Keeps what is of steps up to `resume_step`, and adds what the folder knows beyond it."""
+        """Keeps entries of steps up to `resume_step`, and adds missing ones from the folder's other files."""
         self.path = folder.wandb / "history.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         entries = list(read_entries(self.path))
         kept = [entry for entry in entries if entry.kind == "sft" or entry.step <= resume_step]
         self.is_set_back = len(kept) < len(entries)
-        """Whether W&B may have been told of steps that never were."""
+        """Whether W&B may have rows of steps that were undone."""
         write_whole(self.path, "".join(_line(entry) for entry in kept))
-        self._told: dict[tuple[HistoryKind, str], int] = {}
+        self._last_steps: dict[tuple[HistoryKind, str], int] = {}
         """The last step of each kind and stage; steps arrive in order, except repeated ones."""
         for entry in kept:
             self._is_new(entry)
@@ -99,17 +138,17 @@ class WandbHistory:
             self.add(entry)
 
     def add(self, entry: HistoryEntry) -> None:
-        """Adds it at the end, unless it is there."""
+        """Appends an entry, unless the log has it."""
         if self._is_new(entry):
             self._file.write(_line(entry))
             self._file.flush()
 
     def _is_new(self, entry: HistoryEntry) -> bool:
-        """Notes it, too."""
+        """Whether the log lacks this entry; from then on it counts as present."""
         key = entry.kind, entry.stage
-        is_new = entry.step > self._told.get(key, -1)
+        is_new = entry.step > self._last_steps.get(key, -1)
         if is_new:
-            self._told[key] = entry.step
+            self._last_steps[key] = entry.step
         return is_new
 
     def close(self) -> None:
@@ -117,8 +156,7 @@ class WandbHistory:
 
 
 def read_entries(path: Path) -> Iterator[HistoryEntry]:
-    """The entries of a file, none where there is none; a last line that a crash left half written is no
-    entry."""
+    """The entries of a file; none if it does not exist. Skips a last line that a crash left incomplete."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as file:
@@ -128,22 +166,22 @@ def read_entries(path: Path) -> Iterator[HistoryEntry]:
 
 
 def follow(path: Path, *, wait: Callable[[], bool]) -> Iterator[HistoryEntry]:
-    """The entries of a file that grows. At its end `wait` is asked whether to look again."""
+    """The entries of a growing file. At its end calls `wait`, which returns whether to read on."""
     with path.open(encoding="utf-8") as file:
         while True:
-            place = file.tell()
+            position = file.tell()
             line = file.readline()
             if line.endswith("\n"):
                 yield HistoryEntry(**json.loads(line))
                 continue
-            file.seek(place)
+            file.seek(position)
             if not wait():
                 return
 
 
 def better_than(best: Mapping[str, float], entry: HistoryEntry) -> dict[str, float]:
-    """What an entry changes in the summary of a run: its best training reward and its best scores, and at
-    which steps. W&B keeps the last value itself.
+    """The changes of a run's summary by an entry: best training reward, best scores, and their steps. W&B
+    itself keeps the last values.
 
     Example: `{"rollout/reward/mean/best": 0.75, "rollout/reward/mean/best_step": 42}`.
     """
@@ -156,7 +194,7 @@ def better_than(best: Mapping[str, float], entry: HistoryEntry) -> dict[str, flo
 
 
 def _of_folder(folder: RunFolder) -> list[HistoryEntry]:
-    """What metrics.jsonl and the evaluations give, in the order in which it came about."""
+    """Entries of metrics.jsonl and the evaluations, in the order of the run."""
     steps: list[HistoryEntry] = []
     if folder.metrics.exists():
         for line in folder.metrics.read_text(encoding="utf-8").splitlines():
@@ -175,7 +213,7 @@ def _of_folder(folder: RunFolder) -> list[HistoryEntry]:
 
 
 def _step_of(stage: str, *, last: int) -> int:
-    """GRPO steps behind the policy of an evaluation."""
+    """GRPO steps of the policy of an evaluation."""
     if stage.startswith(VALIDATION):
         return int(stage.removeprefix(VALIDATION))
     return 0 if stage in ("untrained", "sft") else last

@@ -1,5 +1,5 @@
-"""Tables and histograms of dialogues for W&B, read from Parquet with Arrow and NumPy. Knows nothing of W&B
-and reads no token ids.
+"""Tables and histograms of dialogues for W&B, read from Parquet with Arrow and NumPy. Does not import W&B and
+reads no token ids.
 
 Null numbers (a turn that was not trained on) become None.
 """
@@ -25,10 +25,10 @@ from learners.buffer.ledger import TRAINED
 
 LIGHT = ("group_id", "trajectory", "turn", "gym", "failed", "outcome", "simulator", "step")
 NUMBERS = ("env_reward", "reward", *CREDITS.names)
-"""Of a turn: what it earned, and what the learner made of it (docs/credit.md)."""
+"""Of a turn: its rewards, and its credit by the learner (docs/credit.md)."""
 TEXTS = ("task_id", "persona", "stop_reason", "error", "system", "opening", "text", "feedback")
 VERSIONS = "policy_versions"
-"""Of every sampled token: its length is how many there are."""
+"""One per sampled token: its length is the number of tokens."""
 MOST_BINS = 40
 MATRIX_NUMBERS = ("num_tasks", "n", "num_failed", "score", "low", "high", "turns")
 MATRIX_NUMBERS += ("published_score", "effective_turns", "time_weighted")
@@ -36,7 +36,7 @@ MATRIX_NUMBERS += ("published_score", "effective_turns", "time_weighted")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextTable:
-    """A table of W&B."""
+    """Content of a W&B table."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | float | int | None]]
@@ -44,7 +44,7 @@ class TextTable:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class HistogramCounts:
-    """A histogram of W&B."""
+    """Content of a W&B histogram."""
 
     counts: Int64[ndarray, "B"]
     edges: Float64[ndarray, "B+1"]
@@ -52,15 +52,15 @@ class HistogramCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepMedia:
-    """By their names in W&B."""
+    """Tables and histograms by their names in W&B."""
 
     tables: Mapping[str, TextTable]
     histograms: Mapping[str, HistogramCounts]
 
 
 def step_media(files: Sequence[Path], *, step: int, most_dialogues: int) -> StepMedia:
-    """Of a step's files. The dialogues are whole groups of different gyms, trained ones first; histograms are
-    of all dialogues that did not fail."""
+    """Media of a step's files. Tables show whole groups of different gyms, trained ones first; histograms all
+    dialogues that did not fail."""
     light = _read(files, (*LIGHT, "env_reward", "advantage", VERSIONS))
     chosen = choose_groups(light, step=step, most_dialogues=most_dialogues)
     tables: dict[str, TextTable] = {}
@@ -76,20 +76,21 @@ def step_media(files: Sequence[Path], *, step: int, most_dialogues: int) -> Step
 def evaluation_media(
     file: Path, *, rows: Sequence[EvaluationRow], step: int, most_dialogues: int
 ) -> StepMedia:
-    """Of an evaluation's file; `rows` are those of all evaluations of its split up to it, it among them."""
+    """Media of an evaluation's file; `rows` are those of all evaluations of its split so far, itself
+    included."""
     split = rows[-1].split
     tables = {f"eval/{split}/matrix": evaluation_matrix(rows)}
     if file.exists():
         light = _read([file], LIGHT)
         if chosen := choose_groups(light, step=step, most_dialogues=most_dialogues):
-            said = _read([file], (*LIGHT, *NUMBERS, *TEXTS), groups=chosen)
-            tables[f"eval/{split}/dialogues"] = dialogue_table(said, step=step, groups=chosen)
+            turns = _read([file], (*LIGHT, *NUMBERS, *TEXTS), groups=chosen)
+            tables[f"eval/{split}/dialogues"] = dialogue_table(turns, step=step, groups=chosen)
     return StepMedia(tables=tables, histograms={})
 
 
 def choose_groups(light: pa.Table, *, step: int, most_dialogues: int) -> list[int]:
-    """Whole groups, by id, of the gyms in turn until they have `most_dialogues`; at least one, unless none
-    are wanted. Which gym begins changes with the step."""
+    """Ids of whole groups, one gym after the other, with at most `most_dialogues` dialogues in all; at least
+    one group unless that is 0. The first gym changes with the step."""
     sizes: dict[str, dict[tuple[bool, int], set[int]]] = {}
     names = ("gym", "group_id", "trajectory")
     gyms, ids, trajectories = (light[name].to_pylist() for name in names)
@@ -117,25 +118,25 @@ COLUMNS += ("stop_reason", "outcome", "simulator", "persona", "system", "error")
 
 
 def dialogue_table(rows: pa.Table, *, step: int, groups: Sequence[int]) -> TextTable:
-    """Both sides of each dialogue, a row a turn; turn 0 is what the user opens with, under which rules."""
+    """Both sides of each dialogue, one row per turn; turn 0 is the system prompt and the user's opening."""
     lines: list[Sequence[Any]] = []
     simulators = _simulators(rows)
     nothing = [None] * len(NUMBERS)
     rows = rows.filter(pc.field("group_id").isin(list(groups)))
     for row in sorted(rows.to_pylist(), key=lambda row: groups.index(row["group_id"])):
         group = row["group_id"]
-        where = (step, row["gym"], row["task_id"], group, row["trajectory"])
-        how = (row["stop_reason"], row.get("outcome") or "evaluated", simulators[group], row["persona"])
+        keys = (step, row["gym"], row["task_id"], group, row["trajectory"])
+        facts = (row["stop_reason"], row.get("outcome") or "evaluated", simulators[group], row["persona"])
         if row["turn"] == 0:
-            lines.append((*where, 0, "", row["opening"], *nothing, *how, row["system"], row["error"]))
+            lines.append((*keys, 0, "", row["opening"], *nothing, *facts, row["system"], row["error"]))
         numbers = [_finite(row.get(name)) for name in NUMBERS]
-        lines.append((*where, row["turn"] + 1, row["text"], row["feedback"], *numbers, *how, "", ""))
+        lines.append((*keys, row["turn"] + 1, row["text"], row["feedback"], *numbers, *facts, "", ""))
     return TextTable(columns=COLUMNS, rows=lines)
 
 
 def side_by_side(rows: pa.Table, *, group: int) -> TextTable:
-    """One group, a column a dialogue: what its task is, what came of each, and turn by turn what the policy
-    said, what it heard and what that was worth."""
+    """One group, one column per dialogue: task, stop reason and score, then per turn the policy's text, the
+    user's reply, reward and credit."""
     dialogues: dict[int, list[dict[str, Any]]] = {}
     for row in rows.filter(pc.field("group_id") == group).to_pylist():
         dialogues.setdefault(row["trajectory"], []).append(row)
@@ -146,13 +147,13 @@ def side_by_side(rows: pa.Table, *, group: int) -> TextTable:
         ("end", *(f"{end}, score {score:.3f}" for end, score in zip(ends, scores, strict=True))),
     ]
     for number, turns in enumerate(zip_longest(*dialogues.values()), 1):
-        lines.append((f"turn {number}", *("" if turn is None else _told(turn) for turn in turns)))
+        lines.append((f"turn {number}", *("" if turn is None else _turn_cell(turn) for turn in turns)))
     columns = ("turn", *(f"dialogue {number}" for number in dialogues))
     return TextTable(columns=columns, rows=lines)
 
 
 def evaluation_matrix(rows: Sequence[EvaluationRow]) -> TextTable:
-    """Policy × simulator × gym: a row of evaluation.json each."""
+    """Policy × simulator × gym: one row per row of evaluation.json."""
     columns = ("stage", "policy", "simulator", "gym", *MATRIX_NUMBERS, "success")
     lines = [
         (
@@ -165,8 +166,8 @@ def evaluation_matrix(rows: Sequence[EvaluationRow]) -> TextTable:
     return TextTable(columns=columns, rows=lines)
 
 
-def _told(row: Mapping[str, Any]) -> str:
-    """One turn in a cell."""
+def _turn_cell(row: Mapping[str, Any]) -> str:
+    """Text of one turn."""
     numbers = [
         f"{name} {value:+.3f}"
         for name in ("reward", *CREDITS.names)
@@ -176,7 +177,7 @@ def _told(row: Mapping[str, Any]) -> str:
 
 
 def _simulators(rows: pa.Table) -> dict[int, str]:
-    """Simulator of each group by id; the rules if no user was asked, as in the metrics."""
+    """Simulator of each group by id; the rules if no user was called, as in the metrics."""
     first_rows = np.flatnonzero(rows["turn"].to_numpy() == 0)
     ids = rows["group_id"].to_numpy()[first_rows].tolist()
     names = group_simulators(rows["simulator"].to_pylist(), starts=first_rows.tolist(), groups=ids)
@@ -184,8 +185,8 @@ def _simulators(rows: pa.Table) -> dict[int, str]:
 
 
 def _histograms(light: pa.Table, *, step: int) -> dict[str, HistogramCounts]:
-    """Of dialogues that did not fail: turns, score, sampled tokens; of trained turns: the age of their oldest
-    token, as `buffer/age` counts it, and their advantages."""
+    """Histograms of turns, score and sampled tokens over dialogues that did not fail; of the age of the
+    oldest token (as in `buffer/age`) and of advantages over trained turns."""
     first_rows = np.flatnonzero(light["turn"].to_numpy() == 0)
     if not len(first_rows):
         return {}
@@ -213,7 +214,7 @@ def _histograms(light: pa.Table, *, step: int) -> dict[str, HistogramCounts]:
 
 
 def histogram(values: ndarray) -> HistogramCounts | None:
-    """Whole numbers get a bin each, as long as there are few of them; None where nothing is finite."""
+    """Integers get a bin each if their range is small; None if no value is finite."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None
@@ -226,7 +227,7 @@ def histogram(values: ndarray) -> HistogramCounts | None:
 
 
 def _read(files: Sequence[Path], columns: Sequence[str], *, groups: Sequence[int] | None = None) -> pa.Table:
-    """These columns of all files' rows, as far as they have them, or those of some groups alone."""
+    """These columns of all files, if present, with the rows of all groups or of `groups`."""
     tables: list[pa.Table] = []
     for file in files:
         names = set(pq.read_schema(file).names)

@@ -10,7 +10,7 @@ from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
 from cluster.console.log import info
 from cluster.console.progress import STAGES
-from cluster.tracking.wandb.sections import SECTIONS, STEP, axis_of
+from cluster.tracking.wandb.history import SECTIONS, STEP, axis_of
 from learners.drop_reasons import LEDGER_REASONS
 from simulators.users.quality_metrics import SHARES
 
@@ -20,17 +20,17 @@ PanelKind = Literal["lines", "areas", "table", "number"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkspacePanel:
-    """One picture of a section."""
+    """One panel of a section."""
 
     title: str
     keys: Sequence[str]
-    """Names in W&B: several lines, or one table or number."""
+    """Names in W&B: several for lines, one for a table or number."""
     kind: PanelKind = "lines"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkspaceSection:
-    """What opens and closes together."""
+    """A section of panels."""
 
     name: str
     panels: Sequence[WorkspacePanel]
@@ -38,7 +38,7 @@ class WorkspaceSection:
 
 
 def layout(config: RunConfig) -> list[WorkspaceSection]:
-    """The sections of the recipe's gyms and users, in the order of `SECTIONS`."""
+    """Sections in the order of `SECTIONS`, with panels of the recipe's gyms and users."""
     gyms = config.gyms.evaluated
     users = [user.name for user in config.simulator.users]
     by_name = {
@@ -62,7 +62,7 @@ def _train() -> list[WorkspacePanel]:
     return [
         *(_lines(name, [f"train/learner/{name}"]) for name in names),
         _lines("KL", ["train/learner/kl", "train/learner/reference_kl"]),
-        _lines("distance of engine and learner", ["train/learner/logprob_gap/mean"]),
+        _lines("logprob gap of engine and learner", ["train/learner/logprob_gap/mean"]),
     ]
 
 
@@ -73,7 +73,7 @@ def _rollout(gyms: Sequence[str]) -> list[WorkspacePanel]:
         _lines("best reward", ["rollout/reward/mean/best"], kind="number"),
         _lines("turns", ["rollout/turns/mean"]),
         _lines("tokens a second", ["rollout/tokens_per_s"]),
-        _lines("engines that serve, rollout actors", ["rollout/engine/num_serving", "rollout/num_actors"]),
+        _lines("serving engines, rollout actors", ["rollout/engine/num_serving", "rollout/num_actors"]),
         _lines("dialogues", ["rollout/dialogues"], kind="table"),
         _lines("a group side by side", ["rollout/group"], kind="table"),
     ]
@@ -83,8 +83,8 @@ def _time(gyms: Sequence[str]) -> list[WorkspacePanel]:
     idle = ["time/learner/idle/share", "time/engine/idle/share", "time/engine/paused/share"]
     turns = [f"time/rollout/time/{stage}/share" for stage in TURN_STAGES]
     return [
-        _lines("a step's seconds", [f"time/{stage}_s" for stage in STAGES], kind="areas"),
-        _lines("a turn's time", turns, kind="areas"),
+        _lines("seconds of a step by stage", [f"time/{stage}_s" for stage in STAGES], kind="areas"),
+        _lines("time of a turn by stage", turns, kind="areas"),
         _lines("idle", idle),
         _lines("seconds of a turn by gym", [f"time/rollout/turn_s/{gym}" for gym in gyms]),
     ]
@@ -95,7 +95,7 @@ def _ledger() -> list[WorkspacePanel]:
         _lines("trajectories", [f"ledger/{name}" for name in ("issued", "trained", "in_flight")]),
         _lines("dropped", [f"ledger/dropped/{reason}" for reason in LEDGER_REASONS], kind="areas"),
         _lines("age", ["ledger/buffer/age/mean", "ledger/buffer/age/max"]),
-        _lines("issued again", ["ledger/buffer/reissued"]),
+        _lines("reassigned groups", ["ledger/buffer/reissued"]),
     ]
 
 
@@ -111,8 +111,8 @@ def _eval(gyms: Sequence[str]) -> list[WorkspacePanel]:
 
 
 def save_workspace(config: RunConfig, *, entity: str | None) -> str:
-    """Creates a view of the project in W&B and returns its URL. Raises `BadInput` if not logged in, and what
-    W&B raises where it cannot be reached."""
+    """Creates a view of the project in W&B and returns its URL. Raises `BadInput` if not logged in, and W&B's
+    errors if it cannot be reached."""
     import wandb
     from wandb.errors import UsageError
 
@@ -123,7 +123,7 @@ def save_workspace(config: RunConfig, *, entity: str | None) -> str:
     owner = entity or api.default_entity
     if not owner:
         raise BadInput(
-            "--entity: W&B knows no default for this key: give the user or team that has the project"
+            "--entity: this key has no default entity: give the user or team that owns the project"
         )
     workspace = workspace_of(config, entity=owner)
     workspace.save()
@@ -132,7 +132,7 @@ def save_workspace(config: RunConfig, *, entity: str | None) -> str:
 
 
 def workspace_of(config: RunConfig, *, entity: str) -> Any:
-    """The layout as W&B's library has workspaces, not saved yet."""
+    """The layout as an unsaved workspace of W&B's library."""
     import wandb_workspaces.workspaces as ws
 
     return ws.Workspace(
@@ -141,7 +141,7 @@ def workspace_of(config: RunConfig, *, entity: str) -> Any:
         name=VIEW,
         sections=[_section(section) for section in layout(config)],
         settings=ws.WorkspaceSettings(x_axis=STEP, group_by_prefix="first"),
-        auto_generate_panels=True,  # histograms, and what this layout does not name
+        auto_generate_panels=True,  # for histograms and everything that the layout lacks
     )
 
 

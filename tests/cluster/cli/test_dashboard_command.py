@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.tracking.wandb.sections import SECTIONS
+from cluster.tracking.wandb.history import SECTIONS
 from tests.cluster.sample_run_folders import make_run
 from tests.cluster.tracking.wandb.fake_wandb_service import WandbService, wandb_service
 

@@ -17,7 +17,7 @@ from ray import tune
 from transformers import AutoModelForCausalLM
 
 from cluster.driver.algorithm import GRPO, GRPOConfig
-from cluster.tracking.wandb.files import read_part
+from cluster.tracking.wandb.internals import read_part
 from learners.advantages.group_advantages import gym_advantages
 
 pytestmark = pytest.mark.slow

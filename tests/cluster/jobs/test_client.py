@@ -14,7 +14,7 @@ from cluster.cli.main import main
 from cluster.config.recipe import BadInput
 from cluster.jobs import client as jobs_module
 from cluster.jobs.client import STOP, Jobs, _is_overheard, http_address
-from cluster.ray_cluster.encrypted_env import SEALED
+from cluster.ray_cluster.encrypted_env import ENCRYPTED
 from tests.fake_jobs_server import serve_jobs
 
 CANARY = "canary-4711"
@@ -85,7 +85,7 @@ def test_variables_travel_by_name_and_show_nowhere(
         assert main(words(server.url, "--env", "THE_KEY")) == 0
         assert main(["jobs", "--address", server.url, "--json"]) == 0
     (sent,) = server.jobs.values()
-    assert sent["runtime_env"]["env_vars"].keys() == {SEALED, *STOP}
+    assert sent["runtime_env"]["env_vars"].keys() == {ENCRYPTED, *STOP}
     everything = json.dumps(server.jobs) + "".join(capsys.readouterr())
     assert CANARY not in everything
     assert all(CANARY.encode() not in package for package in server.packages.values())

@@ -42,7 +42,7 @@ def test_a_named_file_without_a_token_is_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(BadInput, match="no token can be read there"):
         find_token()
     (tmp_path / "none").touch()
-    with pytest.raises(BadInput, match="this file is empty"):
+    with pytest.raises(BadInput, match="the file is empty"):
         find_token()
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from cluster.cli.main import main
 from cluster.config.recipe import BadInput
-from cluster.jobs.submit import sealed_environment
-from cluster.ray_cluster.encrypted_env import SEALED, open_sealed, seal
+from cluster.jobs.submit import encrypted_environment
+from cluster.ray_cluster.encrypted_env import ENCRYPTED, decrypt_environment, encrypt_environment
 
 CANARY = "canary-4711"
 
@@ -20,30 +20,30 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_sealed_shows_neither_name_nor_value_and_opens_with_the_token() -> None:
-    environment = sealed_environment(["THE_KEY"])
-    assert environment.keys() == {SEALED}
-    assert CANARY not in environment[SEALED]
-    assert "THE_KEY" not in environment[SEALED]
+    environment = encrypted_environment(["THE_KEY"])
+    assert environment.keys() == {ENCRYPTED}
+    assert CANARY not in environment[ENCRYPTED]
+    assert "THE_KEY" not in environment[ENCRYPTED]
     del os.environ["THE_KEY"]
     os.environ |= environment
-    open_sealed()
+    decrypt_environment()
     assert os.environ["THE_KEY"] == CANARY
 
 
 def test_another_token_opens_nothing_and_says_nothing() -> None:
-    os.environ[SEALED] = seal({"THE_KEY": CANARY}, token="another")
+    os.environ[ENCRYPTED] = encrypt_environment({"THE_KEY": CANARY}, token="another")
     with pytest.raises(RuntimeError, match="node's Ray token is not the one") as error:
-        open_sealed()
+        decrypt_environment()
     assert CANARY not in str(error.value)
 
 
 def test_the_same_value_is_another_text_each_time() -> None:
-    assert seal({"A": "1"}, token="t") != seal({"A": "1"}, token="t")
+    assert encrypt_environment({"A": "1"}, token="t") != encrypt_environment({"A": "1"}, token="t")
 
 
 def test_a_process_without_sealed_variables_is_left_alone() -> None:
     before = dict(os.environ)
-    open_sealed()
+    decrypt_environment()
     assert dict(os.environ) == before
 
 
@@ -56,7 +56,7 @@ def test_a_process_without_sealed_variables_is_left_alone() -> None:
 )
 def test_a_variable_that_cannot_be_sent_is_refused_without_its_value(name: str, says: str) -> None:
     with pytest.raises(BadInput) as error:
-        sealed_environment([name])
+        encrypted_environment([name])
     assert says in str(error.value)
     assert CANARY not in str(error.value)
 
@@ -64,14 +64,14 @@ def test_a_variable_that_cannot_be_sent_is_refused_without_its_value(name: str, 
 def test_without_a_token_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.jobs.submit.find_token", lambda: None)
     with pytest.raises(BadInput, match="sealed with the cluster's token, and there is none here"):
-        sealed_environment(["THE_KEY"])
-    assert sealed_environment([]) == {}
+        encrypted_environment(["THE_KEY"])
+    assert encrypted_environment([]) == {}
 
 
 def test_the_command_line_of_a_job_opens_them_before_it_checks_a_recipe(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    os.environ |= sealed_environment(["THE_KEY"])
+    os.environ |= encrypted_environment(["THE_KEY"])
     del os.environ["THE_KEY"]
     assert main(["check", "nowhere.toml"]) == 2
     assert os.environ["THE_KEY"] == CANARY

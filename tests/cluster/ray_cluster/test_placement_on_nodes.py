@@ -11,8 +11,8 @@ from cluster.driver.algorithm import GRPOConfig
 from cluster.preflight import checks
 from cluster.preflight.checks import check_resources
 from cluster.preflight.dry_run import make_plan
-from cluster.ray_cluster.loopback import as_it_listens, on_loopback
 from cluster.ray_cluster.placement import NODE_SHARE, Machine, gpu_share, planned_processes
+from cluster.ray_cluster.start import on_loopback, reachable
 from cluster.workers.learner_restart import _needed
 
 APART = {"engine": "engine-nodes", "learner": "learner-nodes", "rollout": "spot"}
@@ -93,11 +93,11 @@ def test_a_cluster_that_listens_on_loopback_alone_is_joined_there(
     with socket.socket() as head:
         head.bind((listens_at, 0))
         head.listen()
-        with as_it_listens(f"127.0.0.1:{head.getsockname()[1]}"):
+        with reachable(f"127.0.0.1:{head.getsockname()[1]}"):
             assert (services.get_node_ip_address() == "127.0.0.1") is (
                 is_joined_there or outer == "127.0.0.1"
             )
-    with as_it_listens("head:6379"):
+    with reachable("head:6379"):
         assert services.get_node_ip_address() == outer
 
 

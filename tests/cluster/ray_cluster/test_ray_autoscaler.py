@@ -18,7 +18,7 @@ import psutil
 import pytest
 import ray
 
-from cluster.ray_cluster.loopback import as_it_listens
+from cluster.ray_cluster.start import reachable
 from cluster.workers.play_orders import OrderPlayer
 from tests.cluster.workers.test_rollout_actors_on_changing_nodes import orders, start_one
 from tests.learners.learner_groups import write_policy
@@ -86,7 +86,7 @@ def autoscaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     head = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: _answers(port))
-        with as_it_listens(address):
+        with reachable(address):
             ray.init(address=address, log_to_driver=False)
         yield
     finally:

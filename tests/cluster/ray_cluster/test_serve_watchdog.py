@@ -1,4 +1,4 @@
-"""Replicas that hang before they answer are ended; those that wait for room are not."""
+"""Replicas that hang during start-up are killed; those that wait for resources are not."""
 
 import sys
 import time
@@ -11,43 +11,43 @@ import pytest
 import ray
 from ray import cloudpickle, serve
 
-from cluster.ray_cluster.serve_watchdog import ReplicaStarts, ServeWatchdog, unborn
+from cluster.ray_cluster.serve_watchdog import ReplicaStarts, ServeWatchdog, starting_replicas
 from simulators.serving.app import start_serve
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Serve's replicas cannot import a test file
 WAIT_S = 60.0
 
 
-def test_only_who_is_unborn_at_every_look_and_for_too_long_is_overdue():
+def test_a_replica_is_overdue_if_it_was_starting_at_every_poll_for_too_long():
     now = 0.0
-    births = ReplicaStarts(patience_s=60.0, clock=lambda: now)
-    looks = [
+    starts = ReplicaStarts(timeout_s=60.0, clock=lambda: now)
+    polls = [
         (0.0, {"a", "b"}, []),
         (60.0, {"a", "b"}, []),  # not yet longer
         (61.0, {"a", "c"}, ["a"]),
-        (62.0, {"a", "b", "c"}, []),  # b was born meanwhile, or gone: it begins anew; a is about to go
+        (62.0, {"a", "b", "c"}, []),  # b started or ended meanwhile: its time restarts; a is being killed
         (122.0, {"a", "b", "c"}, ["a", "c"]),
     ]
-    for moment, names, expected in looks:
+    for moment, names, expected in polls:
         now = moment
-        assert births.overdue(sorted(names)) == expected
+        assert starts.overdue(sorted(names)) == expected
 
 
 class Answers:
-    """Hangs as it is born where this file is not there yet."""
+    """Hangs at its start if this file does not exist yet."""
 
-    def __init__(self, born: str):
+    def __init__(self, flag: str):
         with suppress(FileExistsError):
-            Path(born).touch(exist_ok=False)
+            Path(flag).touch(exist_ok=False)
             time.sleep(3600.0)
 
     def __call__(self) -> str:
-        return "born"
+        return "started"
 
 
-def deploy(name: str, *, born: Path, num_cpus: float) -> None:
+def deploy(name: str, *, flag: Path, num_cpus: float) -> None:
     answers: Any = serve.deployment(Answers, ray_actor_options={"num_cpus": num_cpus})
-    target = serve.RunTarget(answers.bind(str(born)), name=name, route_prefix=None)
+    target = serve.RunTarget(answers.bind(str(flag)), name=name, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
 
 
@@ -68,24 +68,24 @@ def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.slow
-def test_a_replica_that_hangs_at_its_birth_is_replaced_and_serve_goes_on(
+def test_a_replica_that_hangs_at_its_start_is_replaced(
     app: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    watch = ServeWatchdog(["another", app], patience_s=5.0, look_every_s=0.5)
+    watch = ServeWatchdog(["another", app], start_timeout_s=5.0, poll_interval_s=0.5)
     try:
-        deploy(app, born=tmp_path / "born", num_cpus=0.1)
+        deploy(app, flag=tmp_path / "started", num_cpus=0.1)
         until(lambda: serve.status().applications[app].status == "RUNNING")
-        assert unborn([app]) == []
-        assert serve.get_app_handle(app).remote().result(timeout_s=WAIT_S) == "born"
-        assert capsys.readouterr().err.count("has hung since its birth") == 1
+        assert starting_replicas([app]) == []
+        assert serve.get_app_handle(app).remote().result(timeout_s=WAIT_S) == "started"
+        assert capsys.readouterr().err.count("did not start in time") == 1
     finally:
         watch.close()
 
 
 @pytest.mark.soak
 @pytest.mark.slow
-def test_a_replica_without_a_process_is_nobodys_fault(app: str, tmp_path: Path) -> None:
-    deploy("large", born=tmp_path / "born", num_cpus=99.0)
+def test_a_replica_without_a_process_is_not_killed(app: str, tmp_path: Path) -> None:
+    deploy("large", flag=tmp_path / "started", num_cpus=99.0)
     until(lambda: "STARTING" in serve.status().applications["large"].deployments["Answers"].replica_states)
-    assert unborn(["large"]) == []
+    assert starting_replicas(["large"]) == []
     serve.delete("large")

@@ -9,7 +9,8 @@ from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig, load
 from cluster.evaluation.metrics import DialogueOutcome
 from cluster.evaluation.results import evaluation_rows, write_rows
-from cluster.run_folder.paths import STATE_FILE, RunFolder, replace_folder, write_whole
+from cluster.run_folder.atomic_files import replace_folder, write_whole
+from cluster.run_folder.paths import STATE_FILE, RunFolder
 
 
 def folder_at(path: Path) -> RunFolder:
@@ -23,7 +24,7 @@ def save(folder: RunFolder, step: int, *, keep: int = 2) -> None:
     for name in ("weights", STATE_FILE):
         (partial / name).write_text(str(step))
     folder.complete_checkpoint(step)
-    folder.keep_newest(keep, beside=step)
+    folder.keep_newest(keep, and_step=step)
 
 
 def names(folder: RunFolder) -> list[str]:
@@ -113,7 +114,7 @@ def test_what_was_half_deleted_does_not_pass_for_a_checkpoint(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("cluster.run_folder.paths.shutil.rmtree", crash)
         (folder.checkpoints / "step-00020").mkdir()
-        folder.keep_newest(1, beside=20)
+        folder.keep_newest(1, and_step=20)
     assert names(folder) == ["partial-step-00010", "step-00020"]
     folder.clear_partial()
     assert names(folder) == ["step-00020"]
@@ -181,11 +182,11 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
 
 def test_the_place_from_which_a_run_goes_on_is_another_one_whenever_it_is_further(tmp_path: Path) -> None:
     folder, places = RunFolder(tmp_path), list[str]()
-    places.append(folder.place)
+    places.append(folder.resume_point)
     folder.demonstrations.mkdir()
     for name in ("000000-01", "000256-01", "000256-02"):  # the last is what failed, once more
         (folder.demonstrations / f"{name}.parquet").touch()
-        places.append(folder.place)
+        places.append(folder.resume_point)
     for step, num_sft_steps, cold_started in (
         (0, 50, False),
         (0, 100, False),
@@ -195,7 +196,7 @@ def test_the_place_from_which_a_run_goes_on_is_another_one_whenever_it_is_furthe
         state = {"num_sft_steps": num_sft_steps, "cold_started": cold_started}
         (folder.begin_checkpoint(step) / STATE_FILE).write_text(json.dumps(state))
         folder.complete_checkpoint(step)
-        places.append(folder.place)
+        places.append(folder.resume_point)
     assert places == [
         "its beginning",
         "demonstrations, file 1",

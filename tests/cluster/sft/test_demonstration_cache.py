@@ -95,7 +95,7 @@ def actor(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         assert (actor_class, max_concurrency) == (DemonstrationCacheActor, 1)
         return SimpleNamespace(remote=lambda: actor)
 
-    monkeypatch.setattr(demonstration_cache, "actor_beside_driver", start)
+    monkeypatch.setattr(demonstration_cache, "actor_on_driver_node", start)
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray, "wait", lambda answers, num_returns, timeout: (answers, []))
     return actor

@@ -13,9 +13,8 @@ from cluster.config.run_config import RunConfig
 from cluster.console.progress import STAGES
 from cluster.tracking.metric_catalogue import CATALOGUE, ENDPOINT, EXPORTED, SECTIONS, find
 from cluster.tracking.metric_docs import PAGE, with_tables
-from cluster.tracking.wandb.history import BEST, BEST_STEP
-from cluster.tracking.wandb.sections import SECTIONS as WANDB_SECTIONS
-from cluster.tracking.wandb.sections import dashboard_key, section_of
+from cluster.tracking.wandb.history import BEST, BEST_STEP, dashboard_key, section_of
+from cluster.tracking.wandb.history import SECTIONS as WANDB_SECTIONS
 from cluster.tracking.wandb.workspace import layout
 from learners.buffer.ledger import Ledger
 from simulators.users.quality_metrics import SHARES

@@ -19,7 +19,7 @@ import cluster.tracking.prometheus
 from cluster.console.progress import quiet_libraries
 from cluster.evaluation.results import EvaluationRow
 from cluster.ray_cluster.auth_token import provide_token
-from cluster.ray_cluster.loopback import on_loopback
+from cluster.ray_cluster.start import on_loopback
 from cluster.tracking.metric_catalogue import EXPORTED
 from cluster.tracking.prometheus import MetricsEndpoint
 from tests.fakes import make_summary
@@ -99,10 +99,10 @@ def make(tmp_path: Path) -> Iterator[Make]:
     made: list[MetricsEndpoint] = []
 
     def one(
-        *, live: Callable[[], Mapping[str, float]] = no_numbers, beat_s: float = 3600.0
+        *, live: Callable[[], Mapping[str, float]] = no_numbers, repeat_s: float = 3600.0
     ) -> MetricsEndpoint:
         made.append(
-            MetricsEndpoint(run="mine", targets=tmp_path / "prometheus.json", live=live, beat_s=beat_s)
+            MetricsEndpoint(run="mine", targets=tmp_path / "prometheus.json", live=live, repeat_s=repeat_s)
         )
         return made[-1]
 
@@ -150,7 +150,7 @@ def test_counters_are_there_before_the_first_step(seen: Seen, make: Make) -> Non
 
 
 def test_gauges_are_set_again_while_a_step_goes_on_and_counters_are_not(seen: Seen, make: Make) -> None:
-    endpoint = make(beat_s=0.005)
+    endpoint = make(repeat_s=0.005)
     endpoint.note_step(1, STEP, [])
     wait_for(lambda: len(seen["userrl_rollout_reward_mean", labels()]) >= 4)
     endpoint.close()
@@ -161,7 +161,7 @@ def test_gauges_are_set_again_while_a_step_goes_on_and_counters_are_not(seen: Se
 
 
 def test_what_the_last_step_does_not_have_is_set_no_more(seen: Seen, make: Make) -> None:
-    endpoint = make(beat_s=0.005)
+    endpoint = make(repeat_s=0.005)
     endpoint.note_step(1, STEP, [])
     endpoint.note_step(2, {"rollout/reward/mean": 0.75}, [])
     num_set = len(seen["userrl_rollout_reward", labels(gym="tau")])
@@ -171,7 +171,7 @@ def test_what_the_last_step_does_not_have_is_set_no_more(seen: Seen, make: Make)
 
 def test_numbers_of_now_take_the_place_of_the_steps(seen: Seen, make: Make) -> None:
     live = {"ledger/issued": 96.0, "ledger/dropped/flat": 3.0, "rollout/policy_tokens": 5.0}
-    endpoint = make(live=lambda: live, beat_s=0.005)
+    endpoint = make(live=lambda: live, repeat_s=0.005)
     endpoint.note_step(1, STEP, [])
     wait_for(lambda: seen["userrl_ledger_issued", labels()][-3:] == [96.0] * 3)
     assert set(seen["userrl_ledger_dropped", labels(reason="flat")]) == {3.0}
@@ -182,7 +182,7 @@ def test_who_does_not_answer_leaves_the_steps_numbers(seen: Seen, make: Make) ->
     def lost() -> dict[str, float]:
         raise RuntimeError("the buffer has died")
 
-    endpoint = make(live=lost, beat_s=0.005)
+    endpoint = make(live=lost, repeat_s=0.005)
     endpoint.note_step(1, STEP, [])
     wait_for(lambda: len(seen["userrl_ledger_issued", labels()]) >= 4)
     assert set(seen["userrl_ledger_issued", labels()]) == {64.0}
@@ -200,7 +200,7 @@ def test_scores_stay_until_the_next_evaluation(seen: Seen, make: Make) -> None:
         high=1.0,
         turns=3.0,
     )
-    endpoint = make(beat_s=0.005)
+    endpoint = make(repeat_s=0.005)
     endpoint.note_scores(
         [
             row(stage="sft", gym="tau", score=0.25),
@@ -229,7 +229,7 @@ def test_a_file_says_where_to_scrape_as_long_as_the_run_goes_on(
 
 def test_a_disk_that_takes_no_file_stops_nothing(seen: Seen, tmp_path: Path) -> None:
     endpoint = MetricsEndpoint(
-        run="mine", targets=tmp_path / "no folder" / "prometheus.json", live=no_numbers, beat_s=0.005
+        run="mine", targets=tmp_path / "no folder" / "prometheus.json", live=no_numbers, repeat_s=0.005
     )
     endpoint.note_step(1, STEP, [])
     wait_for(lambda: len(seen["userrl_step", labels()]) >= 4)
@@ -268,7 +268,7 @@ def test_a_real_ray_shows_a_steps_numbers_on_loopback(tmp_path: Path) -> None:
         )
     targets = tmp_path / "prometheus.json"
     endpoint = MetricsEndpoint(
-        run="mine", targets=targets, live=lambda: {"buffer/groups_ready": 3.0}, beat_s=0.5
+        run="mine", targets=targets, live=lambda: {"buffer/groups_ready": 3.0}, repeat_s=0.5
     )
     mine = (("run", "mine"),)
     try:

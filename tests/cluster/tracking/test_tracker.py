@@ -14,7 +14,7 @@ from cluster.console.progress import stage_progress, step_line, times_line
 from cluster.driver.train import train
 from cluster.run_folder.paths import RunFolder
 from cluster.tracking.tracker import Tracker
-from cluster.tracking.wandb.mode import resolve_mode
+from cluster.tracking.wandb.internals import resolve_mode
 from cluster.tracking.wandb.run import WandbRun
 from cluster.workers.restart import MAX_RESTARTS, LostBufferError, RestartsExhaustedError
 from tests.cluster.console.records import record_of
@@ -226,7 +226,7 @@ def test_wandb_that_hangs_holds_a_new_start_for_a_moment_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(WandbRun, "_init", lambda self, mode: time.sleep(5))
-    monkeypatch.setattr("cluster.tracking.wandb.run.NEW_START_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("cluster.tracking.wandb.run.RESTART_TIMEOUT_S", 0.1)
     config = config_at(tmp_path, mode="online")
     start = time.monotonic()
     with pytest.raises(LostBufferError), Tracker(folder_of(config), config=config):

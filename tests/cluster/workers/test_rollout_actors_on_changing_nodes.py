@@ -14,7 +14,7 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from actors.trajectory import GroupOrder
-from cluster.ray_cluster.loopback import as_it_listens
+from cluster.ray_cluster.start import reachable
 from cluster.workers.play_orders import OrderPlayer
 from cluster.workers.rollout_pool import RolloutPool
 from tests.cluster.workers.test_hung_rollout_actor import start_rollouts
@@ -31,7 +31,7 @@ WAIT_S = 90.0
 def cluster() -> Iterator[Cluster]:
     """A head that holds the driver and the feed, and no rollout actor."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1"})
-    with as_it_listens(str(cluster.address)):
+    with reachable(str(cluster.address)):
         ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()

@@ -12,26 +12,26 @@ from cluster.tracking.wandb.media import MediaBuilder
 from tests.cluster.sample_run_folders import make_run
 
 
-def test_a_late_file_costs_its_own_pictures_and_not_those_of_later_steps(
+def test_a_late_file_costs_the_media_of_its_step_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(media, "ARCHIVE_TIMEOUT_S", 1.0)
     folder = make_run(tmp_path / "run", num_steps=2)
     file = folder.trajectories / "step-00002.parquet"
     unfinished = file.rename(file.with_suffix(".partial"))
-    book = MediaBuilder(folder, most_dialogues=8)
-    with pytest.raises(FileNotFoundError, match=r"step-00002\.parquet did not come in time"):
-        book.pictures(step_entry(2, metrics={}))
+    media_of_run = MediaBuilder(folder, most_dialogues=8)
+    with pytest.raises(FileNotFoundError, match=r"step-00002\.parquet was not written in time"):
+        media_of_run.build(step_entry(2, metrics={}))
     threading.Timer(0.1, unfinished.rename, [file.with_name("step-00003.parquet")]).start()
-    assert "rollout/dialogues" in book.pictures(step_entry(3, metrics={})), "behind its numbers, as ever"
+    assert "rollout/dialogues" in media_of_run.build(step_entry(3, metrics={})), "behind its numbers, as ever"
 
 
 def test_nobody_waits_for_a_file_that_later_ones_have_passed(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", num_steps=6)
     (folder.trajectories / "step-00002.parquet").unlink()
-    book = MediaBuilder(folder, most_dialogues=8)
+    media_of_run = MediaBuilder(folder, most_dialogues=8)
     began = time.monotonic()
     with pytest.raises(FileNotFoundError):
-        book.pictures(step_entry(2, metrics={}))
+        media_of_run.build(step_entry(2, metrics={}))
     assert time.monotonic() - began < 0.5 * media.ARCHIVE_TIMEOUT_S
-    assert "rollout/dialogues" in book.pictures(step_entry(3, metrics={}))
+    assert "rollout/dialogues" in media_of_run.build(step_entry(3, metrics={}))

@@ -10,7 +10,7 @@ import pytest
 from cluster.config.run_config import load
 from cluster.run_folder.paths import RunFolder
 from cluster.tracking.tracker import Tracker
-from cluster.tracking.wandb.sections import SECTIONS, dashboard_key
+from cluster.tracking.wandb.history import SECTIONS, dashboard_key
 from tests.cluster.sample_run_folders import GROUP_SIZE, make_run
 from tests.cluster.tracking.wandb.wandb_records import numbers, records, rows, table
 

@@ -3,10 +3,10 @@
 import pytest
 
 from cluster.config.run_config import RunConfig
-from cluster.tracking.wandb.sections import PLACES, SECTIONS, axis_of, dashboard_key
+from cluster.tracking.wandb.history import SECTION_BY_PREFIX, SECTIONS, axis_of, dashboard_key
 from cluster.tracking.wandb.workspace import layout, workspace_of
 
-MOVED = tuple(PLACES)
+MOVED = tuple(SECTION_BY_PREFIX)
 
 
 @pytest.mark.parametrize(

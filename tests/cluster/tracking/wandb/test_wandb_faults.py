@@ -23,7 +23,7 @@ from cluster.run_folder.paths import RunFolder
 from cluster.tracking.tracker import Tracker
 from cluster.tracking.wandb import media
 from cluster.tracking.wandb import run as wandb_run
-from cluster.tracking.wandb.files import parts_of
+from cluster.tracking.wandb.internals import parts_of
 from cluster.tracking.wandb.media import MediaBuilder
 from cluster.workers.restart import LostBufferError
 from tests.cluster.sample_run_folders import make_group, write_step
@@ -68,13 +68,13 @@ def fresh(path: Path, *, mode: str) -> RunFolder:
 def test_a_run_that_begins_anew_is_not_disturbed_by_what_it_has_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(wandb_run, "NEW_START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(wandb_run, "RESTART_TIMEOUT_S", 1.0)
     monkeypatch.setattr(media, "ARCHIVE_TIMEOUT_S", WAIT_S)
     is_waiting, wait = threading.Event(), MediaBuilder._await
 
-    def wait_noticed(book: MediaBuilder, file: Path, *, step: int) -> None:
+    def wait_noticed(builder: MediaBuilder, file: Path, *, step: int) -> None:
         is_waiting.set()
-        wait(book, file, step=step)
+        wait(builder, file, step=step)
 
     monkeypatch.setattr(MediaBuilder, "_await", wait_noticed)
     folder = fresh(tmp_path / "anew", mode="offline")

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from cluster.run_folder.paths import RunFolder
-from cluster.tracking.wandb.files import parts_of, read_part
+from cluster.tracking.wandb.internals import parts_of, read_part
 
 
 def records(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
