@@ -14,36 +14,36 @@ from typing import Literal, get_args
 MetricSection = Literal["train", "rollout", "users", "time", "ledger", "eval"]
 SECTIONS: tuple[MetricSection, ...] = get_args(MetricSection)
 MetricKind = Literal["gauge", "counter", "histogram"]
-"""gauge: a state, a mean, or a count of all so far. counter: an amount of one step, which the endpoint adds
-up. histogram: single values, which the endpoint counts by size."""
+"""gauge: a state, a mean, or a running total. counter: an amount of one step, which the endpoint sums up.
+histogram: single values, which the endpoint counts by size."""
 PREFIX = "ray_userrl_"
-"""Begins every name at the endpoint; Ray adds its own part, and `_total` to counters."""
+"""Prefix of every name at the endpoint. Ray adds `ray_`, and `_total` to counters."""
 WORDS = {"tokens_per_s": "tokens_per_second", "num_bytes": "bytes"}
-"""Parts of a key that Prometheus spells otherwise."""
+"""Parts of a key with another spelling in Prometheus."""
 ENDINGS = {"s": "seconds", "share": "ratio"}
-"""By unit: what a name ends with."""
+"""Suffix of a name, by unit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """One number, or one for each gym, simulator or reason."""
+    """One metric, or one per gym, simulator or reason."""
 
     key: str
-    """`room/thing/stat`; a part in braces stands for any one name, and is a label at the endpoint."""
+    """`room/thing/stat`; a part in braces stands for any name, and is a label at the endpoint."""
     section: MetricSection
     unit: str
-    """Empty for a plain number."""
+    """Empty for a dimensionless number."""
     meaning: str
     kind: MetricKind = "gauge"
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The parts in braces, in order. Each has few values: gyms, simulators, reasons."""
+        """Names of the parts in braces, in order. Each has few values: gyms, simulators, reasons."""
         return tuple(re.findall(r"{(\w+)}", self.key))
 
     @property
     def name(self) -> str:
-        """What it is called where it is made: `userrl_` and, as Prometheus wants it, the unit at the end."""
+        """Name in `ray.util.metrics`: `userrl_...` and, by the rules of Prometheus, the unit at the end."""
         words = [WORDS.get(word, word) for word in self.key.split("/") if not word.startswith("{")]
         ending = ENDINGS.get(self.unit)
         if ending:
@@ -53,11 +53,11 @@ class Metric:
 
     @property
     def series(self) -> str:
-        """Its name at the endpoint. Example: `time/wait_s` is `ray_userrl_time_wait_seconds`."""
+        """Name at the endpoint. Example: `time/wait_s` is `ray_userrl_time_wait_seconds`."""
         return f"ray_{self.name}{'_total' if self.kind == 'counter' else ''}"
 
     def labels_of(self, key: str) -> dict[str, str] | None:
-        """The labels of a key that this describes; None where it describes another."""
+        """Label values of a key of this metric; None if it is a key of another metric."""
         found = re.fullmatch(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", self.key), key)
         return found.groupdict() if found else None
 
@@ -83,166 +83,207 @@ AMOUNTS = frozenset(
         *("rollout/policy_tokens", "rollout/user_retries", "users/{simulator}/failed/{reason}"),
     }
 )
-"""Keys with an amount of one step."""
+"""Keys whose value is the amount of one step."""
 
 TRAIN = _section(
     "train",
     {
-        "learner/loss": ("", "The step's loss, with what the recipe adds to it: KL, entropy bonus"),
+        "learner/loss": ("", "Loss of the step, including KL and entropy terms of the recipe"),
         "learner/entropy": ("nats", "Entropy of the policy, mean over the tokens in the loss"),
-        "learner/entropy_coefficient": ("", "The entropy bonus in force, where a target is set"),
-        "learner/grad_norm": ("", "Norm of the gradient before it is clipped"),
+        "learner/entropy_coefficient": ("", "Current coefficient of the entropy bonus, if a target is set"),
+        "learner/grad_norm": ("", "Gradient norm before clipping"),
         "learner/lr": ("", "Learning rate"),
-        "learner/num_tokens": ("tokens", "Tokens that the learners computed, prompts among them"),
-        "learner/num_loss_tokens": ("tokens", "Tokens in the loss: what the policy said"),
+        "learner/num_tokens": ("tokens", "Tokens that the learners computed, including prompts"),
+        "learner/num_loss_tokens": ("tokens", "Tokens in the loss: those that the policy sampled"),
         "learner/num_skipped": (
             "steps",
-            "Steps not taken: nothing to learn from, or not finite",
+            "Skipped steps: no trainable token, or a gradient that is not finite",
         ),
-        "learner/tokens_per_s": ("tokens/s", "`learner/num_tokens` by the seconds of computing"),
-        "learner/clip_fraction": ("share", "Tokens in the loss whose gradient a bound changed"),
-        "learner/ratio": ("", "Probability under the policy by that when it was sampled, mean over tokens"),
-        "learner/kl": ("nats", "KL of what sampled to the policy (k3), mean over tokens"),
+        "learner/tokens_per_s": ("tokens/s", "`learner/num_tokens` per second of learner computation"),
+        "learner/clip_fraction": ("share", "Tokens in the loss whose gradient was clipped"),
+        "learner/ratio": ("", "Probability under the policy divided by that at sampling, mean over tokens"),
+        "learner/kl": ("nats", "KL of the sampling policy to the current policy (k3), mean over tokens"),
         "learner/reference_kl": ("nats", "KL of the policy to the reference (k3), mean over tokens"),
         "learner/logprob_gap/mean": (
             "nats",
-            "Mean distance of engine's and learner's logprobs, same version",
+            "Mean absolute difference of engine and learner logprobs of the same version",
         ),
-        "learner/logprob_gap/num_tokens": ("tokens", "Tokens that the gap is measured on"),
+        "learner/logprob_gap/num_tokens": ("tokens", "Tokens over which the gap is measured"),
         "learner/importance/weight": ("", "Importance weight, mean over tokens"),
-        "learner/importance/left_out_fraction": ("share", "Tokens that the importance weights leave out"),
-        "learner/critic/loss": ("", "The critic's own loss"),
-        "learner/critic/explained_variance": ("", "1 for a critic that knows the returns, 0 for their mean"),
+        "learner/importance/left_out_fraction": ("share", "Tokens that the importance weights exclude"),
+        "learner/critic/loss": ("", "Loss of the critic"),
+        "learner/critic/explained_variance": (
+            "",
+            "1 for a critic that predicts the returns, 0 for one that predicts their mean",
+        ),
         "learner/information_gain/mean": ("", "Information gain of a turn, mean over all gyms"),
-        "learner/information_gain/{gym}": ("", "Information gain of a turn of this gym"),
-        "learner/information_gain/num_turns": ("turns", "Turns that have a finite gain"),
-        "learner/information_gain/num_too_long": ("turns", "Turns without a gain, too long to be scored"),
-        "learner/num_dropped/{reason}": ("trajectories", "Taken by the step, and left out by the learners"),
-        "learner/num_masked": ("trajectories", "Left out since they were cut off by turns or tokens"),
-        "learner/num_left_out": ("samples", "Beyond the step's token budget"),
-        "learner/budget_filled": ("share", "Part of the token budget that the step had"),
-        "learner/weights/num_bytes": ("bytes", "Size of the weights that go to the engines"),
-        "learner/rebuilds": ("", "Times that the learners were replaced, so far"),
+        "learner/information_gain/{gym}": ("", "Information gain of a turn in this gym"),
+        "learner/information_gain/num_turns": ("turns", "Turns with a finite information gain"),
+        "learner/information_gain/num_too_long": (
+            "turns",
+            "Turns without an information gain, since they are too long to be scored",
+        ),
+        "learner/num_dropped/{reason}": (
+            "trajectories",
+            "Trajectories of the step that the learners dropped, for this reason",
+        ),
+        "learner/num_masked": ("trajectories", "Trajectories left out since turns or tokens ran out"),
+        "learner/num_left_out": ("samples", "Samples beyond the step's token budget"),
+        "learner/budget_filled": ("share", "Used share of the step's token budget"),
+        "learner/weights/num_bytes": ("bytes", "Size of the weights that are sent to the engines"),
+        "learner/rebuilds": ("", "Number of times that the learners were replaced"),
     },
 )
 ROLLOUT = _section(
     "rollout",
     {
         "rollout/reward/mean": ("reward", "Score of a trajectory that did not fail, mean over all gyms"),
-        "rollout/reward/{gym}": ("reward", "The same, of this gym"),
+        "rollout/reward/{gym}": ("reward", "Score of a trajectory that did not fail, mean over this gym"),
         "rollout/turns/mean": ("turns", "Turns of a trajectory that did not fail"),
         "rollout/policy_tokens": (
             "tokens",
-            "What the policy said in the groups settled since the last step",
+            "Tokens sampled by the policy in the groups resolved since the last step",
         ),
-        "rollout/tokens_per_s": ("tokens/s", "`rollout/policy_tokens` by the step's seconds"),
-        "rollout/group_duration_s/max": ("s", "The slowest group, from its order to its rewards"),
-        "rollout/user_retries": ("calls", "Calls to simulated users that had to be made again"),
-        "rollout/num_actors": ("processes", "Rollout actors, including those being restarted"),
-        "engine/num_serving": ("processes", "Engines that serve"),
-        "engine/num_lost": ("processes", "Engines that died or hung, so far"),
-        "engine/requests/mean": ("requests", "In flight at an engine, mean over time and engines"),
+        "rollout/tokens_per_s": ("tokens/s", "`rollout/policy_tokens` per second of the step"),
+        "rollout/group_duration_s/max": ("s", "Duration of the slowest group, from its order to its rewards"),
+        "rollout/user_retries": ("calls", "Retried calls to simulated users"),
+        "rollout/num_actors": ("processes", "Rollout actors, including restarting ones"),
+        "engine/num_serving": ("processes", "Serving engines"),
+        "engine/num_lost": ("processes", "Engines that died or hung"),
+        "engine/requests/mean": ("requests", "Requests in flight at an engine, mean over time and engines"),
     },
 )
 USERS = _section(
     "users",
     {
         "users/{simulator}/goal_leaks": ("share", "Replies that reveal a hidden value without being asked"),
-        "users/{simulator}/front_loading": ("share", "Facts that stand in a dialogue's first reply"),
+        "users/{simulator}/front_loading": ("share", "Facts stated in the first reply of a dialogue"),
         "users/{simulator}/agreeableness": ("share", "Yes-or-no questions and proposals answered with yes"),
-        "users/{simulator}/repetition": ("share", "Replies that another question got before"),
+        "users/{simulator}/repetition": ("share", "Replies that were already given to another question"),
         "users/{simulator}/contradictions": ("share", "Repeated facts that contradict the earlier statement"),
         "users/{simulator}/early_stop": ("share", "Dialogues that the user ended without reason"),
-        "users/{simulator}/{gauge}/num_cases": ("", "Cases that the gauge is a share of"),
-        "users/{simulator}/failed/{reason}": ("trajectories", "Ended by a failure of this user"),
-        "users/{simulator}/concurrency/mean": ("calls", "Given by one rollout actor at a time"),
+        "users/{simulator}/{gauge}/num_cases": ("", "Number of cases behind this share"),
+        "users/{simulator}/failed/{reason}": (
+            "trajectories",
+            "Trajectories that failed because of this user",
+        ),
+        "users/{simulator}/concurrency/mean": ("calls", "Concurrent calls of one rollout actor"),
     },
 )
 TIME = _section(
     "time",
     {
-        "time/step_s": ("s", "A step of the driver: the five stages below together"),
-        "time/wait_s": ("s", "Until enough groups were ready"),
-        "time/update_s": ("s", "The learners' update, as the driver waits for it"),
-        "time/sync_s": ("s", "Waited for weights to be live in the engines"),
-        "time/weights_s": ("s", "The learners were needed for weights"),
-        "time/report_s": ("s", "Booking, beginning checkpoints, collecting numbers"),
-        "time/learn_s": ("s", "The first learner's computing"),
+        "time/step_s": ("s", "Duration of a driver step: the sum of the five stages below"),
+        "time/wait_s": ("s", "Waiting until enough groups are ready"),
+        "time/update_s": ("s", "The learners' update, as seen by the driver"),
+        "time/sync_s": ("s", "Waiting until the weights are live in the engines"),
+        "time/weights_s": ("s", "Learner time for exporting and sending weights"),
+        "time/report_s": ("s", "Accounting, starting checkpoints, collecting metrics"),
+        "time/learn_s": ("s", "Computation of the first learner"),
         "time/pack_weights_s": ("s", "Packing the weights"),
         "time/send_weights_s": ("s", "Sending the weights from GPU to GPU"),
-        "time/engine_write_s": ("s", "Writing the weights where vLLM reads them, on the slowest engine"),
-        "time/engine_paused_s": ("s", "The slowest engine stood still to load the weights"),
-        "learner/idle/share": ("share", "Of the step: the learners neither computed nor sent weights"),
-        "engine/idle/share": ("share", "Of the time since the last report: no request at an engine"),
-        "engine/paused/share": ("share", "Of the same time: an engine stood still to load weights"),
-        "rollout/time/{stage}/share": ("share", "Of all turns' seconds: policy, queue, user, tool or reward"),
-        "rollout/turn_s/{gym}": ("s", "A mean turn of this gym"),
+        "time/engine_write_s": ("s", "Writing the weights for vLLM to read, on the slowest engine"),
+        "time/engine_paused_s": ("s", "Pause of the slowest engine to load the weights"),
+        "learner/idle/share": (
+            "share",
+            "Share of the step in which the learners neither computed nor sent weights",
+        ),
+        "engine/idle/share": (
+            "share",
+            "Share of the time since the last report without a request at an engine",
+        ),
+        "engine/paused/share": (
+            "share",
+            "Share of the time since the last report in which an engine was paused for weights",
+        ),
+        "rollout/time/{stage}/share": (
+            "share",
+            "Share of all turns' seconds: policy, queue, user, tool or reward",
+        ),
+        "rollout/turn_s/{gym}": ("s", "Mean duration of a turn in this gym"),
     },
 )
 LEDGER = _section(
     "ledger",
     {
-        "ledger/issued": ("trajectories", "Ordered since the run began: trained + dropped + in flight"),
-        "ledger/trained": ("trajectories", "Trained since the run began"),
-        "ledger/dropped/{reason}": ("trajectories", "Dropped since the run began, for this reason"),
-        "ledger/in_flight": ("trajectories", "Ordered, and neither trained nor dropped yet"),
-        "buffer/age/mean": ("versions", "Age of a group that the step trained: that of its oldest token"),
-        "buffer/age/max": ("versions", "The oldest of them"),
-        "buffer/span/mean": ("versions", "Policy versions that one trajectory ran over, newest minus oldest"),
-        "buffer/span/max": ("versions", "The most of them"),
-        "buffer/groups_ready": ("groups", "Finished and fresh, waiting for a step"),
-        "buffer/slots_taken": ("groups", "Ordered, and their weights not live yet"),
+        "ledger/issued": (
+            "trajectories",
+            "Trajectories ordered since the run began: trained + dropped + in flight",
+        ),
+        "ledger/trained": ("trajectories", "Trajectories trained on since the run began"),
+        "ledger/dropped/{reason}": (
+            "trajectories",
+            "Trajectories dropped since the run began, for this reason",
+        ),
+        "ledger/in_flight": ("trajectories", "Trajectories ordered, and neither trained on nor dropped yet"),
+        "buffer/age/mean": ("versions", "Age of a trained group's oldest token, mean over the step's groups"),
+        "buffer/age/max": (
+            "versions",
+            "Age of a trained group's oldest token, maximum over the step's groups",
+        ),
+        "buffer/span/mean": ("versions", "Newest minus oldest policy version of one trajectory, mean"),
+        "buffer/span/max": ("versions", "Newest minus oldest policy version of one trajectory, maximum"),
+        "buffer/groups_ready": ("groups", "Finished groups that are fresh enough and wait for a step"),
+        "buffer/slots_taken": ("groups", "Groups ordered whose weights are not live yet"),
         "buffer/puts_ignored": ("groups", "Groups delivered twice or too late since the buffer started"),
         "buffer/reissued": (
             "groups",
-            "Taken from their holders, given to others, since the buffer started",
+            "Groups reassigned to another rollout actor since the buffer started",
         ),
-        "buffer/archive_failures": ("files", "Could not be written, since the buffer started"),
-        "buffer/journal_failures": ("", "Writes that had to be tried again, since the buffer started"),
-        "checkpoint/failures": ("checkpoints", "Could not be written or copied, since the driver started"),
+        "buffer/archive_failures": (
+            "files",
+            "Archive files that could not be written since the buffer started",
+        ),
+        "buffer/journal_failures": ("", "Retried writes of the write-ahead log since the buffer started"),
+        "checkpoint/failures": (
+            "checkpoints",
+            "Checkpoints that could not be written or copied since the driver started",
+        ),
     },
 )
 CATALOGUE: tuple[Metric, ...] = (*TRAIN, *ROLLOUT, *USERS, *TIME, *LEDGER)
-"""Keys that a line of metrics.jsonl may hold besides `step`."""
+"""Keys of metrics.jsonl other than `step`."""
 
-STEP = Metric(key="step", section="train", unit="", meaning="Optimizer steps of GRPO behind the policy")
+STEP = Metric(key="step", section="train", unit="", meaning="Optimizer steps of GRPO so far")
 STEP_AT = Metric(
-    key="time/last_step_at_s", section="time", unit="s", meaning="When the last step ended, since 1970"
+    key="time/last_step_at_s",
+    section="time",
+    unit="s",
+    meaning="Time of the last step's end, seconds since 1970",
 )
 STEPS = Metric(
     key="steps",
     section="train",
     unit="steps",
-    meaning="Taken by this driver, repeated ones too",
+    meaning="Steps taken by this driver, including repeated ones",
     kind="counter",
 )
 DURATION = Metric(
     key="rollout/group_duration_s",
     section="rollout",
     unit="s",
-    meaning="Groups by how long they took, order to rewards",
+    meaning="Groups by duration, from order to rewards",
     kind="histogram",
 )
 SCORES: dict[str, Metric] = {
     split: Metric(key=f"{place}/{{gym}}/score", section="eval", unit="reward", meaning=meaning)
     for split, place, meaning in (
-        ("test", "evaluation", "Mean score on held-out tasks of this gym, at the last evaluation"),
-        ("validation", "validation", "Mean score on validation tasks of this gym, when last looked at"),
+        ("test", "evaluation", "Mean score on test tasks of this gym at the last evaluation"),
+        ("validation", "validation", "Mean score on validation tasks of this gym at the last validation"),
     )
 }
-"""By the tasks' split."""
+"""Scores by the split of the tasks."""
 ENDPOINT: tuple[Metric, ...] = (STEP, STEP_AT, STEPS, DURATION, *SCORES.values())
-"""What only the endpoint has, since a line of metrics.jsonl is a step."""
+"""Metrics that only the endpoint has, since a line of metrics.jsonl is one step."""
 EXPORTED: tuple[Metric, ...] = (*CATALOGUE, *ENDPOINT)
 
 
 @lru_cache(maxsize=1024)
 def find(key: str) -> tuple[Metric, Mapping[str, str]] | None:
-    """What a key of metrics.jsonl means, and its labels; a key without labels goes before one with. None for
-    an unknown one.
+    """The metric of a key of metrics.jsonl, and its label values; a metric without labels takes precedence.
+    None if the key is unknown.
 
-    Example: `find("rollout/reward/tau")` is the metric `rollout/reward/{gym}` and `{"gym": "tau"}`.
-    """
+    Example: `find("rollout/reward/tau")` is the metric `rollout/reward/{gym}` and `{"gym": "tau"}`."""
     for metric in sorted(CATALOGUE, key=lambda one: len(one.labels)):
         labels = metric.labels_of(key)
         if labels is not None:

@@ -1,5 +1,4 @@
-"""Generator of the tables in docs/metrics.md from the metric catalogue: `python -m
-cluster.tracking.metric_docs`."""
+"""Generator of the tables in docs/metrics.md: `python -m cluster.tracking.metric_docs`."""
 
 import sys
 from pathlib import Path
@@ -16,11 +15,11 @@ HEADINGS = {
     "ledger": "Ledger, buffer and faults",
     "eval": "Evaluations",
 }
-"""By section."""
+"""Heading of each section."""
 
 
 def tables() -> str:
-    """A table a section, each under a heading."""
+    """One table per section, each under a heading."""
     parts: list[str] = []
     for section in SECTIONS:
         lines = [_line(metric) for metric in EXPORTED if metric.section == section]
@@ -36,7 +35,7 @@ def _line(metric: Metric) -> str:
 
 
 def with_tables(page: str) -> str:
-    """The page with the catalogue's tables between its two marks."""
+    """The page with the catalogue's tables between its two markers."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{tables()}\n{END}{after}"

@@ -1,4 +1,4 @@
-"""The metric catalogue and the code say the same, in both directions; and the page that is made from it."""
+"""The metric catalogue lists exactly the metrics of the code; the page that is generated from it."""
 
 import ast
 import json
@@ -25,10 +25,10 @@ ROOMS = ("simulators", "actors", "rewards", "learners", "cluster")
 FIRST = ("learner", "rollout", "engine", "users", "time", "ledger", "buffer", "checkpoint", "train")
 """First parts of a key of metrics.jsonl, and of its name in W&B."""
 KEY = re.compile(rf"({'|'.join(FIRST)})(/([a-z0-9_]|<any>)+)+")
-READERS = ("metric_catalogue.py", "console.py", "sizes.py", "curve.py", "train.py")
-READERS += ("dashboard.py", "dashboard_history.py", "dashboard_pictures.py", "run_alerts.py")
-READERS += ("status.py", "status_files.py", "status_rates.py")
-"""Files of cluster/ that read numbers, and make none; so do those of cluster/run_report."""
+READERS = ("cluster/tracking/metric_catalogue.py", "cluster/tracking/alerts.py", "cluster/tracking/wandb/")
+READERS += ("cluster/console/", "cluster/report/", "cluster/status/", "cluster/driver/train.py")
+READERS += ("cluster/workers/autoscaler.py",)
+"""Files and folders that read metrics and make none."""
 TABLES = {
     name
     for section in layout(RunConfig())
@@ -56,30 +56,29 @@ OF_A_RUN = re.findall(
     engine/paused/share engine/requests/mean engine/num_serving engine/num_lost checkpoint/failures
     """,
 )
-"""Of a line that the quick start has written, with a hosted user beside the rules."""
+"""Keys of a line that the quick start has written, with a hosted user in addition to the rules."""
 
 
 def keys_in_the_code(*, of_readers: bool) -> Iterator[tuple[str, str]]:
-    """(file, key) of every text in the rooms that is the key of a number; `<any>` where a value is filled
-    in."""
+    """(file, key) of every text in the rooms that is the key of a metric; `<any>` for a formatted value."""
     for room in ROOMS:
         for path in sorted((ROOT / room).rglob("*.py")):
-            if not of_readers and (path.name in READERS or path.parent.name == "run_report"):
+            if not of_readers and path.relative_to(ROOT).as_posix().startswith(READERS):
                 continue
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 text = text_of(node)
-                if KEY.fullmatch(text) and not is_picture(text):
+                if KEY.fullmatch(text) and not is_media(text):
                     yield path.relative_to(ROOT).as_posix(), text
 
 
-def is_picture(key: str) -> bool:
-    """Whether W&B shows a table or a distribution under this name: rows of the archive, and no number."""
+def is_media(key: str) -> bool:
+    """Whether this is the name of a W&B table or histogram, which is no metric."""
     return key in TABLES or key.endswith("/histogram")
 
 
-def number_of(key: str) -> str:
-    """The number of metrics.jsonl behind a name in W&B, which has its section in front and, where it is the
-    best so far, says so at its end; any other key as it is."""
+def metrics_key(key: str) -> str:
+    """The key of metrics.jsonl of a name in W&B, which has a section in front and may end in the suffix of
+    the best value; any other key unchanged."""
     key = re.sub(rf"/({BEST}|{BEST_STEP})$", "", key)
     section, _, short = key.partition("/")
     return short if section in WANDB_SECTIONS and dashboard_key(short) == key else key
@@ -114,7 +113,8 @@ def test_every_key_in_the_code_is_in_the_catalogue() -> None:
     unknown = [
         (file, key)
         for file, key in found
-        if not any(fits(number_of(key), sample(one.key)) for one in EXPORTED) and find(number_of(key)) is None
+        if not any(fits(metrics_key(key), sample(one.key)) for one in EXPORTED)
+        and find(metrics_key(key)) is None
     ]
     assert unknown == []
 
@@ -125,7 +125,7 @@ def test_no_key_of_the_catalogue_is_dead() -> None:
     assert dead == []
 
 
-def test_keys_that_are_filled_in_are_all_there() -> None:
+def test_the_catalogue_has_every_value_of_formatted_keys() -> None:
     keys = {one.key for one in CATALOGUE}
     assert {f"time/{stage}_s" for stage in STAGES} | {"time/step_s"} <= keys
     others = {"learn", "pack_weights", "send_weights", "engine_write", "engine_paused"}
@@ -165,12 +165,12 @@ def test_a_key_is_one_metric_with_its_labels() -> None:
         ("ledger/dropped/flat", "ray_userrl_ledger_dropped"),
     ],
 )
-def test_names_at_the_endpoint_say_their_units(key: str, series: str) -> None:
+def test_names_at_the_endpoint_end_in_their_units(key: str, series: str) -> None:
     found = find(key)
     assert found is not None and found[0].series == series
 
 
-def test_names_are_prometheus_own_and_each_is_there_once() -> None:
+def test_names_are_valid_for_prometheus_and_unique() -> None:
     names = [one.name for one in EXPORTED]
     assert len(set(names)) == len(names) and len({one.key for one in EXPORTED}) == len(names)
     assert [name for name in names if not re.fullmatch(r"userrl(_[a-z0-9]+)+", name)] == []
@@ -179,7 +179,7 @@ def test_names_are_prometheus_own_and_each_is_there_once() -> None:
     assert {one.key for one in CATALOGUE} & {one.key for one in ENDPOINT} == set()
 
 
-def test_wandb_shows_a_number_in_the_section_that_the_catalogue_gives_it() -> None:
+def test_wandb_shows_a_metric_in_its_section_of_the_catalogue() -> None:
     others = {one.key: (one.section, section_of(one.key)) for one in CATALOGUE}
     assert {key: both for key, both in others.items() if both[0] != both[1]} == {}
 
@@ -190,6 +190,6 @@ def test_the_page_has_the_catalogues_tables() -> None:
     assert all(f"`{one.series}`" in page for one in EXPORTED)
 
 
-def test_every_metric_that_the_page_names_is_there() -> None:
+def test_every_metric_of_the_page_is_exported() -> None:
     named = set(re.findall(r"\bray_userrl_\w*[a-z]", PAGE.read_text(encoding="utf-8")))
     assert named <= {one.series for one in EXPORTED}
