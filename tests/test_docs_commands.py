@@ -46,7 +46,7 @@ class RunBy:
 MAIN_JOB = "cluster/driver/test_train.py::test_the_job_stops_on_ctrl_c_and_goes_on_where_it_was"
 OWN_GYM = "cluster/cli/test_own_gym_commands.py::test_a_gym_of_ones_own_is_trained"
 JOBS = "cluster/jobs/test_submit.py::test_a_job_is_followed_stopped_cleanly_and_goes_on_when_it_is_sent_again"
-MANIFESTS = "cluster/ray_cluster/test_manifests.py::test_every_document_is_of_the_form_that_kubernetes_takes"
+MANIFESTS = "cluster/ray_cluster/test_manifests.py::test_every_document_is_valid_for_kubernetes"
 BENCH = "bench/test_rows.py::test_every_part_that_the_command_knows_is_a_module_that_measures"
 ELSEWHERE = tuple(
     RunBy(pattern=pattern, test=test, why=why)
@@ -118,12 +118,12 @@ ELSEWHERE = tuple(
         ),
         (
             r"cat runs/\w+/prometheus\.json",
-            "cluster/tracking/test_prometheus.py::test_a_file_says_where_to_scrape_as_long_as_the_run_goes_on",
+            "cluster/tracking/test_prometheus.py::test_a_file_has_the_addresses_to_scrape_while_the_run_is_active",
             "a run that goes on",
         ),
         (
             r"curl -s http://127\.0\.0\.1:\d+/metrics .*",
-            "cluster/tracking/test_prometheus.py::test_a_real_ray_shows_a_steps_numbers_on_loopback",
+            "cluster/tracking/test_prometheus.py::test_a_real_ray_serves_the_metrics_of_a_step_on_loopback",
             "Ray",
         ),
         (

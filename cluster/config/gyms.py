@@ -1,5 +1,4 @@
-"""Config section `gyms`: which gyms are trained on, their weights, rules, difficulty and data files. Light:
-no heavy imports."""
+"""Config section `gyms`: which gyms are trained on, their weights, rules, difficulty and data files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ class GymsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     modules: tuple[str, ...] = ()
-    """Python modules with gyms of your own, by the names that `import` takes; with commas between on the
-    command line. They are installed, or lie in the folder where the command runs. See docs/add-a-gym.md."""
+    """Import names of Python modules with gyms of your own; separated by commas on the command line. They
+    must be installed, or in the folder where the command runs. See docs/add-a-gym.md."""
     weights: dict[str, float] = dict.fromkeys(GYMS, 1.0)
     """Share of each gym among the training tasks, by name; weight 0 excludes the gym."""
     held_out: tuple[str, ...] = ()
@@ -49,7 +48,7 @@ class GymsConfig(BaseModel):
 
     @property
     def shares(self) -> dict[str, float]:
-        """The weights of the gyms that are trained on, as parts of 1."""
+        """The weights of the gyms that are trained on, normalised to a sum of 1."""
         total = sum(self.trained.values())
         return {gym: weight / total for gym, weight in self.trained.items()}
 
@@ -86,13 +85,13 @@ class GymsConfig(BaseModel):
     @model_validator(mode="after")
     def _fits_the_preset(self) -> "GymsConfig":
         if not self.trained:
-            raise ValueError("held_out: every gym is held out: leave at least one to train on")
+            raise ValueError("held_out: every gym is held out: keep at least one to train on")
         if self.preset == "published":
             for gym in self.evaluated:
                 if gym not in self.data:
                     raise ValueError(
-                        f"preset=published: {gym} has no tasks of its own: give --gyms.data.{gym} FILE, or "
-                        f"leave it out with --gyms.weights.{gym} 0"
+                        f"preset=published: {gym} has no data file: give --gyms.data.{gym} FILE, or "
+                        f"exclude it with --gyms.weights.{gym} 0"
                     )
         return self
 
@@ -113,15 +112,15 @@ class GymsConfig(BaseModel):
 
 
 def check_name(gym: str, *, modules: Sequence[str], where: str = "") -> None:
-    """Raises ValueError, with the nearest name, where neither we nor these modules have the gym."""
+    """Raises ValueError, with the nearest name, if neither this project nor these modules have the gym."""
     known = list(known_gyms(modules))
     if gym not in known:
         raise ValueError(
             f"{where}{gym!r}: unknown gym: did you mean {nearest(gym, known)}? Known: {', '.join(known)}; "
-            "one of your own is known by its module in gyms.modules"
+            "name the module of a gym of your own in gyms.modules"
         )
 
 
 def _names(modules: Any) -> Any:
-    """`"a,b"`, as on a command line, is `("a", "b")`."""
+    """Splits the command line's `"a,b"` into `("a", "b")`."""
     return tuple(name.strip() for name in modules.split(",")) if isinstance(modules, str) else modules

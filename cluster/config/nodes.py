@@ -1,12 +1,11 @@
-"""Config section `ray.nodes`: which cluster nodes each kind of process may use. Light: imports neither torch
-nor Ray."""
+"""Config section `ray.nodes`: which cluster nodes each kind of process may use."""
 
 import re
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
 RAY_RESOURCES = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
-"""Resources with a meaning of Ray's own."""
+"""Resources that Ray itself defines."""
 
 
 class NodesConfig(BaseModel):
@@ -36,5 +35,5 @@ class NodesConfig(BaseModel):
 
     @property
     def offered(self) -> dict[str, float]:
-        """What a node that takes every process offers."""
+        """Custom resources of a node that runs every kind of process."""
         return {name: 1.0 for name in (self.engine, self.learner, self.simulator, self.rollout) if name}

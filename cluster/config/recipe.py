@@ -23,18 +23,18 @@ MAX_RECIPE_BYTES = 2**20
 
 
 class BadInput(Exception):
-    """What a person wrote cannot run. Its text is one line: value, rule, cure."""
+    """The user's input cannot run. Its text is one line: value, rule, cure."""
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """The known name that looks most like `name`; its last part counts, so that `lr` finds `learner.lr`."""
+    """The most similar known name; the last part counts most, so that `lr` finds `learner.lr`."""
 
-    def likeness(candidate: str) -> float:
+    def similarity(candidate: str) -> float:
         tail, candidate_tail = name.rpartition(".")[2], candidate.rpartition(".")[2]
         whole = difflib.SequenceMatcher(None, name, candidate).ratio()
         return max(whole, 0.95 * difflib.SequenceMatcher(None, tail, candidate_tail).ratio() + 0.05 * whole)
 
-    return max(known, key=likeness)
+    return max(known, key=similarity)
 
 
 def sections_of(annotation: object) -> list[type[BaseModel]]:
@@ -65,7 +65,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             data = file.read(MAX_RECIPE_BYTES + 1)
         if len(data) > MAX_RECIPE_BYTES:
             raise BadInput(
-                f"{path}: more than {MAX_RECIPE_BYTES} bytes: a recipe is shorter: give another file"
+                f"{path}: more than {MAX_RECIPE_BYTES} bytes: too large for a recipe: give another file"
             )
         return tomllib.loads(data.decode())
     except FileNotFoundError:
@@ -83,7 +83,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(data: dict[str, Any], overrides: Mapping[str, str], *, model: type[BaseModel]) -> None:
-    """Sets dotted keys in `data`, in place. Values are TOML where they read as TOML, else plain text."""
+    """Sets dotted keys in `data`, in place. Values are parsed as TOML if possible, else taken as text."""
     keys = known_keys(model)
     for key, text in sorted(
         overrides.items(), key=lambda item: item[0].count(".")
@@ -117,7 +117,7 @@ def _parse_value(text: str, annotation: object) -> object:
 
 
 def validate(data: Mapping[str, Any], *, model: type[ModelT]) -> ModelT:
-    """Makes the config. Raises `BadInput` with the first mistake and the number of the others."""
+    """The config. Raises `BadInput` with the first mistake and the number of the others."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -163,7 +163,7 @@ def _one_line(detail: ErrorDetails, *, model: type[BaseModel]) -> str:
 def _locate(
     loc: tuple[int | str, ...], model: type[BaseModel]
 ) -> tuple[str, str, type[BaseModel], FieldInfo | None]:
-    """The place of an error: dotted key, `type` of its section if that is a union, section, and field."""
+    """Location of an error: dotted key, `type` of its section if that is a union, section, and field."""
     names: list[str] = []
     of_type, section, info, annotation = "", model, None, model
     for part in loc:

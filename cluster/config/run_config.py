@@ -1,9 +1,7 @@
-"""Root config of a run: composes the config sections of all rooms and holds the few rules that span several
-of them.
+"""Root config of a run: the config sections of all rooms, and the rules that span several of them.
 
-Light: no torch, Ray, vLLM or transformers, so a recipe is checked in an instant. The docstring under a field
-is its help text.
-"""
+Imports no torch, Ray, vLLM or transformers, so that a recipe is checked at once. The docstring under a field
+is its help text."""
 
 import re
 from collections.abc import Mapping
@@ -41,7 +39,7 @@ class RunNameConfig(BaseModel):
     @classmethod
     def _name_is_a_folder_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError("a run's name is one folder's name: use letters, digits, '.', '_' and '-' only")
+            raise ValueError("a run's name is a folder name: use letters, digits, '.', '_' and '-' only")
         return name
 
 
@@ -128,7 +126,7 @@ class TrackingConfig(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """One run, whole: what a recipe names, with every default filled in."""
+    """The complete config of a run: a recipe with every default filled in."""
 
     model_config = FROZEN
 
@@ -164,30 +162,31 @@ class RunConfig(BaseModel):
         if rollout.on_timeout == "resume" and not self.buffer.max_off_policy_steps:
             raise ValueError(
                 "rollout.on_timeout=resume: a dialogue that resumes under newer weights is older than "
-                "buffer.max_off_policy_steps=0 allows: give 1 or more, or take on_timeout=mask"
+                "buffer.max_off_policy_steps=0 allows: give 1 or more, or use on_timeout=mask"
             )
         if self.learner.micro_batch_tokens < context:
             raise ValueError(
-                f"learner.micro_batch_tokens={self.learner.micro_batch_tokens}: it must hold the "
+                f"learner.micro_batch_tokens={self.learner.micro_batch_tokens}: it must fit the "
                 f"longest dialogue: give at least engine.max_model_len={context}"
             )
         if self.evaluation.every_steps:
             for gym in sorted(self.gyms.trained.keys() & self.gyms.data.keys()):
                 raise ValueError(
-                    f"evaluation.every_steps={self.evaluation.every_steps}: gyms.data.{gym} has no tasks for "
-                    "validation only, and test tasks choose no checkpoint: leave the file out, or give 0"
+                    f"evaluation.every_steps={self.evaluation.every_steps}: gyms.data.{gym} has no "
+                    "validation tasks, and test tasks must not choose the checkpoint: omit the file, or "
+                    "give 0"
                 )
         if self.engine.weight_transport in ("nccl", "ipc") and not self.learner.num_gpus_per_learner:
             raise ValueError(
-                f"engine.weight_transport={self.engine.weight_transport}: it goes from GPU to GPU: give "
-                "learner.num_gpus_per_learner=1, or take auto"
+                f"engine.weight_transport={self.engine.weight_transport}: it needs learners on GPUs: give "
+                "learner.num_gpus_per_learner=1, or use auto"
             )
         for gym in self.learner.by_gym:
             check_name(gym, modules=self.gyms.modules, where="learner.by_gym: ")
         trajectories = self.buffer.groups_per_step * rollout.group_size
         if self.learner.num_learners > trajectories:
             raise ValueError(
-                f"learner.num_learners={self.learner.num_learners}: every learner needs a trajectory a step: "
+                f"learner.num_learners={self.learner.num_learners}: each needs a trajectory per step: "
                 f"give at most buffer.groups_per_step * rollout.group_size = {trajectories}"
             )
         return self
@@ -201,9 +200,9 @@ class RunConfig(BaseModel):
             if not rule.estimator.keeps_shaping:
                 fitting = [name for name, entry in ADVANTAGES.items() if entry.keeps_shaping]
                 raise ValueError(
-                    f"reward.weights.potential: {gym} has advantage={rule.advantage}, which does not see "
-                    "shaping, or would take another policy for the best: take one of "
-                    f"{', '.join(fitting)}, or leave the weight out"
+                    f"reward.weights.potential: {gym} has advantage={rule.advantage}, which ignores "
+                    "shaping, or would change which policy is best: use one of "
+                    f"{', '.join(fitting)}, or omit the weight"
                 )
         return self
 

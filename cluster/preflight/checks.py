@@ -39,11 +39,11 @@ CHANGEABLE = (
 
 
 def check(config: RunConfig) -> None:
-    """Refuses what cannot run here. Raises `BadInput`."""
+    """Raises `BadInput` if the run cannot work on this machine."""
     if config.policy.path is not None:
         check_model(config.policy.path, key="policy.path")
     if config.learner.reference:
-        check_model(config.learner.reference, key="learner.kl.reference", speaks=False)
+        check_model(config.learner.reference, key="learner.kl.reference", needs_chat_template=False)
     check_gyms(config)
     check_users(config)
     check_demonstrations(config)
@@ -58,8 +58,8 @@ def check(config: RunConfig) -> None:
 
 
 def check_gyms(config: RunConfig) -> None:
-    """Files of published tasks are there and have the released form; gyms of one's own keep the laws; where
-    gold answers are scored, some gym has them."""
+    """Checks that files of published tasks exist and are well-formed, that the user's own gyms obey the laws,
+    and that some gym has gold answers if they are scored."""
     try:
         gyms = config.gyms.open()
         for gym in config.gyms.evaluated:
@@ -72,49 +72,49 @@ def check_gyms(config: RunConfig) -> None:
         if not any(_has_gold_answers(gyms[name], config) for name in trained):
             raise BadInput(
                 f"learner.information_gain='gold_answer': the gyms trained on ({', '.join(trained)}) "
-                "know no gold answer: take masked_feedback, or train on a gym that knows"
+                "have no gold answers: use masked_feedback, or train on a gym that has them"
             )
 
 
 def _has_gold_answers(gym: Gym, config: RunConfig) -> bool:
-    """Whether its first training task has one."""
+    """Whether its first training task has a gold answer."""
     seed, difficulty = config.run.seed, config.gyms.difficulty
     key = TaskKey(gym=gym.name, split="train", index=0, seed=seed, difficulty=difficulty)
     return any(action.choice == "answer" for action in gym.gold(gym.make_task(key)))
 
 
 def check_users(config: RunConfig) -> None:
-    """Keys of endpoints are in the environment, recordings on disk: of the users that play a part."""
-    playing = [user for user in config.simulator.users if user.weight > 0]
+    """Checks the users with a weight: keys of endpoints are set, recordings exist."""
+    active = [user for user in config.simulator.users if user.weight > 0]
     for name, variable in simulator_keys(config):
         if not os.environ.get(variable, "").strip():
             raise BadInput(
                 f"simulator {name!r}: api_key_env={variable!r} is not set: export the key under this "
-                "name, or give an empty api_key_env where none is needed"
+                "name, or set an empty api_key_env if none is needed"
             )
-    for user in playing:
+    for user in active:
         if user.type == "replay" and not Path(user.path).exists():
             raise BadInput(f"simulator {user.name!r}: path={user.path}: no such recording: give its folder")
 
 
 def simulator_keys(config: RunConfig) -> list[tuple[str, str]]:
-    """Users that need an API key, with the environment variable that holds it."""
+    """Users that need an API key, with the name of its environment variable."""
     search = config.simulator.web_search
-    playing = [user for user in config.simulator.users if user.weight > 0]
+    active = [user for user in config.simulator.users if user.weight > 0]
     keys = [("web_search", search.api_key_env)] if search else []
-    keys += [(user.name, user.api_key_env) for user in playing if user.type == "endpoint"]
+    keys += [(user.name, user.api_key_env) for user in active if user.type == "endpoint"]
     return [(name, variable) for name, variable in keys if variable]
 
 
 def named_keys(config: RunConfig) -> list[tuple[str, str]]:
-    """Every part of a run that needs a key, in words, and the name of the variable that holds it."""
+    """Every part of a run that needs an API key, with the name of its environment variable."""
     keys = [(f"simulator {name!r}", variable) for name, variable in simulator_keys(config)]
     judge = config.reward.judge
     return keys + ([("reward.judge", judge.api_key_env)] if judge and judge.api_key_env else [])
 
 
 def check_serve(config: RunConfig) -> None:
-    """`userrl serve` beyond this machine has a key to ask for."""
+    """Checks that `userrl serve` requires a key if other machines can reach it."""
     try:
         key_hash(config.simulator.api_key_env, host=config.simulator.host)
     except ValueError as error:
@@ -122,12 +122,14 @@ def check_serve(config: RunConfig) -> None:
 
 
 def check_address(address: str) -> None:
-    """Someone must listen there; `auto` is found as Ray finds it, by environment or address file."""
+    """Checks that a cluster listens at the address; `auto` is resolved as Ray does, by environment or address
+    file."""
     if address == "auto":
         running = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
         if "RAY_ADDRESS" not in os.environ and not running.exists():
             raise BadInput(
-                "ray.address='auto': no cluster here: `ray start --head` starts one, or leave it out"
+                "ray.address='auto': no cluster on this machine: start one with `ray start --head`, or "
+                "leave it out"
             )
         address = os.environ.get("RAY_ADDRESS") or running.read_text().strip()
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -140,12 +142,13 @@ def check_address(address: str) -> None:
     except OSError as error:
         raise BadInput(
             f"ray.address={address!r}: no answer within {CONNECT_TIMEOUT_S:g} s ({error}): "
-            "start the cluster, correct the address, or leave it out to start Ray here"
+            "start the cluster, correct the address, or leave it out to start Ray on this machine"
         ) from None
 
 
 def check_resources(config: RunConfig) -> None:
-    """Every process has a core here; each that computes on a GPU has one, or shares it with one other."""
+    """Checks that every process has a CPU core, and every GPU process a GPU, shared with at most one
+    other."""
     machine, learner, engine = this_machine(), config.learner, config.engine
     for key, count in (
         ("learner.num_learners", learner.num_learners),
@@ -170,7 +173,7 @@ def check_resources(config: RunConfig) -> None:
         ):
             if value != only:
                 raise BadInput(
-                    f"{key}={value}: needs GPUs, and what is installed is for CPU: "
+                    f"{key}={value}: needs GPUs, and the installed packages are for CPU: "
                     f"give {only}, or set up EXTRA=gpu"
                 )
     _check_gpus(config, num_gpus=machine.num_gpus)
@@ -187,23 +190,23 @@ def _check_gpus(config: RunConfig, *, num_gpus: int) -> None:
     if num_users > num_gpus and engine.gpu_memory_utilization > 0.5:
         raise BadInput(
             f"engine.gpu_memory_utilization={engine.gpu_memory_utilization}: engine and learner share "
-            "a GPU here: give at most 0.5"
+            "a GPU on this machine: give at most 0.5"
         )
 
 
 def check_writable(path: Path) -> None:
-    """The run folder's nearest existing ancestor must be a folder that takes new files."""
-    place = path
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise BadInput(f"{path}: {place} is a file, not a folder: give another place with --run.folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise BadInput(f"{path}: {place} cannot be written: give another place with --run.folder")
+    """Checks that the nearest existing ancestor of the run folder is a writable folder."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise BadInput(f"{path}: {existing} is a file, not a folder: give another folder with --run.folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BadInput(f"{path}: {existing} is not writable: give another folder with --run.folder")
 
 
 def check_same_run(config: RunConfig) -> None:
-    """A run folder holds one run: the config must be the one it was started with, but for `CHANGEABLE`."""
+    """Checks that a run resumes with the config it was started with, except for `CHANGEABLE` keys."""
     folder = RunFolder.of(config)
     if not folder.config.exists():
         return
@@ -211,8 +214,8 @@ def check_same_run(config: RunConfig) -> None:
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not key.startswith(CHANGEABLE):
             raise BadInput(
-                f"{key}={now.get(key)!r}: {folder.path} holds a run with {before.get(key)!r}: "
-                f"give --run NAME for a new run, or resume that one by `userrl train {folder.path}`"
+                f"{key}={now.get(key)!r}: {folder.path} has a run with {before.get(key)!r}: "
+                f"give --run NAME for a new run, or resume that one with `userrl train {folder.path}`"
             )
 
 

@@ -1,5 +1,5 @@
-"""Check of demonstration sources: archives of earlier runs with a matching policy, ShareGPT files row by row.
-Reads text only, so mistakes are refused before anything starts."""
+"""Check of demonstration sources: archives of earlier runs need a matching policy, ShareGPT files are checked
+row by row."""
 
 from pathlib import Path
 
@@ -10,20 +10,19 @@ from learners.sft.sharegpt import count_rows
 
 
 def check_demonstrations(config: RunConfig) -> None:
-    """Raises `BadInput`. Whether a run's tokens are this policy's is seen for certain when they are read."""
+    """Raises `BadInput`. That a run's tokens fit the policy is verified when they are read."""
     if RunFolder.of(config).cold_started:
-        return  # this run's cold start is behind it, and its demonstrations may be gone
+        return  # SFT is done; its demonstrations may have been deleted
     for run in config.sft.runs:
         if not any(RunFolder(run).trajectories.glob("step-*.parquet")):
             raise BadInput(
-                f"sft.runs: {run}: no trajectories/step-*.parquet there: give the folder of a run that has "
-                "trained"
+                f"sft.runs: {run}: no trajectories/step-*.parquet there: give the folder of a trained run"
             )
         theirs, ours = _tiny_vocabulary(run), config.policy.tiny.vocab_size
         if config.policy.path is None and theirs not in (None, ours):
             raise BadInput(
                 f"sft.runs: {run}: its policy has another tokenizer (policy.tiny.vocab_size={theirs}, not "
-                f"{ours}): give the same size, or leave the run out"
+                f"{ours}): give the same size, or omit the run"
             )
     for file in config.sft.files:
         try:
@@ -33,9 +32,9 @@ def check_demonstrations(config: RunConfig) -> None:
 
 
 def _tiny_vocabulary(run: Path) -> int | None:
-    """The vocabulary's size where the run made its own tiny policy; None where nothing is known.
+    """Vocabulary size of the tiny policy that the run created; None if unknown.
 
-    Read by hand: the recipe of an older run may hold keys that are no more.
+    Not validated as a recipe, since that of an older run may have keys that no longer exist.
     """
     recipe = RunFolder(run).config
     policy = read_toml(recipe).get("policy", {}) if recipe.exists() else {}

@@ -1,4 +1,4 @@
-"""`userrl check`: prints what a run would do without starting anything."""
+"""Dry run of `userrl check`: prints the processes, sizes and files of a run without starting anything."""
 
 from dataclasses import asdict, dataclass
 
@@ -13,11 +13,11 @@ from cluster.run_folder.paths import RunFolder
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A run's processes, numbers and files."""
+    """Processes, sizes and files of a run."""
 
     run: str
     state: str
-    """fresh, stopped (then it resumes) or finished."""
+    """fresh, stopped (it will resume) or finished."""
     processes: list[PlannedProcess]
     num_slots: int
     """Groups that may be in flight at the same time: the staleness bound."""
@@ -29,7 +29,7 @@ class Plan:
 
 
 def make_plan(config: RunConfig) -> Plan:
-    """Reads the config, this machine and the run folder."""
+    """Computed from the config, this machine and the run folder."""
     folder, machine = RunFolder.of(config), this_machine()
     group_trajectories = config.buffer.groups_per_step * config.rollout.group_size
     paths = (folder.config, folder.metrics, folder.evaluation, folder.trajectories, folder.checkpoints)
@@ -52,16 +52,16 @@ def _notes(config: RunConfig) -> list[str]:
     turns = "turns as each gym allows" if max_turns is None else f"at most {max_turns} turns"
     notes = [f"gyms by weight: {gyms}; difficulty {difficulty}; {turns}"]
     if path is None:
-        notes.append("policy: a small Qwen3-architecture model with random weights, made by this run")
+        notes.append("policy: a small Qwen3-architecture model with random weights, created by this run")
     elif is_hub_name(path):
-        notes.append(f"policy: {path} from the hub; what it holds is only checked when it is loaded")
+        notes.append(f"policy: {path} from the hub; its content is only checked when it is loaded")
     else:
         notes.append(f"policy: the folder {path}")
     if config.ray.address is None:
-        notes.append(f"Ray starts here, on {machine.num_cpus} CPUs and {machine.num_gpus} GPUs")
+        notes.append(f"Ray starts on this machine, with {machine.num_cpus} CPUs and {machine.num_gpus} GPUs")
     else:
         notes.append(
-            f"joins the Ray cluster at {config.ray.address}; its CPUs and GPUs are only checked then"
+            f"joins the Ray cluster at {config.ray.address}; its CPUs and GPUs are only checked at the start"
         )
     nodes = ", ".join(f"{kind} on {name}" for kind, name in config.ray.nodes.model_dump().items() if name)
     return [*notes, f"nodes: {nodes}"] if nodes else notes
@@ -73,8 +73,8 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         return put_json(asdict(plan))
     console = result_console()
     table = Table(title=f"run {plan.run}, {plan.state}")
-    for column in ("process", "count", "CPUs each", "GPUs each", "does"):
-        table.add_column(column, justify="left" if column in ("process", "does") else "right")
+    for column in ("process", "count", "CPUs each", "GPUs each", "purpose"):
+        table.add_column(column, justify="left" if column in ("process", "purpose") else "right")
     for process in plan.processes:
         cpus, gpus = f"{process.num_cpus:g}", f"{process.num_gpus:g}"
         table.add_row(process.name, str(process.count), cpus, gpus, process.job)

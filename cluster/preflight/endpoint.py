@@ -1,7 +1,6 @@
-"""Check of an OpenAI-compatible endpoint that plays the policy or judges: URL, API key and model name, before
-anything starts.
+"""Check of an OpenAI-compatible endpoint that is the policy or the judge: URL, API key and model name.
 
-Light: no client library, no Ray.
+Imports neither the client library nor Ray.
 """
 
 import os
@@ -19,7 +18,7 @@ from simulators.llm_client.client import ChatConfig
 ASK_TIMEOUT_S = 5.0
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 MAX_TOKENS = 2048
-"""Longest turn of an endpoint's model, reasoning included, as the released evaluation has it."""
+"""Maximum tokens of a turn, reasoning included, as in the released evaluation."""
 MAX_NAMES_SHOWN = 8
 
 
@@ -30,11 +29,11 @@ def is_base_url(policy: str) -> bool:
 def endpoint_of(
     url: str, *, model: str | None, api_key_env: str | None, temperature: float, timeout_s: float
 ) -> ChatConfig:
-    """The endpoint as a policy. Raises `BadInput` where it cannot be used, `model` is missing and not the
-    only one, or the key that is named is not set. No text of it holds the key."""
+    """Config of an endpoint as a policy. Raises `BadInput` if it cannot be used, if `model` is None and there
+    are several models, or if the named key is not set. No error text contains the key."""
     key_env = DEFAULT_KEY_ENV if api_key_env is None else api_key_env
     if api_key_env is None and not os.environ.get(key_env, "").strip():
-        key_env = ""  # local endpoints want none; one that does will say so
+        key_env = ""  # local endpoints need none; others will refuse
     settings = {"base_url": url, "model": model or "", "api_key_env": key_env, "temperature": temperature}
     try:
         config = ChatConfig(**settings, timeout_s=timeout_s, max_tokens=MAX_TOKENS)
@@ -44,7 +43,7 @@ def endpoint_of(
     key = os.environ.get(key_env, "").strip() if key_env else ""
     if key_env and not key:
         raise BadInput(
-            # The name is not repeated: it may be a key that was given in its place.
+            # The name is not repeated: it may be a key given by mistake.
             "--api-key-env: this environment variable is not set: export it, or give "
             '--api-key-env "" for an endpoint without a key'
         )
@@ -59,7 +58,7 @@ def check_endpoint(config: ChatConfig, *, section: str) -> None:
     if config.api_key_env and not key:
         raise BadInput(
             f"{section}: api_key_env={config.api_key_env!r} is not set: export the key under this name, or "
-            "give an empty api_key_env where none is needed"
+            "set an empty api_key_env if none is needed"
         )
     _ask_models(config.base_url, key=key, option=f"{section}.base_url", key_option=f"{section}.api_key_env")
 
@@ -67,15 +66,14 @@ def check_endpoint(config: ChatConfig, *, section: str) -> None:
 def _only(models: list[str], *, url: str) -> str:
     if len(models) != 1:
         shown = ", ".join(models[:MAX_NAMES_SHOWN]) + (", ..." if len(models) > MAX_NAMES_SHOWN else "")
-        has = f"has {len(models)} models ({shown})" if models else "does not say which models it has"
+        has = f"has {len(models)} models ({shown})" if models else "does not list its models"
         raise BadInput(f"--model: missing, and {url} {has}: give --model NAME")
     return models[0]
 
 
 def _ask_models(url: str, *, key: str, option: str, key_option: str) -> list[str]:
-    """The names that GET /models lists; none where the endpoint has no such list. Raises `BadInput` where the
-    endpoint is unreachable or the key is refused; `option` and `key_option` name the options they came
-    from."""
+    """Names listed by GET /models; empty if the endpoint has no such list. Raises `BadInput`, which names
+    `option` or `key_option`, if the endpoint is unreachable or refuses the key."""
     request = urllib.request.Request(f"{url}/models")
     if key:
         request.add_header("Authorization", f"Bearer {key}")
@@ -85,7 +83,7 @@ def _ask_models(url: str, *, key: str, option: str, key_option: str) -> list[str
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise BadInput(
-                f"{option}={url}: refuses the key (status {error.code}): name the variable that holds it "
+                f"{option}={url}: refuses the key (status {error.code}): give the name of its variable "
                 f"with {key_option}"
             ) from None
         return []

@@ -1,6 +1,6 @@
 """Check of a policy: the name of a scripted one, a model folder with a chat template, or a hub name.
 
-Reads the files directly: importing transformers would take seconds.
+Reads the files directly, since importing transformers takes seconds.
 """
 
 import json
@@ -17,25 +17,25 @@ SCRIPTED_POLICIES = ("expert", "hasty", "random", "silent")
 HUB_TIMEOUT_S = 1.5
 
 
-def check_model(path: str, *, key: str, speaks: bool = True) -> None:
-    """A folder must hold a causal LM, with a chat template if it `speaks`; a hub name is only known when it
-    is loaded."""
+def check_model(path: str, *, key: str, needs_chat_template: bool = True) -> None:
+    """Checks that a folder contains a causal LM, with a chat template if needed; a hub name is only checked
+    when it is loaded."""
     if is_hub_name(path):
         return
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise BadInput(f"{key}={path!r}: no such folder: give a model folder, or a hub name as ORG/NAME")
     if not (folder / "config.json").is_file():
-        raise BadInput(f"{key}={path!r}: no config.json there: give the folder that holds the model")
-    if speaks and not _has_chat_template(folder):
+        raise BadInput(f"{key}={path!r}: no config.json there: give the folder of the model")
+    if needs_chat_template and not _has_chat_template(folder):
         raise BadInput(
             f"{key}={path!r}: its tokenizer has no chat template: add chat_template.jinja, "
-            "or take the model's instruct version"
+            "or use the model's instruct version"
         )
 
 
 def is_hub_name(path: str) -> bool:
-    """ORG/NAME, unless a folder lies there or ORG is a folder here: then NAME is a missing folder in it."""
+    """Whether it has the form ORG/NAME and neither ORG/NAME nor ORG is a local folder."""
     return (
         bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path))
         and not Path(path).is_dir()
@@ -44,9 +44,9 @@ def is_hub_name(path: str) -> bool:
 
 
 def check_hub(path: str | None, *, key: str) -> None:
-    """Before anything starts for a hub name: it is in the local cache, or the hub says now that it has it.
+    """Checks that a hub name is in the local cache or on the hub.
 
-    `userrl check` leaves this out, so that a plan can be made where no network is.
+    `userrl check` skips this, so that it works without a network.
     """
     if path is None or not is_hub_name(path):
         return
@@ -55,18 +55,20 @@ def check_hub(path: str | None, *, key: str) -> None:
     if (cache / f"models--{path.replace('/', '--')}").is_dir():
         return
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-    # On a thread, since no time-out reaches a name look-up.
+    # In a thread, since a DNS lookup has no timeout.
     threading.Thread(target=lambda: answers.put(_ask_hub(path)), daemon=True).start()
     try:
         answer = answers.get(timeout=HUB_TIMEOUT_S)
     except queue.Empty:
         answer = f"no answer within {HUB_TIMEOUT_S:g} s"
     if answer:
-        raise BadInput(f"{key}={path!r}: no such folder, and the hub does not give it ({answer}): correct it")
+        raise BadInput(
+            f"{key}={path!r}: no such folder, and not available from the hub ({answer}): correct it"
+        )
 
 
 def _ask_hub(name: str) -> str:
-    """Empty where the hub has the model, else the reason."""
+    """Empty if the hub has the model, else the reason."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     request = urllib.request.Request(f"{endpoint}/{name}/resolve/main/config.json", method="HEAD")
     token = os.environ.get("HF_TOKEN")
@@ -74,7 +76,7 @@ def _ask_hub(name: str) -> str:
         request.add_header("Authorization", f"Bearer {token}")
     try:
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
-    except OSError as error:  # HTTPError and URLError among them.
+    except OSError as error:  # includes HTTPError and URLError
         return str(error)
     return ""
 
@@ -92,7 +94,7 @@ def _has_chat_template(folder: Path) -> bool:
 
 
 def check_policy(name: str) -> None:
-    """`userrl evaluate` takes a scripted policy's name, a model folder or a hub name."""
+    """Checks that it is a scripted policy's name, a model folder or a hub name."""
     if name in SCRIPTED_POLICIES or is_hub_name(name):
         return
     if not Path(name).expanduser().exists() and "/" not in name:

@@ -208,8 +208,7 @@ def _histograms(light: pa.Table, *, step: int) -> dict[str, HistogramCounts]:
         oldest = np.zeros(light.num_rows, np.int64)
         oldest[num_tokens > 0] = np.minimum.reduceat(versions.values.to_numpy(), starts)
         found["ledger/buffer/age/histogram"] = step - 1 - oldest[spoken]
-    if "advantage" in light.column_names:
-        found["train/advantage/histogram"] = light["advantage"].drop_null().to_numpy()
+    found["train/advantage/histogram"] = light["advantage"].drop_null().to_numpy()
     return {key: counts for key, values in found.items() if (counts := histogram(values)) is not None}
 
 

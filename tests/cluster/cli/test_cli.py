@@ -124,7 +124,7 @@ def test_the_same_name_with_another_config_is_refused(capsys: pytest.CaptureFixt
     a_finished_run()
     assert main(["train", QUICKSTART, "--rollout.group_size", "4"]) == 2
     assert (
-        "rollout.group_size=4: runs/quickstart holds a run with 8: give --run NAME" in capsys.readouterr().err
+        "rollout.group_size=4: runs/quickstart has a run with 8: give --run NAME" in capsys.readouterr().err
     )
 
 

@@ -82,7 +82,10 @@ def test_a_recipe_weighs_a_gym_of_its_own_like_any_other(here: Path) -> None:
     ("overrides", "says"),
     [
         ({"gyms.modules": "nowhere"}, "nowhere: no such module"),
-        ({"gyms.weights": "{echo = 1.0}"}, "'echo': unknown gym: .*known by its module in gyms.modules"),
+        (
+            {"gyms.weights": "{echo = 1.0}"},
+            "'echo': unknown gym: .*name the module of a gym of your own in gyms.modules",
+        ),
         ({"gyms.modules": "my_gym", "gyms.held_out": '["ecko"]'}, "'ecko': unknown gym: did you mean echo?"),
         ({"learner.by_gym": '{taut = "rloo"}'}, "learner.by_gym: 'taut': unknown gym: .* tau?"),
     ],

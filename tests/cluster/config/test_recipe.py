@@ -23,7 +23,7 @@ _tables = st.recursive(
 
 
 @given(_tables)
-def test_toml_that_is_written_is_read_back(table: dict[str, Any]) -> None:
+def test_written_toml_is_read_back(table: dict[str, Any]) -> None:
     assert tomllib.loads(to_toml(table)) == table
 
 
@@ -70,7 +70,7 @@ def test_a_bare_name_stands_for_a_type_and_its_keys_can_be_given_one_by_one(
     assert load(recipe) == config
 
 
-def test_one_gym_can_be_left_out_or_named_alone_on_the_command_line() -> None:
+def test_the_command_line_can_exclude_one_gym_or_select_only_one() -> None:
     assert set(load(None, {"gyms.weights": "{travel = 2.0}"}).gyms.weights) == {"travel"}
     config = load(None, {"gyms.weights": "{travel = 1.0, function = 1.0}", "gyms.weights.travel": "0"})
     assert config.gyms.weights == {"function": 1.0}
@@ -109,14 +109,14 @@ def test_every_key_has_help() -> None:
         ({"rollout.max_completion_tokens": "9999"}, "give less than engine.max_model_len="),
         ({"rollout.dialogues_per_actor": "2"}, "whole groups: at least group_size + extra_dialogues = 8"),
         ({"rollout.extra_dialogues": "57"}, "whole groups: at least group_size + extra_dialogues = 65"),
-        ({"rollout.on_timeout": "resume"}, "max_off_policy_steps=0 allows: give 1 or more, or take"),
+        ({"rollout.on_timeout": "resume"}, "max_off_policy_steps=0 allows: give 1 or more, or use"),
         ({"rollout.dialogue_timeout_s": "0"}, "rollout.dialogue_timeout_s=0: must be greater than 0"),
-        ({"learner.micro_batch_tokens": "100"}, "it must hold the longest dialogue"),
+        ({"learner.micro_batch_tokens": "100"}, "it must fit the longest dialogue"),
         ({"buffer.groups_per_step": "0"}, "buffer.groups_per_step=0: must be greater than or equal to 1"),
         ({"gyms.weights": "{travl = 1.0}"}, "'travl': unknown gym: did you mean travel?"),
         ({"gyms.weights": "3"}, "gyms.weights=3: must be a table"),
         ({"gyms.weights": "{travel = 0.0}"}, "no gym has a weight above 0"),
-        ({"run.name": "a/b"}, "run.name='a/b': a run's name is one folder's name"),
+        ({"run.name": "a/b"}, "run.name='a/b': a run's name is a folder name"),
         (
             {"tracking.mode": "loud"},
             "tracking.mode='loud': must be 'auto', 'online', 'offline' or 'disabled'",
@@ -149,11 +149,11 @@ def test_a_mistake_in_the_file_is_one_line(text: str, says: str, tmp_path: Path)
     assert "\n" not in str(refusal.value)
 
 
-def test_a_missing_recipe_names_the_nearest_one(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_recipe_names_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / "cpu-quickstart.toml").touch()
     with pytest.raises(BadInput, match=r"no such recipe: did you mean .*cpu-quickstart\.toml"):
         load(tmp_path / "cpu-quick.toml")
 
 
-def test_the_last_part_of_a_key_finds_it() -> None:
+def test_the_last_part_of_a_key_is_enough_to_find_the_nearest_one() -> None:
     assert nearest("num_step", list(known_keys(RunConfig))) == "grpo.num_steps"

@@ -32,7 +32,7 @@ def test_every_key_has_a_row_with_its_meaning(key: str):
     assert meaning == " ".join((known_keys(RunConfig)[key].description or "").split())
 
 
-def test_no_row_is_without_a_meaning():
+def test_every_row_has_a_meaning():
     table = [line for line in reference().splitlines() if line.startswith("| `")]
     assert len(table) > len(known_keys(RunConfig)), "and those of users and of gyms, which stand in lists"
     assert [line for line in table if line.endswith("|  |")] == []
@@ -64,10 +64,10 @@ def test_no_row_is_without_a_meaning():
         ("[reward.judge]", "rubric", ["text", "**required**", "", ""]),
     ],
 )
-def test_a_row_says_type_default_unit_and_bounds(section: str, key: str, cells: list[str]):
+def test_a_row_has_type_default_unit_and_bounds(section: str, key: str, cells: list[str]):
     assert rows(section)[key][:-1] == cells
 
 
-def test_names_that_a_table_decides_are_listed():
+def test_names_of_a_table_are_listed():
     assert "`turn_loo`" in rows("[learner]")["advantage"][0]
     assert rows("[reward]")["weights"][0].startswith("table of numbers, by name: `environment`, `outcome`")

@@ -45,7 +45,7 @@ def test_a_missing_or_empty_model_folder_is_refused(tmp_path: Path) -> None:
         check_model(str(tmp_path), key="policy.path")
 
 
-def test_a_hub_name_is_no_missing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_is_not_a_missing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert is_hub_name("Qwen/Qwen3-0.6B")
     assert not any(map(is_hub_name, ("./a", "/a/b", "../a/b", "a/b/c", "qwen")))
@@ -59,7 +59,7 @@ def test_an_unknown_policy_names_the_nearest() -> None:
         check_policy("exprt")
 
 
-def test_a_ray_address_where_nobody_listens_is_refused() -> None:
+def test_a_ray_address_without_a_listener_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         check_address(f"127.0.0.1:{port}")
@@ -68,10 +68,10 @@ def test_a_ray_address_where_nobody_listens_is_refused() -> None:
         check_address(f"127.0.0.1:{port}")
 
 
-def test_auto_finds_the_cluster_that_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_finds_the_cluster_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    with pytest.raises(BadInput, match="no cluster here"):
+    with pytest.raises(BadInput, match="no cluster on this machine"):
         check_address("auto")
     (tmp_path / "ray").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -115,7 +115,7 @@ def test_more_learners_than_cores_or_gpus_are_refused(monkeypatch: pytest.Monkey
 
 def test_engine_and_learner_share_one_gpu_only_with_memory_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, num_cpus=8, num_gpus=1)
-    with pytest.raises(BadInput, match=r"share a GPU here: give at most 0\.5"):
+    with pytest.raises(BadInput, match=r"share a GPU on this machine: give at most 0\.5"):
         check(load(None, {"learner.num_gpus_per_learner": "1", "engine.gpu_memory_utilization": "0.8"}))
     shared = load(None, {"learner.num_gpus_per_learner": "1", "engine.gpu_memory_utilization": "0.4"})
     check(shared)
@@ -124,7 +124,7 @@ def test_engine_and_learner_share_one_gpu_only_with_memory_for_both(monkeypatch:
     assert sum(p.count * p.num_gpus for p in planned_processes(shared, gpu_share=0.5)) == 1.0
 
 
-def test_gpus_count_only_where_torch_can_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_count_only_if_torch_can_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(placement, "version", lambda package: "2.13.0+cpu")
     assert placement.this_machine().num_gpus == 0
@@ -147,7 +147,7 @@ def test_a_run_folder_holds_one_run(tmp_path: Path) -> None:
     check_same_run(load(None, {**here, "grpo.num_steps": "99", "tracking.mode": "disabled"}))
     no_result = {"micro_batch_tokens": "16384", "recompute_activations": "true", "max_logprob_gap": "0.1"}
     check_same_run(load(None, here | {f"learner.{key}": value for key, value in no_result.items()}))
-    with pytest.raises(BadInput, match=r"rollout.group_size=4: .* holds a run with 8: give --run NAME"):
+    with pytest.raises(BadInput, match=r"rollout.group_size=4: .* has a run with 8: give --run NAME"):
         check_same_run(load(None, {**here, "rollout.group_size": "4"}))
 
 
@@ -159,7 +159,7 @@ def test_default_config_fits_a_machine_with_two_cores(
     check(RunConfig())
 
 
-def test_what_passes_never_reserves_more_cpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accepted_config_never_reserves_more_cpus_than_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, num_cpus=2, num_gpus=0)
     full = {"learner.num_learners": "2", "engine.num_engines": "2", "rollout.num_actors": "2"}
     check(load(None, full))
@@ -169,15 +169,13 @@ def test_what_passes_never_reserves_more_cpus_than_there_are(monkeypatch: pytest
         check(load(None, {**full, "simulator.num_replicas": "9"}))
 
 
-def test_a_hub_name_that_cannot_be_had_is_refused_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unavailable_hub_name_is_refused_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as deaf:  # It accepts and never answers.
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{deaf.getsockname()[1]}")
         start = time.monotonic()
         with pytest.raises(
-            BadInput, match=r"policy\.path='models/none': no such folder, and the hub does not"
+            BadInput, match=r"policy\.path='models/none': no such folder, and not available from the hub"
         ):
             check_hub("models/none", key="policy.path")
         assert time.monotonic() - start < 2.5
@@ -198,20 +196,20 @@ def test_a_judge_without_its_key_or_without_an_endpoint_is_refused(monkeypatch: 
         check(judged("http://127.0.0.1:1/v1"))
 
 
-def test_shaping_is_refused_where_it_is_not_seen_or_would_change_what_is_best() -> None:
+def test_shaping_is_refused_if_the_advantage_ignores_it_or_it_would_change_the_best_policy() -> None:
     def shaped(**learner: object) -> RunConfig:
         return RunConfig.model_validate({"reward": {"weights": {"potential": 1.0}}, "learner": learner})
 
     for advantage in ("turn_mean", "turn_loo", "turn_gae"):
         assert shaped(advantage={"type": advantage, "gamma": 0.5})
     for advantage in ("grpo", "rloo", "mt_grpo", "gigpo", "igpo", "userrl_compat", "userrl_printed"):
-        with pytest.raises(ValueError, match=f"has advantage={advantage}, .*: take one of turn_mean"):
+        with pytest.raises(ValueError, match=f"has advantage={advantage}, .*: use one of turn_mean"):
             shaped(advantage=advantage)
     with pytest.raises(ValueError, match="tau has advantage=rloo"):
         shaped(advantage="turn_loo", by_gym={"tau": "rloo"})
 
 
-def test_gold_answers_are_refused_where_no_trained_gym_knows_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gold_answers_are_refused_if_no_trained_gym_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     config = RunConfig.model_validate(
         {"learner": {"information_gain": "gold_answer"}, "gyms": {"weights": {"search": 1, "tau": 1}}}
     )
@@ -220,5 +218,5 @@ def test_gold_answers_are_refused_where_no_trained_gym_knows_one(monkeypatch: py
     monkeypatch.setattr(GymsConfig, "open", lambda self: {**ignorant, "tau": GYMS["tau"]})
     checks.check_gyms(config)
     monkeypatch.setattr(GymsConfig, "open", lambda self: {**ignorant, "turtle": GYMS["turtle"]})
-    with pytest.raises(BadInput, match=r"\(search, tau\) know no gold answer: take masked_feedback"):
+    with pytest.raises(BadInput, match=r"\(search, tau\) have no gold answers: use masked_feedback"):
         checks.check_gyms(config)

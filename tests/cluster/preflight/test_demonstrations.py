@@ -20,14 +20,14 @@ def config_with(**sft: Any) -> RunConfig:
     return RunConfig.model_validate({"sft": sft})
 
 
-def test_by_default_experts_are_imitated_and_nothing_else():
+def test_by_default_only_experts_are_imitated():
     assert RunConfig().sft.has_sources
     assert (RunConfig().sft.runs, RunConfig().sft.files) == ((), ())
     assert not config_with(num_demonstrations=0).sft.has_sources
     assert config_with(num_demonstrations=0, runs=["a"]).sft.has_sources
 
 
-def test_places_are_absolute_and_stand_once_and_survive_the_run_folder(tmp_path: Path):
+def test_paths_are_absolute_and_unique_and_survive_the_run_folder(tmp_path: Path):
     config = load(None, {"sft.files": '["a.json", "~/b.json"]', "sft.runs": '["runs/x"]'})
     assert config.sft.files == (Path.cwd() / "a.json", Path.home() / "b.json")
     assert config.sft.runs == (Path.cwd() / "runs" / "x",)
@@ -62,7 +62,7 @@ def test_a_bad_row_is_refused_with_its_key_file_row_and_rule(tmp_path: Path):
         check_demonstrations(config_with(files=[good, bad]))
 
 
-def test_a_run_past_its_cold_start_goes_on_without_its_demonstrations(tmp_path: Path):
+def test_a_run_after_its_cold_start_resumes_without_its_demonstrations(tmp_path: Path):
     place = {"run": {"folder": str(tmp_path)}, "sft": {"files": [tmp_path / "gone.json"]}}
     config = RunConfig.model_validate(place)
     folder = RunFolder.of(config)
@@ -77,7 +77,7 @@ def test_a_run_past_its_cold_start_goes_on_without_its_demonstrations(tmp_path: 
                 check_demonstrations(config)
 
 
-def test_thousands_of_rows_are_checked_in_an_instant(tmp_path: Path):
+def test_thousands_of_rows_are_checked_quickly(tmp_path: Path):
     big = write_json(tmp_path / "big.json", [ROW] * 5000)
     started = time.perf_counter()
     check_demonstrations(config_with(files=[big]))

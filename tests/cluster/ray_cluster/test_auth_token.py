@@ -22,7 +22,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_variable_comes_before_the_named_file_and_that_before_the_home_folder(
+def test_the_variable_precedes_the_named_file_which_precedes_the_home_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert find_token() is None
@@ -46,7 +46,7 @@ def test_a_named_file_without_a_token_is_refused(tmp_path: Path, monkeypatch: py
         find_token()
 
 
-def test_a_fresh_token_is_long_stays_and_is_read_by_its_owner_only() -> None:
+def test_a_new_token_is_long_is_kept_and_is_readable_by_its_owner_only() -> None:
     provide_token()
     token = find_token()
     assert token is not None
@@ -56,7 +56,7 @@ def test_a_fresh_token_is_long_stays_and_is_read_by_its_owner_only() -> None:
     assert find_token() == token
 
 
-def test_a_token_that_everybody_could_read_is_closed_and_kept() -> None:
+def test_a_world_readable_token_is_made_private_and_kept() -> None:
     default_path().parent.mkdir()
     default_path().write_text("from-ray")
     default_path().chmod(0o644)
@@ -72,7 +72,7 @@ def test_an_empty_file_is_replaced() -> None:
     assert mode(default_path()) == 0o600
 
 
-def test_a_home_folder_that_takes_no_file_leaves_the_token_in_the_environment(
+def test_an_unwritable_home_folder_leaves_the_token_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".ray").write_text("a file where the folder should be")
@@ -81,7 +81,7 @@ def test_a_home_folder_that_takes_no_file_leaves_the_token_in_the_environment(
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
-def test_nothing_is_made_where_tokens_are_turned_off(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_token_is_created_if_tokens_are_turned_off(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     provide_token()
     assert list(home.iterdir()) == []

@@ -19,7 +19,7 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THE_KEY", CANARY)
 
 
-def test_what_is_sealed_shows_neither_name_nor_value_and_opens_with_the_token() -> None:
+def test_the_ciphertext_shows_neither_name_nor_value_and_the_token_decrypts_it() -> None:
     environment = encrypted_environment(["THE_KEY"])
     assert environment.keys() == {ENCRYPTED}
     assert CANARY not in environment[ENCRYPTED]
@@ -30,18 +30,18 @@ def test_what_is_sealed_shows_neither_name_nor_value_and_opens_with_the_token() 
     assert os.environ["THE_KEY"] == CANARY
 
 
-def test_another_token_opens_nothing_and_says_nothing() -> None:
+def test_another_token_decrypts_nothing_and_reveals_nothing() -> None:
     os.environ[ENCRYPTED] = encrypt_environment({"THE_KEY": CANARY}, token="another")
     with pytest.raises(RuntimeError, match="node's Ray token is not the one") as error:
         decrypt_environment()
     assert CANARY not in str(error.value)
 
 
-def test_the_same_value_is_another_text_each_time() -> None:
+def test_the_same_value_has_a_different_ciphertext_each_time() -> None:
     assert encrypt_environment({"A": "1"}, token="t") != encrypt_environment({"A": "1"}, token="t")
 
 
-def test_a_process_without_sealed_variables_is_left_alone() -> None:
+def test_a_process_without_encrypted_variables_is_unchanged() -> None:
     before = dict(os.environ)
     decrypt_environment()
     assert dict(os.environ) == before
@@ -68,7 +68,7 @@ def test_without_a_token_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> Non
     assert encrypted_environment([]) == {}
 
 
-def test_the_command_line_of_a_job_opens_them_before_it_checks_a_recipe(
+def test_the_command_line_of_a_job_decrypts_them_before_it_checks_a_recipe(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     os.environ |= encrypted_environment(["THE_KEY"])

@@ -42,7 +42,7 @@ def aws() -> Document:
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml", "shared.yaml"])
-def test_every_document_is_of_the_form_that_kubernetes_takes(name: str) -> None:
+def test_every_document_is_valid_for_kubernetes(name: str) -> None:
     for document in documents(name):
         jsonschema.validate(document, SCHEMAS[document["kind"]])
 
@@ -60,7 +60,7 @@ def test_every_document_is_of_the_form_that_kubernetes_takes(name: str) -> None:
         (("apiVersion",), "ray.io/v1alpha1"),
     ],
 )
-def test_the_form_is_strict(path: tuple[str | int, ...], value: object) -> None:
+def test_the_validation_is_strict(path: tuple[str | int, ...], value: object) -> None:
     document: Any = copy.deepcopy(documents("raycluster.yaml")[0])
     place = document
     for step in path[:-1]:
@@ -73,11 +73,11 @@ def test_the_form_is_strict(path: tuple[str | int, ...], value: object) -> None:
         jsonschema.validate(document, SCHEMAS["RayCluster"])
 
 
-def test_the_jobs_cluster_is_the_cluster() -> None:
+def test_the_rayjob_has_the_same_cluster_as_the_raycluster() -> None:
     assert documents("rayjob.yaml")[0]["spec"]["rayClusterSpec"] == cluster_spec()
 
 
-def test_rays_autoscaler_reads_five_kinds_of_nodes() -> None:
+def test_rays_autoscaler_reads_five_node_types() -> None:
     types = node_types()
     assert {name: kind["resources"].get("GPU", 0) for name, kind in types.items()} == {
         "headgroup": 0,
@@ -90,7 +90,7 @@ def test_rays_autoscaler_reads_five_kinds_of_nodes() -> None:
     assert types["rollouts"]["max_workers"] == 64
 
 
-def test_ray_up_takes_the_file() -> None:
+def test_ray_up_accepts_the_file() -> None:
     validate_config(aws())
     types = aws()["available_node_types"]
     assert types["head"]["resources"] == {"CPU": 0}
@@ -98,7 +98,7 @@ def test_ray_up_takes_the_file() -> None:
     assert spot == ["rollouts"]
 
 
-def test_only_rollouts_run_on_nodes_that_may_be_taken_away() -> None:
+def test_only_rollouts_run_on_preemptible_nodes() -> None:
     spot = [
         g["groupName"] for g in cluster_spec()["workerGroupSpecs"] if "nodeSelector" in g["template"]["spec"]
     ]
@@ -106,7 +106,7 @@ def test_only_rollouts_run_on_nodes_that_may_be_taken_away() -> None:
 
 
 @pytest.mark.parametrize("types", [node_types(), aws()["available_node_types"]], ids=["kuberay", "aws"])
-def test_every_kind_of_process_of_the_recipe_has_its_nodes_and_each_name_is_offered_once(
+def test_every_process_kind_has_nodes_and_each_resource_is_offered_by_one_node_type(
     types: Document,
 ) -> None:
     nodes = load(RECIPE).ray.nodes
@@ -134,14 +134,14 @@ def test_the_recipe_fits_the_cluster() -> None:
     assert types["rollouts"]["min_workers"] >= 1  # a run without a living rollout actor ends
 
 
-def test_the_job_trains_the_recipe_that_is_there() -> None:
+def test_the_job_trains_the_mounted_recipe() -> None:
     (job,) = documents("rayjob.yaml")
     words = shlex.split(job["spec"]["entrypoint"])
     assert (ROOT / words[words.index("train") + 1]) == RECIPE
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"]) == {"env_vars": STOP}
 
 
-def test_every_cluster_asks_for_a_token_that_stands_in_no_manifest() -> None:
+def test_every_cluster_requires_a_token_that_is_in_no_manifest() -> None:
     assert cluster_spec()["authOptions"] == {"mode": "token", "secretName": "userrl-token"}
     starts = [*aws()["head_start_ray_commands"], *aws()["worker_start_ray_commands"]]
     for line in (line for line in starts if "ray start" in line):
@@ -157,7 +157,7 @@ def test_the_head_on_aws_keeps_its_dashboard_on_loopback() -> None:
     assert "--dashboard-host=127.0.0.1" in line.split()
 
 
-def test_ray_start_knows_every_flag_that_is_given_to_it() -> None:
+def test_ray_start_knows_every_flag_of_the_manifests() -> None:
     known = {flag for option in start.params for flag in option.opts}
     lines = [*aws()["head_start_ray_commands"], *aws()["worker_start_ray_commands"]]
     given = {word.partition("=")[0] for line in lines for word in line.split() if word.startswith("--")}

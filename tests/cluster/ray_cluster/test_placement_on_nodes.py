@@ -22,7 +22,7 @@ def run(nodes: dict[str, str], **sections: object) -> RunConfig:
     return RunConfig.model_validate({"ray": {"nodes": nodes}, **sections})
 
 
-def test_each_kind_takes_a_little_of_its_nodes_resource_and_the_driver_none() -> None:
+def test_each_process_takes_a_little_of_its_nodes_resource_and_the_driver_none() -> None:
     processes = planned_processes(run(APART), gpu_share=1.0)
     taken = {process.name: dict(process.resources) for process in processes}
     assert taken == {
@@ -48,7 +48,7 @@ def test_new_learners_wait_for_their_nodes_too() -> None:
     assert _needed(config) == {"CPU": 0.5, "learner-nodes": 2 * NODE_SHARE}
 
 
-def test_nodes_apart_share_no_gpu_however_few_there_are_now() -> None:
+def test_separate_nodes_share_no_gpu_however_few_there_are() -> None:
     gpus = {"learner": {"num_gpus_per_learner": 1}}
     config = run({"engine": "a", "learner": "b"}, **gpus)
     assert gpu_share(config, num_gpus=0) == 1.0
@@ -57,7 +57,7 @@ def test_nodes_apart_share_no_gpu_however_few_there_are_now() -> None:
     assert gpu_share(together, num_gpus=2) == 1.0
 
 
-def test_nodes_apart_need_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_separate_nodes_need_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "this_machine", lambda: Machine(num_cpus=4, num_gpus=1))
     monkeypatch.setattr(checks, "has_cuda", lambda: True)
     monkeypatch.setattr(checks, "num_gpu_users", lambda config: 2)
@@ -66,12 +66,12 @@ def test_nodes_apart_need_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
         check_resources(config)
 
 
-def test_a_ray_that_starts_here_offers_every_name() -> None:
+def test_a_local_ray_offers_every_resource() -> None:
     assert run(APART).ray.nodes.offered == {"engine-nodes": 1.0, "learner-nodes": 1.0, "spot": 1.0}
     assert RunConfig().ray.nodes.offered == {}
 
 
-def test_the_plan_says_who_runs_where() -> None:
+def test_the_plan_shows_the_nodes_of_each_process() -> None:
     assert (
         "nodes: engine on engine-nodes, learner on learner-nodes, rollout on spot"
         in make_plan(run(APART)).notes
@@ -80,13 +80,13 @@ def test_the_plan_says_who_runs_where() -> None:
 
 
 @pytest.mark.parametrize("name", ["GPU", "memory", "", "a b", "1a"])
-def test_nodes_are_named_by_a_custom_resource(name: str) -> None:
+def test_a_node_name_must_be_a_custom_resource(name: str) -> None:
     with pytest.raises(ValueError, match="nodes are named by a custom Ray resource"):
         run({"engine": name})
 
 
 @pytest.mark.parametrize(("listens_at", "is_joined_there"), [("127.0.0.1", True), ("0.0.0.0", False)])
-def test_a_cluster_that_listens_on_loopback_alone_is_joined_there(
+def test_a_cluster_that_listens_only_on_loopback_can_be_joined(
     listens_at: str, is_joined_there: bool
 ) -> None:
     outer = services.get_node_ip_address()
@@ -101,7 +101,7 @@ def test_a_cluster_that_listens_on_loopback_alone_is_joined_there(
         assert services.get_node_ip_address() == outer
 
 
-def test_a_ray_that_starts_on_loopback_takes_that_address_and_later_ones_do_not() -> None:
+def test_on_loopback_affects_only_a_ray_started_inside_it() -> None:
     before = ray_constants.ENABLE_RAY_CLUSTER
     with on_loopback():
         assert services.get_node_ip_address() == "127.0.0.1"

@@ -39,7 +39,7 @@ def listening() -> dict[int, str]:
     return found
 
 
-def test_every_port_is_on_loopback_and_a_token_is_asked_for() -> None:
+def test_every_port_is_on_loopback_and_a_token_is_required() -> None:
     before = set(listening())
     config = RunConfig()
     started = start_ray(None)

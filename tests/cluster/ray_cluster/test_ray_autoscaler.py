@@ -124,7 +124,7 @@ def play(player: OrderPlayer, *, num_groups: int = 32) -> float:
 
 
 @pytest.mark.usefixtures("autoscaled")
-def test_from_one_node_to_four_and_back_throughput_follows_and_no_group_is_lost(tmp_path: Path) -> None:
+def test_from_one_node_to_four_and_back_throughput_scales_and_no_group_is_lost(tmp_path: Path) -> None:
     rollouts, player = start_one(str(write_policy(tmp_path / "policy")))
 
     def play_until(num_actors: int) -> float:

@@ -50,7 +50,7 @@ def test_a_run_is_fresh_then_stopped_then_finished(tmp_path: Path) -> None:
     assert folder.state(num_steps=2) == "finished"
 
 
-def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path: Path) -> None:
+def test_an_unfinished_checkpoint_does_not_count(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
     assert folder.latest_step is None
     save(folder, 10)
@@ -60,7 +60,7 @@ def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path: Path) -> No
     assert names(folder) == ["step-00010", "step-00030"]
 
 
-def test_only_the_newest_checkpoints_are_kept_and_one_can_be_written_again(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept_and_one_can_be_rewritten(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
     for step in (0, 10, 20, 20):
         save(folder, step)
@@ -68,7 +68,7 @@ def test_only_the_newest_checkpoints_are_kept_and_one_can_be_written_again(tmp_p
     assert (folder.checkpoint(20) / "weights").read_text() == "20"
 
 
-def test_a_checkpoint_of_before_a_later_one_is_kept_while_it_is_the_last_written(tmp_path: Path) -> None:
+def test_the_last_written_checkpoint_is_kept_even_if_it_is_of_an_earlier_step(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
     for step in (20, 30, 11):
         save(folder, step)
@@ -76,7 +76,7 @@ def test_a_checkpoint_of_before_a_later_one_is_kept_while_it_is_the_last_written
 
 
 @pytest.mark.parametrize("renames", [1, 2])
-def test_a_crash_while_a_step_is_saved_again_leaves_its_checkpoint(
+def test_a_crash_while_a_checkpoint_is_rewritten_leaves_the_old_one(
     tmp_path: Path, renames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = folder_at(tmp_path)
@@ -101,9 +101,7 @@ def test_a_crash_while_a_step_is_saved_again_leaves_its_checkpoint(
     assert names(folder) == ["step-00000"]
 
 
-def test_what_was_half_deleted_does_not_pass_for_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_half_deleted_checkpoint_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_at(tmp_path)
     save(folder, 10)
 
@@ -150,7 +148,7 @@ def test_a_second_best_that_a_crash_left_behind_does_not_count(tmp_path: Path) -
     assert folder.best is not None and folder.best.step == 20
 
 
-def test_a_whole_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+def test_a_complete_folder_replaces_the_old_one(tmp_path: Path) -> None:
     for text in ("old", "new"):
         partial = tmp_path / "partial"
         (partial / "inner").mkdir(parents=True)
@@ -160,11 +158,11 @@ def test_a_whole_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
-def test_the_resolved_recipe_lies_in_the_folder(tmp_path: Path) -> None:
+def test_the_resolved_recipe_is_in_the_folder(tmp_path: Path) -> None:
     assert load(folder_at(tmp_path).config) == RunConfig()
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
     with first.locked(), pytest.raises(BadInput, match="another process trains here"), second.locked():
         pass
@@ -172,7 +170,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+def test_a_file_is_written_completely_or_left_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_whole(path, "old")
     with pytest.raises(UnicodeEncodeError):
@@ -180,7 +178,7 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-def test_the_place_from_which_a_run_goes_on_is_another_one_whenever_it_is_further(tmp_path: Path) -> None:
+def test_the_resume_point_changes_whenever_the_run_progresses(tmp_path: Path) -> None:
     folder, places = RunFolder(tmp_path), list[str]()
     places.append(folder.resume_point)
     folder.demonstrations.mkdir()

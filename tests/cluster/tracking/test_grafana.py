@@ -45,7 +45,7 @@ CHARTS = [panel for panel in PANELS if panel["type"] != "row"]
 QUERIES = [(panel["title"], target["expr"]) for panel in CHARTS for target in panel["targets"]]
 
 
-def test_every_query_names_metrics_that_are_there_and_chooses_the_run() -> None:
+def test_every_query_names_exported_metrics_and_filters_by_run() -> None:
     assert len(QUERIES) > 40
     for title, query in QUERIES:
         names = re.findall(r"\bray_\w+", query)
@@ -70,13 +70,13 @@ def test_every_panel_has_the_catalogues_description_and_unit() -> None:
         assert panel["fieldConfig"]["defaults"]["unit"] == units[panel["description"]], panel["title"]
 
 
-def test_counters_are_rates_and_nothing_else_is() -> None:
+def test_counters_and_only_counters_are_queried_as_rates() -> None:
     for title, query in QUERIES:
         kinds = {SERIES[name].kind for name in re.findall(r"\bray_\w+", query)}
         assert ("rate(" in query) == (kinds != {"gauge"}), (title, query)
 
 
-def test_every_label_of_a_query_is_one_of_its_metric() -> None:
+def test_every_label_of_a_query_is_a_label_of_its_metric() -> None:
     for title, query in QUERIES:
         (name,) = set(re.findall(r"\bray_\w+", query))
         known = {"run", "le", *SERIES[name].labels}
@@ -102,7 +102,7 @@ def test_brackets_of_every_query_close() -> None:
         assert query.count('"') % 2 == 0, (title, query)
 
 
-def test_panels_are_numbered_and_have_what_grafana_asks_for() -> None:
+def test_panels_are_numbered_and_have_the_fields_that_grafana_requires() -> None:
     assert [panel["id"] for panel in PANELS] == list(range(1, len(PANELS) + 1))
     for panel in CHARTS:
         assert panel["type"] in ("timeseries", "stat") and panel["title"] and panel["description"]
@@ -111,7 +111,7 @@ def test_panels_are_numbered_and_have_what_grafana_asks_for() -> None:
         assert refs and len(set(refs)) == len(refs)
 
 
-def test_no_panel_lies_on_another_nor_beside_the_grid() -> None:
+def test_panels_do_not_overlap_and_stay_inside_the_grid() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in PANELS:
         place = panel["gridPos"]
@@ -134,7 +134,7 @@ def test_the_data_source_is_a_variable_everywhere() -> None:
     assert {one["datasource"]["uid"] for one in asked} == {"${datasource}"}
 
 
-def test_every_kind_of_number_has_a_chart() -> None:
+def test_every_section_of_the_catalogue_has_a_chart() -> None:
     shown = {SERIES[name].section for _, query in QUERIES for name in re.findall(r"\bray_\w+", query)}
     assert shown == {one.section for one in EXPORTED}
 

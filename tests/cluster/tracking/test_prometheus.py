@@ -142,14 +142,14 @@ def test_a_step_is_shown_under_the_catalogues_names(seen: Seen, make: Make) -> N
     }
 
 
-def test_counters_are_there_before_the_first_step(seen: Seen, make: Make) -> None:
+def test_counters_exist_before_the_first_step(seen: Seen, make: Make) -> None:
     make()
     counters = [one for one in EXPORTED if one.kind == "counter" and not one.labels]
     assert seen == {(one.name, labels()): [1e-300] for one in counters}
     assert any(one.key == "rollout/policy_tokens" for one in counters)
 
 
-def test_gauges_are_set_again_while_a_step_goes_on_and_counters_are_not(seen: Seen, make: Make) -> None:
+def test_gauges_are_repeated_during_a_step_and_counters_are_not(seen: Seen, make: Make) -> None:
     endpoint = make(repeat_s=0.005)
     endpoint.note_step(1, STEP, [])
     wait_for(lambda: len(seen["userrl_rollout_reward_mean", labels()]) >= 4)
@@ -160,7 +160,7 @@ def test_gauges_are_set_again_while_a_step_goes_on_and_counters_are_not(seen: Se
     assert len(seen["userrl_rollout_reward_mean", labels()]) == num_set
 
 
-def test_what_the_last_step_does_not_have_is_set_no_more(seen: Seen, make: Make) -> None:
+def test_metrics_that_the_last_step_lacks_are_not_repeated(seen: Seen, make: Make) -> None:
     endpoint = make(repeat_s=0.005)
     endpoint.note_step(1, STEP, [])
     endpoint.note_step(2, {"rollout/reward/mean": 0.75}, [])
@@ -169,7 +169,7 @@ def test_what_the_last_step_does_not_have_is_set_no_more(seen: Seen, make: Make)
     assert len(seen["userrl_rollout_reward", labels(gym="tau")]) == num_set
 
 
-def test_numbers_of_now_take_the_place_of_the_steps(seen: Seen, make: Make) -> None:
+def test_live_values_replace_those_of_the_step(seen: Seen, make: Make) -> None:
     live = {"ledger/issued": 96.0, "ledger/dropped/flat": 3.0, "rollout/policy_tokens": 5.0}
     endpoint = make(live=lambda: live, repeat_s=0.005)
     endpoint.note_step(1, STEP, [])
@@ -178,7 +178,7 @@ def test_numbers_of_now_take_the_place_of_the_steps(seen: Seen, make: Make) -> N
     assert seen["userrl_rollout_policy_tokens", labels()] == [1e-300, 100.0]
 
 
-def test_who_does_not_answer_leaves_the_steps_numbers(seen: Seen, make: Make) -> None:
+def test_a_failed_live_call_keeps_the_values_of_the_step(seen: Seen, make: Make) -> None:
     def lost() -> dict[str, float]:
         raise RuntimeError("the buffer has died")
 
@@ -215,7 +215,7 @@ def test_scores_stay_until_the_next_evaluation(seen: Seen, make: Make) -> None:
     assert ("userrl_evaluation_score", labels(gym="turtle")) not in seen
 
 
-def test_a_file_says_where_to_scrape_as_long_as_the_run_goes_on(
+def test_a_file_has_the_addresses_to_scrape_while_the_run_is_active(
     seen: Seen, make: Make, tmp_path: Path
 ) -> None:
     endpoint, targets = make(), tmp_path / "prometheus.json"
@@ -227,7 +227,7 @@ def test_a_file_says_where_to_scrape_as_long_as_the_run_goes_on(
     assert not targets.exists()
 
 
-def test_a_disk_that_takes_no_file_stops_nothing(seen: Seen, tmp_path: Path) -> None:
+def test_an_unwritable_file_does_not_stop_the_export(seen: Seen, tmp_path: Path) -> None:
     endpoint = MetricsEndpoint(
         run="mine", targets=tmp_path / "no folder" / "prometheus.json", live=no_numbers, repeat_s=0.005
     )
@@ -255,7 +255,7 @@ def scrape(targets: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], float
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_a_real_ray_shows_a_steps_numbers_on_loopback(tmp_path: Path) -> None:
+def test_a_real_ray_serves_the_metrics_of_a_step_on_loopback(tmp_path: Path) -> None:
     quiet_libraries()
     provide_token()
     with on_loopback():

@@ -17,7 +17,7 @@ from cluster.tracking.step_metrics import (
 from tests.fakes import make_summary
 
 
-def test_numbers_of_a_step_by_hand():
+def test_metrics_of_a_step_computed_by_hand():
     summaries = [
         make_summary(
             [1.0, 0.0],
@@ -96,7 +96,7 @@ def test_learners_are_idle_while_they_neither_compute_an_update_nor_pack_weights
     assert metrics["rollout/tokens_per_s"] == 0.0 and metrics.items() >= times.items()
 
 
-def test_the_engines_numbers_are_means_over_engines():
+def test_engine_metrics_are_means_over_engines():
     usages = [
         EngineUsage(duration_s=10.0, idle_s=1.0, paused_s=0.5, request_s=40.0),
         EngineUsage(duration_s=5.0, idle_s=2.0, paused_s=0.0, request_s=5.0),

@@ -45,7 +45,7 @@ def folder_of(config: RunConfig) -> RunFolder:
     return folder
 
 
-def test_the_line_of_a_runs_times_reads_like_this() -> None:
+def test_the_times_line_has_this_form() -> None:
     def step(*seconds: float, learner: float, engine: float) -> dict[str, float]:
         names = ("wait", "update", "sync", "weights", "report")
         stages = {f"time/{name}_s": one for name, one in zip(names, seconds, strict=True)}
@@ -72,7 +72,7 @@ def test_a_step_in_which_an_engine_was_replaced_has_no_share_of_it() -> None:
     )
 
 
-def test_step_line_reads_like_this() -> None:
+def test_the_step_line_has_this_form() -> None:
     assert step_line(12, num_steps=60, metrics=METRICS) == (
         "step 12/60 | 4.2s | reward 0.41 | turns 5.2 | lag 0 | 8.1k tok/s | "
         "idle learner 6% engine 2% | dropped flat 112 | "
@@ -80,7 +80,7 @@ def test_step_line_reads_like_this() -> None:
     )
 
 
-def test_metrics_has_one_object_a_step_and_no_nan(tmp_path: Path) -> None:
+def test_metrics_jsonl_has_one_object_per_step_and_no_nan(tmp_path: Path) -> None:
     config = config_at(tmp_path, mode="disabled")
     folder = folder_of(config)
     with Tracker(folder, config=config) as tracker:
@@ -91,7 +91,7 @@ def test_metrics_has_one_object_a_step_and_no_nan(tmp_path: Path) -> None:
     assert second["rollout/reward/travel"] is None
 
 
-def test_resume_cuts_the_steps_that_are_trained_again_and_a_half_line(tmp_path: Path) -> None:
+def test_a_resume_deletes_undone_steps_and_an_incomplete_line(tmp_path: Path) -> None:
     config = config_at(tmp_path, mode="disabled")
     folder = folder_of(config)
     with Tracker(folder, config=config) as tracker:
@@ -119,7 +119,7 @@ def test_auto_is_online_with_a_key_and_offline_without(
     assert resolve_mode("disabled") == "disabled"
 
 
-def test_a_file_of_keys_that_cannot_be_read_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreadable_netrc_has_no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     files = {"folder": None, "broken": b"machine", "binary": b"machine api.wandb.ai\xff login", "loop": None}
@@ -134,7 +134,7 @@ def test_a_file_of_keys_that_cannot_be_read_has_none(monkeypatch: pytest.MonkeyP
     assert resolve_mode("auto") == "offline", "a home that nobody knows"
 
 
-def test_steps_that_are_taken_again_keep_their_line(tmp_path: Path) -> None:
+def test_repeated_steps_keep_their_first_line(tmp_path: Path) -> None:
     config = config_at(tmp_path, mode="disabled")
     folder = folder_of(config)
     with Tracker(folder, config=config) as tracker:
@@ -149,7 +149,7 @@ def test_steps_that_are_taken_again_keep_their_line(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2, 3, 4]
 
 
-def test_alerts_are_told_on_the_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_alerts_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_at(tmp_path, mode="disabled")
     with Tracker(folder_of(config), config=config) as tracker:
         for step in (1, 2):
@@ -157,7 +157,7 @@ def test_alerts_are_told_on_the_console(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.count("alert: engine and learner drift apart:") == 1
 
 
-def test_rollouts_that_are_stuck_are_told_before_the_first_step_and_without_wandb(
+def test_stuck_rollouts_raise_an_alert_before_the_first_step_and_without_wandb(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = config_at(tmp_path, mode="disabled")
@@ -190,7 +190,7 @@ class ToldRun:
         (KeyboardInterrupt(), [0]),
     ],
 )
-def test_a_run_that_begins_anew_at_once_has_not_stopped(
+def test_a_run_that_restarts_has_not_stopped_in_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, told: list[object]
 ) -> None:
     run = ToldRun()
@@ -202,7 +202,7 @@ def test_a_run_that_begins_anew_at_once_has_not_stopped(
     assert run.told == told
 
 
-def test_a_run_that_new_starts_do_not_help_has_stopped(
+def test_a_run_without_restarts_left_has_stopped_in_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of them had a tracker of its own, which thought that the run goes on."""
@@ -222,7 +222,7 @@ def test_a_run_that_new_starts_do_not_help_has_stopped(
     assert run.told == [*[0] * (MAX_RESTARTS + 1), "the run has stopped", 1]
 
 
-def test_wandb_that_hangs_holds_a_new_start_for_a_moment_only(
+def test_a_hanging_wandb_delays_a_restart_only_shortly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(WandbRun, "_init", lambda self, mode: time.sleep(5))
@@ -244,7 +244,7 @@ class BrokenRun:
         raise ConnectionError("no network")
 
 
-def test_broken_wandb_is_one_warning_and_the_run_goes_on(
+def test_a_broken_wandb_is_one_warning_and_the_run_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(WandbRun, "_init", lambda self, mode: BrokenRun())
@@ -259,7 +259,7 @@ def test_broken_wandb_is_one_warning_and_the_run_goes_on(
     assert told.startswith("W&B: ") and "no network" in told
 
 
-def test_wandb_that_hangs_does_not_hold_the_run(
+def test_a_hanging_wandb_does_not_delay_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(WandbRun, "_init", lambda self, mode: time.sleep(5))
@@ -274,7 +274,7 @@ def test_wandb_that_hangs_does_not_hold_the_run(
     assert told.startswith("W&B: it did not finish within 0.1 s; the run continues")
 
 
-def test_stage_progress_is_sparse_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_has_ten_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with stage_progress("sft", total=100) as advance:
         for _ in range(100):
             advance(1, "loss 1.0")

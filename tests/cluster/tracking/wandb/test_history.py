@@ -24,7 +24,7 @@ def names(folder: RunFolder) -> list[str]:
     return [f"{one.kind} {one.stage} {one.step}" for one in read_entries(folder.wandb / "history.jsonl")]
 
 
-def test_it_is_made_of_the_run_folder_in_the_order_of_the_run(tmp_path: Path) -> None:
+def test_the_history_is_rebuilt_from_the_run_folder_in_order(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", num_steps=3)
     WandbHistory(folder, resume_step=3).close()
     assert names(folder) == [
@@ -37,7 +37,7 @@ def test_it_is_made_of_the_run_folder_in_the_order_of_the_run(tmp_path: Path) ->
     ]
 
 
-def test_numbers_are_those_of_the_files(tmp_path: Path) -> None:
+def test_values_are_those_of_the_files(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", num_steps=1)
     WandbHistory(folder, resume_step=1).close()
     untrained, step, *_ = read_entries(folder.wandb / "history.jsonl")
@@ -49,7 +49,7 @@ def test_numbers_are_those_of_the_files(tmp_path: Path) -> None:
     assert untrained.values["step"] == 0
 
 
-def test_nothing_is_there_twice(tmp_path: Path) -> None:
+def test_no_entry_is_added_twice(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", num_steps=2)
     for _ in range(2):
         history = WandbHistory(folder, resume_step=2)
@@ -61,7 +61,7 @@ def test_nothing_is_there_twice(tmp_path: Path) -> None:
     assert names(folder)[-1] == "sft  10"
 
 
-def test_a_run_that_is_set_back_forgets_what_never_was(tmp_path: Path) -> None:
+def test_a_run_that_resumes_earlier_deletes_undone_entries(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", num_steps=1)
     history = WandbHistory(folder, resume_step=1)
     history.add(step_entry(2, metrics={}))
@@ -72,7 +72,7 @@ def test_a_run_that_is_set_back_forgets_what_never_was(tmp_path: Path) -> None:
     assert "step  2" not in names(folder)
 
 
-def test_a_half_written_line_is_none(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_skipped(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", num_steps=1)
     WandbHistory(folder, resume_step=1).close()
     before = names(folder)
@@ -83,7 +83,7 @@ def test_a_half_written_line_is_none(tmp_path: Path) -> None:
     assert names(folder) == before
 
 
-def test_who_follows_the_file_sees_what_is_added(tmp_path: Path) -> None:
+def test_follow_returns_added_entries(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     path.write_text("")
     whole = '{"kind": "step", "step": 1, "values": {}}\n'
@@ -99,12 +99,12 @@ def test_who_follows_the_file_sees_what_is_added(tmp_path: Path) -> None:
     assert [entry.step for entry in follow(path, wait=wait)] == [1, 1]
 
 
-def test_what_is_no_number_has_no_point() -> None:
+def test_values_that_are_not_finite_are_left_out() -> None:
     entry = step_entry(1, metrics={"learner/loss": math.nan, "learner/lr": None, "time/step_s": 1.0})
     assert entry.values == {"step": 1, "time/step_s": 1.0}
 
 
-def test_the_summary_has_the_best_and_where_it_was() -> None:
+def test_the_summary_has_the_best_values_and_their_steps() -> None:
     def evaluated(score: float, *, step: int) -> HistoryEntry:
         outcome = DialogueOutcome(gym="function", task_id="task", score=score, num_turns=1)
         return evaluation_entry(evaluation_rows([outcome], stage="grpo", seed=0), step=step)

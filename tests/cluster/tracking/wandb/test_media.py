@@ -26,7 +26,7 @@ def test_a_late_file_costs_the_media_of_its_step_only(
     assert "rollout/dialogues" in media_of_run.build(step_entry(3, metrics={})), "behind its numbers, as ever"
 
 
-def test_nobody_waits_for_a_file_that_later_ones_have_passed(tmp_path: Path) -> None:
+def test_a_file_that_later_ones_have_overtaken_is_not_waited_for(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", num_steps=6)
     (folder.trajectories / "step-00002.parquet").unlink()
     media_of_run = MediaBuilder(folder, most_dialogues=8)

@@ -44,11 +44,11 @@ def test_every_number_of_metrics_is_in_wandb_under_its_section(tracked: RunFolde
     assert {key.partition("/")[0] for key in keys} == set(SECTIONS)
 
 
-def test_rows_are_numbered_from_zero_and_each_is_there_once(tracked: RunFolder) -> None:
+def test_rows_are_numbered_from_zero_without_duplicates(tracked: RunFolder) -> None:
     assert numbers(tracked) == list(range(7))
 
 
-def test_evaluations_stand_at_the_step_of_their_policy(tracked: RunFolder) -> None:
+def test_evaluations_are_at_the_step_of_their_policy(tracked: RunFolder) -> None:
     document = json.loads(tracked.evaluation.read_text())["rows"]
     shown = [row for row in rows(tracked) if "eval/test/average/score" in row]
     assert [row["step"] for row in shown] == [0, 3]
@@ -63,7 +63,7 @@ def test_evaluations_stand_at_the_step_of_their_policy(tracked: RunFolder) -> No
     ]
 
 
-def test_the_table_of_dialogues_is_what_parquet_has(tracked: RunFolder) -> None:
+def test_the_table_of_dialogues_equals_parquet(tracked: RunFolder) -> None:
     (row,) = [row for row in rows(tracked) if row.get("step") == 2 and "rollout/dialogues.path" in row]
     turns = [turn for turn in table(tracked, row["rollout/dialogues.path"]) if turn["turn"]]
     archive = pq.read_table(tracked.trajectories / "step-00002.parquet").to_pylist()
@@ -93,7 +93,7 @@ def test_the_cold_start_has_its_own_axis(tracked: RunFolder) -> None:
     }
 
 
-def test_artifacts_say_what_went_in_and_what_came_out(tracked: RunFolder) -> None:
+def test_artifacts_are_the_inputs_and_outputs_of_the_run(tracked: RunFolder) -> None:
     artifacts = {one["name"]: one for one in records(tracked, "artifact") if one["type"] != "run_table"}
     used = {name for name, one in artifacts.items() if one.get("use_after_commit")}
     assert used == {"userrl-code", "config-quick", "tasks"}

@@ -27,7 +27,7 @@ MOVED = tuple(SECTION_BY_PREFIX)
         ("step", "step"),
     ],
 )
-def test_a_number_keeps_its_name_behind_its_section(key: str, shown: str) -> None:
+def test_a_metric_keeps_its_key_after_its_section(key: str, shown: str) -> None:
     assert dashboard_key(key) == shown
 
 
@@ -37,7 +37,7 @@ def test_only_the_cold_start_has_an_axis_of_its_own() -> None:
     }
 
 
-def test_a_dashboard_names_numbers_as_they_are_told() -> None:
+def test_a_dashboard_uses_the_names_of_logged_metrics() -> None:
     sections = layout(RunConfig())
     assert tuple(section.name for section in sections) == SECTIONS
     for section in sections:

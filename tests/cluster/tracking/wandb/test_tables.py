@@ -17,7 +17,6 @@ from cluster.tracking.wandb.tables import (
     side_by_side,
     step_media,
 )
-from learners.buffer.credit_columns import CREDITS
 from tests.cluster.sample_run_folders import GROUP_SIZE, make_run
 
 
@@ -25,13 +24,7 @@ def step_file_of(tmp_path: Path) -> Path:
     return make_run(tmp_path / "run", num_steps=1).trajectories / "step-00001.parquet"
 
 
-def without_credits(path: Path) -> Path:
-    """The file as older versions wrote it."""
-    pq.write_table(pq.read_table(path).drop_columns(CREDITS.names), path)
-    return path
-
-
-def test_a_dialogue_reads_from_the_top_with_both_sides(tmp_path: Path) -> None:
+def test_the_dialogue_table_has_both_sides_in_order(tmp_path: Path) -> None:
     table = dialogue_table(pq.read_table(step_file_of(tmp_path)), step=1, groups=[10])
     names = ("dialogue", "turn", "policy", "user", "env_reward", "advantage", "value", "credit", "gain")
     rows = [[row[table.columns.index(name)] for name in names] for row in table.rows[:5]]
@@ -50,7 +43,7 @@ def test_a_dialogue_reads_from_the_top_with_both_sides(tmp_path: Path) -> None:
     assert (first["stop_reason"], first["outcome"]) == ("terminated", "trained")
 
 
-def test_a_group_stands_side_by_side(tmp_path: Path) -> None:
+def test_the_dialogues_of_a_group_are_columns(tmp_path: Path) -> None:
     table = side_by_side(pq.read_table(step_file_of(tmp_path)), group=10)
     assert table.columns == ("turn", *(f"dialogue {number}" for number in range(GROUP_SIZE)))
     assert [row[0] for row in table.rows] == ["task", "end", "turn 1", "turn 2"]
@@ -62,7 +55,7 @@ def test_a_group_stands_side_by_side(tmp_path: Path) -> None:
     assert table.rows[3][1] == "", "it has one turn only"
 
 
-def test_whole_groups_of_the_gyms_in_turn_are_shown() -> None:
+def test_whole_groups_are_chosen_one_gym_after_the_other() -> None:
     groups = [("a", 1, 4), ("a", 2, 4), ("b", 3, 4), ("b", 4, 4)]
     light = pa.table(
         {
@@ -82,19 +75,19 @@ def test_whole_groups_of_the_gyms_in_turn_are_shown() -> None:
 
 
 def test_histograms_count_the_dialogues_that_did_not_fail(tmp_path: Path) -> None:
-    pictures = step_media([step_file_of(tmp_path)], step=1, most_dialogues=4)
-    turns = pictures.histograms["rollout/turns/histogram"]
+    media = step_media([step_file_of(tmp_path)], step=1, most_dialogues=4)
+    turns = media.histograms["rollout/turns/histogram"]
     # Four groups of 1, 2, 1 and 2 turns; the last dialogue of all failed.
     assert dict(zip((turns.edges[:-1] + 0.5).tolist(), turns.counts.tolist(), strict=True)) == {1: 8, 2: 7}
-    assert pictures.histograms["rollout/reward/histogram"].counts.sum() == 15
-    lengths = pictures.histograms["rollout/length/histogram"]
+    assert media.histograms["rollout/reward/histogram"].counts.sum() == 15
+    lengths = media.histograms["rollout/length/histogram"]
     assert lengths.counts.sum() == 15
     assert lengths.edges[0] <= 5 < 10 <= lengths.edges[-1]
     # The turn's number is its tokens' version; a step trains on version 0.
-    ages = pictures.histograms["ledger/buffer/age/histogram"]
+    ages = media.histograms["ledger/buffer/age/histogram"]
     assert dict(zip((ages.edges[:-1] + 0.5).tolist(), ages.counts.tolist(), strict=True)) == {-1: 8, 0: 16}
     # Both turns of that dialogue have none.
-    assert pictures.histograms["train/advantage/histogram"].counts.sum() == 24 - 2
+    assert media.histograms["train/advantage/histogram"].counts.sum() == 24 - 2
 
 
 def test_parts_of_a_step_count(tmp_path: Path) -> None:
@@ -104,29 +97,19 @@ def test_parts_of_a_step_count(tmp_path: Path) -> None:
     assert twice.tables == {}
 
 
-def test_an_archive_of_an_older_version_shows_all_but_credits(tmp_path: Path) -> None:
-    file = without_credits(step_file_of(tmp_path))
-    pictures = step_media([file], step=1, most_dialogues=4)
-    assert "train/advantage/histogram" not in pictures.histograms
-    assert pictures.histograms["rollout/turns/histogram"].counts.sum() == 15
-    table = pictures.tables["rollout/dialogues"]
-    assert {row[table.columns.index(name)] for row in table.rows for name in CREDITS.names} == {None}
-    assert "reward +1.000" in str(pictures.tables["rollout/group"].rows)
-
-
 def test_an_evaluation_shows_all_before_it_and_its_dialogues(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", num_steps=1)
     rows = read_rows(folder.evaluation)
     file = folder.trajectories / "step-00001.parquet"
-    pictures = evaluation_media(file, rows=rows, step=1, most_dialogues=4)
-    matrix = pictures.tables["eval/test/matrix"]
+    media = evaluation_media(file, rows=rows, step=1, most_dialogues=4)
+    matrix = media.tables["eval/test/matrix"]
     assert matrix == evaluation_matrix(rows)
     assert [(row[0], row[3]) for row in matrix.rows] == [
         (stage, gym) for stage in ("untrained", "grpo") for gym in ("function", "travel", "average")
     ]
     scores = [row[matrix.columns.index("score")] for row in matrix.rows]
     assert scores == [row.score for row in rows]
-    assert pictures.tables["eval/test/dialogues"].rows
+    assert media.tables["eval/test/dialogues"].rows
     missing = evaluation_media(folder.trajectories / "no.parquet", rows=rows, step=1, most_dialogues=4)
     assert list(missing.tables) == ["eval/test/matrix"]
 
@@ -134,12 +117,12 @@ def test_an_evaluation_shows_all_before_it_and_its_dialogues(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("values", "num_bins"), [([3, 3, 5], 3), ([0, 1000], 40), ([0.25, 0.75], 40), ([7.0], 40)]
 )
-def test_whole_numbers_have_a_bin_each_as_long_as_they_are_few(values: list[float], num_bins: int) -> None:
+def test_integers_of_a_small_range_have_a_bin_each(values: list[float], num_bins: int) -> None:
     counts = histogram(np.array(values))
     assert counts is not None
     assert len(counts.counts) == num_bins
     assert counts.counts.sum() == len(values)
 
 
-def test_nothing_has_no_histogram() -> None:
+def test_no_values_give_no_histogram() -> None:
     assert histogram(np.array([np.nan])) is None

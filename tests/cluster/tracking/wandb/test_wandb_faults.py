@@ -65,7 +65,7 @@ def fresh(path: Path, *, mode: str) -> RunFolder:
 
 
 @pytest.mark.soak
-def test_a_run_that_begins_anew_is_not_disturbed_by_what_it_has_left(
+def test_a_restarted_run_is_not_disturbed_by_its_old_tracker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(wandb_run, "RESTART_TIMEOUT_S", 1.0)
@@ -101,7 +101,7 @@ def test_a_run_that_begins_anew_is_not_disturbed_by_what_it_has_left(
 
 
 @pytest.mark.parametrize("kills_all", [False, True], ids=["the run", "the run and W&B's process"])
-def test_a_killed_run_goes_on_without_a_row_twice_or_lost(tmp_path: Path, kills_all: bool) -> None:
+def test_a_killed_run_resumes_without_lost_or_duplicate_rows(tmp_path: Path, kills_all: bool) -> None:
     folder = fresh(tmp_path / "killed", mode="offline")
     first = run(folder, 0, 1, 1000, 30, 0.2)
     assert first.stdout is not None
@@ -127,7 +127,7 @@ def test_a_killed_run_goes_on_without_a_row_twice_or_lost(tmp_path: Path, kills_
 
 
 @pytest.mark.soak
-def test_a_run_that_is_set_back_is_another_wandb_run_with_all_that_counts(tmp_path: Path) -> None:
+def test_a_run_that_resumes_earlier_is_a_new_wandb_run_with_all_valid_rows(tmp_path: Path) -> None:
     folder = fresh(tmp_path / "back", mode="offline")
     for resume_step, last in ((0, 4), (2, 5)):  # nothing is known of steps 3 and 4 any more
         process = run(folder, resume_step, resume_step + 1, last, 30, 0)
@@ -180,7 +180,7 @@ def refusing() -> Iterator[int]:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("service", [nobody, hanging, refusing])
-def test_wandb_that_is_not_there_costs_nothing_but_one_warning(service: Any, tmp_path: Path) -> None:
+def test_an_unreachable_wandb_costs_one_warning(service: Any, tmp_path: Path) -> None:
     folder = fresh(tmp_path / "down", mode="online")
     with service() as port:
         process = run(folder, 0, 1, 30, 3, 0.02, **online(port))
@@ -202,7 +202,7 @@ def online(port: int) -> dict[str, str]:
 
 
 @pytest.mark.soak
-def test_a_killed_run_goes_on_in_the_same_online_run_with_each_step_once(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_in_the_same_online_run_with_each_step_once(tmp_path: Path) -> None:
     folder = fresh(tmp_path / "online", mode="online")
     with wandb_service() as service:
         first = run(folder, 0, 1, 1000, 30, 0.2, **online(service.port))
@@ -222,7 +222,7 @@ def test_a_killed_run_goes_on_in_the_same_online_run_with_each_step_once(tmp_pat
     assert service.steps == list(range(1, last + 4))
 
 
-def test_what_was_recorded_offline_is_sent_when_the_run_goes_on_online(tmp_path: Path) -> None:
+def test_offline_rows_are_sent_when_the_run_resumes_online(tmp_path: Path) -> None:
     folder = fresh(tmp_path / "later", mode="online")
     with nobody() as port:
         assert run(folder, 0, 1, 5, 2, 0, **online(port)).wait(timeout=WAIT_S) == 0
@@ -236,7 +236,7 @@ def test_what_was_recorded_offline_is_sent_when_the_run_goes_on_online(tmp_path:
 
 
 @pytest.mark.soak
-def test_wandb_that_falls_silent_in_a_run_holds_no_step_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_wandb_that_stops_responding_delays_no_step_and_loses_no_row(tmp_path: Path) -> None:
     folder = fresh(tmp_path / "silent", mode="online")
     with wandb_service() as service:
         process = run(folder, 0, 1, 40, 8, 0.2, **online(service.port))
