@@ -1,4 +1,4 @@
-"""Recipes: what a person writes arrives whole, and every mistake is one line with value, rule and cure."""
+"""Recipes: parsing, overrides, and one-line errors with value, rule and cure."""
 
 import tomllib
 from pathlib import Path

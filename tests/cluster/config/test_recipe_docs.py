@@ -1,4 +1,4 @@
-"""The page of all keys: it is what the code says now, and says of each key what pydantic checks."""
+"""The page of all keys is up to date and shows what pydantic checks."""
 
 import re
 from pathlib import Path

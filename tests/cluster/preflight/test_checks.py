@@ -1,4 +1,4 @@
-"""Checks against the world: what cannot run here is refused before anything starts."""
+"""Preflight checks: a run that cannot work on this machine is refused before anything starts."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Sources of demonstrations that cannot be used are refused before anything starts."""
+"""Unusable sources of demonstrations are refused before anything starts."""
 
 import json
 import time

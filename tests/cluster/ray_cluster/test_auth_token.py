@@ -1,4 +1,4 @@
-"""The cluster's token: where it is found, and that nobody else on the machine can read what is made."""
+"""The cluster's token: where it is searched, and that other users of the machine cannot read a new one."""
 
 import os
 import stat

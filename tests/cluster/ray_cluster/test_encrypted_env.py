@@ -1,4 +1,4 @@
-"""Sealed variables: read by who has the token, by nobody else, and by name only on every other road."""
+"""Encrypted environment variables: only a process with the token can decrypt them."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The manifests: of the form that KubeRay, Kubernetes and `ray up` take, and of one mind with the recipe."""
+"""The manifests are valid for KubeRay, Kubernetes and `ray up`, and fit the recipe."""
 
 import copy
 import shlex

@@ -1,4 +1,4 @@
-"""Placement: what each kind of process takes, so that Ray puts it on the nodes that the recipe names."""
+"""Placement: the resources of each kind of process place it on the nodes of the recipe."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Ray and Serve as we start them: only this machine reaches a port, and only who has the token joins."""
+"""Ray and Serve as this project starts them: only this machine reaches a port; joining needs the token."""
 
 import ipaddress
 import os

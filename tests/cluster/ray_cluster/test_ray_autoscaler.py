@@ -28,7 +28,7 @@ LOOPBACK = "127.0.0.1"
 MOST_NODES = 4
 WAIT_S = 120.0
 MANY = 96
-"""Groups beside which a second or two of starting a list and waiting for its last dialogue is little."""
+"""Number of groups that makes a second or two of start-up negligible."""
 NO_COMMANDS = (
     *("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"),
     *("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files"),
@@ -37,7 +37,7 @@ NO_COMMANDS = (
 
 
 def autoscaling(gcs_address: str) -> dict[str, object]:
-    """A head that holds no rollout actor, and up to four nodes with room for one."""
+    """A head without room for a rollout actor, and up to four nodes with room for one."""
 
     def node_type(resources: dict[str, float], *, most: int) -> dict[str, object]:
         return {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most}
@@ -76,7 +76,7 @@ def autoscaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for name, value in {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_FAKE_CLUSTER": "1",
-        "RAY_AUTH_MODE": "disabled",  # whoever joins by an address has no token by itself
+        "RAY_AUTH_MODE": "disabled",  # a node that joins by address has no token
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all of it listens on the loopback address alone
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }.items():
@@ -111,12 +111,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def num_nodes() -> int:
-    """Nodes beside the head."""
+    """Number of nodes other than the head."""
     return sum(node["Alive"] for node in ray.nodes()) - 1
 
 
 def play(player: OrderPlayer, *, num_groups: int = 32) -> float:
-    """Seconds that a list of orders takes; each comes home once."""
+    """Seconds that a list of orders takes; each is delivered once."""
     began, wanted = time.monotonic(), orders(num_groups)
     _, groups = player.run(wanted, policy="expert", finish=lambda tables: None)
     assert [group.order for group in groups] == wanted

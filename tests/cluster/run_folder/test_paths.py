@@ -1,4 +1,4 @@
-"""The run folder knows fresh, stopped and finished, and never takes half a file for a whole one."""
+"""The run folder: its states, and atomic files and checkpoints."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run's numbers at the metrics endpoint: by fakes of Ray's instruments, and scraped from a real Ray."""
+"""Metrics endpoint of a run: with fakes of Ray's instruments, and scraped from a real Ray."""
 
 import ipaddress
 import json
@@ -31,14 +31,14 @@ STEP = {
     "learner/num_skipped": 0.0,
     "learner/logprob_gap/mean": math.nan,
     "ledger/issued": 64.0,
-    "somebody/else's": 1.0,
+    "unknown/metric": 1.0,
 }
 Seen = dict[tuple[str, tuple[tuple[str, str], ...]], list[float]]
-"""By name and labels: what an instrument was given."""
+"""Values given to an instrument, by name and labels."""
 
 
 class Instrument:
-    """Stands for one of Ray's, which takes numbers and labels."""
+    """Fake of a Ray instrument."""
 
     seen: ClassVar[Seen] = {}
 
@@ -77,7 +77,7 @@ NODES = [
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
-    """What reaches the instruments, with a Ray of two endpoints."""
+    """Values that reach the instruments, with a Ray of two endpoints."""
     monkeypatch.setattr(Instrument, "seen", defaultdict(list))
     for name, fake in (("Gauge", FakeGauge), ("Counter", FakeCounter), ("Histogram", FakeHistogram)):
         monkeypatch.setattr(cluster.tracking.prometheus, name, fake)
@@ -95,7 +95,7 @@ Make = Callable[..., MetricsEndpoint]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    """An endpoint whose beats are an hour apart where the test does not say otherwise."""
+    """Makes endpoints that repeat gauges once an hour by default."""
     made: list[MetricsEndpoint] = []
 
     def one(
@@ -237,7 +237,7 @@ def test_an_unwritable_file_does_not_stop_the_export(seen: Seen, tmp_path: Path)
 
 
 def scrape(targets: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Every sample of ours, by name and by those of its labels that are ours, of all endpoints."""
+    """Every sample of this project at all endpoints, by name and by this project's labels."""
     ours = {label for one in EXPORTED for label in one.labels} | {"run", "le"}
     found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     for target in json.loads(targets.read_text())[0]["targets"]:

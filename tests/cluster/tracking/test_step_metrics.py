@@ -1,4 +1,4 @@
-"""A step's rollout numbers, by hand."""
+"""Metrics of a step, computed by hand."""
 
 import math
 

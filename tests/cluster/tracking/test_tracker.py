@@ -1,4 +1,4 @@
-"""The tracker: every step's numbers on disk, whatever W&B does."""
+"""The tracker: every step's metrics are on disk, even if W&B fails."""
 
 import json
 import math
@@ -130,8 +130,8 @@ def test_an_unreadable_netrc_has_no_key(monkeypatch: pytest.MonkeyPatch, tmp_pat
             (tmp_path / name).write_bytes(content)
         monkeypatch.setenv("NETRC", str(tmp_path / name))
         assert resolve_mode("auto") == "offline", name
-    monkeypatch.setenv("NETRC", "~nobody-of-this-name/.netrc")
-    assert resolve_mode("auto") == "offline", "a home that nobody knows"
+    monkeypatch.setenv("NETRC", "~no-such-user/.netrc")
+    assert resolve_mode("auto") == "offline", "the home of an unknown user"
 
 
 def test_repeated_steps_keep_their_first_line(tmp_path: Path) -> None:
@@ -169,21 +169,21 @@ def test_stuck_rollouts_raise_an_alert_before_the_first_step_and_without_wandb(
     assert capsys.readouterr().err.count("alert: rollouts are stuck: step 1 waits for groups, for 601 s") == 1
 
 
-class ToldRun:
-    """Takes what W&B is told of how a run ends."""
+class RecordingRun:
+    """Records how a W&B run ends."""
 
     def __init__(self) -> None:
-        self.told: list[object] = []
+        self.calls: list[object] = []
 
     def alert(self, title: str, text: str, **kwargs: object) -> None:
-        self.told.append(title)
+        self.calls.append(title)
 
     def finish(self, *, exit_code: int) -> None:
-        self.told.append(exit_code)
+        self.calls.append(exit_code)
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "calls"),
     [
         (LostBufferError("the buffer has died"), [0]),
         (RuntimeError("it broke"), ["the run has stopped", 1]),
@@ -191,22 +191,22 @@ class ToldRun:
     ],
 )
 def test_a_run_that_restarts_has_not_stopped_in_wandb(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, told: list[object]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, calls: list[object]
 ) -> None:
-    run = ToldRun()
+    run = RecordingRun()
     monkeypatch.setattr(WandbRun, "_init", lambda self, mode: run)
     monkeypatch.setattr(WandbRun, "_try", lambda self, work: None)
     config = config_at(tmp_path, mode="offline")
     with pytest.raises(type(error)), Tracker(folder_of(config), config=config):
         raise error
-    assert run.told == told
+    assert run.calls == calls
 
 
 def test_a_run_without_restarts_left_has_stopped_in_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of them had a tracker of its own, which thought that the run goes on."""
-    run = ToldRun()
+    """Each restart has its own tracker, which expects the run to continue."""
+    run = RecordingRun()
     monkeypatch.setattr(WandbRun, "_init", lambda self, mode: run)
     monkeypatch.setattr(WandbRun, "_try", lambda self, work: None)
     config = config_at(tmp_path, mode="offline")
@@ -219,7 +219,7 @@ def test_a_run_without_restarts_left_has_stopped_in_wandb(
     monkeypatch.setattr("cluster.driver.train._train", lose_buffer)
     with pytest.raises(RestartsExhaustedError):
         train(config, as_json=False)
-    assert run.told == [*[0] * (MAX_RESTARTS + 1), "the run has stopped", 1]
+    assert run.calls == [*[0] * (MAX_RESTARTS + 1), "the run has stopped", 1]
 
 
 def test_a_hanging_wandb_delays_a_restart_only_shortly(
@@ -235,7 +235,7 @@ def test_a_hanging_wandb_delays_a_restart_only_shortly(
 
 
 class BrokenRun:
-    """A W&B run that fails at everything, and so does each of its parts."""
+    """A W&B run of which every method and attribute fails."""
 
     def __getattr__(self, name: str) -> "BrokenRun":
         return self
@@ -255,8 +255,8 @@ def test_a_broken_wandb_is_one_warning_and_the_run_continues(
         for step in (1, 2, 3):
             tracker.log_step(step, metrics=METRICS)
     assert len(folder.metrics.read_text().splitlines()) == 3
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
-    assert told.startswith("W&B: ") and "no network" in told
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
+    assert warning.startswith("W&B: ") and "no network" in warning
 
 
 def test_a_hanging_wandb_does_not_delay_the_run(
@@ -270,8 +270,8 @@ def test_a_hanging_wandb_does_not_delay_the_run(
         for step in range(1, 6):
             tracker.log_step(step, metrics=METRICS)
     assert time.monotonic() - start < 4
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
-    assert told.startswith("W&B: it did not finish within 0.1 s; the run continues")
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
+    assert warning.startswith("W&B: it did not finish within 0.1 s; the run continues")
 
 
 def test_a_stage_has_ten_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

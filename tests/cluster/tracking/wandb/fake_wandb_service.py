@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-PROJECT = {"id": "p", "name": "userrl", "entity": {"id": "e", "name": "somebody"}}
+PROJECT = {"id": "p", "name": "userrl", "entity": {"id": "e", "name": "tester"}}
 
 
 class WandbService:
-    """What has arrived."""
+    """The received runs and histories."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -24,7 +24,7 @@ class WandbService:
         self.has_begun = threading.Event()
         """A run was made."""
         self.is_silent = threading.Event()
-        """Once set nobody gets an answer any more."""
+        """Once set, no request is answered."""
         self.closing = threading.Event()
 
     @property
@@ -50,10 +50,10 @@ class WandbService:
             self.has_begun.set()
             return {"upsertBucket": {"bucket": run, "inserted": not self.lines}}
         if operation == "Viewer":
-            who = {"id": "u", "entity": "somebody", "username": "somebody", "email": "a@b.c", "flags": "{}"}
-            return {"viewer": {**who, "teams": {"edges": []}}}
+            user = {"id": "u", "entity": "tester", "username": "tester", "email": "a@b.c", "flags": "{}"}
+            return {"viewer": {**user, "teams": {"edges": []}}}
         if operation == "GetDefaultEntity":
-            return {"viewer": {"id": "u", "entity": "somebody"}}
+            return {"viewer": {"id": "u", "entity": "tester"}}
         if operation == "UpsertView2":
             self.views.append(variables)
             return {"upsertView": {"view": {"id": "v", "name": variables["name"]}, "inserted": True}}
@@ -80,7 +80,7 @@ class WandbService:
 
 @contextmanager
 def wandb_service() -> Iterator[WandbService]:
-    """One that listens on a loopback port."""
+    """Starts one on a loopback port."""
     service = WandbService()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -92,15 +92,15 @@ def wandb_service() -> Iterator[WandbService]:
                 service.closing.wait()
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
-            told: dict[str, Any] = {}
+            reply: dict[str, Any] = {}
             if self.path == "/graphql":
                 try:
-                    told = {"data": service.answer(json.loads(body))}
+                    reply = {"data": service.answer(json.loads(body))}
                 except KeyError:
-                    told = {"data": None, "errors": [{"message": "nothing is known of this"}]}
+                    reply = {"data": None, "errors": [{"message": "unknown request"}]}
             elif self.path.endswith("/file_stream"):
                 service.take(json.loads(body).get("files") or {})
-            content = json.dumps(told).encode()
+            content = json.dumps(reply).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()

@@ -1,4 +1,4 @@
-"""What W&B is told: everything once, in order, whatever was killed in between."""
+"""Rows for W&B: each once and in order, even after kills."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""When W&B's pictures of a step are made: its file is written behind it, and may be late or never come."""
+"""Media of a step for W&B, whose file is written after its metrics, and may be late or missing."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""An offline W&B run, read back with W&B's own reader: what the run folder has, W&B has."""
+"""An offline W&B run, read back with W&B's own reader: it has everything that the run folder has."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.cluster.tracking.wandb.wandb_records import numbers, records, rows, t
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A finished run of three steps, as W&B was told of it offline."""
+    """A finished run of three steps, recorded by W&B offline."""
     folder = make_run(
         tmp_path_factory.mktemp("runs") / "quick",
         num_steps=3,

@@ -1,4 +1,4 @@
-"""Names in W&B: the section, then the whole name of metrics.jsonl."""
+"""Names in W&B: the section, then the whole key of metrics.jsonl."""
 
 import pytest
 
@@ -44,13 +44,13 @@ def test_a_dashboard_uses_the_names_of_logged_metrics() -> None:
         assert section.panels
         for key in (key for panel in section.panels for key in panel.keys):
             short = key.removeprefix(f"{section.name}/")
-            told = short if short.startswith(MOVED) else key
-            assert dashboard_key(told) == key, "another name than a run uses"
+            logged = short if short.startswith(MOVED) else key
+            assert dashboard_key(logged) == key
 
 
 def test_a_workspace_is_made_of_the_layout() -> None:
     pytest.importorskip("wandb_workspaces")
-    workspace = workspace_of(RunConfig(), entity="somebody")
+    workspace = workspace_of(RunConfig(), entity="tester")
     assert [section.name for section in workspace.sections] == list(SECTIONS)
     axes = {panel.x for section in workspace.sections for panel in section.panels if hasattr(panel, "x")}
     assert axes == {"step", "sft/step"}

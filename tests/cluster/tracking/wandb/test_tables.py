@@ -1,4 +1,4 @@
-"""Tables and histograms of dialogues: what Parquet has, and nothing else."""
+"""Tables and histograms of dialogues equal the Parquet files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Runs that are killed, and runs whose W&B is not there, hangs or refuses: nothing is lost or told twice."""
+"""Runs that are killed, and runs whose W&B is unreachable, hangs or refuses: no row is lost or sent twice."""
 
 import http.server
 import json
@@ -38,9 +38,9 @@ WAIT_S = 60.0
 
 
 def run(folder: RunFolder, *words: object, **environment: str) -> "subprocess.Popen[str]":
-    """The tracker alone, in a process of its own."""
+    """The tracker alone, in its own process."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    home = folder.path.parent  # so that nobody's key is found
+    home = folder.path.parent  # so that no key is found
     return subprocess.Popen(
         [
             sys.executable,
@@ -77,7 +77,7 @@ def test_a_restarted_run_is_not_disturbed_by_its_old_tracker(
         wait(builder, file, step=step)
 
     monkeypatch.setattr(MediaBuilder, "_await", wait_noticed)
-    folder = fresh(tmp_path / "anew", mode="offline")
+    folder = fresh(tmp_path / "restarted", mode="offline")
     config = load(folder.config)
     with pytest.raises(LostBufferError), Tracker(folder, config=config) as first:
         first.log_step(1, metrics=METRICS)
@@ -106,7 +106,7 @@ def test_a_killed_run_resumes_without_lost_or_duplicate_rows(tmp_path: Path, kil
     first = run(folder, 0, 1, 1000, 30, 0.2)
     assert first.stdout is not None
     deadline = time.monotonic() + WAIT_S
-    while not parts_of(folder.wandb) or first.stdout.readline() != "told 12\n":
+    while not parts_of(folder.wandb) or first.stdout.readline() != "logged 12\n":
         assert time.monotonic() < deadline
     family = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGKILL)
@@ -137,7 +137,7 @@ def test_a_run_that_resumes_earlier_is_a_new_wandb_run_with_all_valid_rows(tmp_p
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
-    """Knows no key."""
+    """Removes all keys."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -152,8 +152,8 @@ class Refusing(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def nobody() -> Iterator[int]:
-    """A port on which nobody listens."""
+def unreachable() -> Iterator[int]:
+    """A port without a listener."""
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         yield place.getsockname()[1]
@@ -161,7 +161,7 @@ def nobody() -> Iterator[int]:
 
 @contextmanager
 def hanging() -> Iterator[int]:
-    """A port that takes every connection and never says a word."""
+    """A port that accepts every connection and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as place:
         yield place.getsockname()[1]
 
@@ -179,7 +179,7 @@ def refusing() -> Iterator[int]:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("service", [nobody, hanging, refusing])
+@pytest.mark.parametrize("service", [unreachable, hanging, refusing])
 def test_an_unreachable_wandb_costs_one_warning(service: Any, tmp_path: Path) -> None:
     folder = fresh(tmp_path / "down", mode="online")
     with service() as port:
@@ -224,7 +224,7 @@ def test_a_killed_run_resumes_in_the_same_online_run_with_each_step_once(tmp_pat
 
 def test_offline_rows_are_sent_when_the_run_resumes_online(tmp_path: Path) -> None:
     folder = fresh(tmp_path / "later", mode="online")
-    with nobody() as port:
+    with unreachable() as port:
         assert run(folder, 0, 1, 5, 2, 0, **online(port)).wait(timeout=WAIT_S) == 0
     with wandb_service() as service:
         assert run(folder, 5, 6, 8, 30, 0, **online(service.port)).wait(timeout=WAIT_S) == 0

@@ -45,7 +45,7 @@ def main(path: Path, *, resume_step: int, first: int, last: int, timeout_s: floa
         began = time.perf_counter()
         tracker.log_step(step, metrics=METRICS)
         longest_s = max(longest_s, time.perf_counter() - began)
-        print(f"told {step}", flush=True)
+        print(f"logged {step}", flush=True)
         time.sleep(step_s)
     began = time.perf_counter()
     tracker.close()

@@ -1,4 +1,4 @@
-"""What an offline W&B run has on disk, read with W&B's own reader."""
+"""Records of an offline W&B run, read with W&B's own reader."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from cluster.tracking.wandb.internals import parts_of, read_part
 
 
 def records(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
-    """What all parts of the W&B run have of this kind, in order."""
+    """Records of this kind in all files of the W&B run, in order."""
     parts = parts_of(folder.wandb, run_id=(folder.wandb / "run_id").read_text())
     return [record[kind] for part in parts for record in read_part(part) if record["type"] == kind]
 
