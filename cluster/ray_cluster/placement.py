@@ -91,46 +91,29 @@ def node_resources(nodes: str | None) -> dict[str, float]:
 
 def planned_processes(config: RunConfig, *, gpu_share: float) -> list[PlannedProcess]:
     """Every process of the run except Ray's own, in the order of the data flow."""
-    nodes = config.ray.nodes
+    nodes, rollout, engine, learner = config.ray.nodes, config.rollout, config.engine, config.learner
+    engine_gpus = gpu_share * engine.tensor_parallel_size * has_cuda()
+    learner_gpus = gpu_share * learner.num_gpus_per_learner
+    users = config.simulator
+    dialogues = f"{rollout.dialogues_per_actor} dialogues at a time"
+    sequences = f"vLLM, {engine.max_num_seqs} sequences at a time"
+    rows = (
+        ("driver", 1, 0, 0, None, "the loop, the buffer, W&B; holds no token"),
+        (
+            "simulator",
+            users.num_replicas,
+            users.num_cpus_per_replica,
+            0,
+            nodes.simulator,
+            "simulated users, on Ray Serve",
+        ),
+        ("rollout actor", rollout.num_actors, rollout.cpus_per_actor, 0, nodes.rollout, dialogues),
+        ("engine", engine.num_engines, 0.25, engine_gpus, nodes.engine, sequences),
+        ("learner", learner.num_learners, 0.25, learner_gpus, nodes.learner, "SFT and GRPO updates"),
+    )
     return [
         PlannedProcess(
-            name="driver",
-            count=1,
-            num_cpus=0,
-            num_gpus=0,
-            resources={},
-            job="the loop, the buffer, W&B; holds no token",
-        ),
-        PlannedProcess(
-            name="simulator",
-            count=config.simulator.num_replicas,
-            num_cpus=config.simulator.num_cpus_per_replica,
-            num_gpus=0,
-            resources=node_resources(nodes.simulator),
-            job="simulated users, on Ray Serve",
-        ),
-        PlannedProcess(
-            name="rollout actor",
-            count=config.rollout.num_actors,
-            num_cpus=config.rollout.cpus_per_actor,
-            num_gpus=0,
-            resources=node_resources(nodes.rollout),
-            job=f"{config.rollout.dialogues_per_actor} dialogues at a time",
-        ),
-        PlannedProcess(
-            name="engine",
-            count=config.engine.num_engines,
-            num_cpus=0.25,
-            num_gpus=gpu_share * config.engine.tensor_parallel_size * has_cuda(),
-            resources=node_resources(nodes.engine),
-            job=f"vLLM, {config.engine.max_num_seqs} sequences at a time",
-        ),
-        PlannedProcess(
-            name="learner",
-            count=config.learner.num_learners,
-            num_cpus=0.25,
-            num_gpus=gpu_share * config.learner.num_gpus_per_learner,
-            resources=node_resources(nodes.learner),
-            job="SFT and GRPO updates",
-        ),
+            name=name, count=count, num_cpus=cpus, num_gpus=gpus, resources=node_resources(where), job=job
+        )
+        for name, count, cpus, gpus, where, job in rows
     ]
