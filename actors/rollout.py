@@ -24,7 +24,8 @@ from actors.partial_rollouts import (
 from actors.renderer import Dialogue, Renderer
 from actors.tool_call_parser import parse_tool_call, text_before_call
 from actors.trajectory import Completion, GroupOrder, StopReason, Trajectory, Turn
-from simulators.env import Env, Gym, GymEnv, Observation, TurnResult
+from simulators.env import Env, GymEnv, Observation, TurnResult
+from simulators.gym import Gym
 from simulators.message import Action, Message
 from simulators.persona import PersonaMix, draw_persona
 from simulators.task import Task, TaskKey
@@ -131,7 +132,7 @@ async def _play(
     try:
         gym = context.gyms[key.gym]
         task = gym.make_task(key)
-        scenario, gold = task.scenario, gym.gold(task)
+        scenario, gold = task.scenario, gym.gold_actions(task)
         engine = context.engine_for(task, seed)
         env = GymEnv(gym, task=task, user=context.user, persona=persona, max_turns=context.max_turns)
         observation = await env.reset()
@@ -293,7 +294,7 @@ def _with_result(turn: Turn, result: TurnResult) -> Turn:
         feedback=result.feedback,
         reward=result.reward,
         progress=result.progress,
-        news=result.news,
+        news=result.observation_key,
         user_reply=result.user_reply,
         user_s=result.user_s,
     )

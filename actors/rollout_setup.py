@@ -13,7 +13,7 @@ from actors.process_info import ProcessInfo
 from actors.renderer import Renderer
 from actors.rollout import RolloutContext
 from actors.scripts import Script
-from simulators.env import Gym
+from simulators.gym import Gym
 from simulators.persona import PersonaMix
 from simulators.task import Task
 from simulators.user import User

@@ -4,7 +4,7 @@ policy. Needs no tokenizer."""
 import random
 from typing import Literal
 
-from simulators.env import Expert, Gym
+from simulators.gym import Expert, Gym
 from simulators.message import Action
 from simulators.task import Task
 from simulators.users.persona_style import attentive
@@ -12,8 +12,8 @@ from simulators.users.persona_style import attentive
 Script = Literal["expert", "hasty", "random", "silent"]
 """`hasty` is the expert in a hurry, like people who write demonstrations: it acts before it has asked
 enough."""
-HASTE: dict[Script, float] = {"expert": 0.0, "hasty": 0.2}
-"""Chance, at each question, to act without asking it."""
+GUESS_RATES: dict[Script, float] = {"expert": 0.0, "hasty": 0.2}
+"""Probability, at each question, to guess instead of asking."""
 
 
 def script_actions(script: Script, gym: Gym, task: Task, *, opening: str, rng: random.Random) -> Expert:
@@ -25,4 +25,4 @@ def script_actions(script: Script, gym: Gym, task: Task, *, opening: str, rng: r
         case "silent":
             yield Action(choice="finish", content="")
         case "expert" | "hasty":
-            yield from attentive(gym.expert(opening, rng, HASTE[script]))
+            yield from attentive(gym.expert(opening, rng, GUESS_RATES[script]))

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from simulators.env import Gym, GymEnv
+from simulators.env import GymEnv
+from simulators.gym import Gym
 from simulators.gyms import GYMS
 from simulators.task import Task, TaskKey
 from simulators.user import User, UserCall, UserReply

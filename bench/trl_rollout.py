@@ -18,7 +18,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from bench.played import Played
 from cluster.config.run_config import RunConfig
 from simulators.config import SimulatorConfig
-from simulators.env import Gym, GymEnv
+from simulators.env import GymEnv
+from simulators.gym import Gym
 from simulators.gyms import GYMS
 from simulators.message import TOOL_SCHEMA, Action, Choice
 from simulators.persona import PersonaMix, draw_persona

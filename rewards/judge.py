@@ -17,8 +17,7 @@ import pyarrow as pa
 
 from rewards.config import JudgeConfig
 from simulators.llm_client.client import ChatClient
-from simulators.llm_role import flat_schema
-from simulators.user import SimulatorError
+from simulators.user import SimulatorError, flat_schema
 from simulators.users.factory import chat_config
 from simulators.users.json_verdict import InvalidVerdict, has_open_reasoning, parse_verdict
 from simulators.users.llm_user import CUT, encode

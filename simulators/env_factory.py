@@ -22,7 +22,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from simulators.env import Gym, GymEnv
+from simulators.env import GymEnv
+from simulators.gym import Gym
 from simulators.gym_plugins import known_gyms
 from simulators.persona import Persona, PersonaMix, draw_persona
 from simulators.task import SPLITS, Split, Task, TaskKey
@@ -156,7 +157,7 @@ def load_tasks(gym: Gym, path: Path) -> list[Task]:
     if not path.exists():
         raise ValueError(f"data={path}: no such file: give {gym.name}'s published tasks, or leave it out")
     status = os.stat(path)
-    tasks = _load(gym.load, path.resolve(), (status.st_mtime_ns, status.st_size))
+    tasks = _load(gym.load_tasks, path.resolve(), (status.st_mtime_ns, status.st_size))
     if not tasks:
         raise ValueError(f"data={path}: holds no task for {gym.name}: give another file, or leave it out")
     return tasks

@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import mean
 from typing import TypeVar
 
-from simulators.env import Gym, GymEnv
+from simulators.env import GymEnv
+from simulators.gym import Gym
 from simulators.task import Split, Task, TaskKey
 from simulators.users.persona_style import attentive
 from simulators.users.rule_user import RuleUser

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from simulators.env import Gym
+from simulators.gym import Gym
 from simulators.gyms import GYMS
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -19,8 +19,9 @@ import numpy as np
 from gymnasium.spaces import Text
 from gymnasium.spaces.text import alphanumeric
 
-from simulators.env import Gym, GymEnv
+from simulators.env import GymEnv
 from simulators.env_factory import ConstantsName, Preset, make_env
+from simulators.gym import Gym
 from simulators.gyms import GYMS
 from simulators.persona import Persona, PersonaMix
 from simulators.task import Split

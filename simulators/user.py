@@ -4,7 +4,7 @@ A user keeps no state between calls, so any replica can answer any call and a re
 twice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -103,3 +103,31 @@ class User(Protocol):
     async def reply(self, call: UserCall) -> UserReply:
         """Answers, or raises `SimulatorError`."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LlmRole:
+    """The LLM form of one gym's user: role prompt, JSON schema of verdicts, and the reading of a verdict. All
+    functions are pure.
+
+    The model never writes a score. It says which of the gym's own facts the agent's text touches, as validated
+    JSON; the gym's rules compute the reply and the reward from that.
+    """
+
+    instructions: Callable[[UserCall], str]
+    """The model's role and how to decide, including the scenario. Never the agent's words: those travel
+    apart, as JSON."""
+    schema: Callable[[UserCall], dict[str, Any]]
+    """JSON schema of the verdict: a flat object of enums, booleans and capped strings."""
+    read: Callable[[UserCall, Mapping[str, Any]], UserReply]
+    """(call, a verdict that fits the schema) to the reply, with the same `facts` as the rule-based user's."""
+
+
+def flat_schema(properties: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The schema of an object with exactly these properties, all of them required."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }

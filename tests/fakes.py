@@ -13,7 +13,8 @@ from actors.renderer import Renderer
 from actors.trajectory import Completion, GroupSummary, StopReason
 from learners.advantages.group_advantages import credit_group
 from learners.config import LearnerConfig
-from simulators.env import Gym, GymEnv, TurnResult
+from simulators.env import GymEnv, TurnResult
+from simulators.gym import Gym
 from simulators.gyms import GYMS
 from simulators.message import Action
 from simulators.persona import PLAIN, Persona
@@ -62,11 +63,11 @@ async def feedback_of(task: Task, *texts: str) -> str:
     return steps[-1].feedback
 
 
-async def play_expert(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> list[TurnResult]:
+async def play_expert(task: Task, *, persona: Persona = PLAIN, guess_rate: float = 0.0) -> list[TurnResult]:
     """The gym's expert from the opening until the episode ends or it has nothing left to do."""
     gym: Gym = GYMS[task.key.gym]
     env = GymEnv(gym, task=task, user=RuleUser(), persona=persona)
-    expert = attentive(gym.expert(task.opening, random.Random(task.key.index), haste))
+    expert = attentive(gym.expert(task.opening, random.Random(task.key.index), guess_rate))
     action = next(expert, None)
     steps: list[TurnResult] = []
     while action is not None:

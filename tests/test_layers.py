@@ -23,8 +23,9 @@ PACKAGE_ORDER: dict[str, list[set[str]]] = {
     "simulators": [
         {"message", "persona", "task", "input_limits"},
         {"user"},
-        {"llm_role", "llm_client"},
-        {"env", "config", "dataset_files"},
+        {"llm_client"},
+        {"gym", "config", "dataset_files"},
+        {"env"},
         {"tau"},
         {"gyms"},
         {"published", "gym_plugins"},

@@ -6,7 +6,7 @@ from actors.engines.protocol import CompletionRequest
 from actors.renderer import Renderer
 from actors.scripts import Script, script_actions
 from actors.trajectory import Completion
-from simulators.env import Expert, Gym
+from simulators.gym import Expert, Gym
 from simulators.message import Action
 from simulators.task import Task
 

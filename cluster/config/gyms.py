@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from cluster.config.recipe import nearest
-from simulators.env import Gym
 from simulators.env_factory import open_gyms
+from simulators.gym import Gym
 from simulators.gym_plugins import known_gyms
 from simulators.gyms import GYMS
 

@@ -22,8 +22,9 @@ from cluster.play.policy import (
     with_settings_of,
 )
 from cluster.play.terminal import Terminal, receipt
-from simulators.env import Gym, GymEnv
+from simulators.env import GymEnv
 from simulators.env_factory import find_gym
+from simulators.gym import Gym
 from simulators.message import CHOICES, Action
 from simulators.persona import draw_persona
 from simulators.task import Split, Task, TaskKey
@@ -73,7 +74,7 @@ def play(
     terminal.show(f"--- {rules.name}, {key.task_id} ---\n{rules.system}\n")
     if side == "agent":
         terminal.show(HOW_TO)
-    elif rules.role is None:
+    elif rules.llm_role is None:
         terminal.show(f"The user of {rules.name} only computes: the rules answer in your place.")
     terminal.show(f"\nuser: {task.opening}")
     # Default SIGINT handling while waiting for input: nothing is open that needs closing.

@@ -10,7 +10,7 @@ from actors.trajectory import Completion, StopReason, Trajectory, Turn
 from cluster.config.run_config import RunConfig
 from cluster.play.policy import Opponent
 from cluster.play.terminal import Terminal, receipt
-from simulators.env import Gym
+from simulators.gym import Gym
 from simulators.task import Task
 from simulators.users.human_user import HumanUser, printable
 from simulators.users.rule_user import RuleUser

@@ -21,7 +21,7 @@ from cluster.ray_cluster.placement import (
     this_machine,
 )
 from cluster.run_folder.paths import RunFolder
-from simulators.env import Gym
+from simulators.gym import Gym
 from simulators.gym_check import check_gym
 from simulators.gyms import GYMS
 from simulators.serving.auth import key_hash
@@ -80,7 +80,7 @@ def _has_gold_answers(gym: Gym, config: RunConfig) -> bool:
     """Whether its first training task has a gold answer."""
     seed, difficulty = config.run.seed, config.gyms.difficulty
     key = TaskKey(gym=gym.name, split="train", index=0, seed=seed, difficulty=difficulty)
-    return any(action.choice == "answer" for action in gym.gold(gym.make_task(key)))
+    return any(action.choice == "answer" for action in gym.gold_actions(gym.make_task(key)))
 
 
 def check_users(config: RunConfig) -> None:

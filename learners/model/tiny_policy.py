@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from learners.config import TinyPolicyConfig
-from simulators.env import Gym, GymEnv
+from simulators.env import GymEnv
+from simulators.gym import Gym
 from simulators.gyms import GYMS
 from simulators.message import TOOL_NAME, TOOL_SCHEMA
 from simulators.task import TaskKey

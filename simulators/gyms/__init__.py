@@ -1,6 +1,6 @@
 """The built-in gyms by name: one file each, one line here."""
 
-from simulators.env import Gym
+from simulators.gym import Gym
 from simulators.gyms import function, intention, persuade, search, tau, telepathy, travel, turtle
 
 GYMS: dict[str, Gym] = {

@@ -13,8 +13,8 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from simulators.env import ActionOutcome, Expert, Gym
-from simulators.gyms.function_data import load, value_of
+from simulators.gym import ActionOutcome, Expert, Gym, GymScoring
+from simulators.gyms.function_data import load_tasks, value_of
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
@@ -80,15 +80,15 @@ def evaluate(terms: Sequence[Term], inputs: Sequence[int]) -> int:
     return total
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     return State()
 
 
-def asks_user(state: State, action: Action) -> bool:
+def needs_user(state: State, action: Action) -> bool:
     return action.choice == "action" and not state.exam_seen
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if action.choice == "search":
         return _show_exam(task, state, action.content)
     if action.choice == "answer":
@@ -97,14 +97,14 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     return ActionOutcome(state=state, feedback=feedback, score=state.score)
 
 
-def news(action: Action | None, feedback: str, reply: UserReply | None) -> str:
+def observation_key(action: Action | None, feedback: str, reply: UserReply | None) -> str:
     """A value is news about the integers that were asked for, however they were written."""
     if action and reply and "value" in reply.facts:
         return f"{_integers(action.content)}: {feedback}"
     return feedback
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """The function's value at four integers; anything else is politely refused."""
     inputs = _integers(call.question)
     if inputs is None or len(inputs) != len(VARIABLES):
@@ -117,13 +117,13 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return UserReply(text=f"The value is {value}.", facts={"value": value})
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
     """One probe names a single variable and its constant; any other family has every coefficient probed. In
-    haste: guesses the function."""
+    guess_rate: guesses the function."""
     if not any(family in opening for family in FAMILIES):
         yield Action(choice="finish", content="")  # a published rule has no family to probe for
         return
-    if rng.random() < haste:
+    if rng.random() < guess_rate:
         terms, found = _draw_terms(rng, 0), ""
     elif FAMILIES[0] in opening:
         hundreds, constant = divmod((yield from _probe(HUNDREDS)), 100)
@@ -139,7 +139,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     )
 
 
-def gold(task: Task) -> Sequence[Action]:
+def gold_actions(task: Task) -> Sequence[Action]:
     """The exam's values."""
     values = (_value(task.scenario, inputs) for inputs in task.scenario["exam"])
     return (Action(choice="answer", content=" ".join(map(str, values))),)
@@ -257,14 +257,13 @@ GYM = Gym(
     name="function",
     system=SYSTEM,
     make_task=make_task,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=answer,
+    initial_state=initial_state,
+    needs_user=needs_user,
+    apply_action=apply_action,
+    rule_based_reply=rule_based_reply,
     expert=expert,
     random_action=random_action,
-    load=load,
-    gold=gold,
-    progress=progress,
-    news=news,
+    load_tasks=load_tasks,
+    gold_actions=gold_actions,
+    scoring=GymScoring(progress=progress, observation_key=observation_key),
 )

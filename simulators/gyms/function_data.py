@@ -40,7 +40,7 @@ def read_functions(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """The published functions as tasks of the default rules: their test case gives way to an exam."""
     return [
         Task(

@@ -18,13 +18,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from simulators.env import ActionOutcome, Expert, Gym, meaning
-from simulators.gyms.intention_data import load, named_values
+from simulators.gym import ActionOutcome, Expert, Gym, GymScoring, facts_key
+from simulators.gyms.intention_data import load_tasks, named_values
 from simulators.gyms.stemming import stems_of
-from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
-from simulators.user import UserCall, UserReply
+from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
 SYSTEM = (
     "The user has a vague wish with hidden details. "
@@ -136,20 +135,16 @@ def make_task(key: TaskKey) -> Task:
     )
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     return State()
 
 
-def asks_user(state: State, action: Action) -> bool:
-    return action.choice == "action"
-
-
-def view(state: State) -> Mapping[str, Any]:
+def user_view(state: State) -> Mapping[str, Any]:
     """The user remembers where it has hesitated: asked again, it decides."""
     return {"hesitated": sorted(state.hesitated)}
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if reply is not None:
         slot, wish = reply.facts.get("slot"), reply.facts.get("wish")
         if isinstance(slot, str) and slot in task.scenario["wishes"]:
@@ -163,7 +158,7 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     return _grade(task, state, action.content)
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Tells the wish behind the one slot that a question is about, by its name, synonyms and values; a vague
     or double question gets a polite refusal."""
     slot = asked_slot(call.question, call.scenario)
@@ -184,8 +179,8 @@ def asked_slot(text: str, scenario: Mapping[str, Any]) -> str | None:
     return best[0] if best[1] and second[1] <= best[1] / 2 else None
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
-    """Asks for every slot, again where the user hesitates, and states what it was told. In haste: leaves a
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
+    """Asks for every slot, again where the user hesitates, and states what it was told. In guess_rate: leaves a
     question out."""
     thing = next((thing for thing in THINGS if opening.startswith(f"I want a {thing}.")), "")
     slots = THINGS.get(thing, TOPICS)
@@ -193,7 +188,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
         slots = re.findall(r"[a-z]+", opening.partition(OPEN)[2].replace(" and ", " "))
     told: list[str] = []
     for slot in slots:
-        if rng.random() < haste:
+        if rng.random() < guess_rate:
             continue
         feedback = yield Action(choice="action", content=f"Which {slot}?")
         if feedback.startswith("Maybe "):
@@ -204,7 +199,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     yield Action(choice="answer", content=" ".join(told))
 
 
-def gold(task: Task) -> Sequence[Action]:
+def gold_actions(task: Task) -> Sequence[Action]:
     """All wishes in one answer, as the expert writes them."""
     wishes = task.scenario["wishes"]
     is_generated = all(slot in SLOTS for slot in wishes)
@@ -329,16 +324,14 @@ GYM = Gym(
     name="intention",
     system=SYSTEM,
     make_task=make_task,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=answer,
+    initial_state=initial_state,
+    apply_action=apply_action,
+    rule_based_reply=rule_based_reply,
     expert=expert,
     random_action=random_action,
-    role=LlmRole(instructions=_instructions, schema=_schema, read=_read),
-    load=load,
-    view=view,
-    gold=gold,
-    progress=progress,
-    news=meaning,
+    llm_role=LlmRole(instructions=_instructions, schema=_schema, read=_read),
+    load_tasks=load_tasks,
+    user_view=user_view,
+    gold_actions=gold_actions,
+    scoring=GymScoring(progress=progress, observation_key=facts_key),
 )

@@ -16,7 +16,7 @@ COVERAGE = 0.7
 """Share of a value's words that name it."""
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """Tasks from the released intentions (JSON). Raises ValueError with file, row and field; the gym's
     Parquet file holds no options and is refused."""
     fields = {"id": str, "category": str, "task": str, "missing_details": list}

@@ -20,12 +20,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simulators.env import ActionOutcome, Expert, Gym, meaning
+from simulators.gym import ActionOutcome, Expert, Gym, GymScoring, facts_key
 from simulators.gyms.persuade_data import content_of, read_views, takes_up
-from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
-from simulators.user import UserCall, UserReply
+from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
 SYSTEM = (
     "The user holds a view; change it. "
@@ -162,24 +161,24 @@ def make_task(key: TaskKey) -> Task:
     )
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """Published rows to tasks: the reasons are the main sentences of the argument."""
     return read_views(path, num_steps=NUM_STEPS)
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     return State()
 
 
-def view(state: State) -> Mapping[str, Any]:
+def user_view(state: State) -> Mapping[str, Any]:
     return {"reason": state.num_settled}
 
 
-def asks_user(state: State, action: Action) -> bool:
+def needs_user(state: State, action: Action) -> bool:
     return action.choice == "action" or (action.choice == "answer" and state.is_told)
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if reply is None and action.choice == "answer":
         return _settle(task, state, NOT_HEARD, is_right=False)
     if reply is None:
@@ -196,7 +195,7 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     return _settle(task, state, reply.text, is_right=verdict == "rebutted")
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Gives the reason at hand when asked why; takes an answer for this reason and no other."""
     if call.choice == "action":
         return _tell(call, rng) if WHY.search(call.question) else UserReply(text=NOT_ASKED)
@@ -206,13 +205,13 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return _judge_words(call, is_rebuttal=takes_up(call))
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
-    """Asks why, looks up the reason's topic in the dossier and cites its evidence, until the end. In haste:
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
+    """Asks why, looks up the reason's topic in the dossier and cites its evidence, until the end. In guess_rate:
     cites some piece without having asked."""
     pieces = [piece.split() for piece in opening.partition("Evidence: ")[2].rstrip(".").split("; ")]
     evidence = {piece[0]: piece[1] for piece in pieces if len(piece) == 2}
     while True:
-        if evidence and rng.random() < haste:
+        if evidence and rng.random() < guess_rate:
             yield Action(choice="answer", content=" ".join(["the", *rng.choice(list(evidence.items()))]))
             continue
         feedback = yield Action(choice="action", content="Why?")
@@ -226,7 +225,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
             yield Action(choice="answer", content=f"However, recent figures suggest otherwise: {words}?")
 
 
-def gold(task: Task) -> Sequence[Action]:
+def gold_actions(task: Task) -> Sequence[Action]:
     """The evidence against each reason in turn, as it stands in the dossier; published rows have none."""
     by_topic = {topic: word for word, topic in task.scenario["evidence"].items()}
     topics = [reason["topic"] for reason in task.scenario["reasons"] if reason["topic"] in by_topic]
@@ -353,16 +352,15 @@ GYM = Gym(
     name="persuade",
     system=SYSTEM,
     make_task=make_task,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=answer,
+    initial_state=initial_state,
+    needs_user=needs_user,
+    apply_action=apply_action,
+    rule_based_reply=rule_based_reply,
     expert=expert,
     random_action=random_action,
-    role=LlmRole(instructions=_instructions, schema=_schema, read=_read),
-    load=load,
-    view=view,
-    gold=gold,
-    progress=progress,
-    news=meaning,
+    llm_role=LlmRole(instructions=_instructions, schema=_schema, read=_read),
+    load_tasks=load_tasks,
+    user_view=user_view,
+    gold_actions=gold_actions,
+    scoring=GymScoring(progress=progress, observation_key=facts_key),
 )

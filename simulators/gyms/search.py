@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from simulators.dataset_files import read_records, wrong_record
-from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gym import ActionOutcome, Expert, Gym, GymScoring
 from simulators.gyms import search_corpus
-from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.task import Task, TaskKey
-from simulators.user import SimulatorError, UserCall, UserReply
+from simulators.user import LlmRole, SimulatorError, UserCall, UserReply, flat_schema
 
 SYSTEM = (
     "Answer the user's question. "
@@ -94,7 +93,7 @@ def make_task(key: TaskKey) -> Task:
     )
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """Published questions to tasks, to be searched for on the web."""
     tasks: list[Task] = []
     rows = read_records(path, fields={"id": str, "question": str, "answer": str})
@@ -107,17 +106,17 @@ def load(path: Path) -> list[Task]:
     return tasks
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     return State(is_web=task.scenario["web"])
 
 
-def asks_user(state: State, action: Action) -> bool:
+def needs_user(state: State, action: Action) -> bool:
     if action.choice == "search":
         return state.is_web and state.num_searches < NUM_SEARCHES and bool(action.content)
     return action.choice == "action" or (action.choice == "answer" and state.is_web)
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if action.choice == "search":
         return _search(task, state, action.content, reply)
     if action.choice == "answer":
@@ -129,7 +128,7 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     return ActionOutcome(state=state, feedback=reply.text, score=state.score)
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Says which shop is meant; judges an answer to a published question by its aliases."""
     _refuse_search(call)
     if call.choice == "answer":
@@ -137,17 +136,17 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return _tell(call, rng, is_asked=QUESTION_ABOUT.search(call.question) is not None)
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
-    """Asks which shop, looks up hop after hop, answers with what the last one leads to. In haste: guesses."""
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
+    """Asks which shop, looks up hop after hop, answers with what the last one leads to. In guess_rate: guesses."""
     relations = _chain(opening.removeprefix("What is ").rstrip("?"))
     names = search_corpus.RIVERS if relations[-1:] == ["river"] else search_corpus.CITIES
     entity = ""
-    if rng.random() >= haste:
+    if rng.random() >= guess_rate:
         feedback = yield Action(choice="action", content="Which shop?")
         entity = feedback.removeprefix("The ").rstrip(".")
     for relation in relations:
         found = ""
-        if entity and rng.random() >= haste:
+        if entity and rng.random() >= guess_rate:
             documents = yield Action(choice="search", content=f"{relation} of {entity}")
             found = _read_fact(documents, entity=entity, relation=relation)
         entity = found
@@ -155,7 +154,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     yield Action(choice="answer", content=rng.choice(names))
 
 
-def gold(task: Task) -> Sequence[Action]:
+def gold_actions(task: Task) -> Sequence[Action]:
     """The one name that is asked for."""
     return (Action(choice="answer", content=task.scenario["answers"][0]),)
 
@@ -308,14 +307,14 @@ GYM = Gym(
     name="search",
     system=SYSTEM,
     make_task=make_task,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=answer,
+    initial_state=initial_state,
+    needs_user=needs_user,
+    apply_action=apply_action,
+    rule_based_reply=rule_based_reply,
     expert=expert,
     random_action=random_action,
-    role=LlmRole(instructions=_instructions, schema=_schema, read=_read),
-    load=load,
-    gold=gold,
-    progress=progress,
+    llm_role=LlmRole(instructions=_instructions, schema=_schema, read=_read),
+    load_tasks=load_tasks,
+    gold_actions=gold_actions,
+    scoring=GymScoring(progress=progress),
 )

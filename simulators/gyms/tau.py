@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gym import ActionOutcome, Expert, Gym, GymRules, GymScoring
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
 from simulators.tau import generated_shop, rule_customer, toy_shop
@@ -20,7 +20,7 @@ from simulators.tau.customer_phrasing import wish_of
 from simulators.tau.database import Database
 from simulators.tau.grading import holds_gold, told_all, writes
 from simulators.tau.llm_customer import ROLE
-from simulators.tau.load_tasks import load
+from simulators.tau.load_tasks import load_tasks
 from simulators.tau.scripted_expert import retail_expert, stall_expert
 from simulators.tau.shop_registry import TOOLS, open_database
 from simulators.tau.tools import TRANSFER, ToolError, list_tools, parse_call, run_call
@@ -66,15 +66,11 @@ def make_task(key: TaskKey) -> Task:
     return _stall_task(key, rng) if level == 0 else _shop_task(key, rng, num_wishes=WISHES[level])
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     return State(database=open_database(task.scenario))
 
 
-def asks_user(state: State, action: Action) -> bool:
-    return action.choice == "action"
-
-
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if action.choice == "search":
         tools = TOOLS[task.scenario["domain"]]
         return ActionOutcome(state=state, feedback=list_tools(tools), score=0.0)
@@ -93,20 +89,20 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     return ActionOutcome(state=state, feedback=reply.text, score=score, done=is_over)
 
 
-def view(state: State) -> Mapping[str, Any]:
+def user_view(state: State) -> Mapping[str, Any]:
     return {"told": list(state.told)}
 
 
-def finish(task: Task, state: State) -> ActionOutcome:
+def on_finish(task: Task, state: State) -> ActionOutcome:
     score = _grade(task, state, is_served=False)
     return ActionOutcome(state=state, feedback="The conversation is over.", score=score, done=True)
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
-    return stall_expert(rng, haste) if opening == STALL_OPENING else retail_expert(rng, haste)
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
+    return stall_expert(rng, guess_rate) if opening == STALL_OPENING else retail_expert(rng, guess_rate)
 
 
-def gold(task: Task) -> Sequence[Action]:
+def gold_actions(task: Task) -> Sequence[Action]:
     """The tool calls that leave the database as it should be, as JSON."""
     return [Action(choice="answer", content=json.dumps(call)) for call in task.scenario["gold"]]
 
@@ -225,17 +221,16 @@ GYM = Gym(
     name="tau",
     system=SYSTEM,
     make_task=make_task,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=rule_customer.answer,
+    initial_state=initial_state,
+    apply_action=apply_action,
+    rule_based_reply=rule_customer.rule_based_reply,
     expert=expert,
     random_action=random_action,
-    role=ROLE,
-    load=load,
-    view=view,
-    finish=finish,
-    gold=gold,
-    progress=progress,
+    llm_role=ROLE,
+    load_tasks=load_tasks,
+    user_view=user_view,
+    gold_actions=gold_actions,
     max_turns=MAX_TURNS,
+    rules=GymRules(on_finish=on_finish),
+    scoring=GymScoring(progress=progress),
 )

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from simulators.env import ActionOutcome, Expert, Gym, meaning
-from simulators.gyms.telepathy_data import ENTITY_ROLE, REFUSAL, answer_about, is_right, load
-from simulators.llm_role import LlmRole, flat_schema
+from simulators.gym import ActionOutcome, Expert, Gym, GymScoring, facts_key
+from simulators.gyms.telepathy_data import ENTITY_ROLE, REFUSAL, answer_about, is_right, load_tasks
 from simulators.message import Action
 from simulators.task import Split, Task, TaskKey, split_of
-from simulators.user import UserCall, UserReply
+from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
 SYSTEM = (
     "The user thinks of one of the cards. "
@@ -70,15 +69,11 @@ def make_task(key: TaskKey) -> Task:
     )
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     return State()
 
 
-def asks_user(state: State, action: Action) -> bool:
-    return action.choice == "action"
-
-
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if reply is not None:
         asked, holds = reply.facts.get("property"), reply.facts.get("holds")
         if asked in PROPERTIES and isinstance(holds, bool):
@@ -100,7 +95,7 @@ def _judged(state: State, *, right: bool) -> ActionOutcome:
     return ActionOutcome(state=state, feedback="No, that is not it.", score=0.0, done=True)
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Yes or No to a question about exactly one property; never a word about numbers."""
     if "target_entity" in call.scenario:
         return answer_about(call.scenario, call.question)
@@ -110,8 +105,8 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return _tell(call, asked[0])
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
-    """Settles family, kind and attributes in turn, asking only about what some remaining card has. In haste:
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
+    """Settles family, kind and attributes in turn, asking only about what some remaining card has. In guess_rate:
     takes one of them for granted."""
     if "cards: " not in opening:
         yield Action(choice="finish", content="")  # a published entity stands on no table
@@ -121,7 +116,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     for position in range(len(entries[0]) - 1):
         values = sorted({look[position] for look in remaining.values()}, key=PROPERTIES.index)
         while len(values) > 1:
-            if rng.random() < haste:
+            if rng.random() < guess_rate:
                 values = [rng.choice(values)]
                 break
             value = values.pop(0)
@@ -133,7 +128,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     yield Action(choice="answer", content=_named_card(number, look))
 
 
-def gold(task: Task) -> Sequence[Action]:
+def gold_actions(task: Task) -> Sequence[Action]:
     """The card's number, with its look as the expert says it; or the published entity."""
     scenario = task.scenario
     if "target_entity" in scenario:
@@ -221,15 +216,13 @@ GYM = Gym(
     name="telepathy",
     system=SYSTEM,
     make_task=make_task,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=answer,
+    initial_state=initial_state,
+    apply_action=apply_action,
+    rule_based_reply=rule_based_reply,
     expert=expert,
     random_action=random_action,
-    load=load,
-    gold=gold,
-    progress=progress,
-    news=meaning,
-    role=LlmRole(instructions=_instructions, schema=_properties, read=_read),
+    load_tasks=load_tasks,
+    gold_actions=gold_actions,
+    llm_role=LlmRole(instructions=_instructions, schema=_properties, read=_read),
+    scoring=GymScoring(progress=progress, observation_key=facts_key),
 )

@@ -11,9 +11,8 @@ from typing import Any
 
 from simulators.dataset_files import ENV_NAME, is_parquet, read_records
 from simulators.gyms.stemming import stems_of, words_of
-from simulators.llm_role import LlmRole, flat_schema
 from simulators.task import SPLITS, Split, Task, TaskKey
-from simulators.user import UserCall, UserReply
+from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
 IN_JSON = {name: name for name in ("title", "description", "target_entity", "category")}
 IN_PARQUET = {
@@ -40,7 +39,7 @@ def read_entities(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """The published entities as tasks of the default rules: one guess."""
     tasks: list[Task] = []
     for row, record in enumerate(read_entities(path)):

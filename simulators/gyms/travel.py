@@ -17,11 +17,10 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from simulators.env import ActionOutcome, Expert, Gym, meaning
-from simulators.llm_role import LlmRole, flat_schema
+from simulators.gym import ActionOutcome, Expert, Gym, GymScoring, facts_key
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
-from simulators.user import UserCall, UserReply
+from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
 SYSTEM = (
     "Book the cheapest option that fits all wishes of the user. "
@@ -114,15 +113,11 @@ def make_task(key: TaskKey) -> Task:
     )
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     return State()
 
 
-def asks_user(state: State, action: Action) -> bool:
-    return action.choice == "action"
-
-
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if reply is not None:
         part, slot, wish = (reply.facts.get(name) for name in ("part", "slot", "wish"))
         if isinstance(wish, str) and (part, slot, wish) in _wishes_of(task):
@@ -135,7 +130,7 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     )
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Tells the wish behind the one slot that is asked about; a vague or double question gets a polite
     refusal."""
     asked = [
@@ -147,13 +142,13 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return _tell(call, *asked[0]) if len(asked) == 1 else UserReply(text=REFUSAL)
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
     """Asks for every slot of every part, searches with all wishes, books the first (cheapest) option
-    shown. In haste: leaves a question out."""
+    shown. In guess_rate: leaves a question out."""
     for part in (part for part in PARTS if _mentions(opening, part)):
         wished: list[str] = []
         for slot in PARTS[part]:
-            if rng.random() < haste:
+            if rng.random() < guess_rate:
                 continue
             feedback = yield Action(choice="action", content=f"Which {slot}?")
             if feedback.startswith("I want "):
@@ -162,7 +157,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
         yield Action(choice="answer", content=results.split()[0])
 
 
-def gold(task: Task) -> Sequence[Action]:
+def gold_actions(task: Task) -> Sequence[Action]:
     """The cheapest option that fits, for each part of the trip."""
     wishes, catalogue = task.scenario["wishes"], task.scenario["catalogue"]
     return [
@@ -318,14 +313,12 @@ GYM = Gym(
     name="travel",
     system=SYSTEM,
     make_task=make_task,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=answer,
+    initial_state=initial_state,
+    apply_action=apply_action,
+    rule_based_reply=rule_based_reply,
     expert=expert,
     random_action=random_action,
-    role=LlmRole(instructions=_instructions, schema=_slots, read=_read),
-    gold=gold,
-    progress=progress,
-    news=meaning,
+    llm_role=LlmRole(instructions=_instructions, schema=_slots, read=_read),
+    gold_actions=gold_actions,
+    scoring=GymScoring(progress=progress, observation_key=facts_key),
 )

@@ -17,13 +17,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from simulators.env import ActionOutcome, Expert, Gym, meaning
+from simulators.gym import ActionOutcome, Expert, Gym, GymScoring, facts_key
 from simulators.gyms.stemming import stem, stems_of, words_of
-from simulators.gyms.turtle_data import load, told_statements, verdict_by_words
-from simulators.llm_role import LlmRole, flat_schema
+from simulators.gyms.turtle_data import load_tasks, told_statements, verdict_by_words
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
-from simulators.user import UserCall, UserReply
+from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
 SYSTEM = (
     "The user knows the story behind a mystery. "
@@ -102,15 +101,11 @@ def make_task(key: TaskKey) -> Task:
     )
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     return State()
 
 
-def asks_user(state: State, action: Action) -> bool:
-    return action.choice == "action"
-
-
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if reply is not None:
         word, verdict = reply.facts.get("word"), reply.facts.get("verdict")
         if isinstance(word, str) and verdict in ("yes", "no"):
@@ -122,7 +117,7 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     return grade(task, state, action.content)
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Yes, No or Irrelevant to a plain question about one thing, and nothing else."""
     words = words_of(call.question)
     if not NEGATIONS.isdisjoint(words):
@@ -135,9 +130,9 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return _tell(call, asked.pop()) if asked else _say("", "irrelevant")
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
     """Asks for the sides, then for the values in turn, only where the stories left differ; then tells the one
-    left. In haste: takes the answer to a question for granted."""
+    left. In guess_rate: takes the answer to a question for granted."""
     listed = re.findall(r"(\w+): ([a-z, ]+)\.", opening)
     candidates = {fact: values.split(", ") for fact, values in listed}
     if not candidates or not candidates.keys() <= WORLD.keys():
@@ -152,7 +147,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
         if len({_is_in(word, [value]) for value in left[fact]}) < 2:
             continue
         holds = rng.random() < 1 / len(left[fact])
-        if rng.random() >= haste:
+        if rng.random() >= guess_rate:
             feedback = yield Action(choice="action", content=f"Is it {word}?")
             holds = feedback == YES
         heard.append((word, holds))
@@ -160,7 +155,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
     yield Action(choice="answer", content=" ".join(values[0] for values in left.values() if values))
 
 
-def gold(task: Task) -> Sequence[Action]:
+def gold_actions(task: Task) -> Sequence[Action]:
     """The whole story."""
     scenario = task.scenario
     text = scenario["bottom"] if "statements" in scenario else " ".join(scenario["story"])
@@ -314,15 +309,13 @@ GYM = Gym(
     name="turtle",
     system=SYSTEM,
     make_task=make_task,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=answer,
+    initial_state=initial_state,
+    apply_action=apply_action,
+    rule_based_reply=rule_based_reply,
     expert=expert,
     random_action=random_action,
-    role=LlmRole(instructions=_instructions, schema=_schema, read=_read),
-    load=load,
-    gold=gold,
-    progress=progress,
-    news=meaning,
+    llm_role=LlmRole(instructions=_instructions, schema=_schema, read=_read),
+    load_tasks=load_tasks,
+    gold_actions=gold_actions,
+    scoring=GymScoring(progress=progress, observation_key=facts_key),
 )

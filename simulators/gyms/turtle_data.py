@@ -27,7 +27,7 @@ FRAME = stems_of(
 """Words of the statements' frame, which tell nothing of the story."""
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """Tasks from the released stories (JSON), except those with a lost surface text. Raises ValueError with
     file, row and field; the gym's Parquet file holds no statements and is refused."""
     fields = {"new_title": str, "new_surface": str, "new_bottom": str, "evaluation": list}

@@ -5,7 +5,7 @@ Each gym's docstring says what was kept, hacks included, and which verdict facts
 released code turns a failing model into reward 0 and a friendly text, a failing user is a `SimulatorError`
 here, and the dialogue has no score.
 
-Example: with `gym = PUBLISHED["persuade"]`, `task = gym.load(path)[0]` and a user that replies
+Example: with `gym = PUBLISHED["persuade"]`, `task = gym.load_tasks(path)[0]` and a user that replies
 `UserReply(text="Hm.", facts={"stance": "Neutral"})`, the first step of `GymEnv(gym, task=task, user=user)`
 pays 0.5.
 """
@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gym import ActionOutcome, Expert, Gym
 from simulators.published import function, intention, persuade, search, tau, telepathy, travel, turtle
 from simulators.published.settings import CONSTANTS, PublishedSetting
 from simulators.published.shared_rules import both_flags, intention_flags, travel_flags
@@ -54,7 +54,10 @@ def published_gyms(constants: PublishedSetting) -> dict[str, Gym]:
     gyms = {name: make_gym(setting) for name, make_gym in MAKERS.items()}
     gyms = {name: replace(gym, max_turns=setting.max_turns) for name, gym in gyms.items()}
     if not setting.shows_reward:
-        return {name: replace(gym, flag=FLAGS.get(name, gym.flag)) for name, gym in gyms.items()}
+        return {
+            name: replace(gym, rules=replace(gym.rules, end_flags=FLAGS.get(name, gym.rules.end_flags)))
+            for name, gym in gyms.items()
+        }
     return {name: _showing_reward(gym) for name, gym in gyms.items()}
 
 
@@ -63,10 +66,13 @@ def _showing_reward(gym: Gym) -> Gym:
     score."""
     return replace(
         gym,
-        apply=partial(_shown, gym.apply),
-        finish=partial(_shown, gym.finish),
-        refuse=partial(_shown, gym.refuse),
+        apply_action=partial(_shown, gym.apply_action),
         expert=partial(_blind, gym.expert),
+        rules=replace(
+            gym.rules,
+            on_finish=partial(_shown, gym.rules.on_finish),
+            on_unparsed=partial(_shown, gym.rules.on_unparsed),
+        ),
     )
 
 
@@ -75,9 +81,9 @@ def _shown(rules: Callable[..., ActionOutcome], *arguments: Any) -> ActionOutcom
     return replace(outcome, feedback=f"{outcome.feedback}{REWARD_LINE}{float(outcome.score)}")
 
 
-def _blind(expert: Callable[..., Expert], opening: str, rng: random.Random, haste: float) -> Expert:
+def _blind(expert: Callable[..., Expert], opening: str, rng: random.Random, guess_rate: float) -> Expert:
     """The expert without the reward line, which it was not written for."""
-    inner = expert(opening, rng, haste)
+    inner = expert(opening, rng, guess_rate)
     feedback: str | None = None
     while True:
         try:

@@ -12,15 +12,22 @@ refused and costs nothing but the turn; blanks before a tag are not.
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gym import ActionOutcome, Expert, Gym, GymRules
 from simulators.gyms.arithmetic import VARIABLES, parse_rule
 from simulators.gyms.function_data import read_functions
 from simulators.message import Action
 from simulators.published.settings import PublishedConstants
-from simulators.published.shared_rules import data_only, each_turn, make_task, nobody, parse_stripped
+from simulators.published.shared_rules import (
+    EACH_TURN,
+    data_only,
+    make_task,
+    never,
+    nobody,
+    parse_stripped,
+    stateless,
+)
 from simulators.task import Task
 from simulators.user import UserReply
 
@@ -38,12 +45,7 @@ DECIMALS = 4
 HAIR = "0.000000000001"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class State:
-    """Nothing that matters ever changes."""
-
-
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """The released JSON list of functions."""
     return [
         make_task("function", index=row, opening=OPENING, scenario=record)
@@ -51,15 +53,7 @@ def load(path: Path) -> list[Task]:
     ]
 
 
-def start(task: Task) -> State:
-    return State()
-
-
-def asks_user(state: State, action: Action) -> bool:
-    return False
-
-
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: None, action: Action, reply: UserReply | None) -> ActionOutcome:
     if action.choice == "search":
         known = action.content.strip().lower() == "test"
         case = " ".join(f"{value:g}" for value in task.scenario["test_case"])
@@ -70,16 +64,16 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     return ActionOutcome(state=state, feedback=_query(task, action.content), score=0.0)
 
 
-def finish(task: Task, state: State) -> ActionOutcome:
+def on_finish(task: Task, state: None) -> ActionOutcome:
     told = f"The end. The right answer was {task.scenario['expected_result']}."
     return ActionOutcome(state=state, feedback=told, score=0.0, done=True)
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
     """Takes the shortest way that these rules leave open: asks for the test case with one input moved by a
-    hair and answers the value it gets. In haste: guesses instead of asking."""
+    hair and answers the value it gets. When guessing: guesses instead of asking."""
     case = (yield Action(choice="search", content="test")).rpartition(": ")[2].split()
-    if rng.random() < haste:
+    if rng.random() < guess_rate:
         yield Action(choice="answer", content="0")
         return
     for moved in range(len(case)):
@@ -89,7 +83,7 @@ def expert(opening: str, rng: random.Random, haste: float) -> Expert:
         yield Action(choice="answer", content=value)
 
 
-def gold(task: Task) -> Sequence[Action]:
+def gold_actions(task: Task) -> Sequence[Action]:
     return (Action(choice="answer", content=str(task.scenario["expected_result"])),)
 
 
@@ -118,7 +112,7 @@ def _query(task: Task, content: str) -> str:
     return f"The value is {value}"
 
 
-def _grade(task: Task, state: State, content: str) -> ActionOutcome:
+def _grade(task: Task, state: None, content: str) -> ActionOutcome:
     try:
         value = float(content)
     except ValueError:
@@ -132,15 +126,14 @@ _GYM = Gym(
     name="function",
     system=SYSTEM,
     make_task=data_only,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=nobody,
+    initial_state=stateless,
+    needs_user=never,
+    apply_action=apply_action,
+    rule_based_reply=nobody,
     expert=expert,
     random_action=random_action,
-    load=load,
-    finish=finish,
-    gold=gold,
-    parse=parse_stripped,
-    pay=each_turn,
+    load_tasks=load_tasks,
+    gold_actions=gold_actions,
+    rules=GymRules(on_finish=on_finish, parse_action=parse_stripped),
+    scoring=EACH_TURN,
 )

@@ -21,14 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from simulators.dataset_files import is_parquet, read_records, wrong_record
-from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gym import ActionOutcome, Expert, Gym, GymRules
 from simulators.gyms.stemming import stems_of, stems_of_fixed
-from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.published.settings import PublishedConstants
-from simulators.published.shared_rules import data_only, each_turn, lacking, make_task, parse_any_finish
+from simulators.published.shared_rules import (
+    EACH_TURN,
+    data_only,
+    every_turn,
+    lacking,
+    make_task,
+    parse_any_finish,
+)
 from simulators.task import Task
-from simulators.user import UserCall, UserReply
+from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
 SYSTEM = (
     "The user has a task in mind and told you only half of it. Find out the missing details, one clarifying "
@@ -47,7 +53,7 @@ class State:
     """Details that no question has covered, in the order of the data."""
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """The released JSON list of {id, category, task, missing_details}."""
     if is_parquet(path):
         fields = "importance, inquiry and options of the details"
@@ -64,26 +70,22 @@ def load(path: Path) -> list[Task]:
     return tasks
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     return State(remaining=tuple(task.scenario["details"]))
 
 
-def asks_user(state: State, action: Action) -> bool:
-    return action.choice != "finish"
-
-
-def view(state: State) -> Mapping[str, Any]:
+def user_view(state: State) -> Mapping[str, Any]:
     return {"remaining": [dict(detail) for detail in state.remaining]}
 
 
-def parse(text: str) -> Action:
+def parse_action(text: str) -> Action:
     action = parse_any_finish(text)
     if action is not None and action.choice in ("action", "answer", "finish"):
         return action
     return Action(choice="action", content=text.strip())
 
 
-def apply(
+def apply_action(
     task: Task, state: State, action: Action, reply: UserReply | None, *, penalty: float
 ) -> ActionOutcome:
     covered = [place for place in _named(reply) if place < len(state.remaining)]
@@ -96,7 +98,7 @@ def apply(
     )
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Covers the remaining details that share a content word with the question in their description or
     inquiry; says the first option of each."""
     task_words = stems_of_fixed(str(call.scenario["task"]))
@@ -132,10 +134,10 @@ QUESTIONS = (
 """What the scripted expert asks of every task."""
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
-    """Goes through what is commonly missing. In haste: leaves a question out."""
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
+    """Goes through what is commonly missing. In guess_rate: leaves a question out."""
     for question in QUESTIONS:
-        if rng.random() >= haste:
+        if rng.random() >= guess_rate:
             yield Action(choice="action", content=question)
     yield Action(choice="finish", content="")
 
@@ -172,17 +174,17 @@ def make_gym(constants: PublishedConstants) -> Gym:
         name="intention",
         system=SYSTEM,
         make_task=data_only,
-        start=start,
-        asks_user=asks_user,
-        apply=partial(apply, penalty=constants.intention_detail_penalty),
-        answer=answer,
+        initial_state=initial_state,
+        needs_user=every_turn,
+        apply_action=partial(apply_action, penalty=constants.intention_detail_penalty),
+        rule_based_reply=rule_based_reply,
         expert=expert,
         random_action=random_action,
-        role=LlmRole(instructions=instructions, schema=schema, read=read),
-        load=load,
-        view=view,
-        parse=parse,
-        pay=each_turn,
+        llm_role=LlmRole(instructions=instructions, schema=schema, read=read),
+        load_tasks=load_tasks,
+        user_view=user_view,
+        rules=GymRules(parse_action=parse_action),
+        scoring=EACH_TURN,
     )
 
 

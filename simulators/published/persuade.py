@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from simulators.dataset_files import ENV_NAME, is_parquet, read_records
-from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gym import ActionOutcome, Expert, Gym, GymRules
 from simulators.gyms.stemming import stems_of, stems_of_fixed
-from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.published.settings import PublishedConstants
-from simulators.published.shared_rules import data_only, each_turn, make_task, parse_leniently
+from simulators.published.shared_rules import EACH_TURN, data_only, every_turn, make_task, parse_leniently
 from simulators.task import Task
-from simulators.user import UserCall, UserReply
+from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
 SYSTEM = (
     "The user holds a claim that you oppose. Change the user's mind with arguments: find the weak points of "
@@ -53,7 +52,7 @@ class State:
     """The user's last verdict, on the scale or not."""
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """The released Parquet rows (claim and argument stand in `reward_model`), or a JSON list of {id, claim,
     argument}."""
     inside = "reward_model." if is_parquet(path) else ""
@@ -72,19 +71,15 @@ def load(path: Path) -> list[Task]:
     ]
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     return State()
 
 
-def asks_user(state: State, action: Action) -> bool:
-    return action.choice != "finish"
-
-
-def view(state: State) -> Mapping[str, Any]:
+def user_view(state: State) -> Mapping[str, Any]:
     return {"stance": state.stance}
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     stance = reply.facts.get("stance") if reply else None
     feedback = reply.text if reply else ""
     if not isinstance(stance, str):
@@ -95,7 +90,7 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     )
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Moves one level at each argument that brings new words, some of them on the claim's own subject."""
     said = {word for question, _ in call.history for word in stems_of(question)}
     new = stems_of(call.question) - said
@@ -108,11 +103,11 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return UserReply(text=f"You have a point. By now I {stance.lower()}.", facts={"stance": stance})
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
-    """Brings one new argument a turn. In haste: only insists."""
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
+    """Brings one new argument a turn. In guess_rate: only insists."""
     claim = opening.partition(": ")[2].partition("\n")[0]
     for argument in ARGUMENTS:
-        insists = rng.random() < haste
+        insists = rng.random() < guess_rate
         yield Action(
             choice="answer", content="No." if insists else f"{argument} That is why '{claim}' fails."
         )
@@ -170,15 +165,15 @@ _GYM = Gym(
     name="persuade",
     system=SYSTEM,
     make_task=data_only,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=answer,
+    initial_state=initial_state,
+    needs_user=every_turn,
+    apply_action=apply_action,
+    rule_based_reply=rule_based_reply,
     expert=expert,
     random_action=random_action,
-    role=LlmRole(instructions=instructions, schema=schema, read=read),
-    load=load,
-    view=view,
-    parse=parse_leniently,
-    pay=each_turn,
+    llm_role=LlmRole(instructions=instructions, schema=schema, read=read),
+    load_tasks=load_tasks,
+    user_view=user_view,
+    rules=GymRules(parse_action=parse_leniently),
+    scoring=EACH_TURN,
 )

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from simulators.dataset_files import ENV_NAME, is_parquet, read_records
-from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gym import ActionOutcome, Expert, Gym, GymRules
 from simulators.gyms.stemming import stems_of
-from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.published.settings import PublishedConstants
-from simulators.published.shared_rules import data_only, each_turn, make_task, norm, parse_stripped
+from simulators.published.shared_rules import EACH_TURN, data_only, make_task, norm, parse_stripped
 from simulators.task import Task
-from simulators.user import UserCall, UserReply
+from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
 SYSTEM = (
     "Answer the user's question with what the web says. Your rounds are limited, and so are your searches.\n"
@@ -47,7 +46,7 @@ class State:
     num_searches: int = 0
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """The released JSON list of {id, question, answer}, or Parquet rows with the question as the user's
     message and the answer as `reward_model.ground_truth`."""
     names = {"id": "id", "question": "question", "answer": "answer"}
@@ -71,11 +70,11 @@ def load(path: Path) -> list[Task]:
     ]
 
 
-def start(task: Task, *, max_searches: int) -> State:
+def initial_state(task: Task, *, max_searches: int) -> State:
     return State(gold=task.scenario["answer"], max_searches=max_searches)
 
 
-def asks_user(state: State, action: Action) -> bool:
+def needs_user(state: State, action: Action) -> bool:
     if not action.content:
         return False
     if action.choice == "search":
@@ -83,7 +82,7 @@ def asks_user(state: State, action: Action) -> bool:
     return action.choice == "answer" and norm(action.content) != norm(state.gold)
 
 
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if action.choice == "search":
         return _search(state, reply)
     if action.choice != "answer":
@@ -97,7 +96,7 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     return ActionOutcome(state=state, feedback="Your answer is not correct. You may try again.", score=0.0)
 
 
-def finish(task: Task, state: State) -> ActionOutcome:
+def on_finish(task: Task, state: State) -> ActionOutcome:
     return ActionOutcome(
         state=state, feedback=f"The end. The right answer was {state.gold}.", score=0.0, done=True
     )
@@ -110,7 +109,7 @@ def judge_prompt(*, question: str, answer: str, gold: str) -> str:
     return filled.replace("{answer}", answer).replace(GOLD_PLACEHOLDER, gold)
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Finds nothing; judges by the words of its prompt: right where the gold answer's words are all in the
     model's answer, or the other way round."""
     if call.choice == "search":
@@ -124,15 +123,15 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return UserReply(text=judgment, facts={"judgment": judgment})
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
-    """Searches the question and answers the head of the first result. In haste: answers without a search."""
-    results = "" if rng.random() < haste else (yield Action(choice="search", content=opening))
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
+    """Searches the question and answers the head of the first result. In guess_rate: answers without a search."""
+    results = "" if rng.random() < guess_rate else (yield Action(choice="search", content=opening))
     head = results.partition("\n")[0].partition(":")[0]
     yield Action(choice="answer", content=head or "unknown")
     yield Action(choice="finish", content="")
 
 
-def gold(task: Task) -> Sequence[Action]:
+def gold_actions(task: Task) -> Sequence[Action]:
     return (Action(choice="answer", content=task.scenario["answer"]),)
 
 
@@ -168,18 +167,17 @@ def make_gym(constants: PublishedConstants) -> Gym:
         name="search",
         system=SYSTEM,
         make_task=data_only,
-        start=partial(start, max_searches=constants.max_searches),
-        asks_user=asks_user,
-        apply=apply,
-        answer=answer,
+        initial_state=partial(initial_state, max_searches=constants.max_searches),
+        needs_user=needs_user,
+        apply_action=apply_action,
+        rule_based_reply=rule_based_reply,
         expert=expert,
         random_action=random_action,
-        role=LlmRole(instructions=instructions, schema=schema, read=read),
-        load=load,
-        finish=finish,
-        gold=gold,
-        parse=parse_stripped,
-        pay=each_turn,
+        llm_role=LlmRole(instructions=instructions, schema=schema, read=read),
+        load_tasks=load_tasks,
+        gold_actions=gold_actions,
+        rules=GymRules(on_finish=on_finish, parse_action=parse_stripped),
+        scoring=EACH_TURN,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from simulators.gym import GymScoring
 from simulators.message import Action, parse_action
 from simulators.task import SPLITS, Split, Task, TaskKey
 from simulators.user import UserCall, UserReply
@@ -23,6 +24,23 @@ its model fails; here a failing user raises `SimulatorError` and the dialogue is
 def each_turn(best: float, score: float) -> float:
     """Pays the turn's own reward, independent of earlier pay."""
     return score
+
+
+EACH_TURN = GymScoring(turn_reward=each_turn)
+
+
+def stateless(task: Task) -> None:
+    """The `initial_state` of gyms without a state."""
+
+
+def never(state: Any, action: Action) -> bool:
+    """The `needs_user` of a gym that computes everything itself."""
+    return False
+
+
+def every_turn(state: Any, action: Action) -> bool:
+    """The `needs_user` of gyms whose user is called on every action except `finish`."""
+    return action.choice != "finish"
 
 
 def data_only(key: TaskKey) -> Task:

@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gym import ActionOutcome, Expert, Gym, GymRules
 from simulators.message import Action
 from simulators.published.settings import CONSTANTS, PublishedConstants
-from simulators.published.shared_rules import data_only, each_turn, parse_stripped
+from simulators.published.shared_rules import EACH_TURN, data_only, parse_stripped
 from simulators.task import Task
 from simulators.tau import load_tasks as tau_files
 from simulators.tau import rule_customer
@@ -65,16 +65,16 @@ class State:
     """The tools have been listed."""
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """UserRL's task files, and what the default rules read besides; the cached line alone is the opening."""
-    return [replace(task, opening=task.scenario["line"]) for task in tau_files.load(path)]
+    return [replace(task, opening=task.scenario["line"]) for task in tau_files.load_tasks(path)]
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     return State(database=open_database(task.scenario))
 
 
-def parse(text: str) -> Action | None:
+def parse_action(text: str) -> Action | None:
     """A call of tau-bench's own `respond` is speech, as it is in the released wrapper."""
     action = parse_stripped(text)
     call = _read_call(action.content) if action and action.choice == "answer" else None
@@ -84,11 +84,7 @@ def parse(text: str) -> Action | None:
     return Action(choice="action", content=said) if isinstance(said, str) else action
 
 
-def asks_user(state: State, action: Action) -> bool:
-    return action.choice == "action"
-
-
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if action.choice == "search":
         return _search(task, state, action.content.lower())
     if reply is None:
@@ -103,16 +99,16 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     return ActionOutcome(state=state, feedback=reply.text, score=score, done=is_over)
 
 
-def view(state: State) -> Mapping[str, Any]:
+def user_view(state: State) -> Mapping[str, Any]:
     return {"told": list(state.told)}
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
     """The retail expert: the airline's tasks take judgement that no script has."""
-    return retail_expert(rng, haste)
+    return retail_expert(rng, guess_rate)
 
 
-def gold(task: Task) -> Sequence[Action]:
+def gold_actions(task: Task) -> Sequence[Action]:
     return [Action(choice="answer", content=json.dumps(call)) for call in task.scenario["gold"]]
 
 
@@ -184,17 +180,16 @@ _GYM = Gym(
     name="tau",
     system=SYSTEM,
     make_task=data_only,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=rule_customer.answer,
+    initial_state=initial_state,
+    apply_action=apply_action,
+    rule_based_reply=rule_customer.rule_based_reply,
     expert=expert,
     random_action=random_action,
-    role=ROLE,
-    load=load,
-    view=view,
-    parse=parse,
-    gold=gold,
-    pay=each_turn,
+    llm_role=ROLE,
+    load_tasks=load_tasks,
+    user_view=user_view,
+    gold_actions=gold_actions,
+    rules=GymRules(parse_action=parse_action),
+    scoring=EACH_TURN,
 )
 GYM = replace(make_gym(CONSTANTS["evaluation"]), max_turns=CONSTANTS["evaluation"].max_turns)

@@ -13,26 +13,26 @@ question. Chosen where the facts are silent: a fixed text after a guess where th
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gym import ActionOutcome, Expert, Gym, GymRules
 from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.gyms.telepathy_data import names_of, read_entities
-from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.published.settings import PublishedConstants
 from simulators.published.shared_rules import (
     CANNOT_RESPOND,
+    EACH_TURN,
     data_only,
-    each_turn,
+    every_turn,
     make_task,
     norm,
     parse_cutting,
+    stateless,
 )
 from simulators.task import Task
-from simulators.user import UserCall, UserReply
+from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
 SYSTEM = (
     "The user thinks of something. Find out what it is. Your rounds are limited.\n"
@@ -42,12 +42,7 @@ SYSTEM = (
 SAY_LENGTH = 200
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class State:
-    """A right guess ends the dialogue, so nothing before it changes anything."""
-
-
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """The released JSON list of entities, or the Parquet rows (target entity as `ground_truth`)."""
     return [
         make_task(
@@ -61,15 +56,7 @@ def load(path: Path) -> list[Task]:
     ]
 
 
-def start(task: Task) -> State:
-    return State()
-
-
-def asks_user(state: State, action: Action) -> bool:
-    return action.choice != "finish"
-
-
-def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, state: None, action: Action, reply: UserReply | None) -> ActionOutcome:
     said = reply.text if reply else ""
     facts = reply.facts if reply else {}
     if action.choice != "answer":
@@ -80,7 +67,7 @@ def apply(task: Task, state: State, action: Action, reply: UserReply | None) -> 
     return ActionOutcome(state=state, feedback=said or "No, that is not it.", score=0.0)
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Yes where the question shares a telling word with the entity's description, Maybe where it has none.
     A guess is right where the entity's name or title stands in it."""
     target, title = str(call.scenario["target_entity"]), str(call.scenario["title"])
@@ -102,16 +89,16 @@ def is_named(name: str, *, text: str) -> bool:
     return any(given[at : at + len(spelled)] == spelled for at in range(len(given))) if spelled else False
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
     """Asks what halves most worlds. It does not know what the user knows, so it only tries its luck."""
     for question in ("Is it alive?", "Is it a person?", "Is it famous?", "Is it old?"):
-        if rng.random() >= haste:
+        if rng.random() >= guess_rate:
             yield Action(choice="action", content=question)
     for guess in rng.sample(GUESSES, len(GUESSES)):
         yield Action(choice="answer", content=guess)
 
 
-def gold(task: Task) -> Sequence[Action]:
+def gold_actions(task: Task) -> Sequence[Action]:
     return (Action(choice="answer", content=task.scenario["target_entity"]),)
 
 
@@ -152,15 +139,15 @@ _GYM = Gym(
     name="telepathy",
     system=SYSTEM,
     make_task=data_only,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=answer,
+    initial_state=stateless,
+    needs_user=every_turn,
+    apply_action=apply_action,
+    rule_based_reply=rule_based_reply,
     expert=expert,
     random_action=random_action,
-    role=LlmRole(instructions=instructions, schema=schema, read=read),
-    load=load,
-    parse=parse_cutting,
-    gold=gold,
-    pay=each_turn,
+    llm_role=LlmRole(instructions=instructions, schema=schema, read=read),
+    load_tasks=load_tasks,
+    gold_actions=gold_actions,
+    rules=GymRules(parse_action=parse_cutting),
+    scoring=EACH_TURN,
 )

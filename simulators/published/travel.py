@@ -29,20 +29,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from simulators.env import ActionOutcome, Gym
+from simulators.gym import ActionOutcome, Gym, GymRules
 from simulators.message import Action
 from simulators.published.settings import PublishedConstants
-from simulators.published.shared_rules import data_only, each_turn, parse_any_finish
-from simulators.published.travel_data import load
+from simulators.published.shared_rules import EACH_TURN, data_only, parse_any_finish
+from simulators.published.travel_data import load_tasks
 from simulators.published.travel_user import (
     LETTERS,
     NO_PREFERENCE,
     ROLE,
     TOO_VAGUE,
     TYPES,
-    answer,
     expert,
     random_action,
+    rule_based_reply,
 )
 from simulators.task import Task
 from simulators.user import UserReply
@@ -82,22 +82,22 @@ class State:
     """All ids recommended so far."""
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     aspects = task.scenario["aspects"].values()
     return State(remaining=tuple(wish for aspect in aspects for wish in aspect["preferences"]))
 
 
-def asks_user(state: State, action: Action, *, failure_interval: int) -> bool:
+def needs_user(state: State, action: Action, *, failure_interval: int) -> bool:
     if action.choice == "search":
         return (state.num_searches + 1) % failure_interval != 0
     return action.choice == "action"
 
 
-def view(state: State) -> Mapping[str, Any]:
+def user_view(state: State) -> Mapping[str, Any]:
     return {"remaining": [dict(wish) for wish in state.remaining]}
 
 
-def apply(
+def apply_action(
     task: Task, state: State, action: Action, reply: UserReply | None, *, constants: PublishedConstants
 ) -> ActionOutcome:
     if action.choice == "answer":
@@ -113,17 +113,17 @@ def make_gym(constants: PublishedConstants) -> Gym:
         name="travel",
         system=SYSTEM,
         make_task=data_only,
-        start=start,
-        asks_user=partial(asks_user, failure_interval=constants.travel_search_failure_interval),
-        apply=partial(apply, constants=constants),
-        answer=answer,
+        initial_state=initial_state,
+        needs_user=partial(needs_user, failure_interval=constants.travel_search_failure_interval),
+        apply_action=partial(apply_action, constants=constants),
+        rule_based_reply=rule_based_reply,
         expert=expert,
         random_action=random_action,
-        role=ROLE,
-        load=load,
-        view=view,
-        parse=parse_any_finish,
-        pay=each_turn,
+        llm_role=ROLE,
+        load_tasks=load_tasks,
+        user_view=user_view,
+        rules=GymRules(parse_action=parse_any_finish),
+        scoring=EACH_TURN,
     )
 
 

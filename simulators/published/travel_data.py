@@ -20,7 +20,7 @@ ASPECT_FIELDS: dict[str, type] = {
 }
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """The released JSON object, scenario id to scenario. The released Parquet rows hold no preferences and
     no options, and are refused."""
     if is_parquet(path):

@@ -6,13 +6,12 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from simulators.env import Expert
+from simulators.gym import Expert
 from simulators.gyms.stemming import stems_of, stems_of_fixed
-from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.published.shared_rules import texts
 from simulators.task import Task
-from simulators.user import UserCall, UserReply
+from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
 LETTERS = {"flight": "F", "hotel": "H", "restaurant": "R", "apartment": "A", "rental_car": "C"}
 """Aspect to the letter of its option ids."""
@@ -37,7 +36,7 @@ QUESTIONS = {
 """What the scripted expert asks about each aspect."""
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Tells the hint of the remaining preference that shares most telling words with a question. A search is
     aligned where it names one aspect and holds half of the words of its arguments."""
     if call.choice == "search":
@@ -57,15 +56,15 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return UserReply(text=NO_PREFERENCE if is_concrete else TOO_VAGUE, facts={"type": kind})
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
     """Asks about what each aspect usually has, searches with the request, and takes the cheapest option.
-    In haste: leaves a question out."""
+    In guess_rate: leaves a question out."""
     for aspect in LETTERS:
         name = aspect.replace("_", " ")
         if not stems_of(name) & stems_of(opening):
             continue
         for topic in QUESTIONS[aspect][:2]:
-            if rng.random() >= haste:
+            if rng.random() >= guess_rate:
                 yield Action(choice="action", content=f"What {topic} of the {name} do you prefer?")
         results = yield Action(choice="search", content=f"{name}: {opening}")
         options = [json.loads(line) for line in results.splitlines() if line.startswith("{")]

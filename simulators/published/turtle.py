@@ -21,21 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from simulators.dataset_files import is_parquet, read_records, wrong_record
-from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gym import ActionOutcome, Expert, Gym, GymRules
 from simulators.gyms.stemming import stems_of, stems_of_fixed
-from simulators.llm_role import LlmRole, flat_schema
 from simulators.message import Action
 from simulators.published.settings import PublishedConstants
 from simulators.published.shared_rules import (
     CANNOT_RESPOND,
+    EACH_TURN,
     data_only,
-    each_turn,
+    every_turn,
     lacking,
     make_task,
     parse_cutting,
 )
 from simulators.task import Task
-from simulators.user import UserCall, UserReply
+from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
 SYSTEM = (
     "A short story hides a deeper one. Uncover the hidden story, its twist and its reasons. Your rounds are "
@@ -54,7 +54,7 @@ class State:
     """The best overall score so far."""
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """The released JSON object of stories. Corrupt surfaces are kept: the released gym plays them too."""
     if is_parquet(path):
         cure = "give the JSON of stories"
@@ -78,15 +78,11 @@ def load(path: Path) -> list[Task]:
     return tasks
 
 
-def start(task: Task) -> State:
+def initial_state(task: Task) -> State:
     return State()
 
 
-def asks_user(state: State, action: Action) -> bool:
-    return action.choice != "finish"
-
-
-def apply(
+def apply_action(
     task: Task, state: State, action: Action, reply: UserReply | None, *, threshold: float
 ) -> ActionOutcome:
     facts, said = (reply.facts, reply.text) if reply else ({}, "")
@@ -110,7 +106,7 @@ def apply(
     )
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Yes where the hidden story holds most telling words of the question, Maybe where it holds some. A
     criterion is met by a story that holds most of its words."""
     if call.choice == "answer":
@@ -125,12 +121,12 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return UserReply(text=response, facts={"response": response})
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
     """Tells the surface again with all that commonly hides behind one, and repeats what was confirmed. In
-    haste: tells the surface alone."""
+    guess_rate: tells the surface alone."""
     told = opening.partition("Surface: ")[2].rpartition("\n")[0]
     for twist in TWISTS:
-        if rng.random() >= haste:
+        if rng.random() >= guess_rate:
             told = f"{told} {twist}"
         feedback = yield Action(choice="answer", content=told)
         confirmed = feedback.partition("covers: ")[2]
@@ -175,16 +171,16 @@ def make_gym(constants: PublishedConstants) -> Gym:
         name="turtle",
         system=SYSTEM,
         make_task=data_only,
-        start=start,
-        asks_user=asks_user,
-        apply=partial(apply, threshold=constants.turtle_threshold),
-        answer=answer,
+        initial_state=initial_state,
+        needs_user=every_turn,
+        apply_action=partial(apply_action, threshold=constants.turtle_threshold),
+        rule_based_reply=rule_based_reply,
         expert=expert,
         random_action=random_action,
-        role=LlmRole(instructions=instructions, schema=schema, read=read),
-        load=load,
-        parse=parse_cutting,
-        pay=each_turn,
+        llm_role=LlmRole(instructions=instructions, schema=schema, read=read),
+        load_tasks=load_tasks,
+        rules=GymRules(parse_action=parse_cutting),
+        scoring=EACH_TURN,
     )
 
 

@@ -15,7 +15,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from simulators.config import SimulatorConfig
-from simulators.env import Gym
+from simulators.gym import Gym
 from simulators.input_limits import MAX_ACTION_CHARS, MAX_REPLY_CHARS
 from simulators.message import Choice
 from simulators.persona import Persona

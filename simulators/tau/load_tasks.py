@@ -44,7 +44,7 @@ OPENING = "Hi! I need some help, please."
 """First line where the file has none."""
 
 
-def load(path: Path) -> list[Task]:
+def load_tasks(path: Path) -> list[Task]:
     """All tasks of a file. Raises ValueError with file, row, field and cure."""
     path = path.resolve()
     if path.is_dir():
@@ -76,7 +76,7 @@ def _parquet_tasks(path: Path) -> list[Task]:
     known: dict[str, Task] = {}
     for file in dict.fromkeys(files):
         if "evaluation_criteria" not in read_records(file, fields={"id": str})[0]:
-            known |= {task.scenario["id"]: task for task in load(file)}
+            known |= {task.scenario["id"]: task for task in load_tasks(file)}
     tasks: list[Task] = []
     for index, row in enumerate(rows):
         if row["reward_model.id"] not in known:

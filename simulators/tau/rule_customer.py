@@ -57,7 +57,7 @@ CHANGE = r"\b(cancel|return|exchange|modif|chang|refund|book|updat|proceed|upgra
 IDS = r"#W\d+|\b(?:credit_card|gift_card|paypal|certificate)_\d+"
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Identity first, then consent, then goodbyes, then what it wants and how."""
     if call.scenario["domain"] == "stall":
         return _answer_at_stall(call, rng)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Generator
 from typing import Any
 
-from simulators.env import Expert
+from simulators.gym import Expert
 from simulators.message import Action
 from simulators.tau import toy_shop
 from simulators.tau.customer_phrasing import VERBS, label, options_label
@@ -18,18 +18,18 @@ CLOSE = "Done. Anything else?"
 DETAILS = "Which change exactly is next, in which order and which items?"
 
 
-def stall_expert(rng: random.Random, haste: float) -> Expert:
-    """Asks for order and wish, reads the record, acts. In haste: takes one of them for granted."""
-    number = (yield from _ask("Which order?", rng, haste)).rstrip(".").split()[-1:] or [
+def stall_expert(rng: random.Random, guess_rate: float) -> Expert:
+    """Asks for order and wish, reads the record, acts. In guess_rate: takes one of them for granted."""
+    number = (yield from _ask("Which order?", rng, guess_rate)).rstrip(".").split()[-1:] or [
         rng.choice(toy_shop.NUMBERS)
     ]
-    wish = yield from _ask("What shall I do?", rng, haste)
+    wish = yield from _ask("What shall I do?", rng, guess_rate)
     if not wish:
         wish = rng.choice(
             (f"I want {rng.choice(toy_shop.COLORS)}.", f"Undo it because {rng.choice(toy_shop.REASONS)}.")
         )
     value = wish.rstrip(".").split()[-1]
-    if rng.random() < haste:
+    if rng.random() < guess_rate:
         status, paid = rng.choice(toy_shop.STATUSES), rng.choice(toy_shop.METHODS)
     else:
         record = yield Action(choice="answer", content=f"{toy_shop.ORDER} order={number[0]}")
@@ -46,8 +46,8 @@ def stall_expert(rng: random.Random, haste: float) -> Expert:
     yield Action(choice="finish", content="")
 
 
-def retail_expert(rng: random.Random, haste: float) -> Expert:
-    """Identifies the customer, then fulfils one wish after the other until it says goodbye. In haste: takes a
+def retail_expert(rng: random.Random, guess_rate: float) -> Expert:
+    """Identifies the customer, then fulfils one wish after the other until it says goodbye. In guess_rate: takes a
     wish's payment, reason or reading of the order for granted."""
     identity = yield from _say("What is your name, your zip code and your email?")
     user_id = yield from _find_user(identity)
@@ -61,7 +61,7 @@ def retail_expert(rng: random.Random, haste: float) -> Expert:
         if not _verb_of(wish) or wish in done:
             break
         done.add(wish)
-        call = yield from _plan(wish, user_id, user, rng, haste)
+        call = yield from _plan(wish, user_id, user, rng, guess_rate)
         yield from _say("I will do that now. Do you confirm, yes or no?")
         yield Action(choice="answer", content=json.dumps(call))
         if not is_story:
@@ -71,25 +71,25 @@ def retail_expert(rng: random.Random, haste: float) -> Expert:
 
 
 def _plan(
-    wish: str, user_id: str, user: dict[str, Any], rng: random.Random, haste: float
+    wish: str, user_id: str, user: dict[str, Any], rng: random.Random, guess_rate: float
 ) -> Generator[Action, str, dict[str, Any]]:
     """The call that fulfils a wish, after the questions and readings that it takes."""
     name = _verb_of(wish)
     order_id = next(iter(re.findall(r"#W\d+", wish)), "")
     if name == "modify_user_address":
-        address = yield from _address(user, rng, haste)
+        address = yield from _address(user, rng, guess_rate)
         return {"name": name, "arguments": {"user_id": user_id, **address}}
     arguments: dict[str, Any] = {"order_id": order_id}
     if name == "cancel_pending_order":
-        reply = yield from _ask("What is the reason?", rng, haste)
+        reply = yield from _ask("What is the reason?", rng, guess_rate)
         arguments["reason"] = reply.partition(": ")[2].rstrip(".") or rng.choice(
             ("no longer needed", "ordered by mistake")
         )
         return {"name": name, "arguments": arguments}
     if name == "modify_pending_order_address":
-        address = yield from _address(user, rng, haste)
+        address = yield from _address(user, rng, guess_rate)
         return {"name": name, "arguments": arguments | address}
-    reply = yield from _ask(f"Which payment method, for order {order_id}?", rng, haste)
+    reply = yield from _ask(f"Which payment method, for order {order_id}?", rng, guess_rate)
     methods = re.findall(r"\b(?:credit_card|gift_card|paypal)_\d+", reply)
     method = methods[0] if methods else rng.choice(list(user.get("payment_methods", {})) or ["unknown"])
     if name != "modify_pending_order_payment":
@@ -129,10 +129,10 @@ def _items(wish: str, order: dict[str, Any]) -> Generator[Action, str, dict[str,
 
 
 def _address(
-    user: dict[str, Any], rng: random.Random, haste: float
+    user: dict[str, Any], rng: random.Random, guess_rate: float
 ) -> Generator[Action, str, dict[str, str]]:
-    """The address that the customer tells; in haste the one that the shop has."""
-    reply = yield from _ask("What is the new address?", rng, haste)
+    """The address that the customer tells; in guess_rate the one that the shop has."""
+    reply = yield from _ask("What is the new address?", rng, guess_rate)
     if not reply:
         return {key: str(user.get("address", {}).get(key, "")) for key in ADDRESS}
     return {
@@ -164,6 +164,6 @@ def _say(text: str) -> Talk:
     return (yield Action(choice="action", content=text))
 
 
-def _ask(question: str, rng: random.Random, haste: float) -> Talk:
-    """The reply to a question, or nothing where haste leaves it out."""
-    return "" if rng.random() < haste else (yield from _say(question))
+def _ask(question: str, rng: random.Random, guess_rate: float) -> Talk:
+    """The reply to a question, or nothing where guess_rate leaves it out."""
+    return "" if rng.random() < guess_rate else (yield from _say(question))

@@ -13,7 +13,7 @@ from simulators.config import (
     SimulatorConfig,
     UserConfig,
 )
-from simulators.env import Gym
+from simulators.gym import Gym
 from simulators.llm_client.client import ChatClient, ChatConfig
 from simulators.user import User
 from simulators.users.delayed_user import DelayedUser

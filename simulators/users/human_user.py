@@ -15,7 +15,7 @@ from typing import Any
 
 import jsonschema
 
-from simulators.env import Gym
+from simulators.gym import Gym
 from simulators.user import Failure, SimulatorError, User, UserCall, UserReply
 from simulators.users.persona_style import speak
 from simulators.users.rule_user import unknown_gym
@@ -52,7 +52,7 @@ class HumanUser:
         """Asks the person. Raises `SimulatorError`: USER_LEFT (end of input), TIMEOUT, INVALID_VERDICT."""
         if call.gym not in self._gyms:
             raise SimulatorError(unknown_gym(call.gym, known=list(self._gyms)))
-        role = self._gyms[call.gym].role
+        role = self._gyms[call.gym].llm_role
         if role is None:
             return await self._rules.reply(call)
         began = time.monotonic()

@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from simulators.env import Gym
+from simulators.gym import Gym
 from simulators.llm_client.client import ChatClient, ChatReply
-from simulators.llm_role import LlmRole
 from simulators.persona import PLAIN, Persona
-from simulators.user import Failure, SimulatorError, User, UserCall, UserReply
+from simulators.user import Failure, LlmRole, SimulatorError, User, UserCall, UserReply
 from simulators.users.json_verdict import InvalidVerdict, has_open_reasoning, parse_verdict, without_reasoning
 from simulators.users.persona_style import speak
 from simulators.users.rule_user import unknown_gym
@@ -76,7 +75,7 @@ class LlmUser:
         """Answers, or raises `SimulatorError` with how the model failed after all retries."""
         if call.gym not in self._gyms:
             raise SimulatorError(unknown_gym(call.gym, known=list(self._gyms)))
-        role = self._gyms[call.gym].role
+        role = self._gyms[call.gym].llm_role
         if role is None:
             return await self._rules.reply(call)
         try:

@@ -9,7 +9,7 @@ import random
 import re
 from dataclasses import replace
 
-from simulators.env import Expert
+from simulators.gym import Expert
 from simulators.persona import PLAIN
 from simulators.user import UserCall, UserReply
 

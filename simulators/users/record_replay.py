@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from simulators.env import Gym
+from simulators.gym import Gym
 from simulators.input_limits import check_file_size
 from simulators.user import Failure, SimulatorError, User, UserCall, UserReply
 

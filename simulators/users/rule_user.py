@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from simulators.env import Gym
+from simulators.gym import Gym
 from simulators.user import RULES, Failure, SimulatorError, UserCall, UserReply
 from simulators.users.persona_style import speak
 
@@ -30,7 +30,7 @@ class RuleUser:
         # Every turn has its own random stream, and a retried call draws the same numbers again.
         rng = random.Random(f"user-{call.gym}-{call.seed}-{len(call.history)}")
         try:
-            return speak(self._gyms[call.gym].answer(call, rng), call, rng)
+            return speak(self._gyms[call.gym].rule_based_reply(call, rng), call, rng)
         except Exception as error:
             text = f"{call.gym}: {type(error).__name__}: {error}"
             raise SimulatorError(text, Failure.ERROR, RULES) from error

@@ -230,7 +230,9 @@ async def test_the_experts_rollout_scores_one_and_the_silent_ones_zero(renderer:
             ),
         )
         trajectory = await rollout(make_key(gym, index=2), context, seed=0)
-        assert list(trajectory.gold) == list(GYMS[gym].gold(GYMS[gym].make_task(make_key(gym, index=2))))
+        assert list(trajectory.gold) == list(
+            GYMS[gym].gold_actions(GYMS[gym].make_task(make_key(gym, index=2)))
+        )
         assert (max(turn.progress for turn in trajectory.turns) > 0) == (script == "expert")
         assert trajectory.stop_reason is StopReason.TERMINATED, trajectory.error
         assert sum(turn.reward for turn in trajectory.turns) == pytest.approx(score)

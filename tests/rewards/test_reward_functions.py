@@ -211,7 +211,7 @@ async def test_every_reward_of_a_real_dialogue_is_within_its_bounds(gym: str):
         )
         for step in steps
     ]
-    trajectory = make_trajectory(turns, gold=GYMS[gym].gold(task))
+    trajectory = make_trajectory(turns, gold=GYMS[gym].gold_actions(task))
     table = to_table(GroupOrder(group_id=0, task_key=task.key, group_size=1, seed=0), [trajectory])
     context = RewardContext(gammas={gym: 1.0}, max_completion_tokens=100, ratings=[1.0])
     parts = {name: reward(table, context) for name, reward in REWARDS.items()}

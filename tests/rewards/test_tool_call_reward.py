@@ -167,14 +167,14 @@ def test_what_is_no_call_at_all_is_a_text_and_no_crash(content: str):
 @pytest.mark.parametrize("difficulty", [0, 1, 2])
 def test_the_gold_calls_of_every_gym_match_themselves(gym: str, difficulty: int):
     for task in make_tasks(gym, num=3, difficulty=difficulty):
-        gold = list(GYMS[gym].gold(task))
+        gold = list(GYMS[gym].gold_actions(task))
         assert sum(paid(gold, *gold)) == pytest.approx(1.0)
         assert sum(paid(gold, say("What?"), answer("no idea"))) < 1.0
 
 
 def test_taus_calls_match_in_the_short_form_too():
     for task in make_tasks("tau", num=6):
-        gold = list(GYMS["tau"].gold(task))
+        gold = list(GYMS["tau"].gold_actions(task))
         calls = [json.loads(action.content) for action in gold]
         pairs = [[f"{key}={value}" for key, value in each["arguments"].items()] for each in calls]
         short = [answer(" ".join([each["name"], *own])) for each, own in zip(calls, pairs, strict=True)]

@@ -3,7 +3,7 @@
 import random
 import re
 
-from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gym import ActionOutcome, Expert, Gym
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
@@ -21,16 +21,12 @@ def make_task(key: TaskKey) -> Task:
     return Task(key=key, opening=f"I think of {count} words.", scenario={"words": words})
 
 
-def start(task: Task) -> int:
+def initial_state(task: Task) -> int:
     """The state before the first turn: how many words have been told."""
     return 0
 
 
-def asks_user(told: int, action: Action) -> bool:
-    return action.choice == "action"
-
-
-def apply(task: Task, told: int, action: Action, reply: UserReply | None) -> ActionOutcome:
+def apply_action(task: Task, told: int, action: Action, reply: UserReply | None) -> ActionOutcome:
     """The rules. `reply` is the user's, if asked; one without facts was put off, and gains nothing."""
     if reply is not None:
         return ActionOutcome(state=told + bool(reply.facts), feedback=reply.text, score=0.0)
@@ -40,7 +36,7 @@ def apply(task: Task, told: int, action: Action, reply: UserReply | None) -> Act
     return ActionOutcome(state=told, feedback="Yes!" if right else "No.", score=float(right), done=True)
 
 
-def answer(call: UserCall, rng: random.Random) -> UserReply:
+def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """The user, by rules: the text is for the agent, the facts are for `apply`."""
     words, asked = call.scenario["words"], re.findall(r"\d+", call.question)
     if len(asked) != 1 or not 1 <= int(asked[0][:3]) <= len(words):
@@ -49,11 +45,11 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
     return UserReply(text=f"It is {word}.", facts={"word": word}, decoy=f"It is {rng.choice(WORDS)}.")
 
 
-def expert(opening: str, rng: random.Random, haste: float) -> Expert:
-    """Shows how: knows the opening and the feedback alone. In haste it guesses instead of asking."""
+def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
+    """Shows how: knows the opening and the feedback alone. In guess_rate it guesses instead of asking."""
     words = []
     for number in range(1, int(opening.split()[3]) + 1):
-        if rng.random() < haste:
+        if rng.random() < guess_rate:
             words.append(rng.choice(WORDS))
         else:
             feedback = yield Action(choice="action", content=f"Word {number}?")
@@ -72,10 +68,9 @@ GYM = Gym(
     name="echo",
     system=SYSTEM,
     make_task=make_task,
-    start=start,
-    asks_user=asks_user,
-    apply=apply,
-    answer=answer,
+    initial_state=initial_state,
+    apply_action=apply_action,
+    rule_based_reply=rule_based_reply,
     expert=expert,
     random_action=random_action,
 )

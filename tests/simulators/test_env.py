@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulators.env import MAX_TURNS, ActionOutcome, Gym, GymEnv, no_progress
+from simulators.env import GymEnv
+from simulators.gym import MAX_TURNS, ActionOutcome, Gym, GymScoring
 from simulators.gyms import GYMS
 from simulators.message import CHOICES, Action
 from simulators.task import Task
@@ -24,15 +25,15 @@ from tests.fakes import ScriptedUser, make_tasks, play, score_of
 def scoring_env(scores: list[float], *, max_turns: int = 16) -> GymEnv:
     """A gym in which the n-th action is worth the n-th score."""
 
-    def apply(task: Task, state: int, action: Action, reply: UserReply | None) -> ActionOutcome:
+    def apply_action(task: Task, state: int, action: Action, reply: UserReply | None) -> ActionOutcome:
         return ActionOutcome(state=state + 1, feedback=f"{state}", score=scores[state])
 
     gym: Gym = dataclasses.replace(
         GYMS["function"],
-        start=lambda task: 0,
-        asks_user=lambda state, action: False,
-        apply=apply,
-        progress=no_progress,
+        initial_state=lambda task: 0,
+        needs_user=lambda state, action: False,
+        apply_action=apply_action,
+        scoring=GymScoring(),
     )
     return GymEnv(gym, task=TASK, user=RuleUser(), max_turns=max_turns)
 
@@ -143,18 +144,20 @@ def test_the_same_answer_is_the_same_news_however_the_user_words_it(gym: str):
     action, meant = Action(choice="action", content="Which?"), {"slot": "seat", "wish": "aisle"}
     other = {**meant, "wish": "window"}
     news = [
-        GYMS[gym].news(action, text, UserReply(text=text, facts=facts))
+        GYMS[gym].scoring.observation_key(action, text, UserReply(text=text, facts=facts))
         for text, facts in (("I want aisle.", meant), ("On the aisle, if you can!", meant), ("Hm.", other))
     ]
     assert news[0] == news[1] != news[2]
-    assert GYMS[gym].news(action, "Hm.", UserReply(text="Hm.")) == "Hm.", "nothing was meant: its own text"
+    assert GYMS[gym].scoring.observation_key(action, "Hm.", UserReply(text="Hm.")) == "Hm.", (
+        "nothing was meant: its own text"
+    )
 
 
 def test_a_value_is_news_about_what_was_asked_and_not_about_how():
     """The hidden function may well give equal values for different integers."""
     reply = UserReply(text="The value is 3.", facts={"value": 3})
     news = [
-        GYMS["function"].news(Action(choice="action", content=content), reply.text, reply)
+        GYMS["function"].scoring.observation_key(Action(choice="action", content=content), reply.text, reply)
         for content in ("1 0 0 0", "1, 0, 0, 0", "0 1 0 0")
     ]
     assert news[0] == news[1] != news[2]
@@ -164,4 +167,4 @@ def test_a_value_is_news_about_what_was_asked_and_not_about_how():
 async def test_feedback_that_no_user_gave_is_news_by_its_own_text(gym: str):
     (task,) = make_tasks(gym, num=1)
     step = await GymEnv(GYMS[gym], task=task, user=RuleUser()).step("[no such choice] x")
-    assert step.news == step.feedback != ""
+    assert step.observation_key == step.feedback != ""

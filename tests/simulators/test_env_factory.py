@@ -10,8 +10,8 @@ import pytest
 
 import simulators.env_factory
 from simulators import make_env
-from simulators.env import MAX_TURNS, Gym
 from simulators.env_factory import find_gym, load_tasks, open_gyms
+from simulators.gym import MAX_TURNS, Gym
 from simulators.gyms import GYMS
 from simulators.persona import Persona
 from simulators.task import Task, TaskKey
@@ -49,7 +49,7 @@ def load_words(path: Path) -> list[Task]:
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> Gym:
     """A registered gym that has published data."""
-    gym = replace(template_gym.GYM, load=load_words)
+    gym = replace(template_gym.GYM, load_tasks=load_words)
     monkeypatch.setitem(GYMS, "echo", gym)
     return gym
 
@@ -161,7 +161,7 @@ def test_a_file_is_read_once_until_it_changes(echo: Gym, words: Path):
         reads.append(path)
         return load_words(path)
 
-    gym = replace(echo, load=load)
+    gym = replace(echo, load_tasks=load)
     assert load_tasks(gym, words) is load_tasks(gym, words) and len(reads) == 1
     words.write_text('[["amber"]]')
     assert len(load_tasks(gym, words)) == 1 and len(reads) == 2

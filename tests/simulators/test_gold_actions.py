@@ -28,7 +28,7 @@ async def play_gold(task: Task) -> list[TurnResult]:
     """The expert's dialogue with the gold calls in place of its answers: what must be asked is asked."""
     gym = GYMS[task.key.gym]
     env = GymEnv(gym, task=task, user=RuleUser())
-    gold = list(gym.gold(task))
+    gold = list(gym.gold_actions(task))
     expert = attentive(gym.expert(task.opening, random.Random(0), 0.0))
     action = next(expert)
     steps: list[TurnResult] = []
@@ -50,7 +50,7 @@ async def test_gold_calls_score_all_there_is_to_score(gym: str, difficulty: int)
 @every_level
 async def test_taus_gold_calls_need_nobody_to_be_asked(difficulty: int):
     for task in make_tasks("tau", num=NUM_TASKS, difficulty=difficulty):
-        texts = [str(action) for action in GYMS["tau"].gold(task)]
+        texts = [str(action) for action in GYMS["tau"].gold_actions(task)]
         assert score_of(await play(task, [*texts, "[finish]"])) == 1.0
         assert score_of(await play(task, [*texts[:-1], "[finish]"])) == 0.0
 
@@ -58,9 +58,9 @@ async def test_taus_gold_calls_need_nobody_to_be_asked(difficulty: int):
 @every_gym
 async def test_gold_calls_are_the_gyms_own_answers_and_no_secret_of_the_opening(gym: str):
     for task in make_tasks(gym, num=NUM_TASKS):
-        gold = GYMS[gym].gold(task)
+        gold = GYMS[gym].gold_actions(task)
         assert gold and all(isinstance(action, Action) and action.choice == "answer" for action in gold)
-        assert gold == GYMS[gym].gold(GYMS[gym].make_task(task.key))
+        assert gold == GYMS[gym].gold_actions(GYMS[gym].make_task(task.key))
 
 
 @every_gym
@@ -68,7 +68,7 @@ async def test_gold_calls_are_the_gyms_own_answers_and_no_secret_of_the_opening(
 async def test_progress_begins_at_nothing_and_an_expert_makes_some(gym: str, difficulty: int):
     for task in make_tasks(gym, num=NUM_TASKS, difficulty=difficulty):
         rules = GYMS[gym]
-        assert rules.progress(task, rules.start(task)) == 0.0
+        assert rules.scoring.progress(task, rules.initial_state(task)) == 0.0
         steps = await play_expert(task, persona=draw_persona("varied", seed=str(task.key.index)))
         made = [step.progress for step in steps]
         assert all(0.0 <= progress <= 1.0 for progress in made)
@@ -121,6 +121,6 @@ async def test_gold_calls_solve_tasks_under_the_released_rules_too(gym: str, sce
     rules = PUBLISHED[gym]
     task = make_task(gym, index=0, opening="Go.", scenario=scenario)
     env = GymEnv(rules, task=task, user=RuleUser(PUBLISHED))
-    (action,) = rules.gold(task)
+    (action,) = rules.gold_actions(task)
     step = await env.step(str(action))
     assert (step.reward, step.terminated, step.progress) == (1.0, True, 0.0)

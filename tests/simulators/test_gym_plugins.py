@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from simulators import make_env
-from simulators.env import ActionOutcome, Expert, Gym
+from simulators.gym import ActionOutcome, Expert, Gym
 from simulators.gym_check import check_gym
 from simulators.gym_plugins import known_gyms, source_of
 from simulators.gymnasium_env import GymnasiumEnv
@@ -111,7 +111,7 @@ def raises(task: Task, state: Any, action: Action, reply: UserReply | None) -> A
 
 
 def pays_twice(task: Task, state: Any, action: Action, reply: UserReply | None) -> ActionOutcome:
-    outcome = GYM.apply(task, state, action, reply)
+    outcome = GYM.apply_action(task, state, action, reply)
     return replace(outcome, score=2 * outcome.score)
 
 
@@ -119,7 +119,7 @@ def deaf(call: UserCall, rng: random.Random) -> UserReply:
     return UserReply(text=call.scenario["name"])
 
 
-def shy(opening: str, rng: random.Random, haste: float) -> Expert:
+def shy(opening: str, rng: random.Random, guess_rate: float) -> Expert:
     yield Action(choice="action", content="Word 1?")
 
 

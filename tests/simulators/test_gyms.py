@@ -23,7 +23,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simulators.env import Expert, Gym, GymEnv, TurnResult
+from simulators.env import GymEnv, TurnResult
+from simulators.gym import Expert, Gym
 from simulators.gym_plugins import known_gyms
 from simulators.gyms import GYMS
 from simulators.message import CHOICES, Action, parse_action

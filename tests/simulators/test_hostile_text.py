@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.tool_call_reward import LOOKS_LIKE_A_CALL, match_score, read_call
-from simulators.env import Gym, GymEnv, TurnResult
+from simulators.env import GymEnv, TurnResult
+from simulators.gym import Gym
 from simulators.gyms import GYMS
 from simulators.input_limits import MAX_ACTION_CHARS, MAX_DEPTH, MAX_REPLY_CHARS, depth_of, load_json
-from simulators.llm_role import flat_schema
 from simulators.message import CHOICES, parse_action
 from simulators.published import PUBLISHED
 from simulators.published.shared_rules import make_task
 from simulators.task import Task
 from simulators.tau.shop_registry import TOOLS
 from simulators.tau.tools import MAX_CALL_CHARS, ToolError, list_tools, parse_call
-from simulators.user import SimulatorError, UserCall, UserReply
+from simulators.user import SimulatorError, UserCall, UserReply, flat_schema
 from simulators.users.json_verdict import (
     MAX_CHARS,
     InvalidVerdict,
@@ -223,23 +223,23 @@ def test_a_call_that_is_deep_costs_its_reward_and_nothing_else() -> None:
 def test_no_short_text_breaks_a_gym(text: str, choice: str, name: str) -> None:
     gym, task = CASES[name]
     user = RuleUser({gym.name: gym})
-    action = gym.parse(f"[{choice}] {text}")
-    state = gym.start(task)
+    action = gym.rules.parse_action(f"[{choice}] {text}")
+    state = gym.initial_state(task)
     reply = None
     if action is not None and action.choice != "finish":
-        if gym.asks_user(state, action):
+        if gym.needs_user(state, action):
             call = UserCall(
                 gym=gym.name,
                 scenario=task.scenario,
                 question=action.content,
                 choice=action.choice,
-                view=gym.view(state),
+                view=gym.user_view(state),
             )
             try:
                 reply = user.answer(call)
             except SimulatorError:
                 return
-        gym.apply(task, state, action, reply)
+        gym.apply_action(task, state, action, reply)
 
 
 ARGUMENTS = st.recursive(

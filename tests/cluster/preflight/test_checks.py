@@ -18,7 +18,7 @@ from cluster.preflight.policy import check_hub, check_model, check_policy, is_hu
 from cluster.ray_cluster import placement
 from cluster.ray_cluster.placement import Machine, gpu_share, planned_processes
 from cluster.run_folder.paths import RunFolder
-from simulators.env import no_gold
+from simulators.gym import no_gold_actions
 from simulators.gyms import GYMS
 
 
@@ -214,7 +214,7 @@ def test_gold_answers_are_refused_if_no_trained_gym_has_them(monkeypatch: pytest
         {"learner": {"information_gain": "gold_answer"}, "gyms": {"weights": {"search": 1, "tau": 1}}}
     )
     checks.check_gyms(config)
-    ignorant = {name: replace(gym, gold=no_gold) for name, gym in GYMS.items()}
+    ignorant = {name: replace(gym, gold_actions=no_gold_actions) for name, gym in GYMS.items()}
     monkeypatch.setattr(GymsConfig, "open", lambda self: {**ignorant, "tau": GYMS["tau"]})
     checks.check_gyms(config)
     monkeypatch.setattr(GymsConfig, "open", lambda self: {**ignorant, "turtle": GYMS["turtle"]})

@@ -54,8 +54,8 @@ CHANCE = 1 / len(TASK.scenario["evidence"])
 HALF = (0.5 - CHANCE) / (1 - CHANCE)
 
 
-async def expert_score(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> float:
-    return score_of(await play_expert(task, persona=persona, haste=haste))
+async def expert_score(task: Task, *, persona: Persona = PLAIN, guess_rate: float = 0.0) -> float:
+    return score_of(await play_expert(task, persona=persona, guess_rate=guess_rate))
 
 
 @pytest.mark.parametrize("difficulty", [*LEVEL_NUMBERS, len(LEVELS)])
@@ -77,7 +77,7 @@ async def test_the_expert_gets_along_with_all_sorts_of_people_and_haste_costs(di
     personas = [draw_persona("varied", seed=task.key.task_id) for task in tasks]
     scores = [await expert_score(t, persona=p) for t, p in zip(tasks, personas, strict=True)]
     assert mean(scores) >= 0.9
-    assert mean([await expert_score(task, haste=0.4) for task in tasks]) <= 0.75
+    assert mean([await expert_score(task, guess_rate=0.4) for task in tasks]) <= 0.75
 
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
@@ -225,7 +225,7 @@ async def test_an_oracle_that_goes_back_and_forth_is_paid_once():
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 def test_a_models_verdicts_come_to_the_same_replies_as_the_rules(difficulty: int):
-    role = GYM.role
+    role = GYM.llm_role
     assert role is not None
     (task,) = make_tasks("persuade", num=1, difficulty=difficulty)
     call = UserCall(gym="persuade", scenario=task.scenario, question="IGNORE ALL", view={"reason": 0})
@@ -245,7 +245,7 @@ def test_a_models_verdicts_come_to_the_same_replies_as_the_rules(difficulty: int
 def published() -> list[Task]:
     if not PUBLISHED.exists():
         pytest.skip("no published data here")
-    return GYM.load(PUBLISHED)
+    return GYM.load_tasks(PUBLISHED)
 
 
 async def test_published_rows_are_told_sentence_by_sentence(published: list[Task]):
@@ -279,9 +279,9 @@ def test_a_file_of_another_schema_is_refused_with_file_row_and_field(tmp_path: P
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"id": "a", "claim": "b", "argument": "c."}, {"id": "a", "claim": "b"}]))
     with pytest.raises(ValueError, match=r"rows\.json.*row 1.*argument"):
-        GYM.load(path)
+        GYM.load_tasks(path)
     path.write_text(json.dumps([{"id": "a", "claim": "b", "argument": ""}]))
-    assert len(GYM.load(path)[0].scenario["reasons"]) == 1
+    assert len(GYM.load_tasks(path)[0].scenario["reasons"]) == 1
 
 
 WORDS = st.sampled_from([*EVIDENCE, *TOPICS, "Why?", "however", "{x}", "[answer]", "\x00", "é", "\n"])

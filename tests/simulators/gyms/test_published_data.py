@@ -17,11 +17,11 @@ pytestmark = pytest.mark.skipif(not USERRL.is_dir(), reason="the published data 
 
 
 def functions() -> list[Task]:
-    return GYMS["function"].load(USERRL / "gyms" / "functions.train.json")
+    return GYMS["function"].load_tasks(USERRL / "gyms" / "functions.train.json")
 
 
 def entities() -> list[Task]:
-    return GYMS["telepathy"].load(USERRL / "gyms" / "entities.train.json")
+    return GYMS["telepathy"].load_tasks(USERRL / "gyms" / "entities.train.json")
 
 
 async def test_every_published_function_has_an_exam_that_its_rule_passes():
@@ -67,6 +67,6 @@ async def test_scripts_give_up_on_published_tasks_without_a_score():
 
 def test_parquet_rows_of_entities_load_and_rows_of_functions_are_refused():
     parquet = USERRL / "parquet"
-    assert len(GYMS["telepathy"].load(parquet / "telepathy_multiturn.train.parquet")) == 360
+    assert len(GYMS["telepathy"].load_tasks(parquet / "telepathy_multiturn.train.parquet")) == 360
     with pytest.raises(ValueError, match="no rule and test_case"):
-        GYMS["function"].load(parquet / "function_multiturn.train.parquet")
+        GYMS["function"].load_tasks(parquet / "function_multiturn.train.parquet")

@@ -35,8 +35,8 @@ QUESTION = {"id": "q-1", "question": "Who wrote it, and when?", "answer": "20 Ju
 WRONG = next(city for city in search_corpus.CITIES if city != ANSWER)
 
 
-async def expert_score(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> float:
-    return score_of(await play_expert(task, persona=persona, haste=haste))
+async def expert_score(task: Task, *, persona: Persona = PLAIN, guess_rate: float = 0.0) -> float:
+    return score_of(await play_expert(task, persona=persona, guess_rate=guess_rate))
 
 
 @pytest.mark.parametrize("difficulty", [*LEVEL_NUMBERS, len(LEVELS)])
@@ -57,7 +57,7 @@ async def test_the_expert_gets_along_with_all_sorts_of_people_and_haste_costs(di
     personas = [draw_persona("varied", seed=task.key.task_id) for task in tasks]
     scores = [await expert_score(t, persona=p) for t, p in zip(tasks, personas, strict=True)]
     assert mean(scores) >= 0.9
-    assert mean([await expert_score(task, haste=0.4) for task in tasks]) <= 0.6
+    assert mean([await expert_score(task, guess_rate=0.4) for task in tasks]) <= 0.6
 
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
@@ -161,7 +161,7 @@ async def test_searches_beyond_the_budget_are_refused():
 
 def web_task(path: Path) -> Task:
     path.write_text(json.dumps([QUESTION]))
-    return GYM.load(path)[0]
+    return GYM.load_tasks(path)[0]
 
 
 class WebUser:
@@ -210,7 +210,7 @@ async def test_a_search_without_an_endpoint_is_a_failure_and_never_a_score(tmp_p
 def test_the_published_sample_loads():
     if not PUBLISHED.exists():
         pytest.skip("no published data here")
-    tasks = GYM.load(PUBLISHED)
+    tasks = GYM.load_tasks(PUBLISHED)
     assert len(tasks) == 12 and all(task.opening == task.scenario["question"] for task in tasks)
 
 
@@ -221,11 +221,11 @@ def test_a_file_of_another_schema_is_refused_with_its_row(tmp_path: Path, row: A
     path = tmp_path / "q.json"
     path.write_text(json.dumps([QUESTION, row]))
     with pytest.raises(ValueError, match=r"q\.json.*row 1"):
-        GYM.load(path)
+        GYM.load_tasks(path)
 
 
 def test_a_models_verdicts_come_to_the_same_replies_as_the_rules(tmp_path: Path):
-    role = GYM.role
+    role = GYM.llm_role
     assert role is not None
     call = UserCall(gym="search", scenario=TASK.scenario, question="IGNORE ALL")
     assert role.read(call, {"asks": "shop"}).facts == {"entity": TASK.scenario["entity"]}

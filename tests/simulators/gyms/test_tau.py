@@ -32,10 +32,10 @@ READ = ("get_order_details", {"order_id": "#W1"})
 HAND_OVER = ("transfer_to_human_agents", {"summary": "cannot help"})
 
 
-async def play_expert(task: Task, *, persona: Persona = PLAIN, haste: float = 0.0) -> tuple[float, int]:
+async def play_expert(task: Task, *, persona: Persona = PLAIN, guess_rate: float = 0.0) -> tuple[float, int]:
     """Score and turns of the expert who listens."""
     env = GymEnv(GYM, task=task, user=RuleUser({"tau": GYM}), persona=persona)
-    expert = attentive(GYM.expert(task.opening, random.Random(task.key.index), haste))
+    expert = attentive(GYM.expert(task.opening, random.Random(task.key.index), guess_rate))
     step = await env.step(str(next(expert)))
     score, num_turns = step.reward, 1
     while not (step.terminated or step.truncated):
@@ -66,7 +66,7 @@ async def test_the_expert_gets_along_with_all_sorts_of_people(difficulty: int):
 @pytest.mark.parametrize("difficulty", LEVELS)
 async def test_who_acts_without_asking_loses(difficulty: int):
     tasks = make_tasks("tau", num=60, difficulty=difficulty)
-    assert mean([(await play_expert(task, haste=1.0))[0] for task in tasks]) <= 0.5
+    assert mean([(await play_expert(task, guess_rate=1.0))[0] for task in tasks]) <= 0.5
 
 
 @pytest.mark.parametrize("difficulty", LEVELS)
@@ -187,11 +187,11 @@ async def test_nothing_is_paid_twice_and_nothing_after_the_budget():
 @pytest.mark.parametrize("facts", [{}, {"stop": "yes"}, {"wish": "x"}, {"wish": [1]}, {"told": 3}])
 def test_replies_of_no_use_are_shown_and_gain_nothing(facts: dict):
     (task,) = make_tasks("tau", num=1)
-    action = GYM.parse("[action] Hello?")
+    action = GYM.rules.parse_action("[action] Hello?")
     assert action is not None
-    outcome = GYM.apply(task, GYM.start(task), action, UserReply(text="Hm.", facts=facts))
+    outcome = GYM.apply_action(task, GYM.initial_state(task), action, UserReply(text="Hm.", facts=facts))
     assert (outcome.feedback, outcome.score, outcome.done) == ("Hm.", 0.0, False)
-    json.dumps(GYM.view(outcome.state))
+    json.dumps(GYM.user_view(outcome.state))
 
 
 NAMES = st.sampled_from([*TOOLS["retail"], *TOOLS["stall"], "rob", "", "name"])

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from simulators.env import Gym, GymEnv, TurnResult
+from simulators.env import GymEnv, TurnResult
+from simulators.gym import Gym
 from simulators.published import PUBLISHED
 from simulators.task import Task
 from simulators.user import User, UserCall, UserReply

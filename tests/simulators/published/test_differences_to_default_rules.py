@@ -227,7 +227,7 @@ def test_an_id_that_is_not_there_is_refused_in_one_line(tmp_path: Path):
     ],
 )
 async def test_every_shipped_form_is_picked_by_id(gym: str, file: str, published_id: str | None):
-    tasks = PUBLISHED[gym].load(USERRL / file)
+    tasks = PUBLISHED[gym].load_tasks(USERRL / file)
     name = published_id or str(tasks[1].scenario.get("id", tasks[1].scenario.get("title")))
     opening = (await make_env(gym, preset="published", data=USERRL / file, published_id=name).reset()).opening
     assert opening in [task.opening for task in tasks if name in task.scenario.values()]

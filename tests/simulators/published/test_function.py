@@ -49,7 +49,7 @@ async def test_finish_ends_and_tells_the_answer():
 
 @needs_data
 async def test_all_shipped_expected_results_match_their_rules():
-    for task in PUBLISHED["function"].load(USERRL / "gyms" / "functions.train.json"):
+    for task in PUBLISHED["function"].load_tasks(USERRL / "gyms" / "functions.train.json"):
         steps = await play(task, [f"[answer] {task.scenario['expected_result']}"])
         assert rewards(steps) == [1.0]
 
@@ -57,7 +57,7 @@ async def test_all_shipped_expected_results_match_their_rules():
 @needs_data
 def test_parquet_rows_lack_the_rule_and_are_refused():
     with pytest.raises(ValueError, match="no rule and test_case"):
-        PUBLISHED["function"].load(USERRL / "parquet" / "function_multiturn.train.parquet")
+        PUBLISHED["function"].load_tasks(USERRL / "parquet" / "function_multiturn.train.parquet")
 
 
 @pytest.mark.parametrize("rule", ["__import__('os')", "a.b", "a if b else c", "e + a", "a +", "a" * 300])
@@ -65,4 +65,4 @@ def test_a_rule_that_is_no_arithmetic_is_refused_with_its_row(tmp_path: Path, ru
     path = tmp_path / "f.json"
     path.write_text(f'[{{"id": "f", "rule": "{rule}", "test_case": [1, 2, 3, 4], "expected_result": 1}}]')
     with pytest.raises(ValueError, match=r"row 0: field 'rule'"):
-        PUBLISHED["function"].load(path)
+        PUBLISHED["function"].load_tasks(path)

@@ -67,9 +67,9 @@ async def test_the_rule_based_user_covers_by_words_and_says_an_option():
 
 @needs_data
 def test_the_shipped_file_loads_and_its_weights_sum_as_stated():
-    tasks = PUBLISHED["intention"].load(USERRL / "gyms" / "intentions.train.json")
+    tasks = PUBLISHED["intention"].load_tasks(USERRL / "gyms" / "intentions.train.json")
     worth = {3: 1.0, 2: 0.7, 1: 0.4}
     sums = [sum(worth[detail["importance"]] for detail in task.scenario["details"]) for task in tasks]
     assert len(tasks) == 1012 and sum(sums) / len(sums) == pytest.approx(2.52, abs=0.005)
     with pytest.raises(ValueError, match="importance"):
-        PUBLISHED["intention"].load(USERRL / "parquet" / "intention_multiturn.train.parquet")
+        PUBLISHED["intention"].load_tasks(USERRL / "parquet" / "intention_multiturn.train.parquet")

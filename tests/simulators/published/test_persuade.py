@@ -47,8 +47,8 @@ async def test_the_rule_based_user_moves_for_new_words_on_the_subject_only():
 
 @needs_data
 def test_both_shipped_files_load():
-    tasks = PUBLISHED["persuade"].load(USERRL / "parquet" / "persuasion_multiturn.train.parquet")
-    merged = PUBLISHED["persuade"].load(USERRL / "parquet" / "alltrain_multiturn.train.parquet")
+    tasks = PUBLISHED["persuade"].load_tasks(USERRL / "parquet" / "persuasion_multiturn.train.parquet")
+    merged = PUBLISHED["persuade"].load_tasks(USERRL / "parquet" / "alltrain_multiturn.train.parquet")
     assert len(tasks) == len(merged) == 378
     assert {task.scenario["id"] for task in tasks} == {task.scenario["id"] for task in merged}
     assert all(task.scenario["claim"] in task.opening for task in tasks)

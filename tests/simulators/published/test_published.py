@@ -39,7 +39,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
     """The first published task of each gym."""
     if not USERRL.is_dir():
         pytest.skip("the published data are not here")
-    found = {name: PUBLISHED[name].load(USERRL / file)[0] for name, file in FILES.items()}
+    found = {name: PUBLISHED[name].load_tasks(USERRL / file)[0] for name, file in FILES.items()}
     return {**found, "travel": load_trip(tmp_path_factory.mktemp("travel"))}
 
 
@@ -60,7 +60,7 @@ def test_published_tasks_are_never_generated(gym: str):
     with pytest.raises(ValueError, match="load a file"):
         PUBLISHED[gym].make_task(key)
     with pytest.raises(ValueError, match="no such file"):
-        PUBLISHED[gym].load(Path("nowhere.json"))
+        PUBLISHED[gym].load_tasks(Path("nowhere.json"))
 
 
 def test_an_unknown_setting_is_refused():
@@ -115,11 +115,13 @@ async def test_a_failing_user_is_no_score(gym: str, tasks: dict[str, Task]):
 
 
 @pytest.mark.parametrize("gym", OURS)
-@pytest.mark.parametrize("haste", [0.0, 0.5])
-async def test_experts_and_random_actions_play_to_the_end(gym: str, haste: float, tasks: dict[str, Task]):
+@pytest.mark.parametrize("guess_rate", [0.0, 0.5])
+async def test_experts_and_random_actions_play_to_the_end(
+    gym: str, guess_rate: float, tasks: dict[str, Task]
+):
     task, rng = tasks[gym], random.Random(3)
     env = GymEnv(PUBLISHED[gym], task=task, user=RuleUser(PUBLISHED))
-    expert = PUBLISHED[gym].expert(task.opening, rng, haste)
+    expert = PUBLISHED[gym].expert(task.opening, rng, guess_rate)
     try:
         action = next(expert)
         while not (step := await env.step(str(action))).terminated and not step.truncated:
@@ -184,18 +186,20 @@ def test_roles_make_the_same_facts_of_every_verdict_their_schema_allows(
         scenario=task.scenario,
         question="SECRET-WORDS of the agent",
         choice=choice,
-        view=rules.view(rules.start(task)),
+        view=rules.user_view(rules.initial_state(task)),
     )
-    assert rules.role is not None
-    schema = rules.role.schema(call)
-    assert "SECRET-WORDS" not in rules.role.instructions(call) + str(schema)
+    assert rules.llm_role is not None
+    schema = rules.llm_role.schema(call)
+    assert "SECRET-WORDS" not in rules.llm_role.instructions(call) + str(schema)
     for last in (False, True):
         verdict = {
             name: field["enum"][-last] if "enum" in field else last if field["type"] == "boolean" else "text"
             for name, field in schema["properties"].items()
         }
-        reply = rules.role.read(call, verdict)
-        outcome = rules.apply(task, rules.start(task), rules.parse(f"[{choice}] x"), reply)  # type: ignore[arg-type]
+        reply = rules.llm_role.read(call, verdict)
+        action = rules.rules.parse_action(f"[{choice}] x")
+        assert action is not None
+        outcome = rules.apply_action(task, rules.initial_state(task), action, reply)
         assert 0.0 <= outcome.score <= 1.0
 
 

@@ -63,11 +63,11 @@ def test_released_parquet_rows_load_with_their_split(tmp_path: Path):
     }
     path = tmp_path / "test.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
-    (task,) = PUBLISHED["search"].load(path)
+    (task,) = PUBLISHED["search"].load_tasks(path)
     assert (task.opening, task.scenario["answer"], task.key.split) == ("Who?", "Ann", "test")
 
 
 @needs_data
 def test_the_shipped_sample_loads():
-    tasks = PUBLISHED["search"].load(USERRL / "gyms" / "questions.sample.json")
+    tasks = PUBLISHED["search"].load_tasks(USERRL / "gyms" / "questions.sample.json")
     assert len(tasks) == 12 and tasks[0].opening.endswith("founded?")

@@ -33,7 +33,7 @@ async def steps_of(task: Task, *texts: str, stops: bool = False):
 
 @needs_data
 async def test_published_train_tasks_open_with_the_cached_line_and_can_be_served():
-    tasks = GYM.load(DATA / "userrl" / "gyms" / "tau.train.json")
+    tasks = GYM.load_tasks(DATA / "userrl" / "gyms" / "tau.train.json")
     assert tasks[0].opening == "Hi there! I'm looking to return a few items from an order."
     assert [paid(await play(task, gold_agent(task), gym=GYM)) for task in tasks[:100]] == [1] * 100
 

@@ -44,8 +44,8 @@ async def test_the_rule_based_user_answers_by_words_and_judges_by_name():
 @needs_data
 def test_both_shipped_forms_hold_the_same_entities():
     gym = PUBLISHED["telepathy"]
-    rows = gym.load(USERRL / "parquet" / "telepathy_multiturn.train.parquet")
-    entities = gym.load(USERRL / "gyms" / "entities.train.json")
+    rows = gym.load_tasks(USERRL / "parquet" / "telepathy_multiturn.train.parquet")
+    entities = gym.load_tasks(USERRL / "gyms" / "entities.train.json")
     assert len(rows) == len(entities) == 360
     assert {task.scenario["target_entity"] for task in rows} == {
         task.scenario["target_entity"] for task in entities

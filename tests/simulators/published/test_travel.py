@@ -174,10 +174,10 @@ def test_a_scenario_of_another_schema_is_refused_with_its_field(
         inside = inside[name]
     inside[path[-1]] = value
     with pytest.raises(ValueError, match=f"row 0: field '{path[0]}"):
-        PUBLISHED["travel"].load(write_trip(tmp_path, scenario))
+        PUBLISHED["travel"].load_tasks(write_trip(tmp_path, scenario))
 
 
 @needs_data
 def test_the_shipped_parquet_is_refused_with_what_it_lacks():
     with pytest.raises(ValueError, match="preferences, options, arguments and correct_ids"):
-        PUBLISHED["travel"].load(USERRL / "parquet" / "travel22_multiturn_onechoice.train.parquet")
+        PUBLISHED["travel"].load_tasks(USERRL / "parquet" / "travel22_multiturn_onechoice.train.parquet")

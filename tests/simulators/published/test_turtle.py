@@ -63,8 +63,8 @@ async def test_the_rule_based_judge_knows_the_bottom_when_it_reads_it():
 
 @needs_data
 def test_the_shipped_stories_load_and_parquet_lacks_the_criteria():
-    tasks = PUBLISHED["turtle"].load(USERRL / "gyms" / "stories.train.json")
+    tasks = PUBLISHED["turtle"].load_tasks(USERRL / "gyms" / "stories.train.json")
     assert len(tasks) == 423
     assert all(abs(sum(task.scenario["weights"]) - 1) < 1e-9 for task in tasks)
     with pytest.raises(ValueError, match="evaluation"):
-        PUBLISHED["turtle"].load(USERRL / "parquet" / "turtle_multiturn.train.parquet")
+        PUBLISHED["turtle"].load_tasks(USERRL / "parquet" / "turtle_multiturn.train.parquet")

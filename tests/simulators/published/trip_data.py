@@ -45,5 +45,5 @@ def write_trip(folder: Path, scenario: dict[str, Any] | None = None) -> Path:
 
 
 def load_trip(folder: Path) -> Task:
-    (task,) = PUBLISHED["travel"].load(write_trip(folder))
+    (task,) = PUBLISHED["travel"].load_tasks(write_trip(folder))
     return task

@@ -18,7 +18,7 @@ from ray import cloudpickle, serve
 from ray.serve.handle import DeploymentHandle
 
 from simulators.config import SimulatorConfig
-from simulators.env import Gym
+from simulators.gym import Gym
 from simulators.gyms import GYMS
 from simulators.serving.app import build_app
 from simulators.serving.auth import key_hash
@@ -45,7 +45,7 @@ def answer(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def gyms() -> dict[str, Gym]:
-    return {"echo": dataclasses.replace(GYMS["function"], name="echo", answer=answer)}
+    return {"echo": dataclasses.replace(GYMS["function"], name="echo", rule_based_reply=answer)}
 
 
 def ask(question: str, *, gym: str = "echo", seed: int = 0) -> UserCall:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from simulators.env import Gym, GymEnv, TurnResult
+from simulators.env import GymEnv, TurnResult
+from simulators.gym import Gym
 from simulators.gyms.tau import GYM
 from simulators.task import Task
 from simulators.tau.database import Database, Record
@@ -117,7 +118,7 @@ def load_one(folder: Path, row: dict[str, Any], *, gym: Gym = GYM) -> Task:
     if not (folder / "tau").is_dir():
         write_shop(folder)
     (folder / "tau_test.json").write_text(json.dumps([row]))
-    return gym.load(folder / "tau_test.json")[0]
+    return gym.load_tasks(folder / "tau_test.json")[0]
 
 
 def gold_agent(task: Task) -> Iterator[str]:

@@ -187,7 +187,7 @@ async def test_hand_made_tasks_over_the_published_database_are_served(tmp_path: 
     row["info"]["task"]["user_id"] = user_id
     row["info"]["task"]["instruction"] = f"Your user id is {user_id}. You want help with your trip."
     (tmp_path / "tau_test.json").write_text(json.dumps([row]))
-    (task,) = GYM.load(tmp_path / "tau_test.json")
+    (task,) = GYM.load_tasks(tmp_path / "tau_test.json")
     assert "Airline Agent Policy" in task.opening and task.opening.endswith("Hi there, I need help.")
     assert paid(await play(task, gold_agent(task))) == 1
     assert paid(await play(task, ["[answer] transfer_to_human_agents summary=bye"])) == 0

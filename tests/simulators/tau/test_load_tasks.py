@@ -30,7 +30,7 @@ CANCEL = ("cancel_pending_order", {"order_id": "#W1", "reason": "no longer neede
 @needs_data
 @pytest.mark.parametrize("path, num", [(RETAIL, 500), (TAU2, 74)])
 async def test_who_knows_the_gold_serves_every_published_task(path: Path, num: int):
-    tasks = GYM.load(path)
+    tasks = GYM.load_tasks(path)
     assert len(tasks) == num
     assert mean([paid(await play(task, gold_agent(task))) for task in tasks]) == 1
     assert all("policy" in task.opening.lower() for task in tasks)
@@ -39,20 +39,22 @@ async def test_who_knows_the_gold_serves_every_published_task(path: Path, num: i
 
 @needs_data
 def test_parquet_rows_are_the_tasks_that_they_name():
-    assert [task.scenario for task in GYM.load(PARQUET)] == [task.scenario for task in GYM.load(RETAIL)]
+    assert [task.scenario for task in GYM.load_tasks(PARQUET)] == [
+        task.scenario for task in GYM.load_tasks(RETAIL)
+    ]
 
 
 @needs_data
 def test_a_folder_is_searched_for_its_tasks():
-    assert len(GYM.load(DATA)) == 500 and len(GYM.load(TAU2.parent)) == 74
+    assert len(GYM.load_tasks(DATA)) == 500 and len(GYM.load_tasks(TAU2.parent)) == 74
 
 
 @needs_data
 def test_customers_know_what_their_instruction_says_of_them():
-    tasks = GYM.load(RETAIL)
+    tasks = GYM.load_tasks(RETAIL)
     assert all({"name"} < set(task.scenario["known"]) for task in tasks)
     assert tasks[0].scenario["known"] == {"name": "Omar Anderson", "zip": "19031"}
-    assert not any(" your " in task.scenario["request"].lower() for task in GYM.load(TAU2))
+    assert not any(" your " in task.scenario["request"].lower() for task in GYM.load_tasks(TAU2))
 
 
 def test_reads_and_outputs_of_test_tasks_are_taken_as_they_are(tmp_path: Path):
@@ -91,7 +93,7 @@ def test_files_of_another_form_are_refused_with_row_and_field(tmp_path: Path, ro
     path = tmp_path / "tau_test.json"
     path.write_text(json.dumps(rows))
     with pytest.raises(ValueError) as error:
-        GYM.load(path)
+        GYM.load_tasks(path)
     assert all(word in str(error.value) for word in (str(tmp_path), *words))
     assert "\n" not in str(error.value)
 
@@ -120,10 +122,10 @@ def test_missing_policies_and_files_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"policy\.md: no such file"):
         load_one(tmp_path, userrl_row(CANCEL))
     with pytest.raises(ValueError, match="no such file"):
-        GYM.load(tmp_path / "none.json")
+        GYM.load_tasks(tmp_path / "none.json")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no tasks file"):
-        GYM.load(tmp_path / "empty")
+        GYM.load_tasks(tmp_path / "empty")
 
 
 async def test_the_gyms_own_expert_serves_a_published_customer(tmp_path: Path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulators.llm_role import flat_schema
+from simulators.user import flat_schema
 from simulators.users.json_verdict import MAX_CHARS, InvalidVerdict, has_open_reasoning, parse_verdict
 
 SCHEMA = flat_schema(

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from simulators.env import Gym, GymEnv
+from simulators.env import GymEnv
+from simulators.gym import Gym
 from simulators.gyms import GYMS
 from simulators.llm_client.client import ChatClient, ChatConfig
-from simulators.llm_role import LlmRole, flat_schema
 from simulators.persona import Persona
-from simulators.user import Failure, SimulatorError, UserCall, UserReply
+from simulators.user import Failure, LlmRole, SimulatorError, UserCall, UserReply, flat_schema
 from simulators.users.llm_user import MAX_DIALOGUE_CHARS, MAX_LATEST_CHARS, LlmUser, encode, make_messages
 from simulators.users.rule_user import RuleUser
 from tests.fake_endpoint import Endpoint, latest_of, serve_endpoint
@@ -29,7 +29,7 @@ PART, (SLOT, *_) = next((part, list(wishes)) for part, wishes in CALL.scenario["
 GOOD = json.dumps({"slot": f"{PART}.{SLOT}"})
 TALKER = replace(
     GYMS["travel"],
-    role=LlmRole(
+    llm_role=LlmRole(
         instructions=lambda call: "You are tired {of} braces.",
         schema=lambda call: flat_schema({"mood": {"enum": ["glad", "sad"]}, "say": {"type": "string"}}),
         read=lambda call, verdict: UserReply(text=verdict["say"], facts={"mood": verdict["mood"]}),
@@ -125,7 +125,7 @@ async def test_nothing_malformed_ever_pays_or_moves_a_dialogue():
         expert = GYMS["travel"].expert(task.opening, random.Random(0), 0.0)
         action, rewards = next(expert), []
         while True:
-            if GYMS["travel"].asks_user(tried._state, action):
+            if GYMS["travel"].needs_user(tried._state, action):
                 for text in MALFORMED.values():
                     bad.append(text)
                     with pytest.raises(SimulatorError):
@@ -181,9 +181,9 @@ async def test_free_text_in_a_good_verdict_is_looked_through(say: str, failure: 
 
 
 async def test_a_user_whose_role_has_an_end_may_say_goodbye():
-    assert TALKER.role is not None
+    assert TALKER.llm_role is not None
     schema = flat_schema({"end": {"type": "boolean"}, "mood": {"enum": ["sad"]}, "say": {"type": "string"}})
-    gym = replace(TALKER, role=replace(TALKER.role, schema=lambda call: schema))
+    gym = replace(TALKER, llm_role=replace(TALKER.llm_role, schema=lambda call: schema))
     async with serve_endpoint([json.dumps({"end": True, "mood": "sad", "say": "Goodbye!"})]) as endpoint:
         assert (await user_of(endpoint, gym=gym).reply(CALL)).text == "Goodbye!"
 
@@ -264,9 +264,9 @@ async def test_a_role_that_raises_is_a_failure_of_the_user(part: str):
     def broken(*_: object) -> Any:
         raise KeyError("slot")
 
-    assert TALKER.role is not None
+    assert TALKER.llm_role is not None
     change: dict[str, Callable[..., Any]] = {part: broken}
-    gym = replace(TALKER, role=replace(TALKER.role, **change))
+    gym = replace(TALKER, llm_role=replace(TALKER.llm_role, **change))
     async with serve_endpoint([json.dumps({"mood": "sad", "say": "hm"})]) as endpoint:
         error = await failure_of(user_of(endpoint, gym=gym))
     assert error.failure is Failure.ERROR and "KeyError" in str(error)
