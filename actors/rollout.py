@@ -30,7 +30,7 @@ from simulators.message import Action, Message
 from simulators.persona import PersonaMix, draw_persona
 from simulators.task import Task, TaskKey
 from simulators.user import SimulatorError, User
-from simulators.users.quality_metrics import UserTurn, count
+from simulators.users.quality_metrics import UserTurn, count_gauges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +169,7 @@ async def _play(
         error=error,
         persona=persona.name,
         simulator=simulator or next((turn.reply.simulator for turn in user_turns), ""),
-        gauges=count(scenario, user_turns, user_left=stop_reason is StopReason.USER_LEFT),
+        gauges=count_gauges(scenario, user_turns, user_left=stop_reason is StopReason.USER_LEFT),
         gold=gold,
     )
 

@@ -7,7 +7,7 @@ from typing import Literal
 from simulators.gym import Expert, Gym
 from simulators.message import Action
 from simulators.task import Task
-from simulators.users.persona_style import attentive
+from simulators.users.persona_style import persona_aware
 
 Script = Literal["expert", "hasty", "random", "silent"]
 """`hasty` is the expert in a hurry, like people who write demonstrations: it acts before it has asked
@@ -25,4 +25,4 @@ def script_actions(script: Script, gym: Gym, task: Task, *, opening: str, rng: r
         case "silent":
             yield Action(choice="finish", content="")
         case "expert" | "hasty":
-            yield from attentive(gym.expert(opening, rng, GUESS_RATES[script]))
+            yield from persona_aware(gym.expert(opening, rng, GUESS_RATES[script]))

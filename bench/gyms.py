@@ -22,7 +22,7 @@ from simulators.gym import Gym
 from simulators.gyms import GYMS
 from simulators.task import Task, TaskKey
 from simulators.user import User, UserCall, UserReply
-from simulators.users.persona_style import attentive
+from simulators.users.persona_style import persona_aware
 from simulators.users.rule_user import RuleUser
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -67,7 +67,7 @@ class SlowUser:
 
     async def reply(self, call: UserCall) -> UserReply:
         await asyncio.sleep(USER_DELAY_S)
-        return self._rules.answer(call)
+        return self._rules.reply_sync(call)
 
 
 def make_tasks(gym: Gym, num_tasks: int, *, difficulty: int) -> list[Task]:
@@ -81,7 +81,7 @@ async def script_expert(gym: Gym, task: Task) -> Dialogue:
     """What the gym's expert says in this task."""
     env, expert = (
         GymEnv(gym, task=task, user=RuleUser()),
-        attentive(gym.expert(task.opening, random.Random(0), 0.0)),
+        persona_aware(gym.expert(task.opening, random.Random(0), 0.0)),
     )
     texts = [str(next(expert))]
     step = await env.step(texts[0])

@@ -1,5 +1,5 @@
-"""Config section `simulator`: simulated users, their weights, personas, endpoints and hosted models. Light:
-imports no Ray, so a recipe is checked in an instant."""
+"""Config section `simulator`: simulated users, their weights, personas, endpoints and hosted models. It
+imports no Ray, so that a recipe is checked quickly."""
 
 import re
 from difflib import get_close_matches
@@ -24,7 +24,7 @@ AbsolutePathText = Annotated[str, AfterValidator(_absolute)]
 
 
 class NamedUserConfig(BaseModel):
-    """What all kinds of simulated users have."""
+    """Settings of every kind of simulated user."""
 
     model_config = FROZEN
 
@@ -109,7 +109,7 @@ class EndpointConfig(NamedUserConfig, ChatConfig):
 
 
 class ReplayConfig(NamedUserConfig):
-    """Replies of an earlier run, recorded with `record`: the same run again without the model."""
+    """Replies of an earlier run, recorded with `record`: repeats the run without the model."""
 
     type: Literal["replay"] = "replay"
     path: AbsolutePathText
@@ -146,7 +146,7 @@ class WebSearchConfig(BaseModel):
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Self:
-        """A check of the whole: errors about one field repeat its value, which may be a secret here."""
+        """Validates the whole model: errors about one field repeat its value, which may be a secret here."""
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("url must be the address of a search endpoint, such as https://host/search")
@@ -224,7 +224,7 @@ class SimulatorConfig(BaseModel):
 
     @model_validator(mode="after")
     def _holds_no_key(self) -> Self:
-        """A check of the whole: errors about one field repeat its value, which may be a key here."""
+        """Validates the whole model: errors about one field repeat its value, which may be a key here."""
         if not self.api_key_env.isidentifier():
             raise ValueError("api_key_env is the NAME of an environment variable, never the key itself")
         return self
@@ -243,8 +243,8 @@ class SimulatorConfig(BaseModel):
         return users
 
     def named(self, name: str) -> UserConfig:
-        """The user of this name; the rule-based one needs no line in a recipe. Raises ValueError, with the
-        nearest name, where there is none."""
+        """The user of this name; the rule-based one needs no entry in a recipe. Raises ValueError with the
+        nearest name if there is none."""
         known: dict[str, UserConfig] = {RULES: RulesUserConfig()} | {user.name: user for user in self.users}
         if name in known:
             return known[name]

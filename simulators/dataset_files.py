@@ -1,6 +1,6 @@
 """Reader of published dataset files (JSON lists, JSON objects, Parquet) into validated records.
 
-Knows files, rows, fields and types; what a record means is its gym's own affair.
+Checks files, rows, fields and types; each gym interprets its own records.
 """
 
 import json
@@ -12,16 +12,16 @@ from simulators.input_limits import check_file_size
 
 Types = type | tuple[type, ...]
 ENV_NAME = "reward_model.env_name"
-"""Where a row of a released Parquet file says which gym it is of."""
+"""Field of a released Parquet file that names a row's gym."""
 MAX_CAUSE = 160
-"""Characters of a parser's own words in an error line."""
+"""Characters of a parser's own error text in an error line."""
 MISSING = object()
 
 
 def read_records(
     path: Path, *, fields: Mapping[str, Types], where: Mapping[str, object] | None = None
 ) -> list[dict[str, Any]]:
-    """All records of a file, each with the `fields` checked and laid out under their own names.
+    """All records of a file, each with the `fields` checked and added under their dotted names.
 
     Field names look inside by dots, list positions included: `reward_model.id`, `prompt.1.content`. A JSON
     object's keys become the field `key` of its records. A type tuple with NoneType lets a field be missing
@@ -47,11 +47,11 @@ def is_parquet(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(4) == b"PAR1"
     except OSError:
-        return False  # reading it says what is wrong
+        return False  # reading it raises with the reason
 
 
 def wrong_record(path: Path, *, row: int, field: str, problem: str) -> ValueError:
-    """The error line of a record that a gym cannot use, for checks beyond types."""
+    """The error of a record that a gym cannot use, for checks beyond types."""
     return ValueError(
         f"data={path}: row {row}: field {field!r} {problem}: give a file in the released form, "
         "or leave the path out to generate tasks"
@@ -94,7 +94,7 @@ def _parquet_rows(path: Path) -> list[Any]:
 
 
 def _is_wanted(row: Any, where: Mapping[str, object]) -> bool:
-    return all(_look(row, name) in (MISSING, value) for name, value in where.items())
+    return all(_value_at(row, name) in (MISSING, value) for name, value in where.items())
 
 
 def _checked(path: Path, row: Any, number: int, fields: Mapping[str, Types]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _checked(path: Path, row: Any, number: int, fields: Mapping[str, Types]) -> 
         raise ValueError(
             f"data={path}: row {number}: is a {type(row).__name__}, not an object: give a file of records"
         )
-    found = {name: _look(row, name) for name in fields}
+    found = {name: _value_at(row, name) for name in fields}
     for name, types in fields.items():
         value = found[name]
         allowed = types if isinstance(types, tuple) else (types,)
@@ -121,8 +121,8 @@ def _checked(path: Path, row: Any, number: int, fields: Mapping[str, Types]) -> 
     return {**row, **found}
 
 
-def _look(row: Any, name: str) -> Any:
-    """The value behind a dotted name; MISSING where the way ends."""
+def _value_at(row: Any, name: str) -> Any:
+    """The value at a dotted path; MISSING if the path does not exist."""
     if isinstance(row, dict) and name in row:
         return row[name]
     head, _, rest = name.partition(".")
@@ -132,7 +132,7 @@ def _look(row: Any, name: str) -> Any:
         inside = row[int(head)]
     else:
         return MISSING
-    return _look(inside, rest) if rest else inside
+    return _value_at(inside, rest) if rest else inside
 
 
 def _fits(value: Any, allowed: tuple[type, ...]) -> bool:

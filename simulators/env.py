@@ -1,5 +1,5 @@
-"""The environment interface in Gymnasium's terms (`reset`, `step`, `close`) and `GymEnv`, the one environment that
-plays any gym.
+"""The environment interface in Gymnasium's terms (`reset`, `step`, `close`) and `GymEnv`, the one environment
+that plays any gym.
 
 A gym is a record of pure functions; the environment holds the state, calls the user and computes rewards.
 """
@@ -29,7 +29,7 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TurnResult:
-    """The environment's answer to one action."""
+    """The environment's result of one action."""
 
     feedback: str
     """The only thing that the policy sees of it."""
@@ -40,9 +40,9 @@ class TurnResult:
     truncated: bool
     """The turn budget ran out. Under `published` rules both may be true, as in the released gyms."""
     user_reply: UserReply | None
-    """The user's reply behind the feedback; None where no user was asked."""
+    """The user's reply behind the feedback; None if the user was not called."""
     progress: float = 0.0
-    """How far the dialogue has come after this action, in [0, 1]; 0 where the gym does not say."""
+    """How far the dialogue has come after this action, in [0, 1]; 0 if the gym has no measure of it."""
     observation_key: str = ""
     """Key of the information in the feedback, see `GymScoring`; empty: the feedback itself."""
     user_s: float = field(default=0.0, compare=False)
@@ -121,7 +121,7 @@ class GymEnv:
             reply = known or await self._ask(action)
         is_user = reply is not None and reply.simulator != WEB
         user_s = time.perf_counter() - began if is_user else 0.0
-        step = replace(self._take(action, reply, is_read=is_read), user_s=user_s)
+        step = replace(self._advance(action, reply, is_read=is_read), user_s=user_s)
         if request_id:
             self._answered[request_id] = step
         return step
@@ -144,8 +144,8 @@ class GymEnv:
             raise SimulatorError(f"{self._gym.name}: {problem}", Failure.ERROR, reply.simulator)
         return reply
 
-    def _take(self, action: Action | None, reply: UserReply | None, *, is_read: bool) -> TurnResult:
-        """The state's one way forward: all at once, after everything that can fail."""
+    def _advance(self, action: Action | None, reply: UserReply | None, *, is_read: bool) -> TurnResult:
+        """Advances the state, after everything that can fail has succeeded."""
         outcome = self._outcome(action, reply) if is_read else too_long(self._state)
         progress = self._gym.scoring.progress(self._task, outcome.state)
         reward = self._gym.scoring.turn_reward(self._best, outcome.score)

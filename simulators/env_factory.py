@@ -26,14 +26,14 @@ from simulators.env import GymEnv
 from simulators.gym import Gym
 from simulators.gym_plugins import known_gyms
 from simulators.persona import Persona, PersonaMix, draw_persona
+from simulators.published import published_gyms
+from simulators.published.settings import PublishedSetting
 from simulators.task import SPLITS, Split, Task, TaskKey
 from simulators.user import User
 from simulators.users.rule_user import RuleUser, unknown_gym
 
 Preset = Literal["default", "published"]
-"""Our rules, or those of the released gyms turn by turn."""
-ConstantsName = Literal["training", "evaluation"]
-"""Which of the released settings the published rules take; the default rules have one setting for both."""
+"""The default rules, or those of the released gyms turn by turn."""
 MAX_FILES_KEPT = 32
 
 
@@ -41,7 +41,7 @@ def make_env(
     gym: str | Gym,
     *,
     preset: Preset = "default",
-    constants: ConstantsName = "evaluation",
+    constants: PublishedSetting = "evaluation",
     task: Task | None = None,
     index: int = 0,
     seed: int = 0,
@@ -55,11 +55,11 @@ def make_env(
 ) -> GymEnv:
     """One environment: `await reset()`, `await step("[choice] content")`, `await close()`.
 
-    `gym` is one of ours, by name, or a gym of your own. The task is `task`, or else the one that split,
-    difficulty, seed and index name: drawn by the gym's generator, or with `data` the row `index` of that
+    `gym` is the name of a built-in gym, or a gym of your own. The task is `task`, or else the one that split,
+    difficulty, seed and index identify: drawn by the gym's generator, or with `data` the row `index` of that
     file; under the released rules also the row that has `published_id` as its id or title, such as "func-12"
     or "Albert Einstein". The user is the rule-based one unless another is given; `max_turns` None is the
-    gym's own budget. Raises ValueError of one line for what it does not know.
+    gym's own budget. Raises ValueError of one line for unknown names and invalid values.
     """
     if isinstance(persona, str):
         _check_choice("persona", persona, get_args(PersonaMix))
@@ -93,7 +93,7 @@ def make_env(
 
 
 def open_gyms(
-    preset: Preset, constants: ConstantsName, data: Mapping[str, Path], modules: Sequence[str] = ()
+    preset: Preset, constants: PublishedSetting, data: Mapping[str, Path], modules: Sequence[str] = ()
 ) -> dict[str, Gym]:
     """The gyms of a preset, and those of `modules`, by name; one with a file in `data` (gym to path) takes
     its tasks from there.
@@ -102,7 +102,7 @@ def open_gyms(
     process. Raises ValueError for a file that is missing or malformed, with file, row and field.
     """
     _check_choice("preset", preset, get_args(Preset))
-    _check_choice("constants", constants, get_args(ConstantsName))
+    _check_choice("constants", constants, get_args(PublishedSetting))
     gyms = known_gyms(modules)
     if preset == "published":
         if modules:
@@ -110,8 +110,6 @@ def open_gyms(
                 f"preset='published': {modules[0]} has no released rules: leave gyms.modules "
                 "out, or take preset='default'"
             )
-        from simulators.published import published_gyms  # only this preset needs the released rules
-
         gyms = published_gyms(constants)
     opened = dict(gyms)
     for name, path in data.items():

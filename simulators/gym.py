@@ -1,5 +1,5 @@
-"""The `Gym` record: everything that defines one gym, as pure functions (tasks, rules, rule-based user, expert,
-scoring), with the defaults of the optional ones.
+"""The `Gym` record: everything that defines one gym, as pure functions (tasks, rules, rule-based user,
+expert, scoring), with the defaults of the optional ones.
 
 `simulators.env.GymEnv` plays it. How to write one: docs/add-a-gym.md.
 """

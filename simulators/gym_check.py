@@ -1,7 +1,7 @@
 """Validation of a gym plug-in before a run: plays short dialogues and reports broken rules in one line.
 
-In the middle of a run a gym's mistake is a failed dialogue; here it is one line before anything starts. All
-the laws: tests/simulators/test_gyms.py.
+During a run, a faulty gym causes failed dialogues; here it causes one error line before anything starts. All
+laws: tests/simulators/test_gyms.py.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import TypeVar
 from simulators.env import GymEnv
 from simulators.gym import Gym
 from simulators.task import Split, Task, TaskKey
-from simulators.users.persona_style import attentive
+from simulators.users.persona_style import persona_aware
 from simulators.users.rule_user import RuleUser
 
 _ResultT = TypeVar("_ResultT")
@@ -24,7 +24,7 @@ Act = Callable[[str | None], str]
 """(the last feedback; None at first) to the next text."""
 
 NUM_TASKS = 20
-"""Of each of two splits: some hundredths of a second for a gym of rules."""
+"""Of each of two splits; takes some hundredths of a second."""
 NONSENSE = ("", "hello", "[action] ", "[action] hello", "[answer] ", "[answer] hello", "[search] hello")
 LEAST_MARGIN = 0.5
 """By which the expert's mean score must exceed that of silence. The laws want 0.95 and 0.1."""
@@ -32,7 +32,7 @@ LEAST_MARGIN = 0.5
 
 def check_gym(gym: Gym, *, difficulty: int) -> None:
     """Refuses a gym whose tasks change, mix splits or are not JSON, whose rules raise or pay more than 1, or
-    whose expert does not succeed. Raises ValueError, one line: law, what was seen, cure."""
+    whose expert does not succeed. Raises ValueError, one line: rule, observation, cure."""
     train, test = (_tasks(gym, split=split, difficulty=difficulty) for split in ("train", "test"))
     both = {_hidden(task) for task in train} & {_hidden(task) for task in test}
     if both:
@@ -47,7 +47,7 @@ def check_gym(gym: Gym, *, difficulty: int) -> None:
     if expert < silence + LEAST_MARGIN:
         raise ValueError(
             f"{gym.name}: the expert scores {expert:.2f} and silence {silence:.2f}, mean of {NUM_TASKS} "
-            "tasks: such demonstrations teach nothing: mend the expert or the rules"
+            "tasks: such demonstrations teach nothing: fix the expert or the rules"
         )
 
 
@@ -80,12 +80,12 @@ def _always(text: str) -> Act:
 
 
 def _expert(gym: Gym, task: Task) -> Act:
-    expert = attentive(gym.expert(task.opening, random.Random(task.key.index), 0.0))
+    expert = persona_aware(gym.expert(task.opening, random.Random(task.key.index), 0.0))
 
     def act(feedback: str | None) -> str:
         try:
             return str(next(expert) if feedback is None else expert.send(feedback))
-        except StopIteration:  # as in a run: an expert without a next action ends the dialogue
+        except StopIteration:  # as in a run: an expert without a next action finishes
             return "[finish]"
 
     return act
@@ -95,8 +95,8 @@ def _score(gym: Gym, task: Task, act: Act, *, when: str) -> float:
     score = _guarded(gym, lambda: asyncio.run(_play(gym, task, act)), when=when)
     if not 0 <= score <= 1 + 1e-9:
         raise ValueError(
-            f"{gym.name}: a dialogue paid {score:g} {when}: Outcome.score is the worth of what has been "
-            "reached, in [0, 1]"
+            f"{gym.name}: a dialogue paid {score:g} {when}: ActionOutcome.score is the value of what has "
+            "been reached, in [0, 1]"
         )
     return score
 
@@ -111,7 +111,8 @@ async def _play(gym: Gym, task: Task, act: Act) -> float:
 
 
 def _guarded(gym: Gym, work: Callable[[], _ResultT], *, when: str) -> _ResultT:
-    """What it gives; what it raises becomes one line with the place in the gym's own file."""
+    """The result of `work()`; an exception becomes a ValueError of one line with the place in the gym's own
+    file."""
     try:
         return work()
     except Exception as error:  # the plug-in's rules: the line is in its file

@@ -1,7 +1,7 @@
 """Loading of gym plug-ins: Python modules named in a recipe whose gyms join the built-in ones in every
 process.
 
-Knows where a gym comes from and what it is called, and nothing of what it does.
+Checks the module, the `GYM` in it and its name; the rules are checked by `simulators.gym_check`.
 """
 
 import importlib
@@ -17,11 +17,11 @@ from simulators.gyms import GYMS
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 TAKEN = ("average", "held_out", "macro", "mean", "micro")
-"""Words that stand where a gym's name stands, in the keys of metrics and the rows of reports."""
+"""Reserved: these words stand in the place of a gym's name in metric keys and report rows."""
 
 
 def known_gyms(modules: Sequence[str] = ()) -> dict[str, Gym]:
-    """Our gyms by name, then the `GYM` of each of these modules, in order.
+    """The built-in gyms by name, then the `GYM` of each of these modules, in order.
 
     A module is found as `import` finds it: installed, or in the folder in which the command runs. Raises
     ValueError, one line, for a module without a gym and for a name that is taken.
@@ -37,8 +37,8 @@ def known_gyms(modules: Sequence[str] = ()) -> dict[str, Gym]:
     return gyms
 
 
-def source_of(module: str) -> Path:
-    """The file, or the folder of the whole package, that a module is in."""
+def module_path(module: str) -> Path:
+    """The file of a module, or the folder of its whole package."""
     spec = importlib.util.find_spec(module.partition(".")[0])
     assert spec is not None, f"{module} was imported before"
     folder = next(iter(spec.submodule_search_locations or ()), None)
@@ -48,7 +48,7 @@ def source_of(module: str) -> Path:
 def _gym_of(module: str) -> Gym:
     here = os.getcwd()
     if here not in sys.path:
-        sys.path.append(here)  # last, so that no file here stands before an installed package
+        sys.path.append(here)  # last, so that no file here hides an installed package
     try:
         gym = getattr(importlib.import_module(module), "GYM", None)
     except ModuleNotFoundError as error:
@@ -58,7 +58,7 @@ def _gym_of(module: str) -> Gym:
             f"{module}: no such module: give the name of a Python file in {here}, without .py, or of an "
             "installed package"
         ) from error
-    except Exception as error:  # anything that the plug-in's code raises while it is imported
+    except Exception as error:  # the plug-in's code can raise anything on import
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{module}: cannot be imported: {type(error).__name__}: {reason}") from error
     if not isinstance(gym, Gym):

@@ -1,7 +1,7 @@
 """Gymnasium adapter of every gym: `gymnasium.make("userrl/Travel-v0")`, registered when `simulators` is
 imported.
 
-Synchronous over the one asynchronous environment. Actions are `[choice] content`; the first observation is
+A synchronous wrapper of `GymEnv`. Actions are `[choice] content`; the first observation is
 the rules and the user's opening, every later one the feedback.
 """
 
@@ -20,16 +20,17 @@ from gymnasium.spaces import Text
 from gymnasium.spaces.text import alphanumeric
 
 from simulators.env import GymEnv
-from simulators.env_factory import ConstantsName, Preset, make_env
+from simulators.env_factory import Preset, make_env
 from simulators.gym import Gym
 from simulators.gyms import GYMS
 from simulators.persona import Persona, PersonaMix
+from simulators.published.settings import PublishedSetting
 from simulators.task import Split
 from simulators.user import User
 
 _ResultT = TypeVar("_ResultT")
 MAX_LENGTH = 2**16
-"""Characters of an observation or action, far above anything that is said."""
+"""Characters of an observation or action, far above any real text."""
 SAMPLE_LENGTH = 64
 NUM_INDICES = 2**31
 STEP_LIMIT_S = 3600.0
@@ -37,7 +38,7 @@ STEP_LIMIT_S = 3600.0
 
 
 class Unicode(frozenset[str]):
-    """The set of all characters, without a place in memory for each: Gymnasium keeps them in a dict."""
+    """The set of all characters without storing them: Gymnasium keeps character sets in a dict."""
 
     def __contains__(self, character: object) -> bool:
         return isinstance(character, str) and len(character) == 1
@@ -88,7 +89,7 @@ class GymnasiumEnv(gymnasium.Env[str, str]):
         *,
         gym: str | Gym,
         preset: Preset = "default",
-        constants: ConstantsName = "evaluation",
+        constants: PublishedSetting = "evaluation",
         split: Split = "train",
         difficulty: int = 0,
         data: Path | str | None = None,
@@ -128,7 +129,7 @@ class GymnasiumEnv(gymnasium.Env[str, str]):
         return f"{observation.system}\n\n{observation.opening}", {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Takes `[choice] content`. Raises `SimulatorError` where the user fails; the state is then
+        """Takes `[choice] content`. Raises `SimulatorError` if the user fails; the state is then
         unchanged."""
         if self._env is None:
             raise gymnasium.error.ResetNeeded("step before reset: call reset first")
@@ -146,7 +147,7 @@ class GymnasiumEnv(gymnasium.Env[str, str]):
 
 
 def register_envs() -> None:
-    """Names every gym `userrl/<Name>-v0`. A second call changes nothing."""
+    """Registers every gym as `userrl/<Name>-v0`. Idempotent."""
     for name in GYMS:
         name_of_env = f"userrl/{name.capitalize()}-v0"
         if name_of_env not in gymnasium.registry:
@@ -156,14 +157,14 @@ def register_envs() -> None:
 
 
 def _run(work: Coroutine[Any, Any, _ResultT]) -> _ResultT:
-    """Runs it to the end on the process's loop, from a thread that may have a running loop itself (a
-    notebook's)."""
+    """Runs the coroutine on the process's event loop and waits; callable from a thread with a running loop,
+    such as a notebook's."""
     return asyncio.run_coroutine_threadsafe(work, _loop()).result(STEP_LIMIT_S)
 
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """One event loop a process, so that the connections of a shared user outlive a turn."""
+    """One event loop per process, so that the connections of a shared user outlive a turn."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="gymnasium-envs", daemon=True).start()
     return loop

@@ -1,7 +1,7 @@
 """Size and depth limits for untrusted text and files, applied before any parsing.
 
-A text here is data from outside. No reader of it takes time that grows faster than its length, and no parser
-is driven into its recursion limit. All limits with their places: docs/safety.md.
+Readers of outside text take time linear in its length, and no parser reaches its recursion limit. All limits
+and their uses: docs/safety.md.
 """
 
 import json
@@ -9,24 +9,23 @@ import re
 from typing import Any
 
 MAX_ACTION_CHARS = 16_000
-"""What an agent says or calls in one turn; longer ones are a lost turn."""
+"""An agent's text or call in one turn; a longer one is a lost turn."""
 MAX_REPLY_CHARS = 16_000
-"""What a simulated user says in one reply; a longer one is a failure of the user."""
+"""A simulated user's reply; a longer one is a failure of the user."""
 MAX_BODY_BYTES = 4 * 2**20
-"""An HTTP answer from outside; what follows is not read."""
+"""An HTTP response from outside; the rest is not read."""
 MAX_DEPTH = 64
-"""Objects and lists inside each other in JSON from outside."""
+"""Nested objects and lists in JSON from outside."""
 MAX_FILE_BYTES = 2**30
 """A file of tasks, records or tables that is read whole."""
 STRING = r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)'
-"""A JSON string, or one that never ends, which takes the rest: tried from every quote instead, a text of
-nothing but `\\"` would take time that grows with the square of its length."""
+"""A JSON string, or an unterminated one up to the end of the text: retried from every quote, a text of many
+`\\"` would take quadratic time."""
 STRING_OR_BRACKET = re.compile(rf"{STRING}|[{{}}\[\]]", re.DOTALL)
 
 
 def depth_of(text: str, *, enough: int | None = None) -> int:
-    """How deep brackets stand inside each other in a JSON text, strings aside. Once it is deeper than
-    `enough`, nothing more is read.
+    """Nesting depth of the brackets in a JSON text, strings excluded. Stops reading beyond depth `enough`.
 
     Example: `depth_of('{"a": ["[", []]}')` is 3.
     """
@@ -44,8 +43,7 @@ def depth_of(text: str, *, enough: int | None = None) -> int:
 
 
 def load_json(text: str, *, max_chars: int = MAX_ACTION_CHARS, max_depth: int = MAX_DEPTH) -> Any:
-    """The value of a JSON text from outside. Raises ValueError, and nothing else, for one that is too long,
-    too deep or no JSON."""
+    """The value of a JSON text from outside. Raises only ValueError: too long, too deep or no JSON."""
     if len(text) > max_chars:
         raise ValueError(f"{len(text)} characters: at most {max_chars}")
     if depth_of(text, enough=max_depth) > max_depth:
@@ -54,6 +52,6 @@ def load_json(text: str, *, max_chars: int = MAX_ACTION_CHARS, max_depth: int = 
 
 
 def check_file_size(size: int, *, place: str, most: int = MAX_FILE_BYTES) -> None:
-    """Raises ValueError, one line, for a file of more bytes than are read whole."""
+    """Raises ValueError, one line, if a file is too large to be read whole."""
     if size > most:
         raise ValueError(f"{place}: {size} bytes: at most {most} are read: give a smaller file, or several")

@@ -1,5 +1,5 @@
 """Chat messages, actions and the `interact_with_env` tool: the data that environments, users and policies
-exchange. Knows no tokens."""
+exchange."""
 
 import json
 from collections.abc import Mapping
@@ -31,12 +31,12 @@ TOOL_SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Action:
-    """What the policy does in one turn. Its text form is `[choice] content`."""
+    """The policy's action in one turn. Its text form is `[choice] content`."""
 
     choice: Choice
     content: str
     thought: str = ""
-    """What a scripted expert thinks before it acts: demonstrations show it, the environment never sees it."""
+    """A scripted expert's reasoning before the action: for demonstrations, never sent to the environment."""
 
     def __str__(self) -> str:
         return f"[{self.choice}] {self.content}"
@@ -53,7 +53,7 @@ class ToolCall:
     arguments: Mapping[str, Any]
 
     def __str__(self) -> str:
-        """As a policy writes it: Qwen3's form."""
+        """The text form that a policy writes: Qwen3's."""
         call = json.dumps({"name": self.name, "arguments": self.arguments}, ensure_ascii=False)
         return f"<tool_call>\n{call}\n</tool_call>"
 
@@ -65,9 +65,9 @@ class Message:
     role: Role
     content: str
     action: Action | None = None
-    """The tool call of an assistant message; None where it made no valid one."""
+    """The tool call of an assistant message; None if it has no valid one."""
     calls: tuple[ToolCall, ...] = ()
-    """Calls that are no `action`: of other tools, or several at once. In the gyms there are none."""
+    """Calls that are no `action`: of other tools, or several at once. Never used in the gyms."""
 
     def to_chat(self) -> dict[str, Any]:
         """The form that `apply_chat_template` of transformers takes."""

@@ -1,8 +1,8 @@
-"""Personas: how a simulated user talks, independent of what it knows. Sampled once a task, the same for the
-whole group.
+"""Personas of simulated users: traits of how a user talks, independent of what it knows. Sampled once per
+task, the same for the whole group.
 
-A persona changes words and order, never facts: what a rule-based user means stays what its gym said, so an
-agent that asks again, reads past a slip of the tongue or waits out small talk can always get there.
+A persona changes words and order, never facts: an agent that asks again and reads past typos and small talk
+can always succeed.
 """
 
 import random
@@ -17,17 +17,17 @@ class Persona:
     """Traits in [0, 1]. The defaults are a plain person that says what is asked and nothing else."""
 
     cooperativeness: float = 1.0
-    """Chance to answer a question at once; else it is put off until it is asked again."""
+    """Probability of answering a question at once; else it is put off until it is asked again."""
     patience: float = 1.0
-    """At 1 without end; below, the tone turns curt after `8 * patience` questions."""
+    """At 1 unlimited; below, the tone turns curt after `8 * patience` questions."""
     verbosity: float = 0.0
-    """Chance of small talk around a reply."""
+    """Probability of small talk around a reply."""
     knowledge: float = 1.0
-    """Chance to know the answer at once; else the person looks it up and has it when asked again."""
+    """Probability of knowing the answer at once; else the person looks it up and has it when asked again."""
     typos: float = 0.0
-    """Chance of a slip of the keyboard in each long word that carries no fact."""
+    """Probability of a typo in each long word that carries no fact."""
     changes_of_mind: float = 0.0
-    """Chance to say another thing first and correct it in the same breath."""
+    """Probability of saying another thing first and correcting it in the same reply."""
 
     @property
     def name(self) -> str:

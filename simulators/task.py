@@ -1,4 +1,5 @@
-"""Tasks and their source: drawn from seeds and reproducible from a `TaskKey`."""
+"""Tasks, their keys, and the seeded source that draws keys: the same `TaskKey` gives the same task
+everywhere."""
 
 import hashlib
 import random
@@ -9,32 +10,32 @@ from typing import Any, Literal
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SPLIT_SHARES: tuple[int, ...] = (80, 10, 10)
-"""Percent of all meanings that belong to each split."""
+"""Percentage of all meanings in each split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskKey:
-    """Names one task: the same key gives the same task on every machine."""
+    """Identifies one task: the same key gives the same task on every machine."""
 
     gym: str
     split: Split
     index: int
     seed: int
     difficulty: int
-    """0 is the easiest; each gym says what its levels mean."""
+    """0 is the easiest; each gym defines its levels."""
 
     @property
     def task_id(self) -> str:
         return f"{self.gym}-{self.split}-d{self.difficulty}-s{self.seed}-{self.index}"
 
     def rng(self) -> random.Random:
-        """The random source from which this task, and nothing else, is drawn."""
+        """The random generator from which this task alone is drawn."""
         return random.Random(f"{self.task_id}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One problem to live through."""
+    """One problem: the user's opening and the hidden scenario."""
 
     key: TaskKey
     opening: str
@@ -57,7 +58,7 @@ def split_of(meaning: str) -> Split:
 
 
 class TaskSource:
-    """Draws task keys from a weighted mix of gyms, in an order that only the seed and `num_drawn` decide."""
+    """Draws task keys from a weighted mix of gyms; the seed and `num_drawn` alone determine the order."""
 
     def __init__(
         self, weights: Mapping[str, float], *, split: Split, seed: int, difficulty: int, num_drawn: int = 0

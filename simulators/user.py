@@ -1,7 +1,6 @@
-"""The simulated user's interface: a stateless question with its whole history in, a reply out.
+"""Interface of simulated users: `UserCall` (one question with its whole history) in, `UserReply` out.
 
-A user keeps no state between calls, so any replica can answer any call and a retry never steps anything
-twice.
+A user keeps no state between calls, so any replica can answer any call and a retry changes nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,28 +18,27 @@ WEB = "web"
 
 
 class Failure(StrEnum):
-    """How a simulated user failed. Each is a stop reason of its own, and none is ever a score."""
+    """How a simulated user failed. Each is a stop reason of its own; none counts as a score."""
 
     ERROR = "simulator_error"
-    """It could not be reached, or raised."""
+    """It could not be reached, or it raised an exception."""
     TIMEOUT = "simulator_timeout"
     EMPTY_REPLY = "empty_reply"
     ROLE_FLIP = "role_flip"
-    """It spoke as the agent."""
+    """It spoke in the agent's role."""
     INVALID_VERDICT = "invalid_verdict"
     """Its reply does not fit the schema of its role, after all retries."""
     USER_LEFT = "user_left"
-    """It ended the conversation before it had reason to."""
+    """It ended the conversation without a reason."""
     OUT_OF_BUDGET = "out_of_budget"
     """The run's budget of calls or tokens is spent."""
 
 
 class SimulatorError(Exception):
-    """The simulated user gave no usable reply. It ends a trajectory as a failure and never becomes a
-    reward."""
+    """The simulated user gave no usable reply. The trajectory ends as a failure, which is never a reward."""
 
     def __init__(self, text: str, failure: Failure = Failure.ERROR, simulator: str = ""):
-        super().__init__(text, failure, simulator)  # all of them, so that it survives pickling
+        super().__init__(text, failure, simulator)  # all arguments, so that it can be pickled
         self.failure = failure
         self.simulator = simulator
         """Name of the simulator that failed; empty if unknown."""
@@ -59,42 +57,41 @@ class UserCall:
     question: str
     """The policy's text, passed as data."""
     choice: Choice = "action"
-    """What the policy did: speaks to the user, or gives an answer that the user must judge."""
+    """The policy's action: it speaks to the user, or gives an answer that the user must judge."""
     view: Mapping[str, Any] = field(default_factory=dict)
-    """What the gym lets the user know of the dialogue's state, as JSON."""
+    """The part of the dialogue's state that the gym lets the user know, as JSON."""
     persona: Persona = PLAIN
     history: tuple[tuple[str, str], ...] = ()
     """Earlier (question, reply) pairs of this dialogue, oldest first."""
     seed: int = 0
-    """Fixes every random choice of the reply."""
+    """Determines every random choice of the reply."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserReply:
-    """What the user says, and what it meant in the gym's own terms."""
+    """The user's text, and its meaning in the gym's terms."""
 
     text: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     """The reply's meaning for the environment, e.g. `{"preference": "cabin"}`. The policy never sees it.
-    Empty where the reply tells nothing: such a reply is never put off by a persona."""
+    Empty if the reply carries no information: a persona never puts off such a reply."""
     decoy: str = ""
-    """Another thing that this person might have said; a persona that changes its mind says it first."""
+    """A wrong reply that the person could have given; a persona that changes its mind says it first."""
     simulator: str = RULES
     """Name of the simulator in the recipe that replied."""
     model: str = ""
     """The model behind it; empty for rules and people."""
     prompt_hash: str = ""
-    """First 16 hex digits of the SHA-256 of the prompt; empty where there was none."""
+    """First 16 hex digits of the SHA-256 of the prompt; empty if there was none."""
     seed: int = 0
     """The sampling seed of the reply."""
     num_tokens: int = 0
-    """Tokens that the model read and wrote for it, all tries together."""
+    """Prompt and completion tokens of all attempts together."""
     latency_s: float = 0.0
-    """Seconds from question to reply, as the asker measured them."""
+    """Seconds from question to reply, measured by the caller."""
     num_retries: int = 0
     concurrency: int = 0
-    """Calls that this process's share of the simulator was given at a time just then; 0 where nothing limits
-    them."""
+    """Concurrency limit of this process's share of the simulator at that moment; 0 if there is no limit."""
 
 
 class User(Protocol):
@@ -110,13 +107,12 @@ class LlmRole:
     """The LLM form of one gym's user: role prompt, JSON schema of verdicts, and the reading of a verdict. All
     functions are pure.
 
-    The model never writes a score. It says which of the gym's own facts the agent's text touches, as validated
-    JSON; the gym's rules compute the reply and the reward from that.
-    """
+    The model never writes a score. It says which of the gym's own facts the agent's text touches, as
+    validated JSON; the gym's rules compute the reply and the reward from that."""
 
     instructions: Callable[[UserCall], str]
-    """The model's role and how to decide, including the scenario. Never the agent's words: those travel
-    apart, as JSON."""
+    """The model's role and how to decide, including the scenario. Never the agent's words: those are sent
+    separately, as JSON."""
     schema: Callable[[UserCall], dict[str, Any]]
     """JSON schema of the verdict: a flat object of enums, booleans and capped strings."""
     read: Callable[[UserCall, Mapping[str, Any]], UserReply]

@@ -32,15 +32,19 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_cluster_left() -> Iterator[None]:
-    """A file whose tests broke leaves no Ray behind for the next one to trip over, and no handle: actors of
-    the next Ray have the same ids, and end with a handle of the last one."""
+def no_cluster_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a file that starts Ray: shuts Ray down and collects its handles. Actors of the next Ray have the
+    same ids, and would end with a handle of the last one. Other files are not worth a collection of 0.3 s."""
     yield
     ray = sys.modules.get("ray")
-    if ray is not None:
+    if ray is not None and (ray.is_initialized() or _has_slow_tests(request)):
         if ray.is_initialized():
             ray.shutdown()
         gc.collect()
+
+
+def _has_slow_tests(request: pytest.FixtureRequest) -> bool:
+    return any(item.get_closest_marker("slow") for item in request.session.items if item.path == request.path)
 
 
 @pytest.fixture(scope="module")

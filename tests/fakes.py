@@ -20,7 +20,7 @@ from simulators.message import Action
 from simulators.persona import PLAIN, Persona
 from simulators.task import Split, Task, TaskKey
 from simulators.user import SimulatorError, User, UserCall, UserReply
-from simulators.users.persona_style import attentive
+from simulators.users.persona_style import persona_aware
 from simulators.users.rule_user import RuleUser
 
 
@@ -67,7 +67,7 @@ async def play_expert(task: Task, *, persona: Persona = PLAIN, guess_rate: float
     """The gym's expert from the opening until the episode ends or it has nothing left to do."""
     gym: Gym = GYMS[task.key.gym]
     env = GymEnv(gym, task=task, user=RuleUser(), persona=persona)
-    expert = attentive(gym.expert(task.opening, random.Random(task.key.index), guess_rate))
+    expert = persona_aware(gym.expert(task.opening, random.Random(task.key.index), guess_rate))
     action = next(expert, None)
     steps: list[TurnResult] = []
     while action is not None:
@@ -103,7 +103,7 @@ class ScriptedUser:
         self.calls.append(call)
         if len(self.calls) - 1 in self.fails_on:
             raise self.error
-        return RuleUser().answer(call)
+        return RuleUser().reply_sync(call)
 
 
 class TextEngine:

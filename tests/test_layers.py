@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 PACKAGE_ORDER: dict[str, list[set[str]]] = {
     "simulators": [
-        {"message", "persona", "task", "input_limits"},
+        {"message", "persona", "task", "input_limits", "fair_semaphore"},
         {"user"},
         {"llm_client"},
         {"gym", "config", "dataset_files"},

@@ -9,7 +9,7 @@ import actors
 import simulators
 from cluster.config.run_config import RunConfig
 from cluster.evaluation.request import EvaluationRequest
-from simulators.gym_plugins import source_of
+from simulators.gym_plugins import module_path
 
 CODE = [Path(str(room.__file__)).parent.parent for room in (simulators, actors)]
 
@@ -37,7 +37,7 @@ def settings_of(config: RunConfig, request: EvaluationRequest, *, policy_folder:
         "max_completion_tokens": config.rollout.max_completion_tokens,
         "max_model_len": config.engine.max_model_len,
         "temperature": config.rollout.temperature,
-        "code": _code(CODE + [source_of(module) for module in config.gyms.modules]),
+        "code": _code(CODE + [module_path(module) for module in config.gyms.modules]),
     }
 
 

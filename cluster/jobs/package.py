@@ -12,7 +12,7 @@ from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig
 from cluster.preflight.policy import is_hub_name
 from cluster.run_folder.code_snapshot import ROOMS, files_below, write_archive
-from simulators.gym_plugins import source_of
+from simulators.gym_plugins import module_path
 
 RECIPE = "recipe.toml"
 """The recipe's name in the package, and so in the job's working folder."""
@@ -66,7 +66,7 @@ def _named(config: RunConfig) -> dict[str, str]:
     places |= {f"simulator {u.name}": Path(u.path) for u in config.simulator.users if u.type == "replay"}
     named = {key: path for key, path in written.items() if not Path(path).expanduser().is_absolute()}
     named |= {key: os.path.relpath(path, here) for key, path in places.items() if path.is_relative_to(here)}
-    sources = {f"gyms.modules[{i}]": source_of(name) for i, name in enumerate(config.gyms.modules)}
+    sources = {f"gyms.modules[{i}]": module_path(name) for i, name in enumerate(config.gyms.modules)}
     # Only what `import` finds in the working folder itself; what is installed here must be installed there.
     named |= {key: path.name for key, path in sources.items() if path.parent == here.resolve()}
     for key, name in named.items():

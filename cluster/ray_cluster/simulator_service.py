@@ -18,7 +18,7 @@ from cluster.ray_cluster.start import LOCALHOST, start_ray, task_on_driver_node
 from simulators.serving.app import DEPLOYMENT, build_app, start_serve
 from simulators.serving.auth import key_hash
 from simulators.serving.hosted_llm import SERVE_PORT, deploy_llm, llm_url, remove_llm
-from simulators.serving.llm_proxy import connect_relay, deploy_relay, relay_name, remove_relay
+from simulators.serving.llm_proxy import connect_llm_proxy, deploy_llm_proxy, proxy_app_name, remove_llm_proxy
 from simulators.serving.user_client import ServeUser
 from simulators.user import User
 from simulators.users.factory import connect_users
@@ -33,7 +33,7 @@ def app_name(config: RunConfig) -> str:
 
 def fast_starting_apps(config: RunConfig) -> list[str]:
     """The Serve applications of this run whose replicas start within seconds: all but hosted models."""
-    return [app_name(config), relay_name(config.run.name)]
+    return [app_name(config), proxy_app_name(config.run.name)]
 
 
 def start_simulators(config: RunConfig, *, http: bool) -> None:
@@ -70,7 +70,7 @@ def _deploy(config: RunConfig, http: bool) -> None:
         info(f"simulator {llm.name}: loading {llm.model}")
         deploy_llm(llm, run=config.run.name, resources=taken, expected=expected)
     if llms and not http:
-        deploy_relay(config.run.name, resources=taken)
+        deploy_llm_proxy(config.run.name, resources=taken)
 
 
 def scale_simulators(config: RunConfig, num_replicas: int) -> None:
@@ -91,7 +91,7 @@ def stop_simulators(config: RunConfig, *, and_ray: bool) -> None:
         for llm in config.simulator.llms():
             remove_llm(llm, run=config.run.name)
         if config.simulator.llms():
-            remove_relay(config.run.name)
+            remove_llm_proxy(config.run.name)
 
 
 def connect_user(config: RunConfig, name: str | None) -> User:
@@ -103,7 +103,7 @@ def connect_user(config: RunConfig, name: str | None) -> User:
         gyms=config.gyms.open(with_data=False),
         names=None if name is None else [name],
         llm_urls={llm.name: llm_url(llm, run=config.run.name) for llm in config.simulator.llms()},
-        to_llms=partial(connect_relay, config.run.name),
+        make_transport=partial(connect_llm_proxy, config.run.name),
         num_processes=config.rollout.num_actors,
     )
 

@@ -12,7 +12,7 @@ from actors.engines.engine_clock import EngineUsage
 from actors.trajectory import GroupSummary
 from actors.trajectory_table import TURN_STAGES
 from simulators.user import RULES, Failure
-from simulators.users.quality_metrics import gauges
+from simulators.users.quality_metrics import gauge_shares
 
 FAILURES = frozenset(failure.value for failure in Failure)
 
@@ -42,7 +42,7 @@ def rollout_metrics(summaries: Sequence[GroupSummary], *, duration_s: float) -> 
         "rollout/group_duration_s/max": max(summary.duration_s for summary in summaries),
         "rollout/user_retries": float(sum(summary.user_retries for summary in summaries)),
         **_turn_times(summaries),
-        **gauges((summary.simulator or RULES, summary.gauges) for summary in summaries),
+        **gauge_shares((summary.simulator or RULES, summary.gauges) for summary in summaries),
         **_failures(summaries),
         **_concurrencies(summaries),
     }

@@ -1,6 +1,6 @@
 """Parser and evaluator of arithmetic expressions over four variables; text is never executed.
 
-Knows `+ - * / **`, the names a, b, c, d and numbers; anything else is refused.
+Supports `+ - * / **`, the names a, b, c, d and numbers; anything else is refused.
 """
 
 import ast
@@ -18,16 +18,17 @@ OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
 }
 MAX_LETTERS = 200
 MOST_RULES = 4096
-"""Kept as functions; more than a file of tasks has, and a rule may come in a call from outside."""
+"""Size of the cache of parsed rules: more than a file of tasks has, and rules also arrive in outside
+calls."""
 Rule = Callable[[Sequence[float]], float]
 
 
 @lru_cache(maxsize=MOST_RULES)
 def parse_rule(text: str) -> Rule:
-    """The function of [a, b, c, d] that `text` writes down. Raises ValueError where it writes none.
+    """The function of [a, b, c, d] that `text` defines. Raises ValueError if it defines none.
 
-    The function raises ArithmeticError where it has no value (division by zero, overflow), and TypeError or
-    never ValueError. Computes in floats for all inputs, so that powers cannot explode.
+    The function raises ArithmeticError if it has no value (division by zero, overflow). Computes in floats
+    for all inputs, so that powers cannot explode.
 
     Example: `parse_rule("c * b ** 2")([1, 3, 5, 7])` is 45.0.
     """
@@ -59,7 +60,8 @@ def _compile(node: ast.expr, text: str) -> Rule:
 
 
 def _real(value: float | complex, text: str) -> float:
-    """Refuses at once the complex value of a root of a negative number: later steps could hide it."""
+    """Raises ArithmeticError for a complex value (root of a negative number), which later steps could
+    hide."""
     if isinstance(value, complex):
         raise ArithmeticError(f"{text} has no real value here")
     return value

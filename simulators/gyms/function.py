@@ -2,10 +2,9 @@
 unseen inputs.
 
 The user holds the function. Levels: 0 one variable and a constant; 1 two weighted variables and a constant; 2
-all four weighted; 3 as 2 with one quadratic term. Splits are disjoint by function. Seeing the exam closes the
-questions, so no exam input can be approached by queries; the exam allows three attempts, each worth half of
-the one before it.
-"""
+all four weighted; 3 as 2 with one quadratic term. Splits are disjoint by function. Once the exam is shown,
+queries are refused, so no exam input can be approached by queries; the exam allows three attempts, each worth
+half of the one before it."""
 
 import random
 import re
@@ -64,7 +63,7 @@ def make_task(key: TaskKey) -> Task:
 
 
 def describe(terms: Sequence[Term]) -> str:
-    """The function in canonical form, e.g. `3 + 2*a + -1*b*c`: equal exactly where the functions are."""
+    """The function in canonical form, e.g. `3 + 2*a + -1*b*c`: equal exactly if the functions are."""
     return " + ".join(
         "*".join([str(weight), *(VARIABLES[i] for i in of)])
         for weight, of in sorted(terms, key=lambda t: t[1])
@@ -98,14 +97,14 @@ def apply_action(task: Task, state: State, action: Action, reply: UserReply | No
 
 
 def observation_key(action: Action | None, feedback: str, reply: UserReply | None) -> str:
-    """A value is news about the integers that were asked for, however they were written."""
+    """Key of a value: the integers that were asked for, independent of how they were written."""
     if action and reply and "value" in reply.facts:
         return f"{_integers(action.content)}: {feedback}"
     return feedback
 
 
 def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
-    """The function's value at four integers; anything else is politely refused."""
+    """The function's value at four integers; anything else is refused politely."""
     inputs = _integers(call.question)
     if inputs is None or len(inputs) != len(VARIABLES):
         return UserReply(text="Give me exactly four integers.")
@@ -118,8 +117,8 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """One probe names a single variable and its constant; any other family has every coefficient probed. In
-    guess_rate: guesses the function."""
+    """One probe names a single variable and its constant; any other family has every coefficient probed. At
+    `guess_rate` it guesses the function."""
     if not any(family in opening for family in FAMILIES):
         yield Action(choice="finish", content="")  # a published rule has no family to probe for
         return
@@ -223,8 +222,8 @@ def _probe(inputs: Sequence[int]) -> Generator[Action, str, int]:
 
 
 def _probe_terms() -> Generator[Action, str, list[Term]]:
-    """All weights, and at most one quadratic term, from one-hot probes and what `STAIRS` and `STEEP` leave
-    unexplained."""
+    """All weights, and at most one quadratic term, from one-hot probes and the residuals at `STAIRS` and
+    `STEEP`."""
     constant = yield from _probe([0] * len(VARIABLES))
     stairs = (yield from _probe(STAIRS)) - constant
     steep = (yield from _probe(STEEP)) - constant

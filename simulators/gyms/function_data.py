@@ -1,7 +1,7 @@
-"""Published function tasks: file reader, and such a task under the default rules.
+"""File reader of the published function tasks, and their conversion to tasks of the default rules.
 
-Their rules divide and take powers, so a value may be no integer; the exam's inputs are drawn where it is.
-"""
+Published functions divide and take powers, so a value may be fractional; exam inputs are drawn among those
+with whole values."""
 
 import math
 import random
@@ -41,7 +41,7 @@ def read_functions(path: Path) -> list[dict[str, Any]]:
 
 
 def load_tasks(path: Path) -> list[Task]:
-    """The published functions as tasks of the default rules: their test case gives way to an exam."""
+    """The published functions as tasks of the default rules: an exam replaces their test case."""
     return [
         Task(
             key=TaskKey(gym="function", split="train", index=row, seed=0, difficulty=0),
@@ -53,8 +53,7 @@ def load_tasks(path: Path) -> list[Task]:
 
 
 def value_of(rule: str, inputs: Sequence[int]) -> float | None:
-    """The rule's value, whole where it is whole and rounded to 4 decimals elsewhere; None where it has
-    none."""
+    """The rule's value: an int if it is whole, else rounded to 4 decimals; None if it has none."""
     try:
         value = parse_rule(rule)(inputs)
     except ArithmeticError:
@@ -65,7 +64,7 @@ def value_of(rule: str, inputs: Sequence[int]) -> float | None:
 
 
 def _draw_exam(path: Path, row: int, record: Mapping[str, Any]) -> list[list[int]]:
-    """Three inputs with whole values, all different where the draws find such."""
+    """Three inputs with whole values, all different if the draws find such."""
     rng = random.Random(f"function-{record['id']}")
     exam: dict[float, list[int]] = {}
     spare: list[list[int]] = []

@@ -3,9 +3,9 @@
 A thing has slots, some of which hold a wish; the opening names the thing and, at level 0, the slots. Levels:
 0 three slots with two or three wishes; 1 six slots with three or four; 2 six slots with four or five wishes
 that differ in importance, and a user who first hesitates between two values. Splits are disjoint by meaning:
-the thing with its wishes. Only a detail that the user has told counts: asking alone pays nothing, nor does
-guessing. A wrong value, or two for one detail, costs what a right one gains. Two attempts, the second worth
-half.
+the thing with its wishes. Only a detail that the user has told counts: asking alone pays nothing, and neither
+does guessing. A wrong value, or two for one detail, costs what a right one gains. Two attempts, the second
+worth half.
 
 The same rules play released intentions (intention_data); there an answer best labels each value with its
 detail: `detail: value; detail: value`.
@@ -95,9 +95,9 @@ MAX_ANSWER_CHARS = 2000
 OPEN = " Open are "
 REFUSAL = "Please ask about one detail"
 PART = re.compile(r"[;\n]|,(?=[^,;:\n]{1,80}:)")
-"""What stands between two parts of an answer: a comma only before a label."""
+"""Separator of the parts of an answer: a comma only before a label."""
 TOPICS = ("budget", "type", "size", "format", "level", "time", "purpose", "location", "language", "style")
-"""What a script asks where nothing tells it the details."""
+"""What the scripted expert asks if the task does not name its details."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +140,7 @@ def initial_state(task: Task) -> State:
 
 
 def user_view(state: State) -> Mapping[str, Any]:
-    """The user remembers where it has hesitated: asked again, it decides."""
+    """The slots at which the user has hesitated: asked again, it decides."""
     return {"hesitated": sorted(state.hesitated)}
 
 
@@ -159,14 +159,14 @@ def apply_action(task: Task, state: State, action: Action, reply: UserReply | No
 
 
 def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
-    """Tells the wish behind the one slot that a question is about, by its name, synonyms and values; a vague
-    or double question gets a polite refusal."""
+    """Tells the wish for the one slot that a question is about, recognised by name, synonyms and values; a
+    vague or double question gets a polite refusal."""
     slot = asked_slot(call.question, call.scenario)
     return _refuse(call) if slot is None else _tell(call, slot)
 
 
 def asked_slot(text: str, scenario: Mapping[str, Any]) -> str | None:
-    """The slot that a text is about; None where it is about none, or about more than one. A word that several
+    """The slot that a text is about; None if it is about none or about several. A word that several
     slots share counts for each of them in part."""
     if (name := text.strip()) in scenario["options"]:
         return name
@@ -180,8 +180,8 @@ def asked_slot(text: str, scenario: Mapping[str, Any]) -> str | None:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Asks for every slot, again where the user hesitates, and states what it was told. In guess_rate: leaves a
-    question out."""
+    """Asks for every slot, again if the user hesitates, and states what it was told. At `guess_rate` it
+    leaves a question out."""
     thing = next((thing for thing in THINGS if opening.startswith(f"I want a {thing}.")), "")
     slots = THINGS.get(thing, TOPICS)
     if OPEN in opening:
@@ -240,8 +240,8 @@ def _grade(task: Task, state: State, content: str) -> ActionOutcome:
 
 
 def _stated(scenario: Mapping[str, Any], content: str) -> dict[str, set[str]]:
-    """Slot to the values that an answer names for it. A part `label: value` speaks of the label's slot only,
-    and then no part without a label speaks of that slot."""
+    """Slot to the values that an answer names for it. A part `label: value` counts for the label's slot only,
+    and then parts without a label do not count for that slot."""
     index = _index_of(scenario)
     labelled: dict[str, frozenset[str]] = {}
     loose: frozenset[str] = frozenset()
@@ -288,15 +288,15 @@ def _tell(call: UserCall, slot: str) -> UserReply:
 
 
 def _refuse(call: UserCall) -> UserReply:
-    """Asks for a question about one detail; in generated tasks with the slots in turn for examples. Which
-    slots hold a wish does not show, and the details of a published task are the agent's to find."""
+    """Asks for a question about one detail; in generated tasks it names the slots in turn as examples. It
+    does not reveal which slots hold a wish; the details of a published task must be found by the agent."""
     slots = [slot for slot in call.scenario["options"] if slot in SLOTS]
     example = f", such as the {slots[len(call.history) % len(slots)]}" if slots else ""
     return UserReply(text=f"{REFUSAL}{example}.")
 
 
 def _labels(call: UserCall) -> dict[str, str]:
-    """What a model may say, to slot: the slot's name, or its number where the name is a free text."""
+    """Label in the model's schema to slot: the slot's name, or its number if the name is free text."""
     options = enumerate(call.scenario["options"], start=1)
     return {slot if slot in SLOTS else str(number): slot for number, slot in options}
 

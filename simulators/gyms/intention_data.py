@@ -1,4 +1,4 @@
-"""Published intention tasks: file reader, and matching of a detail's options in free text.
+"""File reader of the published intention tasks, and matching of a detail's options in free text.
 
 The hidden value of each detail is drawn from its options by the task's id.
 """
@@ -50,7 +50,7 @@ def _load_row(path: Path, row: int, record: Mapping[str, Any]) -> Task:
 
 
 def _problem_of(detail: object) -> tuple[str, str] | None:
-    """(name of the field, what is wrong) of a published detail; None where it is sound."""
+    """(name of the field, what is wrong) of a published detail; None if it is valid."""
     if not isinstance(detail, dict):
         return "", "is no object"
     for name in ("description", "inquiry"):
@@ -67,7 +67,7 @@ def _problem_of(detail: object) -> tuple[str, str] | None:
 
 
 def _statable(values: list[str]) -> list[str]:
-    """The options that the rules can tell from the others; all, if there is none."""
+    """The options that the rules can distinguish from the others; all if there are none."""
     return [v for v in values if named_values(values, stems_of(v)) == {v}] or values
 
 

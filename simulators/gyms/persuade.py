@@ -1,16 +1,14 @@
 """Persuade gym: change a user's stance on a claim by answering the reasons behind it one by one.
 
-What the person holds (reasons) is kept apart from what judges (whether an answer fits the reason at hand).
-The stance moves only when the reason at hand, once it has been told, is answered by the one piece of
-evidence in the dossier that speaks to it. Each reason counts once and is lost with its last try, so going
-back and forth, repeating, or citing many pieces at once gains nothing, and evidence outside the dossier is
-refused as made up. Levels: 0 two reasons, named by their topic, and the same evidence in every town; 1
-three, paraphrased; 2 four of unlike weight, and hearsay among the evidence. Splits are disjoint by the
-claim with its reasons.
+The person's reasons are separate from the judgement whether an answer fits the current reason. The stance
+moves only if the current reason, once told, is answered by the one piece of evidence in the dossier that fits
+it. Each reason counts once and is lost with its last try, so going back and forth, repeating, or citing many
+pieces at once gains nothing, and evidence outside the dossier is refused as made up. Levels: 0 two reasons,
+named by their topic, and the same evidence in every town; 1 three, paraphrased; 2 four of unlike weight, and
+hearsay among the evidence. Splits are disjoint by the claim with its reasons.
 
-Published rows (id, claim, argument) have no dossier. There the rules only see that an answer takes up the
-words of the reason with a counter-stance: whether it is *good* needs a model, and the LLM form judges
-better.
+Published rows (id, claim, argument) have no dossier. For them the rules only check that an answer repeats
+words of the reason with a counter-stance: whether it is *good* needs a model, and the LLM form judges better.
 """
 
 import random
@@ -71,7 +69,7 @@ EVIDENCE: tuple[str, ...] = (
     *("ledger", "sample", "memo", "log", "atlas", "scan", "tape", "graph", "index", "archive", "panel"),
     *("probe", "quiz", "timeline", "database"),
 )
-"""All that one might cite; what is not in the task's dossier is made up."""
+"""All evidence that can be cited; what is not in the task's dossier counts as made up."""
 COMMON_EVIDENCE: dict[str, str] = {
     "jobs": "census",
     "traffic": "map",
@@ -94,20 +92,21 @@ COMMON_EVIDENCE: dict[str, str] = {
     "nature": "film",
     "food": "quiz",
 }
-"""Level 0: what speaks to a topic is the same in every town, so it can be known as well as looked up."""
+"""Level 0: the evidence for a topic is the same in every task, so it can be learned as well as looked up."""
 WHY = re.compile(
     r"\b(why|reasons?|because|how come|explain|believe|think|else|concerns?|makes you|convinces?)\b", re.I
 )
 NOT_ASKED = "You can ask me why."
 NOT_HEARD = "You have not heard my reason."
-"""Feedback to an answer given before the current reason was stated: it costs a try, so asking pays."""
+"""Feedback to an answer given before the current reason was stated: it costs a try, so that asking is worth
+it."""
 VERDICTS: dict[str, str] = {
     "rebutted": "You are right.",
     "missed": "That is not my point.",
     "hearsay": "That is hearsay.",
     "made_up": "That is made up.",
 }
-"""Verdict on an answer to what the person says; only the first moves the stance, the others cost a try."""
+"""Verdict on an answer to the person's reply; only the first moves the stance, the others cost a try."""
 MAX_ANSWER = 600
 """Characters of an answer that a person listens to."""
 
@@ -115,9 +114,9 @@ MAX_ANSWER = 600
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
     num_settled: int = 0
-    """Reasons answered or lost; they never come back. The next one is the reason at hand."""
+    """Reasons answered or lost; they never come back. The next one is the current reason."""
     num_misses: int = 0
-    """Tries lost on the reason at hand."""
+    """Tries lost on the current reason."""
     is_told: bool = False
     """Whether the user has stated the current reason; an unstated reason cannot be answered."""
     moved: float = 0.0
@@ -196,7 +195,7 @@ def apply_action(task: Task, state: State, action: Action, reply: UserReply | No
 
 
 def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
-    """Gives the reason at hand when asked why; takes an answer for this reason and no other."""
+    """Gives the current reason when asked why; judges an answer against this reason only."""
     if call.choice == "action":
         return _tell(call, rng) if WHY.search(call.question) else UserReply(text=NOT_ASKED)
     if call.scenario["evidence"]:
@@ -206,8 +205,8 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Asks why, looks up the reason's topic in the dossier and cites its evidence, until the end. In guess_rate:
-    cites some piece without having asked."""
+    """Asks why, looks up the reason's topic in the dossier and cites its evidence, until the end. At
+    `guess_rate` it cites some piece without having asked."""
     pieces = [piece.split() for piece in opening.partition("Evidence: ")[2].rstrip(".").split("; ")]
     evidence = {piece[0]: piece[1] for piece in pieces if len(piece) == 2}
     while True:
@@ -226,14 +225,14 @@ def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
 
 
 def gold_actions(task: Task) -> Sequence[Action]:
-    """The evidence against each reason in turn, as it stands in the dossier; published rows have none."""
+    """The evidence against each reason in turn, as written in the dossier; published rows have none."""
     by_topic = {topic: word for word, topic in task.scenario["evidence"].items()}
     topics = [reason["topic"] for reason in task.scenario["reasons"] if reason["topic"] in by_topic]
     return [Action(choice="answer", content=f"the {topic} {by_topic[topic]}") for topic in topics]
 
 
 def progress(task: Task, state: State) -> float:
-    """Steps of the stance moved, of all; half of a reason's steps once it has been told."""
+    """Share of the stance's steps moved; a told reason counts half of its steps."""
     reasons = task.scenario["reasons"]
     at_hand = (
         reasons[state.num_settled]["weight"] if state.is_told and state.num_settled < len(reasons) else 0
@@ -249,13 +248,13 @@ def random_action(task: Task, rng: random.Random) -> Action:
 
 
 def _score(task: Task, state: State) -> float:
-    """Steps moved of those needed, less what guesses from the dossier would move on average."""
+    """Share of the needed steps moved, minus what guesses from the dossier would move on average."""
     chance = 1 / len(task.scenario["evidence"]) if task.scenario["evidence"] else 0.0
     return max(0.0, (state.moved / NUM_STEPS - chance) / (1 - chance))
 
 
 def _settle(task: Task, state: State, text: str, *, is_right: bool) -> ActionOutcome:
-    """A try on the reason at hand, used up; and where the stance is after it."""
+    """Outcome of a used-up try on the current reason: the new stance and score."""
     state = _after(task, state, is_right=is_right)
     return ActionOutcome(
         state=state,
@@ -266,7 +265,7 @@ def _settle(task: Task, state: State, text: str, *, is_right: bool) -> ActionOut
 
 
 def _after(task: Task, state: State, *, is_right: bool) -> State:
-    """The state after a judged answer to the reason at hand."""
+    """The state after a judged answer to the current reason."""
     if is_right:
         worth = task.scenario["reasons"][state.num_settled]["weight"] / (1 + state.num_misses)
         return State(num_settled=state.num_settled + 1, moved=state.moved + worth)
@@ -276,7 +275,8 @@ def _after(task: Task, state: State, *, is_right: bool) -> State:
 
 
 def _tell(call: UserCall, rng: random.Random) -> UserReply:
-    """The current reason; a persona that changes its mind first names one that it does not hold."""
+    """The current reason; the decoy, which a persona that changes its mind says first, is a reason it does
+    not hold."""
     at = call.view["reason"]
     reason, not_held = call.scenario["reasons"][at], call.scenario["not_held"]
     facts = {"reason": at, "topic": reason["topic"]}
@@ -284,7 +284,7 @@ def _tell(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def _judge_cited(call: UserCall, cited: Sequence[str]) -> UserReply:
-    """The verdict on an answer that cites these pieces; there is none unless it is exactly one."""
+    """The verdict on an answer that cites these pieces; none unless it cites exactly one."""
     if len(cited) != 1 or len(call.question) > MAX_ANSWER:
         return UserReply(text="Give me one piece of evidence.")
     if cited[0] in call.scenario["hearsay"]:

@@ -1,7 +1,7 @@
-"""Published persuasion tasks: file reader, and the rule-based user's reading of free-text arguments.
+"""File reader of the published persuasion tasks, and the rule-based judgement of free-text arguments.
 
-A published row has no dossier. The rules only see that an answer takes up the words of the reason at hand
-with a counter-stance; whether it is good needs a model.
+A published row has no dossier. The rules only check that an answer repeats words of the current reason with a
+counter-stance; whether it is good needs a model.
 """
 
 import re
@@ -17,7 +17,7 @@ COUNTER = re.compile(
     re.I,
 )
 MIN_TAKEN_UP = 3
-"""Content words of a reason that an answer in free words must take up."""
+"""Content words of a reason that a free-text answer must repeat."""
 MIN_OWN = 3
 """Content words that it must add."""
 TRIES_IN_WORDS = 2
@@ -55,7 +55,7 @@ def _task_of(index: int, *, claim: str, argument: str, num_steps: int) -> Task:
 
 
 def takes_up(call: UserCall) -> bool:
-    """Whether free words counter the reason at hand, and this reason more than all others together."""
+    """Whether a free text counters the current reason, and this reason more than all others together."""
     held = [set(content_of(reason["text"])) for reason in call.scenario["reasons"]]
     said = set(content_of(call.question))
     shared = [len(said & words) for words in held]
@@ -71,5 +71,5 @@ def _sentences(text: str) -> list[str]:
 
 
 def content_of(text: str) -> list[str]:
-    """Words of five letters or more, each once: most of what carries content."""
+    """Words of five letters or more, each once: mostly content words."""
     return list(dict.fromkeys(re.findall(r"[a-z]{5,}", text.lower())))

@@ -1,11 +1,11 @@
 """Search gym: find out what the question is about, follow facts hop by hop with a search tool, answer once.
 
-Half of a generated question stays with the user: which shop is meant must be asked. Every hop is one
-document of the generated corpus; no document tells two hops. Levels: 0 two hops, one short document a
-search; 1 three, more wordings and three documents a search; 2 four, five documents, in which stale facts
-and hearsay stand too. Splits are disjoint by the shop asked about, with all people that it leads to. Five
-searches; two answers, the second worth half; several names at once are a wrong answer. An answer is
-compared with the known names and never enters a text.
+The user holds back half of a generated question: which shop is meant must be asked. Every hop is one document
+of the generated corpus; no document tells two hops. Levels: 0 two hops, one short document a search; 1 three,
+more wordings and three documents a search; 2 four, five documents, which also contain stale facts and
+hearsay. Splits are disjoint by the shop asked about, with all people that it leads to. Five searches; two
+answers, the second worth half; several names at once are a wrong answer. An answer is compared with the known
+names and never enters a text.
 
 Published questions (id, question, answer) need a web search: wrap their user in `WebSearchUser` of
 `simulators.users.web_search_user`. The user judges their answers: by alias, or in the LLM form by meaning.
@@ -42,7 +42,7 @@ LEVELS: tuple[tuple[tuple[tuple[str, ...], ...], ...], ...] = (
 )
 """Level to the kinds of chains: the relations to choose from at each hop."""
 PLAIN = "the {r} of {s}"
-"""How level 0 names what a hop leads to."""
+"""Wording of a hop at level 0."""
 NAMED: dict[str, str] = {
     "owner": "the owner of {s}",
     "cook": "the cook of {s}",
@@ -52,12 +52,12 @@ NAMED: dict[str, str] = {
     "river": "the river that flows through {s}",
     "twin": "the twin city of {s}",
 }
-"""How the other levels do."""
+"""Wording of a hop at the other levels."""
 QUESTION_ABOUT = re.compile(r"\b(which|what|whose|who|where|name|called|shop)\b", re.I)
 NUM_SEARCHES = 5
 """The published budget."""
 WORTH: tuple[float, ...] = (1.0, 0.5)
-"""Worth of the right answer after so many wrong ones; there are no more tries."""
+"""Value of the right answer by the number of wrong ones before it; there are no more tries."""
 MAX_ANSWER = 200
 """Characters of an answer."""
 VERDICTS: dict[str, str] = {"right": "Yes, that is right.", "wrong": "No, that is not it."}
@@ -68,10 +68,10 @@ LEAD_IN = re.compile(r"^\W*((the answer is|it is|it was|it's|answer:)\s+)?", re.
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
     is_web: bool
-    """Whether the task's searches go out to the web, and its user judges the answers."""
+    """Whether the task's searches go to the web and its user judges the answers."""
     num_searches: int = 0
     num_hops: int = 0
-    """Facts of the chain that the documents shown so far have told, from the shop on without a gap."""
+    """Facts of the chain in the documents shown so far, counted from the shop without a gap."""
     num_wrong: int = 0
     score: float = 0.0
 
@@ -94,7 +94,7 @@ def make_task(key: TaskKey) -> Task:
 
 
 def load_tasks(path: Path) -> list[Task]:
-    """Published questions to tasks, to be searched for on the web."""
+    """Published questions to tasks whose searches go to the web."""
     tasks: list[Task] = []
     rows = read_records(path, fields={"id": str, "question": str, "answer": str})
     for index, row in enumerate(rows):
@@ -137,7 +137,8 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Asks which shop, looks up hop after hop, answers with what the last one leads to. In guess_rate: guesses."""
+    """Asks which shop, looks up hop after hop, answers with what the last one leads to. At `guess_rate` it
+    guesses."""
     relations = _chain(opening.removeprefix("What is ").rstrip("?"))
     names = search_corpus.RIVERS if relations[-1:] == ["river"] else search_corpus.CITIES
     entity = ""
@@ -160,7 +161,7 @@ def gold_actions(task: Task) -> Sequence[Action]:
 
 
 def progress(task: Task, state: State) -> float:
-    """Share of the chain's facts that the documents shown so far have told; of the web nothing is known."""
+    """Share of the chain's facts in the documents shown so far; 0 for searches of the web."""
     return 0.0 if state.is_web else state.num_hops / len(task.scenario["chain"])
 
 
@@ -213,7 +214,7 @@ def _judged(state: State, verdict: object, *, feedback: str) -> ActionOutcome:
 
 
 def _verdict(scenario: Mapping[str, Any], content: str) -> str | None:
-    """Right or wrong; None where the text holds no answer. More than one name is wrong."""
+    """Right or wrong; None if the text holds no answer. More than one name is wrong."""
     said = _bare(content[: MAX_ANSWER + 1])
     answers = scenario["answers"]
     if not said:
@@ -234,7 +235,7 @@ def _bare(text: str) -> list[str]:
 
 
 def _read_fact(documents: str, *, entity: str, relation: str) -> str:
-    """What the documents say that the relation is today; empty where they do not say."""
+    """The relation's present value according to the documents; empty if they do not contain it."""
     for phrase in search_corpus.PHRASES[relation]:
         before, after = phrase.format(s=entity, o="|").split("|")
         head, is_told, tail = documents.partition(before or after)

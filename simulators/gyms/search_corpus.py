@@ -1,7 +1,7 @@
 """Generated corpus of the search gym: facts, documents that state them, and BM25 search over the documents.
 
 A world is the same in every process. Shops and people belong to a split, each together with all people linked
-to them; cities and rivers are common ground. Knows no questions and no users.
+to them; cities and rivers are shared by all splits.
 """
 
 import random
@@ -54,9 +54,9 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "river": ("The river of {s} is {o}.", "{s} lies on the river {o}."),
     "twin": ("The twin of {s} is {o}.", "{s} has {o} as a twin."),
 }
-"""Relation to the ways in which a document tells it; level 0 has the first only."""
+"""Relation to its wordings in documents; level 0 uses the first only."""
 STALE: tuple[str, ...] = ("Long ago the {r} of {s} was {o}.", "Some say that the {r} of {s} may be {o}.")
-"""What is no longer true, or hearsay: in the documents of level 2."""
+"""Outdated facts and hearsay in the documents of level 2."""
 FILLER: tuple[str, ...] = (
     "The story is told in many places.",
     "Little else is known about it.",
@@ -75,7 +75,7 @@ class FactWorld:
     """All facts of one level."""
 
     facts: Mapping[tuple[str, str], str]
-    """(entity, relation) to what it is."""
+    """(entity, relation) to the related entity."""
     shops: Mapping[Split, tuple[str, ...]]
     """The shops that belong to each split."""
 
@@ -91,7 +91,8 @@ class SearchIndex:
 
 @cache
 def make_world() -> FactWorld:
-    """The facts: who owns, cooks, lives, is befriended where. A few thousand, made in milliseconds."""
+    """The facts: owner and cook of each shop, friend, home and birthplace of each person, and so on. A few
+    thousand, generated in milliseconds."""
     rng = random.Random("search-world")
     facts: dict[tuple[str, str], str] = {}
     shops = [f"{look} {sign}" for look, sign in product(LOOKS, SIGNS)]
@@ -118,7 +119,7 @@ def make_world() -> FactWorld:
 
 
 def search(query: str, *, level: int) -> tuple[str, ...]:
-    """The best documents for a query, best first; none where no word of it occurs."""
+    """The best documents for a query, best first; empty if none of its words occurs."""
     return _best(tuple(_words(query[:MAX_QUERY])), level)
 
 
@@ -131,7 +132,7 @@ def _best(words: tuple[str, ...], level: int) -> tuple[str, ...]:
     scores = index.scorer.get_scores_from_ids(known)
     num = NUM_SHOWN[level]
     threshold = scores[scores.argpartition(-num)[-num:]].min()
-    # All that tie at the threshold compete, so that the order does not hang on how numpy partitions.
+    # All that tie at the threshold compete, so that the order does not depend on numpy's partitioning.
     best = sorted((scores >= threshold).nonzero()[0], key=lambda i: (-scores[i], i))[:num]
     return tuple(index.documents[i] for i in best if scores[i] > 0)
 
@@ -151,8 +152,8 @@ def make_index(level: int) -> SearchIndex:
 
 
 def _documents(level: int) -> tuple[str, ...]:
-    """Level 0: a document a fact. Above: titled, in more than one wording, with filler; level 2: with what is
-    not true (any more)."""
+    """Level 0: a document a fact. Above: titled, in more than one wording, with filler; level 2: with
+    outdated facts and hearsay."""
     rng = random.Random(f"search-documents-{level}")
     facts = make_world().facts
     same_kind: dict[str, list[str]] = {}

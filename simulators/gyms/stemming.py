@@ -1,10 +1,10 @@
-"""Stemming of free text to sets of word stems, which rule-based users compare. Knows no gym."""
+"""Stemming of free text to sets of word stems, which rule-based users compare."""
 
 import re
 from functools import lru_cache
 
 MAX_TEXT_CHARS = 4000
-"""What stands behind is not read."""
+"""Longer texts are cut here."""
 STOP_WORDS = frozenset(
     re.split(
         r"\s+",
@@ -15,7 +15,7 @@ STOP_WORDS = frozenset(
         "type specific s t re ve ll d m",
     )
 )
-"""Words that tell nothing of what a text is about. Numbers, `no`, `not`, `more` and `than` tell much."""
+"""Words that do not tell what a text is about. Numbers, `no`, `not`, `more` and `than` are kept."""
 IRREGULAR = {
     word: root
     for root, words in {
@@ -53,12 +53,12 @@ def stem(word: str) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """All words in order, lower-case, stop words and all. Reads at most `MAX_TEXT_CHARS`."""
+    """All words in order, lower-case, stop words included. Reads at most `MAX_TEXT_CHARS`."""
     return _WORD.findall(text[:MAX_TEXT_CHARS].lower())
 
 
 def stems_of(text: str) -> frozenset[str]:
-    """The stems of the words that tell something; of a text of stop words only, those of all its words."""
+    """The stems of all words that are no stop words; of a text of stop words only, those of all its words."""
     words = words_of(text)
     telling = [word for word in words if word not in STOP_WORDS]
     return frozenset(stem(word) for word in telling or words)
@@ -66,5 +66,5 @@ def stems_of(text: str) -> frozenset[str]:
 
 @lru_cache(maxsize=1 << 15)
 def stems_of_fixed(text: str) -> frozenset[str]:
-    """`stems_of` with a memory, for texts that come back: a task's, never an agent's."""
+    """`stems_of` with a cache, for texts that recur: a task's, never an agent's."""
     return stems_of(text)

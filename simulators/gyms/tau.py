@@ -16,9 +16,9 @@ from simulators.gym import ActionOutcome, Expert, Gym, GymRules, GymScoring
 from simulators.message import Action
 from simulators.task import Task, TaskKey, split_of
 from simulators.tau import generated_shop, rule_customer, toy_shop
-from simulators.tau.customer_phrasing import wish_of
+from simulators.tau.customer_phrasing import make_wish
 from simulators.tau.database import Database
-from simulators.tau.grading import holds_gold, told_all, writes
+from simulators.tau.grading import gold_changes_database, matches_gold, said_all_outputs
 from simulators.tau.llm_customer import ROLE
 from simulators.tau.load_tasks import load_tasks
 from simulators.tau.scripted_expert import retail_expert, stall_expert
@@ -51,13 +51,13 @@ WISHES: tuple[int, ...] = (1, 1, 2)
 class State:
     database: Database
     said: tuple[str, ...] = ()
-    """What the agent told the customer, oldest first."""
+    """The agent's messages to the customer, oldest first."""
     told: tuple[int, ...] = ()
     """Indices of the wishes that the customer has told, in order."""
     num_replies: int = 0
     """Replies of the customer that told something."""
     is_identified: bool = False
-    """A tool has shown who the customer is."""
+    """Whether a tool result has identified the customer."""
 
 
 def make_task(key: TaskKey) -> Task:
@@ -108,7 +108,7 @@ def gold_actions(task: Task) -> Sequence[Action]:
 
 
 def progress(task: Task, state: State) -> float:
-    """Half for having found out who the customer is, half for the share of its wishes that it has told."""
+    """Half for identifying the customer, half for the share of wishes that the customer has told."""
     is_all = rule_customer.REQUEST in state.told  # a request in one piece
     told = 1.0 if is_all else len(state.told) / max(1, len(task.scenario["wishes"]))
     return 0.5 * state.is_identified + 0.5 * told
@@ -156,7 +156,7 @@ def _shop_task(key: TaskKey, rng: random.Random, *, num_wishes: int) -> Task:
         known["zip"] = users[user_id]["address"]["zip"]
     else:
         known["email"] = users[user_id]["email"]
-    wishes = [wish_of(database, call["name"], call["arguments"]) for call in gold]
+    wishes = [make_wish(database, call["name"], call["arguments"]) for call in gold]
     scenario = _scenario("retail", source="", user_id=user_id, known=known, wishes=wishes, gold=gold)
     return Task(
         key=key, opening=f"Policy: {generated_shop.POLICY}\n\n{rng.choice(OPENINGS)}", scenario=scenario
@@ -204,16 +204,16 @@ def _use_tool(task: Task, state: State, content: str) -> ActionOutcome:
 
 
 def _grade(task: Task, state: State, *, is_served: bool) -> float:
-    """1 where all is as the gold actions leave it and all was said. Where there was nothing to change and
-    nothing to say, only a customer who was really served pays: doing nothing at all looks the same in the
-    database."""
+    """1 if the database equals that after the gold actions and all required outputs were said. If there was
+    nothing to change and nothing to say, the customer must also have been served: doing nothing looks the
+    same in the database."""
     scenario = task.scenario
     tools = TOOLS[scenario["domain"]]
-    is_right = holds_gold(state.database, scenario["gold"], tools) and told_all(
+    is_right = matches_gold(state.database, scenario["gold"], tools) and said_all_outputs(
         scenario["outputs"], state.said
     )
     if is_right and not is_served and not scenario["outputs"]:
-        is_right = writes(state.database, scenario["gold"], tools)
+        is_right = gold_changes_database(state.database, scenario["gold"], tools)
     return float(is_right)
 
 

@@ -38,11 +38,11 @@ ATTRIBUTES: tuple[tuple[str, ...], ...] = (
     ("tiny", "small", "big", "huge"),
 )
 PROPERTIES = tuple(word for words in (KINDS, *KINDS.values(), *ATTRIBUTES) for word in words)
-"""All that one can ask about."""
+"""All properties that can be asked about."""
 LEVELS: tuple[tuple[int, int], ...] = ((0, 12), (1, 20), (2, 32))
 """Level to (attributes besides family and kind, cards on the table)."""
 NUMBERS = tuple(str(number) for number in range(10, 100))
-"""What the cards are called."""
+"""Numbers of the cards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +106,8 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Settles family, kind and attributes in turn, asking only about what some remaining card has. In guess_rate:
-    takes one of them for granted."""
+    """Determines family, kind and attributes in turn, asking only about properties of remaining cards. At
+    `guess_rate` it guesses one of them."""
     if "cards: " not in opening:
         yield Action(choice="finish", content="")  # a published entity stands on no table
         return
@@ -138,8 +138,7 @@ def gold_actions(task: Task) -> Sequence[Action]:
 
 
 def progress(task: Task, state: State) -> float:
-    """1 - log n / log N: of N cards on the table, n fit all that was heard. Of a published entity nothing is
-    known."""
+    """1 - log n / log N: of N cards on the table, n fit all replies so far. 0 for a published entity."""
     if "target_entity" in task.scenario:
         return 0.0
     looks = list(task.scenario["cards"].values())
@@ -156,7 +155,7 @@ def random_action(task: Task, rng: random.Random) -> Action:
 def _deal(
     rng: random.Random, looks: Sequence[tuple[str, ...]], *, num_cards: int
 ) -> dict[str, tuple[str, ...]]:
-    """Number to look, in the order of looks: the list is easy to read, and its order tells nothing."""
+    """Number to look, sorted by look: the list is easy to read, and its order gives nothing away."""
     numbers = rng.sample(NUMBERS, num_cards)
     on_table = sorted(
         rng.sample(looks, num_cards), key=lambda look: [PROPERTIES.index(word) for word in look]
@@ -169,7 +168,7 @@ def _split(number: str, look: Sequence[str]) -> Split:
 
 
 def _tell(call: UserCall, asked: str) -> UserReply:
-    """Whether the card thought of has the property."""
+    """Whether the user's card has the property."""
     holds = asked in call.scenario["cards"][call.scenario["target"]]
     yes, no = ("Yes.", "No.") if holds else ("No.", "Yes.")
     return UserReply(text=yes, facts={"property": asked, "holds": holds}, decoy=no)
@@ -199,7 +198,7 @@ def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
 
 
 def _named_card(number: str, look: Sequence[str]) -> str:
-    """The family goes without saying."""
+    """The card without its family, which the kind implies."""
     return " ".join(["the", *look[1:], number])
 
 

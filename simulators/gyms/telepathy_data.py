@@ -1,7 +1,7 @@
-"""Published entities for telepathy: file reader, and such an entity under the default rules.
+"""File reader of the published telepathy entities, and their rule-based user under the default rules.
 
-The rule-based user compares words with the entity's one-sentence description; a guess must be a name of the
-entity and nothing else, so a list of names is no guess.
+The rule-based user compares words with the entity's one-sentence description; a guess must be exactly a
+name of the entity, so a list of names is no guess.
 """
 
 import re
@@ -23,7 +23,7 @@ IN_PARQUET = {
 }
 REFUSAL = "Ask me about one property at a time."
 MAX_PROPERTIES = 4
-"""Telling words of one question."""
+"""Content words of one question."""
 LEAD = re.compile(r"^(?:(?:is it|it is|it s|i guess|my guess is|i think it is|a|an|the) )+")
 """What may stand before the name in a guess."""
 
@@ -51,7 +51,7 @@ def load_tasks(path: Path) -> list[Task]:
 
 
 def answer_about(scenario: Mapping[str, Any], question: str) -> UserReply:
-    """Yes where all telling words of the question describe the entity, No where none does, else Maybe."""
+    """Yes if all content words of the question describe the entity, No if none does, else Maybe."""
     asked = stems_of(question)
     if not asked or len(asked) > MAX_PROPERTIES:
         return UserReply(text=REFUSAL)
@@ -85,7 +85,7 @@ ENTITY_ROLE = LlmRole(
     ),
     read=_read,
 )
-"""A model that knows the entity; the gym writes what it says, so that it cannot name it."""
+"""A model that knows the entity; the gym writes the reply, so that the model cannot name the entity."""
 
 
 def is_right(scenario: Mapping[str, Any], guess: str) -> bool:

@@ -1,13 +1,12 @@
 """Travel gym: learn a traveller's wishes by asking, search with them, and book the cheapest option that fits.
 
-Each part of a trip (flight, hotel, ...) has options with three slots and a price; the traveller cares about
-some slots. For every wish there is a cheaper option that breaks only this wish, and others that are dearer,
-so no price reveals the best option unless all wishes were asked for. Levels: 0 one part with two wishes; 1
-two parts with two; 2 three parts with three. Splits are disjoint by trip part (the part with its wishes). One
-recommendation a part; an option that was never shown cannot be recommended. It is worth as much as the share
-of the part's wishes that the traveller has stated: enough searches of the catalogue alone would reveal which
-values stand together most often.
-"""
+Each part of a trip (flight, hotel, ...) has options with three slots and a price; the traveller has wishes
+for some slots. For every wish there is a cheaper option that breaks only this wish, and others that are
+dearer, so no price reveals the best option unless all wishes were asked for. Levels: 0 one part with two
+wishes; 1 two parts with two; 2 three parts with three. Splits are disjoint by trip part (the part with its
+wishes). One recommendation a part; an option that was never shown cannot be recommended. Its value is
+multiplied by the share of the part's wishes that the traveller has stated: otherwise enough searches of the
+catalogue alone would reveal which values occur together most often."""
 
 import random
 import re
@@ -79,7 +78,7 @@ REFUSAL = "Please ask about one slot."
 NUM_OPTIONS = 16
 NUM_SHOWN = 4
 SECOND_BEST = 0.8
-"""Worth of an option that fits but is not the cheapest that does (UserRL's choice reward)."""
+"""Value of an option that fits but is not the cheapest that fits (UserRL's choice reward)."""
 CITIES = ("Paris", "Oslo", "Rome", "Lima", "Cairo", "Delhi", "Quito", "Seoul", "Perth", "Dakar")
 
 
@@ -131,7 +130,7 @@ def apply_action(task: Task, state: State, action: Action, reply: UserReply | No
 
 
 def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
-    """Tells the wish behind the one slot that is asked about; a vague or double question gets a polite
+    """Tells the wish for the one slot that is asked about; a vague or double question gets a polite
     refusal."""
     asked = [
         (part, slot)
@@ -144,7 +143,7 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
     """Asks for every slot of every part, searches with all wishes, books the first (cheapest) option
-    shown. In guess_rate: leaves a question out."""
+    shown. At `guess_rate` it leaves a question out."""
     for part in (part for part in PARTS if _mentions(opening, part)):
         wished: list[str] = []
         for slot in PARTS[part]:
@@ -168,7 +167,7 @@ def gold_actions(task: Task) -> Sequence[Action]:
 
 
 def progress(task: Task, state: State) -> float:
-    """Share of the wishes told and the parts booked, one counting as much as the other."""
+    """Share of the wishes told and the parts booked, all weighted equally."""
     num_all = len(_wishes_of(task)) + len(task.scenario["wishes"])
     return (len(state.told) + len(state.booked)) / num_all
 
@@ -185,10 +184,10 @@ def random_action(task: Task, rng: random.Random) -> Action:
 
 
 def _draw_options(rng: random.Random, *, part: str, wished: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Options of a part: the best, a dearer one that fits, such pairs for each value that breaks only one
-    wish, and others.
+    """Options of a part: the best, a more expensive one that fits, two pairs for each wish that violate only
+    this wish, and others.
 
-    The pairs look alike: without asking for a wish, no price tells which of the slot's values it is.
+    The pairs look alike: without asking for a wish, no price reveals which of the slot's values it is.
     """
     slots = PARTS[part]
     ids = rng.sample(range(10, 100), NUM_OPTIONS)
@@ -265,7 +264,7 @@ def _wishes_of(task: Task) -> list[tuple[str, str, str]]:
 
 
 def _tell(call: UserCall, part: str, slot: str) -> UserReply:
-    """The wish behind one slot; of a part that is not in the trip, nothing."""
+    """The wish for one slot; a refusal for a part that is not in the trip."""
     wishes = call.scenario["wishes"]
     if part not in wishes:
         return UserReply(text=REFUSAL)
@@ -305,7 +304,7 @@ def _mentions(text: str, word: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _words(text: str) -> frozenset[str]:
-    """In lower case. Kept a while: one text is asked for many words in a row."""
+    """Lower-case words of a text. Cached: one text is searched for many words in a row."""
     return frozenset(re.findall(r"\w+", text.lower()))
 
 

@@ -2,12 +2,12 @@
 whole.
 
 A generated story has facts (who, place, how, why), each one of the values that the opening lists. Levels: 0
-three facts with three values each; 1 four facts; 2 four facts with six values each, and facts hang together:
-servants act from need, relatives from feeling, and inside one uses other things than outside. Splits are
-disjoint by story. A fact counts only where the user's replies settle it, so a guess pays nothing; a wrong
+three facts with three values each; 1 four facts; 2 four facts with six values each, and facts are linked:
+servants act from need, relatives from feeling, and other things are used indoors than outdoors. Splits are
+disjoint by story. A fact counts only if the user's replies determine it, so a guess pays nothing; a wrong
 value, or two for one fact, costs what a right one gains. Two attempts, the second worth half.
 
-Under the same rules, released stories (turtle_data) have statements for facts, and nothing need be settled.
+Under the same rules, released stories (turtle_data) have statements as facts, which need not be determined.
 """
 
 import math
@@ -44,7 +44,7 @@ SIDES: dict[str, tuple[str, str]] = {
     "how": ("indoors", "outdoors"),
     "why": ("servant", "relative"),
 }
-"""Fact to the names of its sides; facts with the same sides are on the same one where facts hang together."""
+"""Fact to the names of its sides; facts with the same sides are on the same one if facts are linked."""
 AXES = (SIDES["who"], SIDES["place"])
 SIDE_OF = {
     value: name
@@ -61,9 +61,9 @@ LEVELS: tuple[tuple[tuple[str, ...], bool], ...] = (
     (("who", "place", "how", "why"), False),
     (("who", "place", "how", "why"), True),
 )
-"""Level to (facts, whether they hang together)."""
+"""Level to (facts, whether they are linked)."""
 NUM_VALUES = 3
-"""Candidates of a fact, or of each of its sides where facts hang together."""
+"""Candidates of a fact, or of each of its sides if facts are linked."""
 ATTEMPT_WORTH = (1.0, 0.5)
 REFUSAL = "Ask a plain question about one thing."
 YES, NO, IRRELEVANT = "Yes.", "No.", "Irrelevant."
@@ -131,8 +131,8 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Asks for the sides, then for the values in turn, only where the stories left differ; then tells the one
-    left. In guess_rate: takes the answer to a question for granted."""
+    """Asks for the sides, then for the values in turn, skipping what the remaining stories agree on; then
+    tells the remaining story. At `guess_rate` it guesses the answer to a question."""
     listed = re.findall(r"(\w+): ([a-z, ]+)\.", opening)
     candidates = {fact: values.split(", ") for fact, values in listed}
     if not candidates or not candidates.keys() <= WORLD.keys():
@@ -163,8 +163,8 @@ def gold_actions(task: Task) -> Sequence[Action]:
 
 
 def progress(task: Task, state: State) -> float:
-    """1 - log n / log N: of N stories that the opening allows, fact by fact, n fit all that was heard. In a
-    released story nothing need be settled: what the answers earned."""
+    """1 - log n / log N: of N stories that the opening allows, fact by fact, n fit all replies so far. In a
+    released story: the score of the answers."""
     scenario = task.scenario
     if "statements" in scenario:
         return state.score
@@ -182,7 +182,7 @@ def random_action(task: Task, rng: random.Random) -> Action:
 
 
 def _draw_values(rng: random.Random, sides: tuple[tuple[str, ...], ...], *, is_linked: bool) -> list[str]:
-    """Candidates in the order of the world, which tells nothing."""
+    """Candidates in the order of `WORLD`, which gives nothing away."""
     pools = sides if is_linked else (sides[0] + sides[1],)
     return [value for pool in pools for value in sorted(rng.sample(pool, NUM_VALUES), key=pool.index)]
 
@@ -190,7 +190,7 @@ def _draw_values(rng: random.Random, sides: tuple[tuple[str, ...], ...], *, is_l
 def _narrow(
     candidates: Mapping[str, Sequence[str]], heard: Iterable[tuple[str, bool]], *, is_linked: bool
 ) -> dict[str, list[str]]:
-    """Fact to the values that it may still have after all that was heard."""
+    """Fact to the values that are still possible after the replies so far."""
     yes = {word for word, holds in heard if holds}
     no = {word for word, holds in heard if not holds}
     left = {
@@ -213,7 +213,7 @@ def _is_in(word: str, story: Sequence[str]) -> bool:
 
 
 def _grade_facts(task: Task, state: State, content: str) -> ActionOutcome:
-    """Right facts that the replies settle, less wrong ones, by weight."""
+    """Weighted right facts that the replies determine, minus wrong ones."""
     scenario = task.scenario
     stems = {stem(word) for word in words_of(content)}
     named = {
@@ -238,7 +238,7 @@ def _grade_facts(task: Task, state: State, content: str) -> ActionOutcome:
 
 
 def _grade_statements(task: Task, state: State, content: str) -> ActionOutcome:
-    """The statements that an answer tells, by weight. What the surface says already counts for nothing."""
+    """Weighted statements that an answer tells. Words of the surface do not count."""
     scenario = task.scenario
     if len(words_of(content)) > MAX_ANSWER_WORDS:
         feedback = f"Tell the story in {MAX_ANSWER_WORDS} words."
@@ -258,7 +258,7 @@ def _attempt(state: State, *, share: float, num_right: int, num_all: int) -> Act
 
 
 def _say(word: str, verdict: str) -> UserReply:
-    """One of the three replies; without facts where it tells nothing."""
+    """One of the three replies; `irrelevant` has no facts."""
     if verdict == "irrelevant":
         return UserReply(text=IRRELEVANT)
     decoy = NO if verdict == "yes" else YES
@@ -266,7 +266,7 @@ def _say(word: str, verdict: str) -> UserReply:
 
 
 def _tell(call: UserCall, word: str) -> UserReply:
-    """Whether a word is part of the story; irrelevant where it belongs to none of its facts."""
+    """Whether a word is part of the story; irrelevant if it belongs to none of its facts."""
     scenario = call.scenario
     values = {value for fact in scenario["candidates"] for side in WORLD[fact] for value in side}
     if word not in values and not (scenario["is_linked"] and word not in SIDE_OF):

@@ -1,7 +1,7 @@
-"""Published turtle-soup stories: file reader, and rule-based matching of free text against a story.
+"""File reader of the published turtle-soup stories, and rule-based matching of free text against a story.
 
-A question is taken by the words that it shares with the story. An answer tells a statement by the words that
-they share, and nothing at all if most of it is about something else.
+Questions and answers are matched by the words that they share with the story. An answer that is mostly about
+something else tells nothing.
 """
 
 import re
@@ -14,7 +14,7 @@ from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.task import Task, TaskKey
 
 COVERAGE = 0.6
-"""Share of a statement's telling words that tells it."""
+"""Share of a statement's content words from which an answer tells it."""
 PRECISION = 0.35
 """Share of an answer's words beyond the surface that must be of the story."""
 SURE, NEAR = 0.75, 0.4
@@ -24,7 +24,7 @@ FRAME = stems_of(
     "story reveals includes explains explained describes mentions concludes details protagonist actually "
     "motive even different original logically justifiable significant action act key crucial presence"
 )
-"""Words of the statements' frame, which tell nothing of the story."""
+"""Words of the statements' frame, which are not about the story."""
 
 
 def load_tasks(path: Path) -> list[Task]:
@@ -90,7 +90,8 @@ def told_statements(scenario: Mapping[str, Any], answer_stems: frozenset[str]) -
 
 
 def verdict_by_words(scenario: Mapping[str, Any], question: frozenset[str]) -> str:
-    """Yes where one sentence of the story has nearly all words of a question, at least one of them news."""
+    """Yes if one sentence of the story has nearly all words of a question, at least one of them not in the
+    surface."""
     surface = stems_of_fixed(scenario["surface"])
     sentences = [*re.split(r"[.!?]", scenario["bottom"]), *scenario["statements"]]
     news = [own for text in sentences if (own := stems_of_fixed(text) - surface) & question]

@@ -1,1 +1,1 @@
-"""The client of OpenAI-compatible endpoints: limits, retries, time-outs, and what a response may hold."""
+"""Client of OpenAI-compatible endpoints: limits, retries, timeouts, and validation of responses."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from simulators.llm_client.adaptive_concurrency import OVERLOADED, CallPermits
+from simulators.llm_client.adaptive_concurrency import OVERLOADED, AdaptiveLimiter
 from simulators.llm_client.config import ChatConfig
 from simulators.llm_client.response import EndpointResponse, UnreadableResponse, read_response
 from simulators.user import Failure, SimulatorError
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 MAX_WAIT_S = 60.0
 """Maximum wait before a retry, even if an endpoint asks for more."""
 MAX_ERROR_CHARS = 300
-"""An endpoint's own error text is cut here."""
+"""An endpoint's error text is cut to this length."""
 MIN_SECRET_CHARS = 4
-"""Shorter keys (such as a local server's "x") are no secrets, and taking them out would garble every text."""
+"""Shorter keys (such as a local server's "x") are no secrets, and removing them would garble every text."""
 RETRIED = (408, 409, 425, 429)
-"""Statuses below 500 that another try may mend."""
+"""Statuses below 500 that are retried."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatReply:
-    """What came back from one call, all its tries counted."""
+    """Reply of one call, with the costs of all its tries."""
 
     text: str
     """May be empty."""
     model: str
-    """As the endpoint names it."""
+    """The endpoint's name of it."""
     is_cut: bool
     """It reached `max_tokens` before its end."""
     num_tokens: int
@@ -43,32 +43,32 @@ class ChatReply:
     latency_s: float
     num_retries: int
     concurrency: int = 0
-    """Concurrent calls that its endpoint was given at that moment: see `adaptive_concurrency`."""
+    """Concurrency limit of its endpoint at that moment: see `adaptive_concurrency`."""
     tool_calls: tuple[tuple[str, str], ...] = ()
-    """(tool's name, arguments as the model wrote them) of each call, where tools were offered."""
+    """(tool's name, arguments as the model wrote them) of each call, if tools were offered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Problem:
-    """A try that failed, its text free of the key."""
+    """A failed try; its text is free of the key."""
 
     text: str
     failure: Failure = Failure.ERROR
     is_final: bool = False
     is_overload: bool = False
-    """The endpoint had no room for it, or no time."""
+    """The endpoint was overloaded or too slow."""
     wait_s: float = 0.0
-    """The least wait that the endpoint asks for."""
+    """Minimum wait that the endpoint asks for."""
 
 
 class ChatClient:
-    """Calls one endpoint. It works in one event loop at a time, and can be pickled: the key stays behind."""
+    """Calls one endpoint. Works in one event loop at a time. Can be pickled; the key is not included."""
 
     def __init__(
         self, config: ChatConfig, *, transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None
     ):
-        """Reads the key. Raises ValueError if its variable is not set. `transport` creates one for each event
-        loop; None: the network."""
+        """Reads the key. Raises ValueError if its variable is not set. `transport` creates the HTTP transport
+        of each event loop; None: the network."""
         self.config = config
         self._transport = transport
         self.num_calls = 0
@@ -92,23 +92,23 @@ class ChatClient:
         schema: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> ChatReply:
-        """The model's reply; with `schema`, one that the endpoint was asked to hold to it; with `tools`, one
-        that may call them.
+        """The model's reply; with `schema`, the endpoint is asked to follow it; with `tools`, the model may
+        call them.
 
-        Raises `SimulatorError`: TIMEOUT or ERROR after the last try, at once for what no retry mends,
-        OUT_OF_BUDGET where the budget is spent before a try.
+        Raises `SimulatorError`: TIMEOUT or ERROR after the last try or at once if a retry cannot help,
+        OUT_OF_BUDGET if the budget is spent before a try.
         """
         began = time.monotonic()
         self._open()
         problem: _Problem | None = None
         for num_retries in range(self.config.max_retries + 1):
             if problem:
-                # Full jitter, so that the callers of a struggling endpoint do not all come back at once.
+                # Full jitter, so that the callers of a failing endpoint do not retry at the same time.
                 wait_s = random.uniform(0, 2 * self.config.backoff_s) * 2 ** (num_retries - 1)
                 await asyncio.sleep(min(MAX_WAIT_S, max(wait_s, problem.wait_s)))
-            async with self._permits.call() as outcome:
+            async with self._limiter.call() as outcome:
                 self._check_budget()
-                concurrency = self._permits.limit
+                concurrency = self._limiter.limit
                 result = await self._try(messages, seed=seed, schema=schema, tools=tools)
                 outcome.is_refused = isinstance(result, _Problem) and result.is_overload
                 outcome.is_answered = not isinstance(result, _Problem)
@@ -128,45 +128,45 @@ class ChatClient:
                 break
         assert problem is not None
         tries = "" if problem.is_final else f" in {self.config.max_retries + 1} tries"
-        # Outside any `except`: the endpoint's own error may hold the key, and must not hang on to this one.
+        # Outside any `except`: the endpoint's error may contain the key and must not be chained to this one.
         raise SimulatorError(f"{self!r}: no reply{tries}: {problem.text}", problem.failure)
 
     async def close(self) -> None:
-        """Ends the connections. A later call opens new ones."""
+        """Closes the connections. A later call opens new ones."""
         if self._loop is not None:
             self._loop = None
             await self._client.close()
 
     def _open(self) -> None:
-        """A connection pool and permits belong to one event loop: a new loop gets new ones."""
+        """Opens the connection pool and limiter, which belong to one event loop, once per loop."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
         import httpx
         from openai import AsyncOpenAI
 
-        # Heavy, like the client itself: a check needs neither.
-        from simulators.llm_client.http_limits import PLAIN, cap
+        # Slow imports that a recipe check does not need.
+        from simulators.llm_client.http_limits import UNCOMPRESSED, size_limit_hooks
 
         client: Any = httpx.AsyncClient(
             transport=self._transport() if self._transport else None,
             timeout=None,
             limits=httpx.Limits(max_connections=self.config.max_concurrency),
-            event_hooks=cap(),
+            event_hooks=size_limit_hooks(),
         )
         self._client: AsyncOpenAI = AsyncOpenAI(
             base_url=self.config.base_url,
             api_key=self._key or "none",
             max_retries=0,
             timeout=None,
-            default_headers=PLAIN,
+            default_headers=UNCOMPRESSED,
             http_client=client,
         )
-        self._permits = CallPermits(self.config.max_concurrency)
+        self._limiter = AdaptiveLimiter(self.config.max_concurrency)
         self._loop = loop
 
     def _check_budget(self) -> None:
-        """Calls in flight are let finish, so tokens may end above their limit by what those use."""
+        """Raises `SimulatorError` if the budget is spent. Calls in flight may still exceed it."""
         for name, used, limit in (
             ("max_calls", self.num_calls, self.config.max_calls),
             ("max_total_tokens", self.num_tokens, self.config.max_total_tokens),
@@ -185,7 +185,7 @@ class ChatClient:
         schema: Mapping[str, Any] | None,
         tools: Sequence[Mapping[str, Any]],
     ) -> EndpointResponse | _Problem:
-        """What one try brought, or what went wrong with it."""
+        """The response of one try, or its problem."""
         from openai import APIError, APIStatusError
 
         self.num_calls += 1
@@ -202,7 +202,7 @@ class ChatClient:
         except (APIError, ValueError, RecursionError) as error:  # no JSON, or too long or deep
             cause = error.__cause__ or error
             return _Problem(text=self._clean(f"{type(cause).__name__}: {cause}"))
-        try:  # not every endpoint keeps to the form, and the client does not insist
+        try:  # the client does not validate the form of a response
             answer = read_response(
                 completion,
                 max_tokens=self.config.max_tokens,
@@ -263,7 +263,7 @@ def _chat(config: ChatConfig, transport: "Callable[[], httpx.AsyncBaseTransport]
 
 
 def _read_key(variable: str) -> str:
-    """The key, or nothing where none is named. No error text of this function shows it."""
+    """The key; empty if no variable is named. No error text shows it."""
     if not variable:
         return ""
     key = os.environ.get(variable, "").strip()
@@ -278,6 +278,6 @@ def _read_key(variable: str) -> str:
 
 
 def _seconds(headers: Mapping[str, str]) -> float:
-    """The Retry-After header in seconds; 0 where there is none, or where it is a date."""
+    """The Retry-After header in seconds; 0 if there is none or it is a date."""
     value = headers.get("retry-after", "")
     return float(value) if value.isdigit() else 0.0

@@ -42,7 +42,7 @@ class ChatConfig(BaseModel):
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Self:
-        """A check of the whole: errors about one field repeat its value, which may be a secret here."""
+        """Validates the whole model: errors about one field repeat its value, which may be a secret here."""
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("base_url must be a URL such as https://host/v1")

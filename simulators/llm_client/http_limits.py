@@ -1,6 +1,6 @@
 """Size limits on HTTP responses: an oversized response is cut off before it fills the memory.
 
-Compressed answers are refused: a small one may unpack to any size.
+Compressed responses are refused: they may unpack to any size.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,17 +10,17 @@ import httpx
 
 from simulators.input_limits import MAX_BODY_BYTES
 
-PLAIN = {"Accept-Encoding": "identity"}
-"""Headers that ask for an answer as it is."""
+UNCOMPRESSED = {"Accept-Encoding": "identity"}
+"""Headers that request an uncompressed response."""
 ResponseHook = Callable[[httpx.Response], Awaitable[None]]
 
 
 class TooLargeError(ValueError):
-    """The answer is longer than anything that was asked for, or compressed."""
+    """The response is too long, or compressed."""
 
 
 class _Capped(httpx.AsyncByteStream):
-    """A body that breaks off after `most` bytes."""
+    """A body stream that raises after `most` bytes."""
 
     def __init__(self, stream: Any, *, most: int):
         self._stream = stream
@@ -38,9 +38,9 @@ class _Capped(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
-def cap(most: int = MAX_BODY_BYTES) -> dict[str, list[ResponseHook]]:
-    """`event_hooks` of an `httpx.AsyncClient` that reads no more than `most` bytes of any answer. Reading
-    raises `TooLargeError`."""
+def size_limit_hooks(most: int = MAX_BODY_BYTES) -> dict[str, list[ResponseHook]]:
+    """`event_hooks` for an `httpx.AsyncClient`: reading more than `most` bytes of a response raises
+    `TooLargeError`."""
 
     async def hook(response: httpx.Response) -> None:
         if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):

@@ -1,8 +1,5 @@
-"""Validated form of an endpoint's response: text, tool calls and token usage within limits, with the API key
-removed.
-
-Pure; knows no HTTP.
-"""
+"""Validation of an endpoint's response: text, tool calls and token usage within limits, with the API key
+removed."""
 
 import json
 from collections.abc import Callable
@@ -11,23 +8,23 @@ from dataclasses import dataclass
 MAX_CHARS_PER_TOKEN = 32
 """On average. A response with more than `max_tokens` of such tokens exceeded the limit and is cut off."""
 MAX_NAME_CHARS = 200
-"""Of a model's own name, and a tool's."""
+"""Maximum length of the names of a model and a tool."""
 MAX_TOOL_CALLS = 8
-"""Further ones are not read."""
+"""Further calls are ignored."""
 MOST_TOKENS_REPORTED = 10_000_000
-"""A usage beyond it is no count."""
+"""A larger reported usage is ignored."""
 CHARS_PER_TOKEN = 4
-"""For endpoints that do not report usage: a budget must hold there too."""
+"""Estimate for endpoints that do not report usage, so that budgets hold there, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EndpointResponse:
-    """One answer, free of the key."""
+    """One response, free of the key."""
 
     text: str
     """May be empty."""
     model: str
-    """As the endpoint names it; empty where it does not."""
+    """The endpoint's name of it; empty if missing."""
     is_cut: bool
     """It reached `max_tokens` before its end."""
     num_tokens: int
@@ -37,14 +34,14 @@ class EndpointResponse:
 
 
 class UnreadableResponse(ValueError):
-    """What came back is no chat completion."""
+    """The response is no chat completion."""
 
 
 def read_response(
     completion: object, *, max_tokens: int, num_chars_read: int, clean: Callable[[str], str]
 ) -> EndpointResponse:
-    """`num_chars_read`: the prompt's length; `clean` takes the key out of a text. Raises
-    `UnreadableResponse`."""
+    """Validates a chat completion. `num_chars_read`: the prompt's length; `clean` removes the key from a
+    text. Raises `UnreadableResponse`."""
     choices = getattr(completion, "choices", None)
     if not isinstance(choices, list) or not choices:
         raise UnreadableResponse("the endpoint's reply is no chat completion")
@@ -79,7 +76,7 @@ def _calls(called: object, *, most: int, clean: Callable[[str], str]) -> tuple[t
 
 
 def _as_text(arguments: object) -> str:
-    """Empty where they are no JSON."""
+    """Arguments as text; empty if they are no JSON."""
     if isinstance(arguments, str):
         return arguments
     try:

@@ -1,9 +1,9 @@
 """Published rules: the released UserRL rules of all gyms, turn by turn, for comparable numbers; never the
 default.
 
-Each gym's docstring says what was kept, hacks included, and which verdict facts its user gives. Where the
-released code turns a failing model into reward 0 and a friendly text, a failing user is a `SimulatorError`
-here, and the dialogue has no score.
+Each gym's docstring lists what was kept, hacks included, and the verdict facts of its user. The released code
+turns a failing model into reward 0 and a friendly text; here a failing user raises `SimulatorError`, and the
+dialogue has no score.
 
 Example: with `gym = PUBLISHED["persuade"]`, `task = gym.load_tasks(path)[0]` and a user that replies
 `UserReply(text="Hm.", facts={"stance": "Neutral"})`, the first step of `GymEnv(gym, task=task, user=user)`
@@ -36,7 +36,7 @@ FLAGS = {
     "intention": intention_flags,
     "travel": travel_flags,
 }
-"""How gyms flag the last turn of the evaluation. In training the rollout stops a turn before the gym's own
+"""End flags of the last turn in the evaluation. In training the rollout stops a turn before the gym's own
 limit, so that no gym ever flags it."""
 REWARD_LINE = "\nReward: "
 
@@ -44,9 +44,8 @@ REWARD_LINE = "\nReward: "
 def published_gyms(constants: PublishedSetting) -> dict[str, Gym]:
     """Every gym under the released rules, with the constants of the released training or evaluation.
 
-    In training the agent reads each turn's reward under its feedback, and 15 turns are executed; in
-    evaluation 16, without it, and the last of them is flagged as the released gyms do. Raises ValueError for
-    an unknown setting.
+    Training executes 15 turns and shows each turn's reward under its feedback; evaluation executes 16 without
+    it and flags the last one as the released gyms do. Raises ValueError for an unknown setting.
     """
     if constants not in CONSTANTS:
         raise ValueError(f"constants={constants!r}: the released settings are {', '.join(CONSTANTS)}")
@@ -66,23 +65,25 @@ def _showing_reward(gym: Gym) -> Gym:
     score."""
     return replace(
         gym,
-        apply_action=partial(_shown, gym.apply_action),
-        expert=partial(_blind, gym.expert),
+        apply_action=partial(_with_reward_line, gym.apply_action),
+        expert=partial(_without_reward_line, gym.expert),
         rules=replace(
             gym.rules,
-            on_finish=partial(_shown, gym.rules.on_finish),
-            on_unparsed=partial(_shown, gym.rules.on_unparsed),
+            on_finish=partial(_with_reward_line, gym.rules.on_finish),
+            on_unparsed=partial(_with_reward_line, gym.rules.on_unparsed),
         ),
     )
 
 
-def _shown(rules: Callable[..., ActionOutcome], *arguments: Any) -> ActionOutcome:
+def _with_reward_line(rules: Callable[..., ActionOutcome], *arguments: Any) -> ActionOutcome:
     outcome = rules(*arguments)
     return replace(outcome, feedback=f"{outcome.feedback}{REWARD_LINE}{float(outcome.score)}")
 
 
-def _blind(expert: Callable[..., Expert], opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """The expert without the reward line, which it was not written for."""
+def _without_reward_line(
+    expert: Callable[..., Expert], opening: str, rng: random.Random, guess_rate: float
+) -> Expert:
+    """Hides the reward line from the expert, which was not written for it."""
     inner = expert(opening, rng, guess_rate)
     feedback: str | None = None
     while True:
@@ -94,4 +95,4 @@ def _blind(expert: Callable[..., Expert], opening: str, rng: random.Random, gues
 
 
 PUBLISHED: dict[str, Gym] = published_gyms("evaluation")
-"""The rules as the released environments have them by themselves, without what training adds around them."""
+"""The rules of the released environments themselves, without the additions of training."""

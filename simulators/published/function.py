@@ -1,12 +1,12 @@
 """Published FunctionGym rules: guess a hidden arithmetic function of four numbers, then answer one test case.
 
-No user is asked, so there are no verdict facts: the rules compute everything.
+No user is called, so there are no verdict facts: the rules compute everything.
 
 Kept as released: any four signed decimals are a query ("1e5" is read as 1 and 5, "1-2" as 1 and -2), only
-inputs equal to the test case are refused, so inputs a hair away give the answer; results are rounded to 4
-decimals; an answer counts within 1e-6; wrong answers are free and without limit; `finish` tells the answer.
-An answer may be given before the test case was seen; "test" is compared without case. Text without a tag is
-refused and costs nothing but the turn; blanks before a tag are not.
+inputs equal to the test case are refused, so inputs that differ minimally give the answer; results are
+rounded to 4 decimals; an answer counts within 1e-6; wrong answers are free and without limit; `finish` tells
+the answer. An answer may be given before the test case was seen; "test" is compared without case. Text
+without a tag is refused and costs nothing but the turn; blanks before a tag are not.
 """
 
 import random
@@ -24,7 +24,7 @@ from simulators.published.shared_rules import (
     data_only,
     make_task,
     never,
-    nobody,
+    no_user,
     parse_stripped,
     stateless,
 )
@@ -70,8 +70,8 @@ def on_finish(task: Task, state: None) -> ActionOutcome:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Takes the shortest way that these rules leave open: asks for the test case with one input moved by a
-    hair and answers the value it gets. When guessing: guesses instead of asking."""
+    """Uses the loophole of these rules: queries the test case with one input changed minimally and answers
+    the result. At `guess_rate` it guesses instead of asking."""
     case = (yield Action(choice="search", content="test")).rpartition(": ")[2].split()
     if rng.random() < guess_rate:
         yield Action(choice="answer", content="0")
@@ -129,7 +129,7 @@ _GYM = Gym(
     initial_state=stateless,
     needs_user=never,
     apply_action=apply_action,
-    rule_based_reply=nobody,
+    rule_based_reply=no_user,
     expert=expert,
     random_action=random_action,
     load_tasks=load_tasks,

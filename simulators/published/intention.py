@@ -1,13 +1,13 @@
 """Published IntentionGym rules: uncover the missing details of a vague task by asking about them.
 
-Every question asks the user. It sees `UserCall.view` {"remaining": [{"description", "importance",
+Every question calls the user. It sees `UserCall.view` {"remaining": [{"description", "importance",
 "inquiry", "options"}, ...]}, the details not yet covered, in order. Verdict facts: {"covered": [positions in
 `remaining`]}, or as the released judge writes it, {"covered_detail_indices": [...], "is_task_related": bool};
 the reply's text is what the user says.
 
 Kept as released: a turn pays 1.0, 0.7 or 0.4 for the weightiest detail covered (importance 3, 2, 1), minus
-0.2 for each further one, positions named twice counted twice, cut to [0, 1]; all covered details are gone
-even where that left nothing; the answer's own content never counts; the sum over a task may exceed 1.
+0.2 for each further one, positions named twice counted twice, cut to [0, 1]; all covered details are removed
+even if the turn pays nothing; the answer's own content never counts; the sum over a task may exceed 1.
 Positions that do not exist are ignored. Text of any other tag, or of none, is a question; `[finish]` is
 taken in any case.
 """
@@ -29,8 +29,8 @@ from simulators.published.shared_rules import (
     EACH_TURN,
     data_only,
     every_turn,
-    lacking,
     make_task,
+    missing_in_parquet,
     parse_any_finish,
 )
 from simulators.task import Task
@@ -57,7 +57,7 @@ def load_tasks(path: Path) -> list[Task]:
     """The released JSON list of {id, category, task, missing_details}."""
     if is_parquet(path):
         fields = "importance, inquiry and options of the details"
-        raise lacking(path, gym="IntentionGym", fields=fields, cure="give the JSON of intentions")
+        raise missing_in_parquet(path, gym="IntentionGym", fields=fields, cure="give the JSON of intentions")
     fields = {"id": str, "category": str, "task": str, "missing_details": list}
     tasks: list[Task] = []
     for row, record in enumerate(read_records(path, fields=fields)):
@@ -131,11 +131,11 @@ QUESTIONS = (
     "Which region or country?",
     "Which features or functionality?",
 )
-"""What the scripted expert asks of every task."""
+"""The scripted expert's questions, the same for every task."""
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Goes through what is commonly missing. In guess_rate: leaves a question out."""
+    """Asks for commonly missing details in turn. At `guess_rate` it leaves a question out."""
     for question in QUESTIONS:
         if rng.random() >= guess_rate:
             yield Action(choice="action", content=question)
@@ -189,7 +189,8 @@ def make_gym(constants: PublishedConstants) -> Gym:
 
 
 def _named(reply: UserReply | None) -> list[int]:
-    """The positions that a verdict names, of no task-related question none; texts of digits are read."""
+    """The positions that a verdict names; none if the question is not task-related. Digit strings are
+    accepted."""
     facts = reply.facts if reply else {}
     named: Any = facts.get("covered", facts.get("covered_detail_indices"))
     if not _is_list(named) or not facts.get("is_task_related", True):

@@ -1,14 +1,14 @@
 """Published PersuadeGym rules: argue until a user who holds a claim gives it up.
 
-Every argument calls the user, which judges itself. It sees `UserCall.view` {"stance": its stance so far}, the
-claim and its argument in the scenario, and `choice` action or answer, which mean the same. Verdict facts:
-{"stance": one of `STANCES`}, the stance after this argument; the reply's text is what the user says.
+Every argument calls the user, which judges its own stance. It sees `UserCall.view` {"stance": its stance so
+far}, the claim and its argument in the scenario, and `choice` action or answer, which mean the same. Verdict
+facts: {"stance": one of `STANCES`}, the stance after this argument; the reply's text is what the user says.
 
 Kept as released: a turn pays the levels moved towards disagreement, over 6; moves back cost nothing, so the
-way can be paid again; a stance that is not on the scale is kept, and the next move from it earns nothing.
-The agent never sees the user's argument. Untagged text and `[search]` are arguments too. Facts without a
-stance leave it as it is, at reward 0.
-Chosen where the facts are silent: the names of the four levels between the ends and Neutral.
+same levels can be paid again; a stance that is not on the scale is kept, and the next move from it earns
+nothing. The agent never sees the user's argument. Untagged text and `[search]` are arguments too. Facts
+without a stance leave it as it is, at reward 0. Own choice: the names of the four levels between the ends and
+Neutral.
 """
 
 import random
@@ -91,7 +91,8 @@ def apply_action(task: Task, state: State, action: Action, reply: UserReply | No
 
 
 def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
-    """Moves one level at each argument that brings new words, some of them on the claim's own subject."""
+    """Moves one level at each argument with enough new words, if some of its words are on the claim's
+    subject."""
     said = {word for question, _ in call.history for word in stems_of(question)}
     new = stems_of(call.question) - said
     subject = stems_of_fixed(f"{call.scenario['claim']} {call.scenario['argument']}")
@@ -104,7 +105,7 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Brings one new argument a turn. In guess_rate: only insists."""
+    """Brings one new argument a turn. At `guess_rate` it only insists."""
     claim = opening.partition(": ")[2].partition("\n")[0]
     for argument in ARGUMENTS:
         insists = rng.random() < guess_rate
@@ -144,7 +145,7 @@ def make_gym(constants: PublishedConstants) -> Gym:
 
 
 def _moved(old: str, new: str) -> int:
-    """Levels from `old` to `new`; 0 where one of them is not on the scale."""
+    """Levels from `old` to `new`; 0 if one of them is not on the scale."""
     if old not in STANCES or new not in STANCES:
         return 0
     return STANCES.index(new) - STANCES.index(old)
@@ -159,7 +160,7 @@ ARGUMENTS = (
     "Long term incentives reward cheating, waste public money and slowly erode mutual trust.",
     "Even its strongest supporters admit exceptions, so a universal rule cannot stand logically.",
 )
-"""What the scripted expert says against anything."""
+"""The scripted expert's arguments, the same against every claim."""
 
 _GYM = Gym(
     name="persuade",

@@ -103,15 +103,15 @@ def on_finish(task: Task, state: State) -> ActionOutcome:
 
 
 def judge_prompt(*, question: str, answer: str, gold: str) -> str:
-    """The judge's prompt as the released code fills it: one placeholder after the other, in text that already
-    holds the agent's. Never shown to a model here."""
+    """The judge's prompt as the released code fills it: one placeholder after the other, in text that
+    already contains the agent's. Never shown to a model here."""
     filled = JUDGE_TEMPLATE.replace("{question}", question)
     return filled.replace("{answer}", answer).replace(GOLD_PLACEHOLDER, gold)
 
 
 def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
-    """Finds nothing; judges by the words of its prompt: right where the gold answer's words are all in the
-    model's answer, or the other way round."""
+    """Finds nothing; judges by the words of its prompt: right if all of the gold answer's words are in the
+    model's answer."""
     if call.choice == "search":
         return UserReply(text=NO_RESULTS)
     gold = str(call.scenario["answer"])
@@ -124,7 +124,8 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Searches the question and answers the head of the first result. In guess_rate: answers without a search."""
+    """Searches the question and answers the head of the first result. At `guess_rate` it answers without a
+    search."""
     results = "" if rng.random() < guess_rate else (yield Action(choice="search", content=opening))
     head = results.partition("\n")[0].partition(":")[0]
     yield Action(choice="answer", content=head or "unknown")
@@ -182,7 +183,7 @@ def make_gym(constants: PublishedConstants) -> Gym:
 
 
 def _search(state: State, reply: UserReply | None) -> ActionOutcome:
-    """The results, if the engine was asked; an empty query is counted like any other."""
+    """The results, if the engine was called; an empty query is counted like any other."""
     if state.num_searches >= state.max_searches:
         return ActionOutcome(state=state, feedback="No searches are left. Answer.", score=0.0)
     searched = replace(state, num_searches=state.num_searches + 1)

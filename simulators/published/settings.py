@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 PublishedSetting = Literal["training", "evaluation"]
+"""The released setting of the published rules; the default rules have the same for both."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedConstants:
-    """One released setting. The defaults are what both settings share."""
+    """One released setting. The defaults are shared by both settings."""
 
     max_turns: int
     """Turns that are executed. The released training generates 16 times and never executes the 16th."""
@@ -25,13 +26,13 @@ class PublishedConstants:
     travel_best: float = 1.0
     travel_correct: float = 0.8
     travel_search_failure_interval: int = 5
-    """Every such search fails on purpose."""
+    """Every n-th search fails on purpose."""
     travel_elicitation_interval: int = 3
     """Turns without a preference after which the user was meant to volunteer one."""
     turtle_threshold: float = 1.0
     """Overall score that ends a story; for many stories no perfect answer reaches it in floating point."""
     intention_detail_penalty: float = 0.2
-    """Lost for each detail beyond the first that one question covers."""
+    """Penalty for each detail beyond the first that one question covers."""
     max_searches: int = 5
     """Searches of SearchGym that are executed."""
 

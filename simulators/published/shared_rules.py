@@ -1,7 +1,8 @@
-"""Parts that all published rules share: pay, loading of tasks from data, action tags, text comparison.
+"""Shared parts of the published rules: turn rewards, tasks from data, parsing of action tags, text
+comparison.
 
-Every published gym pays each turn as its own rules say: pay never looks at the best so far, so what the
-released rules let one collect twice is paid twice.
+Published gyms pay each turn by its own rules, independent of the best so far: what can be collected twice
+under the released rules is paid twice.
 """
 
 import random
@@ -15,7 +16,7 @@ from simulators.task import SPLITS, Split, Task, TaskKey
 from simulators.user import UserCall, UserReply
 
 TAG_LENGTH = len("[action]")
-"""All four released tags are this long; some released gyms cut so much off any text, tag or not."""
+"""All released tags have this length; some released gyms cut so many letters off any text, tagged or not."""
 CANNOT_RESPOND = "I cannot respond to that."
 """Shown for a verdict that the rules cannot use. The released code shows such a text, at reward 0, also when
 its model fails; here a failing user raises `SimulatorError` and the dialogue is no score at all."""
@@ -48,32 +49,32 @@ def data_only(key: TaskKey) -> Task:
     raise ValueError(f"{key.task_id}: published rules generate no tasks: load a file of the released data")
 
 
-def nobody(call: UserCall, rng: random.Random) -> UserReply:
-    """The user of a gym that computes everything itself."""
+def no_user(call: UserCall, rng: random.Random) -> UserReply:
+    """The `rule_based_reply` of a gym that computes everything itself: raises ValueError."""
     raise ValueError(f"{call.gym}: these published rules ask no user")
 
 
 def make_task(
     gym: str, *, index: int, opening: str, scenario: Mapping[str, Any], split: object = "train"
 ) -> Task:
-    """The task of one published record. `split` is what the record says of it, if anything."""
+    """The task of one published record. `split` is the record's own split, if any."""
     known: list[Split] = [name for name in SPLITS if name == split]
     key = TaskKey(gym=gym, split=known[0] if known else "train", index=index, seed=0, difficulty=0)
     return Task(key=key, opening=opening, scenario=scenario)
 
 
-def lacking(path: Path, *, gym: str, fields: str, cure: str) -> ValueError:
-    """The refusal of a file in which whole parts of the gym's tasks are missing."""
+def missing_in_parquet(path: Path, *, gym: str, fields: str, cure: str) -> ValueError:
+    """The error for a file that lacks whole parts of the gym's tasks."""
     return ValueError(f"data={path}: Parquet rows of {gym} carry no {fields}: {cure}")
 
 
 def parse_stripped(text: str) -> Action | None:
-    """Reads a tag behind leading blanks, as the released gyms do that strip a text first."""
+    """Parses a tag after leading blanks, like the released gyms that strip a text first."""
     return parse_action(text.strip())
 
 
 def parse_any_finish(text: str) -> Action | None:
-    """The same, for the two gyms that take `[finish]` in any case."""
+    """The same, for the two gyms that accept `[finish]` in any case."""
     text = text.strip()
     if text[:TAG_LENGTH].lower() == "[finish]":
         return Action(choice="finish", content="")
@@ -100,7 +101,7 @@ def parse_cutting(text: str) -> Action:
 
 
 def both_flags(action: Action | None, done: bool, is_last: bool) -> tuple[bool, bool]:
-    """(terminated, truncated) of most released gyms: the last turn is truncated even where it is done."""
+    """(terminated, truncated) of most released gyms: the last turn is truncated even if it is done."""
     return done, is_last
 
 
@@ -110,7 +111,7 @@ def travel_flags(action: Action | None, done: bool, is_last: bool) -> tuple[bool
 
 
 def intention_flags(action: Action | None, done: bool, is_last: bool) -> tuple[bool, bool]:
-    """The last turn is terminated too; it is truncated as well where details remain."""
+    """The last turn is terminated too; it is also truncated if details remain."""
     return done or is_last, is_last and not done
 
 
@@ -119,12 +120,12 @@ def _finishes(action: Action | None) -> bool:
 
 
 def norm(text: str) -> str:
-    """Lower-case letters and digits alone: how released answers are compared."""
+    """Lower-case letters and digits only: released answers are compared in this form."""
     return "".join(letter for letter in text.lower() if letter.isalnum())
 
 
 def texts(value: Any) -> list[str]:
-    """All texts and numbers in a JSON value, however deep."""
+    """All texts and numbers in a JSON value at any depth."""
     if isinstance(value, dict):
         return [text for item in value.values() for text in texts(item)]
     if isinstance(value, list | tuple):

@@ -1,17 +1,17 @@
 """Published TauGym rules: tau-bench's tools and grade behind a wrapper, without tau-bench's policy text.
 
-Verdict facts of the customer: {"stop": bool}, True where it says that it is satisfied (the released
-customer's stop word). The grade is all or nothing, given at that reply or at a transfer, and nowhere else:
-the database equals that of the gold actions, and every required output stands somewhere in what the agent
-said (lower case, commas left out, also inside other words).
+Verdict facts of the customer: {"stop": bool}, True if it says that it is satisfied (the released customer's
+stop word). The grade is all or nothing, given only at that reply or at a transfer: the database must equal
+that after the gold actions, and every required output must occur in the agent's messages (lower case, commas
+left out, also inside other words).
 
 Kept as released: a transfer ends and is graded regardless of its reason, so that tasks without a change pay
 for it at once and finished changes need no goodbye; the policy is never shown; tools are listed once and
 without types, enums or required marks; arguments are not checked before a tool runs; `finish` pays nothing;
 the opening is the cached line, not one of the simulated customer; a search is exactly tools or help; a call
-of `respond` speaks to the customer; an unknown tool gets an error; text without a tag is refused and costs
-nothing but the turn. Chosen here: calls longer than `MAX_CALL_CHARS` or with more than `MAX_BRACKETS`
-brackets are refused unread.
+of `respond` speaks to the customer; the call of an unknown tool is reported as such; text without a tag is
+refused and costs nothing but the turn. Chosen here: calls longer than `MAX_CALL_CHARS` or with more than
+`MAX_BRACKETS` brackets are refused unread.
 """
 
 import json
@@ -29,7 +29,7 @@ from simulators.task import Task
 from simulators.tau import load_tasks as tau_files
 from simulators.tau import rule_customer
 from simulators.tau.database import Database
-from simulators.tau.grading import holds_gold
+from simulators.tau.grading import matches_gold
 from simulators.tau.llm_customer import ROLE
 from simulators.tau.scripted_expert import retail_expert
 from simulators.tau.shop_registry import TOOLS, open_database
@@ -58,7 +58,7 @@ RESPOND = "respond"
 class State:
     database: Database
     said: tuple[str, ...] = ()
-    """What the agent told the customer, oldest first."""
+    """The agent's messages to the customer, oldest first."""
     told: tuple[int, ...] = ()
     """Indices of the wishes that the rule-based customer has told."""
     has_listed: bool = False
@@ -66,7 +66,7 @@ class State:
 
 
 def load_tasks(path: Path) -> list[Task]:
-    """UserRL's task files, and what the default rules read besides; the cached line alone is the opening."""
+    """UserRL's task files, and those that the default rules read; the opening is the cached line alone."""
     return [replace(task, opening=task.scenario["line"]) for task in tau_files.load_tasks(path)]
 
 
@@ -104,7 +104,7 @@ def user_view(state: State) -> Mapping[str, Any]:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """The retail expert: the airline's tasks take judgement that no script has."""
+    """The retail expert: a script cannot solve the airline's tasks."""
     return retail_expert(rng, guess_rate)
 
 
@@ -151,7 +151,7 @@ def _use_tool(task: Task, state: State, content: str) -> ActionOutcome:
 
 
 def _read_call(content: str) -> TauToolCall | None:
-    """A call in one of the two released forms, its numbers as written: 5 and 5.0 are graded as different."""
+    """A call in one of the two released forms. Numbers stay as written: 5 and 5.0 are graded as different."""
     text = content.strip()
     if len(text) > MAX_CALL_CHARS or text.count("[") + text.count("{") > MAX_BRACKETS:
         return None
@@ -173,7 +173,7 @@ def _grade(task: Task, state: State) -> float:
     said = [text.lower().replace(",", "") for text in state.said]
     is_said = all(any(output in text for text in said) for output in outputs)
     tools = TOOLS[task.scenario["domain"]]
-    return float(is_said and holds_gold(state.database, task.scenario["gold"], tools))
+    return float(is_said and matches_gold(state.database, task.scenario["gold"], tools))
 
 
 _GYM = Gym(

@@ -1,13 +1,13 @@
 """Published TelepathyGym rules: twenty questions about an entity that the user thinks of.
 
-Every turn calls the user, which keeps no memory. It sees the entity (`target_entity`, `title`) in the
+Every turn calls the user, which is stateless. It sees the entity (`target_entity`, `title`) in the
 scenario, `choice` action for a question or answer for a guess. Verdict facts: {"response": "Yes", "No" or
 "Maybe"} for a question, shown as it is; {"judgment": "Yes" or "No"} for a guess, whose reply's text is shown.
 
 Kept as released: the response is never checked, so anything the user can be made to say reaches the agent
-(the LLM form leaves it free as well); a guess is as right as the judge finds it, lists of guesses included;
+(the LLM form leaves it free as well); the judge decides on every guess, lists of guesses included;
 wrong guesses are free; untagged text, and any tag but the three, loses its first eight letters and is a
-question. Chosen where the facts are silent: a fixed text after a guess where the judge says nothing.
+question. Own choice: a fixed text after a guess if the judge says nothing.
 """
 
 import random
@@ -68,8 +68,8 @@ def apply_action(task: Task, state: None, action: Action, reply: UserReply | Non
 
 
 def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
-    """Yes where the question shares a telling word with the entity's description, Maybe where it has none.
-    A guess is right where the entity's name or title stands in it."""
+    """Yes if the question shares a content word with the entity's description, Maybe if it has none. A guess
+    is right if it contains the entity's name or title."""
     target, title = str(call.scenario["target_entity"]), str(call.scenario["title"])
     if call.choice == "answer":
         judgment = (
@@ -90,7 +90,7 @@ def is_named(name: str, *, text: str) -> bool:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Asks what halves most worlds. It does not know what the user knows, so it only tries its luck."""
+    """Asks generic questions, then guesses: it does not know the entities."""
     for question in ("Is it alive?", "Is it a person?", "Is it famous?", "Is it old?"):
         if rng.random() >= guess_rate:
             yield Action(choice="action", content=question)
@@ -133,7 +133,7 @@ def make_gym(constants: PublishedConstants) -> Gym:
 
 
 GUESSES = ("Albert Einstein", "the Eiffel Tower", "a cat", "Mount Everest", "football", "the Mona Lisa")
-"""What the scripted expert hopes for."""
+"""The scripted expert's guesses."""
 
 _GYM = Gym(
     name="telepathy",

@@ -1,13 +1,13 @@
 """Published TravelGym rules: ask for preferences, search, recommend one option an aspect; the asynchronous
 branch of the released code, which its training and its evaluation use.
 
-An `[action]` asks the user. It sees `UserCall.view` {"remaining": [{"id", "aspect", "subcategory",
+An `[action]` calls the user. It sees `UserCall.view` {"remaining": [{"id", "aspect", "subcategory",
 "preference", "hint"}, ...]}. Verdict facts: {"type": 1 small talk, 2 a concrete question about a remaining
 preference, 3 a concrete question about anything else, 4 a vague one; with 2 also "preference_id": an id of
 the view}; a type may be text, ids are P1, P2 … in the order of the data, over all aspects. A `[search]` that
-is not made to fail asks the user as well. Verdict facts, under the released judge's names (or `aligned` and
-`aspect`): {"alignment_judgement": "True", "False" or "N/A", "alignment_aspect": name}. The reply's text is
-what the user says; types 3, 4 and searches have fixed texts. An `[answer]` does not call the user.
+does not fail on purpose calls the user, too. Verdict facts, under the released judge's names (or `aligned`
+and `aspect`): {"alignment_judgement": "True", "False" or "N/A", "alignment_aspect": name}. The reply's text
+is what the user says; types 3, 4 and searches have fixed texts. An `[answer]` does not call the user.
 
 Kept as released: every fifth search fails, with the words of a backend issue; only the text "True" counts (a
 boolean is a backend issue); the first aligned search of an aspect pays and shows all of its options, later
@@ -19,7 +19,7 @@ aspect's remaining preferences; the dialogue ends when all best ids are named, n
 answered; the user who was meant to volunteer a preference after three `[action]` turns without one says, one
 turn later and while preferences remain, an apology and no preference. Options need not have been shown to be
 chosen; `[finish]` is taken in any case; untagged text is refused.
-Chosen where the facts are silent: the order of options comes from the task, not from global random state.
+Own choice: the order of options is drawn from the task, not from global random state.
 """
 
 import json
@@ -105,7 +105,7 @@ def apply_action(
     if action.choice == "search":
         state = replace(state, num_searches=state.num_searches + 1)
         return _search(task, state, reply, constants)
-    return _speak(state, reply, constants)
+    return _reply_to_question(state, reply, constants)
 
 
 def make_gym(constants: PublishedConstants) -> Gym:
@@ -127,7 +127,7 @@ def make_gym(constants: PublishedConstants) -> Gym:
     )
 
 
-def _speak(state: State, reply: UserReply | None, constants: PublishedConstants) -> ActionOutcome:
+def _reply_to_question(state: State, reply: UserReply | None, constants: PublishedConstants) -> ActionOutcome:
     facts, said = (reply.facts, reply.text) if reply else ({}, "")
     kind = str(facts.get("type", "")).strip()
     hit = str(facts.get("preference_id", "")).strip() if kind == REMAINING else None
@@ -204,7 +204,7 @@ def _refusal(state: State, option_id: str) -> str:
 
 
 def _spend(state: State, option_id: str) -> State:
-    """The state once an option is recommended: its aspect is answered, what was left to ask of it is gone."""
+    """The state after a recommendation: its aspect is answered, and its remaining preferences are removed."""
     aspect = ASPECTS[option_id[0]]
     return replace(
         state,

@@ -1,5 +1,5 @@
-"""Data format of the published TravelGym, whose files the public release lacks: read as its loader reads
-them."""
+"""File reader of the published TravelGym tasks, with the checks of the released loader. The public release
+lacks the files."""
 
 import re
 from collections.abc import Mapping

@@ -33,12 +33,12 @@ QUESTIONS = {
     "apartment": ("room type", "capacity", "rating", "amenities", "service"),
     "rental_car": ("brand or model", "car categories", "seats", "insurance", "service"),
 }
-"""What the scripted expert asks about each aspect."""
+"""The scripted expert's questions about each aspect."""
 
 
 def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
-    """Tells the hint of the remaining preference that shares most telling words with a question. A search is
-    aligned where it names one aspect and holds half of the words of its arguments."""
+    """Tells the hint of the remaining preference that shares most content words with a question. A search is
+    aligned if it names one aspect and contains half of the words of its arguments."""
     if call.choice == "search":
         return _judge_search(call)
     asked = stems_of(call.question)
@@ -57,8 +57,8 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Asks about what each aspect usually has, searches with the request, and takes the cheapest option.
-    In guess_rate: leaves a question out."""
+    """Asks about the usual preferences of each aspect, searches with the request, and takes the cheapest
+    option. At `guess_rate` it leaves a question out."""
     for aspect in LETTERS:
         name = aspect.replace("_", " ")
         if not stems_of(name) & stems_of(opening):

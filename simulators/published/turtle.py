@@ -1,14 +1,14 @@
 """Published TurtleGym rules: tell the hidden story behind a strange surface.
 
-Every turn asks the user. It sees the story and its criteria in the scenario, `choice` action for a question
+Every turn calls the user. It sees the story and its criteria in the scenario, `choice` action for a question
 or answer for a told story. Verdict facts: {"response": "Yes", "No" or "Maybe"} for a question, shown as it
 is; {"scores": [one of 0, 0.5, 1 a criterion, in order]} for a story, each bare or, as the released judge
 writes it, in an object under "score"; the judge's text is discarded.
 
-Kept as released: overall = sum of weight times score, added up as floats, so that for some stories even all
-ones stay below the threshold of 1.0; a story pays what exceeds the best so far, at most 1 a turn; scores
-are numbers of any size (a 2 is accepted), but there must be one for each criterion, or the turn is worth
-nothing; the statements scored 1 are revealed word for word; the response to a question is never checked.
+Kept as released: overall = sum of weight times score, added up as floats, so that for some stories even a
+perfect answer stays below the threshold of 1.0; a story pays what exceeds the best so far, at most 1 a turn;
+scores are numbers of any size (a 2 is accepted), but there must be one for each criterion, or the turn is
+worth nothing; the statements scored 1 are told word for word; the response to a question is never checked.
 Untagged text is read as TelepathyGym reads it.
 """
 
@@ -30,8 +30,8 @@ from simulators.published.shared_rules import (
     EACH_TURN,
     data_only,
     every_turn,
-    lacking,
     make_task,
+    missing_in_parquet,
     parse_cutting,
 )
 from simulators.task import Task
@@ -58,7 +58,7 @@ def load_tasks(path: Path) -> list[Task]:
     """The released JSON object of stories. Corrupt surfaces are kept: the released gym plays them too."""
     if is_parquet(path):
         cure = "give the JSON of stories"
-        raise lacking(path, gym="TurtleGym", fields="evaluation (criteria and weights)", cure=cure)
+        raise missing_in_parquet(path, gym="TurtleGym", fields="evaluation (criteria and weights)", cure=cure)
     fields = {"new_title": str, "new_surface": str, "new_bottom": str, "evaluation": list}
     tasks: list[Task] = []
     for row, record in enumerate(read_records(path, fields=fields)):
@@ -107,8 +107,8 @@ def apply_action(
 
 
 def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
-    """Yes where the hidden story holds most telling words of the question, Maybe where it holds some. A
-    criterion is met by a story that holds most of its words."""
+    """Yes if the hidden story contains most content words of the question, Maybe if it contains some. A
+    criterion is met by a story that contains most of its words."""
     if call.choice == "answer":
         told = stems_of(call.question)
         shares = [_share(stems_of_fixed(text), told) for text in call.scenario["statements"]]
@@ -122,8 +122,8 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Tells the surface again with all that commonly hides behind one, and repeats what was confirmed. In
-    guess_rate: tells the surface alone."""
+    """Repeats the surface with common twists, and keeps what was confirmed. At
+    `guess_rate` it tells the surface alone."""
     told = opening.partition("Surface: ")[2].rpartition("\n")[0]
     for twist in TWISTS:
         if rng.random() >= guess_rate:
@@ -218,4 +218,4 @@ TWISTS = (
     "One of them is blind, ill, insane or poisoned, and realized the truth too late.",
     "The body was buried, eaten or hidden in the house, and the sound came from it.",
 )
-"""What the scripted expert suspects behind every surface."""
+"""The scripted expert's guesses, the same for every story."""

@@ -1,7 +1,6 @@
 """Ray Serve application of the rule-based simulated users: replicas that reply, and an optional HTTP API.
 
-Rollout actors call the replicas through `simulators.serving.user_client.ServeUser`; the HTTP face does the
-same.
+Rollout actors and the HTTP API call the replicas through `simulators.serving.user_client.ServeUser`.
 """
 
 import dataclasses
@@ -28,8 +27,8 @@ from simulators.users.rule_user import RuleUser
 MAX_ONGOING_REQUESTS = 256
 """Requests that one replica works on at a time; further ones wait with their callers."""
 HEALTH_CHECK: Mapping[str, Any] = {"health_check_period_s": 1.0, "health_check_timeout_s": 2.0}
-"""Serve ends a replica after three checks in a row without an answer; at its own 30 s a run has a user that
-hangs for minutes."""
+"""Serve restarts a replica after three failed checks in a row; at Serve's default of 30 s a hung user would
+last minutes."""
 DEPLOYMENT = "Simulator"
 """The deployment's name in Serve."""
 MAX_NAME_CHARS = 100
@@ -39,32 +38,32 @@ TRAITS = frozenset(trait.name for trait in dataclasses.fields(Persona))
 
 
 class SimulatorReplica:
-    """One replica: answers calls by the gyms' rules."""
+    """One replica: replies to calls by the gyms' rules."""
 
     def __init__(self, gyms: Mapping[str, Gym] | None):
         listen_on_node()
         self._user = RuleUser(gyms)
 
     async def reply(self, calls: Sequence[UserCall]) -> list[UserReply | SimulatorError]:
-        """One reply a call, in order; the error where that call ended in one."""
+        """One reply or error per call, in order."""
         return [self._reply(call) for call in calls]
 
     def _reply(self, call: UserCall) -> UserReply | SimulatorError:
         try:
-            return self._user.answer(call)
+            return self._user.reply_sync(call)
         except SimulatorError as error:
             return error
 
 
-def _are_traits(persona: dict[str, float]) -> dict[str, float]:
+def _check_traits(persona: dict[str, float]) -> dict[str, float]:
     for name in persona.keys() - TRAITS:
         raise ValueError(f"{name!r} is no trait of a persona: the traits are {', '.join(sorted(TRAITS))}")
     return persona
 
 
-Question = Annotated[str, Field(max_length=MAX_ACTION_CHARS)]
-Said = Annotated[str, Field(max_length=MAX_REPLY_CHARS)]
-Trait = Annotated[float, Field(ge=0, le=1)]
+QuestionText = Annotated[str, Field(max_length=MAX_ACTION_CHARS)]
+ReplyText = Annotated[str, Field(max_length=MAX_REPLY_CHARS)]
+TraitValue = Annotated[float, Field(ge=0, le=1)]
 
 
 class ReplyRequest(BaseModel):
@@ -74,16 +73,16 @@ class ReplyRequest(BaseModel):
 
     gym: str = Field(max_length=MAX_NAME_CHARS)
     scenario: dict[str, Any]
-    question: Question
+    question: QuestionText
     choice: Choice = "action"
     view: dict[str, Any] = {}
-    persona: Annotated[dict[str, Trait], AfterValidator(_are_traits)] = {}
-    history: list[tuple[Question, Said]] = Field(default=[], max_length=MAX_HISTORY)
+    persona: Annotated[dict[str, TraitValue], AfterValidator(_check_traits)] = {}
+    history: list[tuple[QuestionText, ReplyText]] = Field(default=[], max_length=MAX_HISTORY)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class ReplyResponse(BaseModel):
-    """What POST /reply answers."""
+    """The response of POST /reply."""
 
     text: str
     facts: dict[str, Any]
@@ -98,8 +97,8 @@ class ReplyResponse(BaseModel):
 
 
 def start_serve(*, host: str, port: int, location: str) -> None:
-    """Serve's own processes, where none run yet. Raises ValueError where others run that are open to more
-    than `host` says: those cannot be changed."""
+    """Starts Serve unless it runs already. Raises ValueError if a running Serve listens on more than `host`,
+    which cannot be changed."""
     serve.start(
         http_options={"host": host, "port": port, "location": location},
         logging_config={"log_level": "ERROR", "enable_access_log": False},
@@ -115,8 +114,8 @@ def start_serve(*, host: str, port: int, location: str) -> None:
 
 
 def make_ingress(expected: str) -> Any:
-    """The HTTP face, as a class that Serve deploys. `expected` is the hash of the key that it asks for, see
-    simulators/serving/auth.py; empty: it asks for none."""
+    """The HTTP API as a deployment class. `expected` is the hash of the required key, see
+    simulators/serving/auth.py; empty: no key is required."""
     http = FastAPI(title="Simulated users")
     http.add_middleware(ApiKeyMiddleware, expected=expected)
 
@@ -128,7 +127,7 @@ def make_ingress(expected: str) -> Any:
 
         @http.post("/reply")
         async def reply(self, request: ReplyRequest) -> ReplyResponse:
-            """The simulated user's reply; 502 with one line of text where it gave none."""
+            """The simulated user's reply; status 502 with one line of text if it gave none."""
             call = UserCall(
                 gym=request.gym,
                 scenario=request.scenario,
@@ -160,9 +159,9 @@ def build_app(
     gyms: Mapping[str, Gym] | None = None,
     resources: Mapping[str, float] | None = None,
 ) -> serve.Application:
-    """The application: `SimulatorReplica`, with the HTTP face before it where `http`; it asks for the key
-    whose hash is `expected`. `gyms` is for tests; `resources` are custom Ray resources that each replica
-    takes, and so the nodes where it may run."""
+    """The application: `SimulatorReplica`, with `http` behind the HTTP API, which requires the key with the
+    hash `expected`. `gyms` is for tests; `resources` are custom Ray resources of each replica, which restrict
+    its nodes."""
     simulator = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=config.num_replicas,

@@ -1,7 +1,7 @@
-"""ASGI middleware in front of the HTTP API of simulated users: API key check and request limits.
+"""ASGI middleware of the HTTP API of simulated users: API key check and request size limits.
 
-The key itself never leaves the environment of the starting process: its replicas get a hash, which cannot be
-inverted for a long key.
+The key never leaves the environment of the starting process: replicas get its hash, which cannot be inverted
+for a long key.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ from typing import Any
 from simulators.input_limits import depth_of
 
 MAX_REQUEST_BYTES = 2**20
-"""Body of one request: a call with its whole history takes some thousands."""
+"""Body of one request: a call with its whole history has some thousands."""
 MAX_REQUEST_DEPTH = 32
-"""Objects and lists inside each other in it."""
+"""Nested objects and lists in a request."""
 MIN_KEY_CHARS = 16
 """Shorter keys can be guessed."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -28,12 +28,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
+    """Whether only this machine can reach the address."""
     return host in LOOPBACK or host.startswith("127.")
 
 
 def key_hash(variable: str, *, host: str) -> str:
-    """The hash of the key in this environment variable; empty where there is none, which is for loopback
+    """The hash of the key in this environment variable; empty if it is unset, which is allowed on loopback
     only. Raises ValueError, one line, without the key in it."""
     key = os.environ.get(variable, "").strip()
     if not key:
@@ -51,10 +51,11 @@ def key_hash(variable: str, *, host: str) -> str:
 
 
 class ApiKeyMiddleware:
-    """Lets requests through that have the key and are small enough."""
+    """Forwards requests that have the key and are small enough; refuses others with status 401, 413 or
+    400."""
 
     def __init__(self, app: App, *, expected: str = "", most_bytes: int = MAX_REQUEST_BYTES):
-        """`expected` is what `key_hash` gave; empty: no key is asked for."""
+        """`expected` is the result of `key_hash`; empty: no key is required."""
         self._app = app
         self._expected = expected
         self._most_bytes = most_bytes
@@ -62,7 +63,7 @@ class ApiKeyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
-        if scope["type"] != "http":  # nothing here speaks anything else
+        if scope["type"] != "http":  # only HTTP is supported
             return await send({"type": "websocket.close", "code": 1008})
         if self._expected and not self._is_known(scope["headers"]):
             return await _refuse(send, 401, "give the key as `Authorization: Bearer KEY`")
@@ -71,10 +72,10 @@ class ApiKeyMiddleware:
             return await _refuse(send, 413, f"a request has at most {self._most_bytes} bytes")
         if depth_of(body.decode(errors="replace"), enough=MAX_REQUEST_DEPTH) > MAX_REQUEST_DEPTH:
             return await _refuse(send, 400, f"a request is nested at most {MAX_REQUEST_DEPTH} deep")
-        await self._app(scope, _again(body, receive), send)
+        await self._app(scope, _replay(body, receive), send)
 
     def _is_known(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Takes the same time for every wrong key."""
+        """Whether the request has the right key. Takes the same time for every wrong key."""
         given = next((value for name, value in headers if name.lower() == b"authorization"), b"")
         scheme, _, key = given.decode("latin-1").partition(" ")
         is_key = hmac.compare_digest(_hash(key.strip()), self._expected)
@@ -86,7 +87,7 @@ def _hash(key: str) -> str:
 
 
 async def _body(receive: Receive, *, most: int) -> bytes | None:
-    """The whole body; None where it is longer, or its sender has gone."""
+    """The whole body; None if it is longer or the sender disconnected."""
     body = bytearray()
     while True:
         message = await receive()
@@ -99,18 +100,18 @@ async def _body(receive: Receive, *, most: int) -> bytes | None:
             return bytes(body)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """Replays the body, then passes later messages through."""
-    is_given = False
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that replays the body, then forwards later messages."""
+    is_sent = False
 
-    async def again() -> MutableMapping[str, Any]:
-        nonlocal is_given
-        if is_given:
+    async def replay() -> MutableMapping[str, Any]:
+        nonlocal is_sent
+        if is_sent:
             return await receive()
-        is_given = True
+        is_sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
+    return replay
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:

@@ -1,7 +1,7 @@
 """Hosting of Hugging Face models as simulated users through `ray.serve.llm`, each on its own route.
 
-One Serve application a simulator, so that each scales, fails and ends alone. It speaks OpenAI's chat
-protocol; `simulators.llm_client.client` is its client, and tries again where a replica died.
+One Serve application per simulator, so that each scales, fails and ends independently. The protocol is
+OpenAI's chat API; its client, `simulators.llm_client.client`, retries if a replica died.
 """
 
 import threading
@@ -22,15 +22,15 @@ SERVE_PORT = 8000
 MAX_ONGOING_REQUESTS = 256
 """Requests that one replica works on at a time; vLLM batches them."""
 TARGET_ONGOING_REQUESTS = 32
-"""Requests in the hands of one replica beyond which autoscaling adds another."""
+"""Ongoing requests per replica above which autoscaling adds one."""
 HEALTH_CHECK_PERIOD_S = 5.0
-"""A dead replica is noticed, and replaced, within about this time."""
+"""A dead replica is detected and replaced within about this time."""
 MIN_BATCHED_TOKENS = 8192
 """Tokens that vLLM reads in one pass on CPUs: several prompts, each whole."""
 MAX_START_TRIES = 3
-"""A model that cannot be loaded is given up after these."""
+"""Attempts to load a model before the deployment fails."""
 MAX_PROMPT_BYTES = 4 * 2**20
-"""Of one request, where a key is asked for."""
+"""Limit of one request, if a key is required."""
 
 
 def app_name(config: LlmServeConfig, *, run: str) -> str:
@@ -39,7 +39,7 @@ def app_name(config: LlmServeConfig, *, run: str) -> str:
 
 
 def llm_url(config: LlmServeConfig, *, run: str, port: int = SERVE_PORT) -> str:
-    """Its base URL on any node with a Serve proxy."""
+    """The model's base URL on any node with a Serve proxy."""
     return f"http://{LOCALHOST}:{port}/{app_name(config, run=run)}/v1"
 
 
@@ -52,22 +52,22 @@ def deploy_llm(
     expected: str = "",
 ) -> str:
     """Hosts the model, waits until it answers, and returns its base URL. Serve's HTTP proxy must be up at
-    `port`. `resources` are custom Ray resources that each replica takes; `expected` is the hash of the key
-    that it asks for, see simulators/serving/auth.py.
+    `port`. `resources` are custom Ray resources of each replica; `expected` is the hash of the required key,
+    see simulators/serving/auth.py.
 
-    Raises ValueError where the model cannot be hosted, TimeoutError where it is not up in time.
+    Raises ValueError if the model cannot be hosted, TimeoutError if it is not up in time.
     """
     if config.model.startswith((".", "/", "~")) and not Path(config.model).expanduser().is_dir():
         raise ValueError(f"simulator={config.name!r}: {config.model} is no folder: give a folder or hub name")
     name = app_name(config, run=run)
-    # Serve waits without a limit, and its API has none to set: so a thread waits, and we wait for the thread.
+    # `serve.run` waits without a timeout: it runs in a thread, which is joined with one.
     problems: list[Exception] = []
 
     def deploy() -> None:
         try:
             application = build_app(config, resources=resources, expected=expected)
             serve.run(application, name=name, route_prefix=f"/{name}")
-        except Exception as error:  # raised below, in the thread that asked
+        except Exception as error:  # raised below, in the calling thread
             problems.append(error)
 
     thread = threading.Thread(target=deploy, name=name, daemon=True)
@@ -85,17 +85,17 @@ def deploy_llm(
 
 
 def remove_llm(config: LlmServeConfig, *, run: str) -> None:
-    """Ends the model's replicas."""
+    """Deletes the model's Serve application."""
     serve.delete(app_name(config, run=run))
 
 
 def build_app(
     config: LlmServeConfig, *, resources: Mapping[str, float] | None = None, expected: str = ""
 ) -> serve.Application:
-    """The application: replicas with the model, and an ingress that takes no CPU of its own; it asks for the
-    key whose hash is `expected`, if any."""
+    """The application: replicas with the model, and an ingress that reserves no CPU; it requires the key with
+    the hash `expected`, if any."""
     from ray.serve.llm import (
-        build_openai_app,  # brings vLLM and torch with it: seconds that most runs need not pay
+        build_openai_app,  # imports vLLM and torch, which takes seconds
     )
 
     ingress = {"num_replicas": 1, "autoscaling_config": None, "ray_actor_options": {"num_cpus": 0}}
@@ -106,7 +106,7 @@ def build_app(
 
 
 def _with_key(model: "LLMConfig", *, options: Mapping[str, Any], expected: str) -> serve.Application:
-    """What `build_openai_app` makes, behind a gate: it has no place for one."""
+    """The application of `build_openai_app` with the key check, which it cannot add itself."""
     from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
     from ray.llm._internal.serve.core.ingress.ingress import init
     from ray.serve.llm import build_llm_deployment
@@ -125,12 +125,12 @@ def _with_key(model: "LLMConfig", *, options: Mapping[str, Any], expected: str) 
 
 
 def llm_config(config: LlmServeConfig, *, resources: Mapping[str, float] | None = None) -> "LLMConfig":
-    """The model as `ray.serve.llm` wants it, on GPUs or on CPUs, on the nodes that offer `resources`."""
+    """The model's config for `ray.serve.llm`, on GPUs or CPUs, on nodes with `resources`."""
     from ray.serve.llm import LLMConfig
 
     engine: dict[str, Any] = {
         "max_model_len": config.max_model_len,
-        # Compact JSON: a weak model would else write blanks between its fields until it is cut off.
+        # Compact JSON: a weak model may otherwise write blanks between its fields until it is cut off.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     bundle: dict[str, float] = {"CPU": config.num_cpus, **(resources or {})}
@@ -151,7 +151,7 @@ def llm_config(config: LlmServeConfig, *, resources: Mapping[str, float] | None 
         environment = {
             "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
             "OMP_NUM_THREADS": str(config.num_cpus),
-            # vLLM would bind its threads to the same first cores in every replica.
+            # Else vLLM binds its threads to the same first cores in every replica.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
         bundles = [bundle]

@@ -1,9 +1,9 @@
 """Proxy from any cluster node to the hosted models: a request travels through Ray to a replica next to the
 model and from there to its local HTTP port.
 
-Serve's proxies run only on nodes with a replica, and listen on loopback: a rollout actor on a node of its own
-has none. This replica always has a local proxy. So no port is opened to the network, and access is guarded by
-Ray's token.
+Serve's proxies run only on nodes with a replica, and listen on loopback: a rollout actor on another node has
+none. This deployment's replica always has a local proxy. So no port is opened to the network, and access is
+protected by Ray's token.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from simulators.llm_client.http_limits import PLAIN, cap
+from simulators.llm_client.http_limits import UNCOMPRESSED, size_limit_hooks
 from simulators.serving.app import HEALTH_CHECK
 from simulators.serving.hosted_llm import LOCALHOST, SERVE_PORT
 from simulators.serving.port_binding import listen_on_node
 
 MAX_ONGOING_REQUESTS = 4096
-"""Requests that the replica carries at a time: it only waits."""
+"""Concurrent requests of the replica, which only waits for them."""
 KEPT_HEADERS = ("content-type", "retry-after")
 """Response headers that are passed on; the others concern the internal connection."""
 ProxyResponse = tuple[int, dict[str, str], bytes]
@@ -28,21 +28,21 @@ ProxyResponse = tuple[int, dict[str, str], bytes]
 
 
 class LlmProxy:
-    """Carries requests to this machine's proxy."""
+    """Forwards requests to this machine's Serve proxy."""
 
     def __init__(self, port: int):
         listen_on_node()
         self._client = httpx.AsyncClient(
             base_url=f"http://{LOCALHOST}:{port}",
-            timeout=None,  # the caller has its own
+            timeout=None,  # the caller has its own timeout
             limits=httpx.Limits(max_connections=None),
-            headers=PLAIN,
-            event_hooks=cap(),
-            trust_env=False,  # loopback is asked without a proxy of the company
+            headers=UNCOMPRESSED,
+            event_hooks=size_limit_hooks(),
+            trust_env=False,  # loopback must not go through a company's proxy
         )
 
     async def send(self, method: str, path: str, body: bytes) -> ProxyResponse:
-        """The answer; status 502 where there is none."""
+        """The response; status 502 if there is none."""
         try:
             response = await self._client.request(
                 method, path, content=body, headers={"content-type": "application/json"}
@@ -54,13 +54,13 @@ class LlmProxy:
 
 
 class LlmProxyTransport(httpx.AsyncBaseTransport):
-    """What an `httpx.AsyncClient` sends its requests through: the relay."""
+    """Transport of an `httpx.AsyncClient` that sends requests through the `LlmProxy` deployment."""
 
     def __init__(self, handle: Any):
         self._handle = handle
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Raises httpx.ConnectError where no replica answers."""
+        """Raises httpx.ConnectError if no replica answers."""
         body = await request.aread()
         try:
             status, headers, content = await self._handle.send.remote(
@@ -72,27 +72,30 @@ class LlmProxyTransport(httpx.AsyncBaseTransport):
         return httpx.Response(status, headers=headers, content=content, request=request)
 
 
-def relay_name(run: str) -> str:
-    """The Serve application of this run's relay."""
+def proxy_app_name(run: str) -> str:
+    """The Serve application of this run's proxy."""
     return f"relay-{run}"
 
 
-def deploy_relay(run: str, *, port: int = SERVE_PORT, resources: Mapping[str, float] | None = None) -> None:
-    """Waits until it is up. `resources` are custom Ray resources that it takes, and so where it may run."""
-    relay = serve.deployment(
+def deploy_llm_proxy(
+    run: str, *, port: int = SERVE_PORT, resources: Mapping[str, float] | None = None
+) -> None:
+    """Deploys the proxy and waits until it is up. `resources` are its custom Ray resources, which restrict
+    its nodes."""
+    proxy = serve.deployment(
         name="LlmProxy",
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         **HEALTH_CHECK,
         ray_actor_options={"num_cpus": 0, "resources": dict(resources or {})},
     )(LlmProxy).bind(port)
-    serve.run(relay, name=relay_name(run), route_prefix=None)
+    serve.run(proxy, name=proxy_app_name(run), route_prefix=None)
 
 
-def remove_relay(run: str) -> None:
-    """Ends it."""
-    serve.delete(relay_name(run))
+def remove_llm_proxy(run: str) -> None:
+    """Deletes the proxy's application."""
+    serve.delete(proxy_app_name(run))
 
 
-def connect_relay(run: str) -> LlmProxyTransport:
-    """The way through this run's relay, for one event loop."""
-    return LlmProxyTransport(serve.get_deployment_handle("LlmProxy", app_name=relay_name(run)))
+def connect_llm_proxy(run: str) -> LlmProxyTransport:
+    """A transport through this run's proxy, for one event loop."""
+    return LlmProxyTransport(serve.get_deployment_handle("LlmProxy", app_name=proxy_app_name(run)))

@@ -1,7 +1,7 @@
 """Restriction of a Serve replica's gRPC port to its node's own address.
 
 Every replica of Ray 2.60 has a gRPC server for calls of other replicas (ray/serve/_private/replica.py). It
-unpickles what it is sent, asks for no token, and would listen on all interfaces of the machine.
+unpickles its input, requires no token, and by default listens on all interfaces of the machine.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from ray.serve.exceptions import RayServeException
 
 
 def listen_on_node() -> None:
-    """Called where a deployment's own code begins, which is before that server starts: it listens where this
-    node does, which is the loopback address where Ray was started so. Nothing outside a replica."""
+    """Called at the start of a deployment's constructor, before that server starts: it then listens on the
+    node's address, which is loopback if Ray was started so. Does nothing outside a replica."""
     try:
         serve.get_replica_context()
     except RayServeException:

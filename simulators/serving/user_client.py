@@ -1,8 +1,8 @@
 """Client of the served simulated users: a `User` on top of a Ray Serve handle, with retries when a replica
 dies.
 
-Serve does not retry a request whose replica died; this does. A call has its whole history in it, so any
-replica can answer it and a retry steps nothing twice.
+Serve does not retry a request whose replica died; this client does. A call contains its whole history, so any
+replica can answer it and a retry has no side effect.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ PendingReply = asyncio.Future[UserReply | SimulatorError]
 
 MAX_CALLS_PER_REQUEST = 64
 COALESCE_S = 0.005
-"""Calls of one event loop within this time travel as one request. A request costs client and replica 1 to 2
-ms of CPU each, a call inside one 0.04 ms; the wait is short compared to a turn."""
+"""Calls of one event loop within this time are sent as one request. A request costs client and replica 1 to 2
+ms of CPU each, a call in it 0.04 ms; the wait is short compared to a turn."""
 
 
 class ServeUser:
-    """A `User` behind Serve: time limit, retries, and calls of the same moment sent as one request."""
+    """A `User` behind Serve: timeout, retries, and batching of concurrent calls into one request."""
 
     def __init__(self, handle: DeploymentHandle, config: SimulatorConfig):
         self._handle = handle
@@ -36,12 +36,12 @@ class ServeUser:
         self._requests: set[asyncio.Task[None]] = set()
 
     async def reply(self, call: UserCall) -> UserReply:
-        """Answers, or raises `SimulatorError`: at once for the user's own error, else after the last try."""
+        """The reply. Raises `SimulatorError`: at once for the user's own error, else after the last try."""
         began = time.monotonic()
         problem: Exception | None = None
         for num_retries in range(self._config.max_retries + 1):
             if num_retries:
-                # Full jitter, so that the callers of a dead replica do not all come back at once.
+                # Full jitter, so that the callers of a dead replica do not retry at the same time.
                 await asyncio.sleep(random.uniform(0, 2 * self._config.backoff_s) * 2 ** (num_retries - 1))
             try:
                 reply = await self._enqueue(call)
@@ -74,18 +74,18 @@ class ServeUser:
             return
         batch, self._queue = self._queue, []
         task = asyncio.create_task(self._request(batch))
-        self._requests.add(task)  # the event loop itself holds its tasks only weakly
+        self._requests.add(task)  # the event loop holds only weak references to tasks
         task.add_done_callback(self._requests.discard)
 
     async def _request(self, batch: list[tuple[UserCall, PendingReply]]) -> None:
-        """Sends one request within the time limit; its result or error is delivered to every call of the
+        """Sends one request within the timeout and delivers its result or error to every call of the
         batch."""
         replies: Sequence[UserReply | SimulatorError]
         try:
             response = self._handle.reply.remote([call for call, _ in batch])
             async with asyncio.timeout(self._config.timeout_s):
                 replies = await response
-        except Exception as error:  # passed to the callers, which decide what to retry
+        except Exception as error:  # passed to the callers, which decide on retries
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)

@@ -1,8 +1,8 @@
 """Airline tools over the tables users, reservations and flights, with the effects of tau-bench's tools.
 
-As there, the policy's rules (who may cancel, whose bags are free) are the agent's to keep: the tools check
-ids, seats and money only. A change of flights leaves the reservation's cabin field as it was, as in the
-published tools.
+As in tau-bench, the agent must keep the policy's rules (cancellation, free bags); the tools check ids, seats
+and payments only. A change of flights does not change the reservation's cabin field, as in the published
+tools.
 """
 
 import copy
@@ -15,7 +15,7 @@ NOW = "2024-05-15T15:00:00"
 BAG_PRICE = 50
 INSURANCE_PRICE = 30
 NEW_RESERVATIONS = ("HATHAT", "HATHAU", "HATHAV")
-"""Ids of what is booked in a conversation, in order; the last is used again."""
+"""Ids of new reservations in a conversation, in order; the last is reused."""
 NEW_CERTIFICATES = ("certificate_3221322", "certificate_3221323", "certificate_3221324")
 CABINS = ("basic_economy", "economy", "business")
 
@@ -137,7 +137,7 @@ def _find(database: Database, table: str, key: str) -> Record:
 
 
 def _priced(database: Database, flight: Record, cabin: str, num_seats: int) -> Record:
-    """The flight with its price and ends, if it has the seats."""
+    """The flight with price, origin and destination. Raises ToolError if it lacks the seats."""
     number, date = flight["flight_number"], flight["date"]
     known = database.find("flights", number)
     if known is None:
@@ -154,7 +154,7 @@ def _priced(database: Database, flight: Record, cabin: str, num_seats: int) -> R
 
 
 def _take_payment(user: Record, payments: list[Record], price: float) -> None:
-    """Writes to `user`: balances go down, certificates are used up."""
+    """Modifies `user`: reduces balances and removes used certificates."""
     methods = user["payment_methods"]
     for payment in payments:
         method = methods.get(payment["payment_id"])
@@ -174,7 +174,7 @@ def _take_payment(user: Record, payments: list[Record], price: float) -> None:
 
 
 def _charge(database: Database, reservation: Record, payment_id: str, price: float) -> Database:
-    """Takes the price of a change, and notes it in `reservation`."""
+    """Charges the price of a change, and adds it to `reservation`."""
     user = copy.deepcopy(_find(database, "users", reservation["user_id"]))
     method = user["payment_methods"].get(payment_id)
     if method is None:

@@ -1,8 +1,8 @@
-"""Wording of a customer's wish: states the tool call that would fulfil it, without ids that only the shop
+"""Wording of a customer's wishes: a tool call as a request in plain words, without ids that only the shop
 knows.
 
-Payment, reason and address are left out: a good agent asks for them. The scripted expert finds the things a
-wish names by the same labels, so one wording serves generated and published tasks.
+Payment, reason and address are left out: a good agent asks for them. The scripted expert identifies the items
+of a wish by the same labels, in generated and published tasks.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ VERBS = {
     "modify_pending_order_address": "change the address of",
     "modify_user_address": "change my default address",
 }
-"""Retail tool to the verb of its wish; also how the expert tells the wishes apart."""
+"""Retail tool to the verb of its wish; the expert recognises wishes by it, too."""
 PAYMENT_KEYS = ("payment_method_id", "payment_id", "payment_methods")
 QUIET_KEYS = (*PAYMENT_KEYS, "reason", *ADDRESS, "summary", "user_id")
 """Arguments that a wish does not mention."""
 
 
 def label(item: Mapping[str, Any]) -> str:
-    """An item as people call it: `Desk Lamp (color black, power cable)`."""
+    """An item in a customer's words: `Desk Lamp (color black, power cable)`."""
     return f"{item['name']} {options_label(item)}"
 
 
@@ -35,8 +35,8 @@ def options_label(item: Mapping[str, Any]) -> str:
     return f"({', '.join(f'{key} {value}' for key, value in item['options'].items())})"
 
 
-def wish_of(database: Database, name: str, arguments: Mapping[str, Any]) -> Record:
-    """The wish behind a tool call: the call, its text, and the values that no slip may touch."""
+def make_wish(database: Database, name: str, arguments: Mapping[str, Any]) -> Record:
+    """The wish for a tool call: the call, its text, and the values in which a persona makes no typos."""
     verb = VERBS.get(name)
     if verb is None:
         text, values = _plain(name, arguments)
@@ -47,9 +47,9 @@ def wish_of(database: Database, name: str, arguments: Mapping[str, Any]) -> Reco
     return {"name": name, "arguments": dict(arguments), "text": text, "values": values}
 
 
-def detail(wish: Mapping[str, Any], slot: str) -> tuple[str, list[str]]:
-    """What the customer answers when asked for payment, reason or address, with its values; empty where this
-    wish has none."""
+def detail_of(wish: Mapping[str, Any], slot: str) -> tuple[str, list[str]]:
+    """The customer's reply to a question for payment, reason or address, with its values; empty if this wish
+    has none."""
     arguments = wish["arguments"]
     if slot == "payment":
         given = next((arguments[key] for key in PAYMENT_KEYS if key in arguments), None)
@@ -93,7 +93,7 @@ def _variant(database: Database, product_id: str, item_id: str) -> Record:
 
 
 def _plain(name: str, arguments: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Any other tool: its name in words and what it needs."""
+    """Any other tool: its name in words and its arguments."""
     told = [
         f"{key.replace('_', ' ')} {_words(value)}"
         for key, value in arguments.items()

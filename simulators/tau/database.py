@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Record = dict[str, Any]
-"""One JSON record. Those of the tables are shared: tools copy before they write."""
+"""One JSON record. The records of the tables are shared: tools copy before they write."""
 Tables = Mapping[str, Mapping[str, Record]]
 """Table name to key to record, e.g. `tables["orders"]["#W2611340"]`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Database:
-    """An immutable view: the tables as they were, and every record written since."""
+    """An immutable view: the original tables, and every record written since."""
 
     tables: Tables
     changes: Mapping[tuple[str, str], Record] = field(default_factory=dict)
-    """(table, key) to the record as it is now."""
+    """(table, key) to the present record."""
 
     def find(self, table: str, key: str) -> Record | None:
-        """The record as it is now, not to be written to; None where there is none."""
+        """The present record, read-only; None if there is none."""
         return self.changes.get((table, key)) or self.tables[table].get(key)
 
     def rows(self, table: str) -> Iterator[tuple[str, Record]]:
@@ -38,8 +38,8 @@ class Database:
         return Database(tables=self.tables, changes={**self.changes, (table, key): record})
 
     def state_hash(self) -> str:
-        """SHA-256 of the records that differ from the tables: equal for equal contents, independent of the
-        way there. Numbers are compared as written: 5 and 5.0 differ, as in the published grade."""
+        """SHA-256 of the records that differ from the tables: equal for equal contents, independent of
+        the order of writes. Numbers are compared as written: 5 and 5.0 differ, as in the published grade."""
         written = [
             [table, key, record]
             for (table, key), record in sorted(self.changes.items(), key=lambda change: change[0])

@@ -47,8 +47,8 @@ def search_direct_flight(
 def search_onestop_flight(
     database: Database, origin: str, destination: str, date: str
 ) -> tuple[Database, str]:
-    """Pairs of flights that meet: the second leaves after the first lands, a day later where that lands at
-    night."""
+    """Pairs of connecting flights: the second leaves after the first lands, on the next day if that lands
+    after midnight."""
     arriving = [flight for _, flight in database.rows("flights") if flight["destination"] == destination]
     pairs: list[list[Record]] = []
     for first in _leaving(database, origin, date):

@@ -1,5 +1,4 @@
-"""Generated retail shop in the record format of the published databases: levels 1 and 2 of the tau gym
-without any file."""
+"""Generated retail shop of the tau gym (levels 1 and 2), in the record format of the published databases."""
 
 import random
 from collections.abc import Mapping
@@ -63,7 +62,7 @@ POLICY = (
     "variants of the same product, once an order, all in one call. A refund goes to the method that paid or "
     "a gift card; a gift card must cover what it pays. Before a change, say what you will do and get a yes."
 )
-"""What the policy must know of the generated shop; shown in the opening."""
+"""The generated shop's policy; shown in the opening."""
 
 
 @cache
@@ -176,7 +175,7 @@ def _draw_products(rng: random.Random) -> dict[str, Record]:
 
 
 def _draw_methods(rng: random.Random, ids: Any) -> dict[str, Record]:
-    """Two to four ways to pay, so that none can be taken for granted."""
+    """Two to four payment methods, so that none can be guessed."""
     others = ("gift_card", "credit_card", "credit_card", "gift_card")
     sources = [rng.choice(("credit_card", "paypal")), *rng.sample(others, rng.randint(1, 3))]
     methods: dict[str, Record] = {}

@@ -9,7 +9,7 @@ from simulators.tau.database import Database
 from simulators.tau.tools import TRANSFER, TauToolCall, Tool, run_call
 
 MAX_NUMBERS = 40
-"""A message with more numbers counts as no answer: reciting all numbers is not answering."""
+"""A message with more numbers is ignored: reciting all numbers is not answering."""
 
 
 def replay(database: Database, gold: Iterable[Mapping[str, Any]], tools: Mapping[str, Tool]) -> Database:
@@ -21,18 +21,20 @@ def replay(database: Database, gold: Iterable[Mapping[str, Any]], tools: Mapping
     return database
 
 
-def holds_gold(database: Database, gold: Sequence[Mapping[str, Any]], tools: Mapping[str, Tool]) -> bool:
+def matches_gold(database: Database, gold: Sequence[Mapping[str, Any]], tools: Mapping[str, Tool]) -> bool:
     """Whether the database is in the state of the gold actions."""
     return database.state_hash() == replay(Database(tables=database.tables), gold, tools).state_hash()
 
 
-def writes(database: Database, gold: Sequence[Mapping[str, Any]], tools: Mapping[str, Tool]) -> bool:
+def gold_changes_database(
+    database: Database, gold: Sequence[Mapping[str, Any]], tools: Mapping[str, Tool]
+) -> bool:
     """Whether the gold actions change anything."""
     fresh = Database(tables=database.tables)
     return replay(fresh, gold, tools).state_hash() != fresh.state_hash()
 
 
-def told_all(outputs: Iterable[str], said: Sequence[str]) -> bool:
+def said_all_outputs(outputs: Iterable[str], said: Sequence[str]) -> bool:
     """Whether each output was said to the customer: as whole words, ignoring case and commas."""
     clear = [_plain(text) for text in said]
     spoken = [text for text in clear if len(re.findall(r"\d+(?:\.\d+)?", text)) <= MAX_NUMBERS]

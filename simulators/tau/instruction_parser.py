@@ -1,5 +1,5 @@
-"""Parser of a published customer instruction: what the customer knows about itself and what it would say.
-Pure."""
+"""Parser of published customer instructions: the customer's personal details, and the instruction in the
+first person."""
 
 import re
 
@@ -13,12 +13,11 @@ STAGE_DIRECTION = (
     r"(?i)\b(reveal|mention|pretend|make up reasons|sound very|if asked|try not to|at the same time)"
     r"|^(be |you are an? [\w -]+ person)|^(?!.*\b(want|wish|would like)).*\bthe agent\b"
 )
-"""What an instruction says of how to play the customer: no customer says that aloud."""
+"""Directions for playing the customer, which a customer would not say."""
 
 
-def known_of(text: str) -> dict[str, str]:
-    """What the customer knows of itself, as far as its instruction says so. Addresses in braces are not its
-    own."""
+def customer_details(text: str) -> dict[str, str]:
+    """The customer's personal details in its instruction. Addresses in braces are not its own."""
     text = re.sub(r"\{[^}]*\}", "", text)
     found = {
         "name": re.search(
@@ -32,8 +31,7 @@ def known_of(text: str) -> dict[str, str]:
 
 
 def first_person(instruction: str) -> str:
-    """An instruction to a customer in that customer's own words: you becomes I. Rough, but it keeps every
-    fact."""
+    """The instruction in the first person: "you" becomes "I". Approximate, but it keeps every fact."""
     words = {
         "you are": "I am",
         "you're": "I'm",

@@ -1,4 +1,5 @@
-"""LLM role of the tau customer: free text and whether it is satisfied. It sees no database."""
+"""LLM role of the tau customer: the model writes its text and whether it is satisfied, without seeing the
+database."""
 
 import json
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ def schema(call: UserCall) -> dict[str, Any]:
 
 
 def read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
-    """The model's words as they are; everything it wants to say counts as told."""
+    """The model's text unchanged, and whether it ends the dialogue."""
     return UserReply(text=str(verdict["say"])[:MAX_SAY], facts={"stop": verdict["done"] is True})
 
 

@@ -13,15 +13,15 @@ from typing import Any
 
 from simulators.dataset_files import is_parquet, read_records, wrong_record
 from simulators.task import SPLITS, Split, Task, TaskKey
-from simulators.tau.customer_phrasing import wish_of
+from simulators.tau.customer_phrasing import make_wish
 from simulators.tau.database import Database
 from simulators.tau.grading import replay
-from simulators.tau.instruction_parser import first_person, known_of
+from simulators.tau.instruction_parser import customer_details, first_person
 from simulators.tau.shop_registry import TABLES, TOOLS, read_tables
 from simulators.tau.tools import TauToolCall, run_call
 
 TASK_FILES = ("tasks*.json", "tau*.json", "gyms/tau*.json", "userrl/gyms/tau*.json")
-"""Where tasks are looked for in a folder, and in that above a Parquet file."""
+"""Patterns of task files in a folder, and in the folders above a Parquet file."""
 DATABASE_FOLDERS = ("", "tau", "data/tau")
 NUM_FOLDERS_UP = 4
 USERRL_FIELDS = {
@@ -41,7 +41,7 @@ TAU2_FIELDS = {
     "evaluation_criteria.communicate_info": (list, type(None)),
 }
 OPENING = "Hi! I need some help, please."
-"""First line where the file has none."""
+"""First line if the file has none."""
 
 
 def load_tasks(path: Path) -> list[Task]:
@@ -69,7 +69,7 @@ def _tasks_in(folder: Path) -> Path:
 
 
 def _parquet_tasks(path: Path) -> list[Task]:
-    """The rows name their tasks by id; the tasks themselves stand in the gym's JSON files."""
+    """The rows name their tasks by id; the tasks themselves are in the gym's JSON files."""
     rows = read_records(path, fields={"reward_model.id": str}, where={"reward_model.env_name": "TauGym"})
     folders = [path.parent, *path.parents[1 : 1 + NUM_FOLDERS_UP]]
     files = [file for folder in folders for pattern in TASK_FILES for file in sorted(folder.glob(pattern))]
@@ -95,7 +95,7 @@ def _from_userrl(path: Path, index: int, row: Mapping[str, Any]) -> dict[str, An
         "domain": domain,
         "source": str(_database_folder(path.parent, domain)),
         "user_id": row["info.task.user_id"],
-        "known": known_of(instruction),
+        "known": customer_details(instruction),
         "request": "" if is_template else first_person(instruction),
         "line": row["obs"],
         "gold": _gold(path, index, row["info.task.actions"], field="info.task.actions", key="kwargs"),
@@ -108,7 +108,7 @@ def _from_tau2(path: Path, index: int, row: Mapping[str, Any]) -> dict[str, Any]
     reason, info, manner, actions, outputs = (row[field] for field in fields[1:])
     source = _database_folder(path.parent, "retail")
     gold = _gold(path, index, actions or [], field=fields[4], key="arguments")
-    known = known_of(info)
+    known = customer_details(info)
     return {
         "id": row["id"],
         "domain": "retail",
@@ -132,7 +132,7 @@ def _task(path: Path, index: int, scenario: dict[str, Any]) -> Task:
     for action in scenario["gold"]:
         after = replay(database, [action], TOOLS[domain])
         if after.state_hash() != database.state_hash():
-            wishes.append(wish_of(database, action["name"], action["arguments"]))
+            wishes.append(make_wish(database, action["name"], action["arguments"]))
         database = after
     if not wishes and not scenario["request"]:
         scenario["request"] = "I want what I wrote to you about."
@@ -169,19 +169,19 @@ def _outputs(path: Path, index: int, outputs: list[Any], *, field: str) -> list[
 
 
 @cache
-def _database_folder(beside: Path, domain: str) -> Path:
-    """The nearest folder with this shop's tables, seen from the folder of the tasks."""
-    if domain == "retail" and (beside / "db.json").is_file():
-        return beside
-    for folder in [beside, *beside.parents][:NUM_FOLDERS_UP]:
+def _database_folder(tasks_folder: Path, domain: str) -> Path:
+    """The nearest folder with this shop's tables, searched from the folder of the tasks."""
+    if domain == "retail" and (tasks_folder / "db.json").is_file():
+        return tasks_folder
+    for folder in [tasks_folder, *tasks_folder.parents][:NUM_FOLDERS_UP]:
         for name in DATABASE_FOLDERS:
             candidate = folder / name / domain
             if all((candidate / f"{table}.json").is_file() for table in TABLES[domain]):
                 return candidate
     tables = ", ".join(f"{table}.json" for table in TABLES[domain])
     raise ValueError(
-        f"data={beside}: no database of the {domain} shop near it: put {tables} and policy.md into a folder "
-        f"{domain}/ or tau/{domain}/ beside the tasks"
+        f"data={tasks_folder}: no database of the {domain} shop near it: put {tables} and policy.md into a "
+        f"folder {domain}/ or tau/{domain}/ next to the tasks"
     )
 
 

@@ -1,7 +1,7 @@
 """Retail tools over the tables users, orders and products, with the effects of tau-bench's tools.
 
-Errors are checked in tau-bench's order, and a record that is written has its fields (sorted item lists,
-rounded price differences, statuses), so that final states compare equal with those of the published grade.
+Errors are checked in tau-bench's order, and written records have its fields (sorted item lists, rounded price
+differences, statuses), so that final states compare equal with those of the published grade.
 """
 
 import copy
@@ -161,7 +161,7 @@ def _find(database: Database, table: str, key: str) -> Record:
 
 
 def _order(database: Database, order_id: str, *, status: str, refusal: str) -> Record:
-    """A copy of the order, to be written to."""
+    """A modifiable copy of the order. Raises ToolError if it has another status."""
     order = _find(database, "orders", order_id)
     if order["status"] != status:
         raise ToolError(refusal)
@@ -176,7 +176,7 @@ def _method(database: Database, order: Record, payment_method_id: str) -> Record
 
 
 def _missing(order: Record, item_ids: list[str]) -> str | None:
-    """The first item that is named more often than the order has it."""
+    """The first item that is named more often than the order contains it."""
     held = [item["item_id"] for item in order["items"]]
     return next((item_id for item_id in item_ids if item_ids.count(item_id) > held.count(item_id)), None)
 

@@ -1,8 +1,8 @@
 """Rule-based tau customer: answers free text from its task alone.
 
-Facts: `wish` the index of the wish it tells (-1: its whole request), `values` what the words carry,
-`confirmed` whether it agrees, `stop` True with its goodbye. A text that asks for nothing it knows has no
-facts.
+Facts of a reply: `wish` the index of the wish that it tells (-1: the whole request), `values` the values in
+it, `confirmed` whether the customer agrees, `stop` True with its goodbye. The reply to a question that the
+customer cannot answer has no facts.
 """
 
 import random
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simulators.tau.customer_phrasing import detail
+from simulators.tau.customer_phrasing import detail_of
 from simulators.tau.toy_shop import COLORS, NUMBERS, REASONS
 from simulators.user import UserCall, UserReply
 
@@ -27,8 +27,7 @@ IDENTITY: Mapping[str, tuple[str, str]] = {
     "email": (r"\be-?mail", "My email is {}."),
     "user_id": (r"\b(user|customer|account|profile|member) ?id\b", "My user id is {}."),
 }
-"""Personal details that the agent may ask for: the words that ask for each, and the phrasing of the
-answer."""
+"""Personal details: the pattern of a question for each, and the wording of the answer."""
 DETAILS = {
     "payment": r"\bpay|\brefund|\bcard\b|\bpaypal\b|\bmethod\b",
     "reason": r"\breason\b|\bwhy\b",
@@ -45,7 +44,7 @@ CLOSING = (
 SAME_THING = (
     r"\b(before|(other|more) (items?|products?)|(this|that|same) order|to (exchange|modify|return))\b"
 )
-"""With these words, `anything else` asks for the rest of one change and ends nothing."""
+"""With these words, `anything else` asks for the rest of one change and is no closing."""
 REPORT = r"\b(done|completed|processed|successfully|has been|have been|finished)\b"
 NEED = (
     r"\b(what|which|how|help|assist|need|want|wish|like to|looking for|detail|details|orders?|items?|exactly"
@@ -58,7 +57,7 @@ IDS = r"#W\d+|\b(?:credit_card|gift_card|paypal|certificate)_\d+"
 
 
 def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
-    """Identity first, then consent, then goodbyes, then what it wants and how."""
+    """In order of priority: identity, consent, goodbye, details, wishes."""
     if call.scenario["domain"] == "stall":
         return _answer_at_stall(call, rng)
     asked = _asked_part(call.question)
@@ -79,8 +78,8 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     return UserReply(text=UNSURE)
 
 
-def unsaid(scenario: Mapping[str, Any], told: Sequence[int]) -> list[int]:
-    """Indices of the wishes that the customer still wants to tell, the whole request first."""
+def untold_wishes(scenario: Mapping[str, Any], told: Sequence[int]) -> list[int]:
+    """Indices of the wishes that the customer has not told yet; the whole request first."""
     if REQUEST in told:
         return []
     first = [REQUEST] if scenario["request"] else []
@@ -107,7 +106,7 @@ def _answer_at_stall(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def _asked_part(question: str) -> str:
-    """The sentences that ask, in lower case; the whole text where none does."""
+    """The sentences that ask something, in lower case; the whole text if none does."""
     sentences = re.split(r"(?<=[.?!])\s+|\n+", question.lower())
     asking = [text for text in sentences if text.endswith("?") or re.search(PLEA, text.strip())]
     return " ".join(asking) or question.lower()
@@ -125,8 +124,8 @@ def _identify(known: Mapping[str, str], slots: Sequence[str]) -> UserReply:
 
 
 def _consent(call: UserCall) -> UserReply:
-    """Yes, unless an order or a payment is named that has nothing to do with what it wants, or a change where
-    it wants none in the end."""
+    """Yes, unless the question names an order or payment outside its wishes, or a change although it wants
+    none."""
     wishes = call.scenario["wishes"]
     known = str([wish["arguments"] for wish in wishes]) + call.scenario["request"]
     named = re.findall(IDS, call.question)
@@ -137,7 +136,7 @@ def _consent(call: UserCall) -> UserReply:
 
 
 def _close(call: UserCall, told: list[int]) -> UserReply:
-    if unsaid(call.scenario, told):
+    if untold_wishes(call.scenario, told):
         return _tell(call, told)
     if re.search(SAME_THING, call.question.lower()):
         return UserReply(text=THAT_IS_ALL, facts={"confirmed": True})
@@ -145,10 +144,10 @@ def _close(call: UserCall, told: list[int]) -> UserReply:
 
 
 def _tell(call: UserCall, told: list[int]) -> UserReply:
-    """The next thing it wants. Asked again: the same once more, or what its whole request comes to in the
-    end, where it is asked for that."""
+    """The next wish. When all are told: the last one again, or the wishes of the whole request if asked for
+    details."""
     wishes = call.scenario["wishes"]
-    left = unsaid(call.scenario, told)
+    left = untold_wishes(call.scenario, told)
     later = [index for index in range(len(wishes)) if index not in told]
     if left:
         index = left[0]
@@ -162,7 +161,8 @@ def _tell(call: UserCall, told: list[int]) -> UserReply:
 
 
 def _give_detail(call: UserCall, told: list[int], slot: str) -> UserReply | None:
-    """Of the last wish told, unless the question names another order; else of those named, else of all."""
+    """The detail of the last wish told, unless the question names another order; else of the named wishes,
+    else of all."""
     wishes = call.scenario["wishes"]
     ids = set(re.findall(r"#W\d+|\b[A-Z0-9]{6}\b", call.question))
     named = [wish for wish in wishes if ids & {str(value) for value in wish["arguments"].values()}]
@@ -173,7 +173,7 @@ def _give_detail(call: UserCall, told: list[int], slot: str) -> UserReply | None
         last,
         wishes if told else [],
     ):
-        found = [detail(wish, slot) for wish in choice]
+        found = [detail_of(wish, slot) for wish in choice]
         texts = list(dict.fromkeys(text for text, _ in found if text))
         if texts:
             return UserReply(

@@ -1,5 +1,5 @@
-"""Scripted experts of the tau gym: ask, look up, get a confirmation, act and say goodbye, from what they are
-told alone."""
+"""Scripted experts of the tau gym: they ask, look up, get a confirmation, act and say goodbye, using only the
+opening and feedback."""
 
 import json
 import random
@@ -19,7 +19,7 @@ DETAILS = "Which change exactly is next, in which order and which items?"
 
 
 def stall_expert(rng: random.Random, guess_rate: float) -> Expert:
-    """Asks for order and wish, reads the record, acts. In guess_rate: takes one of them for granted."""
+    """Asks for order and wish, reads the record, acts. At `guess_rate` it guesses one of them."""
     number = (yield from _ask("Which order?", rng, guess_rate)).rstrip(".").split()[-1:] or [
         rng.choice(toy_shop.NUMBERS)
     ]
@@ -47,16 +47,16 @@ def stall_expert(rng: random.Random, guess_rate: float) -> Expert:
 
 
 def retail_expert(rng: random.Random, guess_rate: float) -> Expert:
-    """Identifies the customer, then fulfils one wish after the other until it says goodbye. In guess_rate: takes a
-    wish's payment, reason or reading of the order for granted."""
+    """Identifies the customer, then fulfils one wish after the other until it says goodbye. At `guess_rate`
+    it guesses a wish's payment, reason or address."""
     identity = yield from _say("What is your name, your zip code and your email?")
     user_id = yield from _find_user(identity)
-    user = yield from _look("get_user_details", user_id=user_id)
+    user = yield from _look_up("get_user_details", user_id=user_id)
     wish = yield from _say("What can I do for you?")
     is_story = not _verb_of(wish)
     done: set[str] = set()
     while True:
-        if is_story:  # told all at once: its parts have to be asked for
+        if is_story:  # the whole request in one piece: ask for its parts
             wish = yield from _say(DETAILS)
         if not _verb_of(wish) or wish in done:
             break
@@ -73,7 +73,7 @@ def retail_expert(rng: random.Random, guess_rate: float) -> Expert:
 def _plan(
     wish: str, user_id: str, user: dict[str, Any], rng: random.Random, guess_rate: float
 ) -> Generator[Action, str, dict[str, Any]]:
-    """The call that fulfils a wish, after the questions and readings that it takes."""
+    """The call that fulfils a wish, after the necessary questions and look-ups."""
     name = _verb_of(wish)
     order_id = next(iter(re.findall(r"#W\d+", wish)), "")
     if name == "modify_user_address":
@@ -93,19 +93,19 @@ def _plan(
     methods = re.findall(r"\b(?:credit_card|gift_card|paypal)_\d+", reply)
     method = methods[0] if methods else rng.choice(list(user.get("payment_methods", {})) or ["unknown"])
     if name != "modify_pending_order_payment":
-        order = yield from _look("get_order_details", order_id=order_id)
+        order = yield from _look_up("get_order_details", order_id=order_id)
         arguments |= yield from _items(wish, order)
     return {"name": name, "arguments": {**arguments, "payment_method_id": method}}
 
 
 def _verb_of(wish: str) -> str:
-    """The tool behind a wish in the customer's set words; empty for any other text."""
+    """The tool for a wish in the customer's fixed wording; empty for any other text."""
     said = wish.partition(" ")[2]
     return next((name for name, verb in VERBS.items() if said.startswith(verb)), "")
 
 
 def _items(wish: str, order: dict[str, Any]) -> Generator[Action, str, dict[str, list[str]]]:
-    """The ids of the things that a wish names, and of the variants it wants them changed for."""
+    """The ids of the items in a wish, and of the variants that shall replace them."""
     old_ids: list[str] = []
     new_ids: list[str] = []
     things = wish.partition(": ")[2].rstrip(".").split("; ")
@@ -121,7 +121,7 @@ def _items(wish: str, order: dict[str, Any]) -> Generator[Action, str, dict[str,
         if new:
             product_id = item["product_id"]
             if product_id not in products:
-                products[product_id] = yield from _look("get_product_details", product_id=product_id)
+                products[product_id] = yield from _look_up("get_product_details", product_id=product_id)
             variants = products[product_id].get("variants", {}).values()
             fitting = [one["item_id"] for one in variants if options_label(one) == new]
             new_ids += fitting[:1]
@@ -131,7 +131,7 @@ def _items(wish: str, order: dict[str, Any]) -> Generator[Action, str, dict[str,
 def _address(
     user: dict[str, Any], rng: random.Random, guess_rate: float
 ) -> Generator[Action, str, dict[str, str]]:
-    """The address that the customer tells; in guess_rate the one that the shop has."""
+    """The address that the customer tells; at `guess_rate` the one in the shop's records."""
     reply = yield from _ask("What is the new address?", rng, guess_rate)
     if not reply:
         return {key: str(user.get("address", {}).get(key, "")) for key in ADDRESS}
@@ -155,7 +155,7 @@ def _find_user(identity: str) -> Talk:
     return (yield Action(choice="answer", content=json.dumps(call)))
 
 
-def _look(name: str, **arguments: str) -> Generator[Action, str, dict[str, Any]]:
+def _look_up(name: str, **arguments: str) -> Generator[Action, str, dict[str, Any]]:
     text = yield Action(choice="answer", content=json.dumps({"name": name, "arguments": arguments}))
     return json.loads(text) if text.startswith("{") else {}
 
@@ -165,5 +165,5 @@ def _say(text: str) -> Talk:
 
 
 def _ask(question: str, rng: random.Random, guess_rate: float) -> Talk:
-    """The reply to a question, or nothing where guess_rate leaves it out."""
+    """The reply to a question; empty if the question is skipped, at `guess_rate`."""
     return "" if rng.random() < guess_rate else (yield from _say(question))

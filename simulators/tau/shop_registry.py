@@ -1,5 +1,5 @@
-"""Registry of the tau domains by name, and opening of a task's database, generated or read once from a
-folder."""
+"""Registry of the tau domains (tools and tables by name), and access to a task's database, generated or read
+from a folder."""
 
 import json
 from collections.abc import Mapping

@@ -20,20 +20,20 @@ from simulators.tau.database import Database
 
 MAX_CALL_CHARS = 10_000
 MAX_BRACKETS = 200
-"""Deeper or larger calls are refused unread: no parser is driven into its recursion limit."""
+"""Longer or deeper calls are refused unread, so that no parser reaches its recursion limit."""
 MAX_DIGITS = 15
 MAX_EXPRESSION_CHARS = 200
 MAX_ERROR_CHARS = 200
 TRANSFER = "transfer_to_human_agents"
 TOOL_FAULTS = (TypeError, KeyError, ValueError, IndexError, AttributeError, ArithmeticError)
-"""What a tool may raise on arguments that no schema has checked."""
+"""Exceptions that a tool may raise on arguments without a schema check."""
 
 
 TEXT = {"type": "string"}
 
 
 class ToolError(Exception):
-    """The tool refuses; its text is for the policy."""
+    """Refusal by a tool; its text is shown to the policy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,7 @@ class TauToolCall:
 
 
 def parse_call(text: str, tools: Mapping[str, Tool]) -> TauToolCall:
-    """Reads a call in any of its forms. Raises ToolError with what is wrong and how calls are written."""
+    """Parses a call in any of its forms. Raises ToolError with the fault and the right form."""
     if len(text) > MAX_CALL_CHARS or text.count("[") + text.count("{") > MAX_BRACKETS:
         raise ToolError(f"the call is too long: at most {MAX_CALL_CHARS} characters")
     text = text.strip()
@@ -78,7 +78,7 @@ def run_call(
     database: Database, call: TauToolCall, tools: Mapping[str, Tool], *, validated: bool = True
 ) -> tuple[Database, str]:
     """Runs a call; every error is a text that starts with `Error: ` and changes nothing. `validated` False
-    takes arguments without their schema, as the published rules do."""
+    skips the schema check of the arguments, as the published rules do."""
     tool = tools.get(call.name)
     if tool is None:
         return database, f"Unknown action {call.name[:MAX_ERROR_CHARS]}"
@@ -130,7 +130,7 @@ def _named(text: str, tools: Mapping[str, Tool]) -> tuple[str, Any]:
 
 
 def _pairs(text: str, properties: Mapping[str, Any]) -> dict[str, Any]:
-    """`key=value key="a b" key=[...]` to arguments, each value of the type that the tool wants."""
+    """`key=value key="a b" key=[...]` to arguments, each value converted to the tool's type."""
     arguments: dict[str, Any] = {}
     at = 0
     while at < len(text):

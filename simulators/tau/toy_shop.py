@@ -1,7 +1,7 @@
 """Toy shop of the tau gym (level 0): numbered orders of one item each, learnable by a tiny policy.
 
-The customer knows the order's number and what it wants; only the record says whether the order can still be
-cancelled, and how it was paid. Tools take any word, so a wrong guess is written and cannot be taken back.
+The customer knows the order's number and what it wants; only the record shows whether the order can still be
+cancelled, and how it was paid. Tools accept any word, so that a wrong guess is written and final.
 """
 
 import random
@@ -41,7 +41,7 @@ def tables(source: str) -> Tables:
     return {"orders": orders}
 
 
-def look(database: Database, order: str) -> tuple[Database, str]:
+def get_order(database: Database, order: str) -> tuple[Database, str]:
     return database, _line(_find(database, order))
 
 
@@ -63,7 +63,7 @@ def exchange(database: Database, order: str, color: str, pay: str) -> tuple[Data
 
 
 def draw_wish(rng: random.Random, *, number: str, record: Record) -> Record:
-    """What the customer of this order wants, as the call that fulfils it and what it says of it."""
+    """The wish of this order's customer: the call that fulfils it, and the customer's words."""
     if rng.random() < 0.5:
         color = rng.choice(COLORS)
         arguments = {"order": number, "color": color, "pay": record["paid"]}
@@ -99,7 +99,7 @@ def _tool(run: Callable[..., tuple[Database, str]], description: str, **properti
 
 
 TOOLS: dict[str, Tool] = {
-    ORDER: _tool(look, "An order's item, status and payment.", order=TEXT),
+    ORDER: _tool(get_order, "An order's item, status and payment.", order=TEXT),
     CANCEL: _tool(cancel, "Cancels a pending order.", order=TEXT, reason=TEXT),
     RETURN: _tool(
         send_back,

@@ -1,1 +1,1 @@
-"""Simulated users: rule-based, LLM, human, recorded and mixed, and what is measured of them."""
+"""Simulated users: rule-based, LLM, human, recorded and mixed, and their quality metrics."""

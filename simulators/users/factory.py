@@ -1,4 +1,4 @@
-"""Factory of the simulated user of a run from the recipe's list of users."""
+"""Factory of a run's simulated user: connects the users of the recipe, and mixes them by weight."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
@@ -30,22 +30,27 @@ def connect_users(
     gyms: Mapping[str, Gym],
     names: Sequence[str] | None = None,
     llm_urls: Mapping[str, str] | None = None,
-    to_llms: Callable[[], httpx.AsyncBaseTransport] | None = None,
+    make_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
     num_processes: int = 1,
 ) -> User:
     """The recipe's mix, or with `names` exactly these in equal parts (also those of weight 0).
 
-    `rules` answers as the rule-based user. `llm_urls`: simulator name to the base URL of each hosted model;
-    `to_llms` makes the way there, None: the network. `num_processes` that each call this share one run's
-    budget and concurrency. Raises ValueError, in one line, for an unknown name, a key that is not set, a
-    hosted model that is not up, a record that is none.
+    `rules` is the rule-based user. `llm_urls`: simulator name to the base URL of each hosted model;
+    `make_transport` creates the HTTP transport to them, None: the network. `num_processes` processes share
+    the run's budget and concurrency. Raises ValueError, in one line, for an unknown name, a missing API key,
+    a hosted model that is not up, an invalid recording.
     """
     users, weights = _chosen(config, names)
     if config.web_search is not None:
         rules = WebSearchUser(rules, **config.web_search.model_dump())
     connected = {
         user.name: _connect(
-            user, rules=rules, gyms=gyms, urls=llm_urls or {}, way=to_llms, num_processes=num_processes
+            user,
+            rules=rules,
+            gyms=gyms,
+            urls=llm_urls or {},
+            make_transport=make_transport,
+            num_processes=num_processes,
         )
         for user in users
     }
@@ -53,8 +58,8 @@ def connect_users(
 
 
 def chat_config(user: ChatConfig | LlmServeConfig, *, url: str = "", num_processes: int = 1) -> ChatConfig:
-    """How a user's or a judge's model is called: one process's share of what the run may use. `url` of a
-    hosted one."""
+    """Client settings of a user's or a judge's model: one process's share of the run's limits. `url` is that
+    of a hosted model."""
     if isinstance(user, LlmServeConfig):
         chat = ChatConfig(
             base_url=url,
@@ -78,7 +83,7 @@ def chat_config(user: ChatConfig | LlmServeConfig, *, url: str = "", num_process
 
 
 def _share(limit: int | None, num_processes: int) -> int | None:
-    """Rounded down, so that all shares stay within the limit; no process is left with nothing."""
+    """Rounded down, so that all shares stay within the limit; at least 1."""
     return None if limit is None else max(1, limit // num_processes)
 
 
@@ -99,7 +104,7 @@ def _connect(
     rules: User,
     gyms: Mapping[str, Gym],
     urls: Mapping[str, str],
-    way: Callable[[], httpx.AsyncBaseTransport] | None,
+    make_transport: Callable[[], httpx.AsyncBaseTransport] | None,
     num_processes: int,
 ) -> User:
     connected: User
@@ -118,7 +123,7 @@ def _connect(
                     "use an endpoint (type = 'endpoint')"
                 )
             chat = ChatClient(
-                chat_config(user, url=urls[user.name], num_processes=num_processes), transport=way
+                chat_config(user, url=urls[user.name], num_processes=num_processes), transport=make_transport
             )
             connected = LlmUser(gyms, chat, rules=rules, name=user.name)
     return RecordingUser(connected, user.record, gyms=gyms) if user.record else connected

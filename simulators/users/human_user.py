@@ -1,8 +1,8 @@
 """A person in the terminal as the simulated user: shows scenario and agent messages, reads the person's
 verdict.
 
-The verdict is that of the gym's LLM form, so a person decides exactly what a model would, and the gym's rules
-make reply and reward of it. Nothing here blocks the event loop.
+The verdict has the schema of the gym's LLM form: a person decides exactly what a model would, and the gym's
+rules compute reply and reward. The event loop is never blocked.
 """
 
 import asyncio
@@ -17,18 +17,18 @@ import jsonschema
 
 from simulators.gym import Gym
 from simulators.user import Failure, SimulatorError, User, UserCall, UserReply
-from simulators.users.persona_style import speak
+from simulators.users.persona_style import apply_persona
 from simulators.users.rule_user import unknown_gym
 
 PATIENCE_S = 3600.0
 """Longest wait for one line."""
 MAX_TRIES = 5
-"""Lines that fit nothing before the person counts as gone."""
+"""Invalid lines before the call fails."""
 NAME = "human"
 
 
 class HumanUser:
-    """A `User` that types. Concurrent dialogues wait: there is one terminal."""
+    """A `User` at the terminal. Concurrent dialogues wait for each other: there is one terminal."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class HumanUser:
         show: Callable[[str], None] = print,
         timeout_s: float = PATIENCE_S,
     ):
-        """`rules` answers, under its own name, for gyms whose user only computes. `read_line` may block, and
+        """`rules` replies, under its own name, in gyms without an LLM form. `read_line` may block, and
         raises EOFError at the end."""
         self._gyms = gyms
         self._rules = rules
@@ -63,12 +63,12 @@ class HumanUser:
             self._show(f"\nThe agent ({call.choice}): {printable(call.question)}")
             verdict = await self._verdict(role.schema(call))
             rng = random.Random(f"user-{call.gym}-{call.seed}-{len(call.history)}")
-            reply = speak(role.read(call, verdict), call, rng)
+            reply = apply_persona(role.read(call, verdict), call, rng)
             self._show(f"You say: {reply.text}")
         return replace(reply, simulator=NAME, latency_s=time.monotonic() - began)
 
     async def _verdict(self, schema: Mapping[str, Any]) -> dict[str, Any]:
-        """One value a property, each asked for until it fits."""
+        """One value per property; asks until it is valid."""
         return {
             name: await self._value(name, spec, is_required=name in schema.get("required", ()))
             for name, spec in schema.get("properties", {}).items()
@@ -110,8 +110,8 @@ def choices_of(spec: Mapping[str, Any]) -> list[Any]:
 
 
 def parse_line(line: str, spec: Mapping[str, Any]) -> Any:
-    """The value that a typed line means: a number of the menu, a choice itself, a number, or text. Raises
-    ValueError with the rule and the cure."""
+    """The value of a typed line: a number of the menu, a choice itself, a number, or text. Raises ValueError
+    with the rule and the cure."""
     choices = choices_of(spec)
     if choices:
         if line.isdecimal() and 1 <= int(line) <= len(choices):
@@ -133,7 +133,7 @@ def parse_line(line: str, spec: Mapping[str, Any]) -> Any:
 
 
 def printable(text: str) -> str:
-    """The agent's text without what would steer a terminal: it comes from a policy in training."""
+    """The agent's text without terminal control characters: it comes from a policy in training."""
     return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
 
 

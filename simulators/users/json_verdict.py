@@ -1,7 +1,7 @@
 """Parser of a model's verdict: extracts the one JSON object that fits a schema, or raises. Pure.
 
-Lenient about wrapping (reasoning, code fences, talk around the object), strict about the object. In doubt
-there is no verdict: a wrong one would become a reward, while a missing one is asked for again.
+Lenient about wrapping (reasoning, code fences, text around the object), strict about the object. An ambiguous
+text has no verdict: a wrong one would become a reward, while a missing one is requested again.
 """
 
 import json
@@ -18,7 +18,7 @@ from simulators.input_limits import MAX_DEPTH, STRING, STRING_OR_BRACKET, depth_
 MAX_CHARS = 20_000
 """Longer texts are no verdicts."""
 MAX_BRACKETS = 30
-"""Outermost brackets looked at in one text: a flood of open ones must cost nothing."""
+"""Maximum number of outermost brackets tried in one text, so that a flood of open ones costs little."""
 REASONING = "think|thinking|thought|reasoning|reflection|scratchpad"
 _CLOSING = re.compile(rf"</\s*(?:{REASONING})\s*>", re.IGNORECASE)
 _OPENING = re.compile(rf"<\s*(?:{REASONING})\b[^<>]*>", re.IGNORECASE)
@@ -32,7 +32,7 @@ class InvalidVerdict(ValueError):
 
 
 def parse_verdict(text: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The object in `text` that fits `schema`. Raises `InvalidVerdict` where there is none or two differ.
+    """The object in `text` that fits `schema`. Raises `InvalidVerdict` if there is none or two differ.
 
     Example: `parse_verdict('<think>red, so yes</think> ```json\\n{"holds": true}\\n```', schema)` is
     `{"holds": True}`.
@@ -54,9 +54,9 @@ def parse_verdict(text: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_reasoning(text: str) -> str:
-    """What stands behind the last closing tag of reasoning.
+    """The text after the last closing tag of reasoning.
 
-    Never what stands between two blocks: reasoning may quote the agent, closing tags and verdicts included.
+    Never the text between two blocks: reasoning may quote the agent, closing tags and verdicts included.
     """
     return _CLOSING.split(text)[-1].strip()
 

@@ -18,7 +18,7 @@ from simulators.llm_client.client import ChatClient, ChatReply
 from simulators.persona import PLAIN, Persona
 from simulators.user import Failure, LlmRole, SimulatorError, User, UserCall, UserReply
 from simulators.users.json_verdict import InvalidVerdict, has_open_reasoning, parse_verdict, without_reasoning
-from simulators.users.persona_style import speak
+from simulators.users.persona_style import apply_persona
 from simulators.users.rule_user import unknown_gym
 
 MAX_LATEST_CHARS = 4_000
@@ -37,7 +37,7 @@ AGENT_TALK = re.compile(
     r"|\bhow (?:can|may) i (?:help|assist) you",
     re.IGNORECASE | re.MULTILINE,
 )
-"""What only the agent's side would say."""
+"""Text that only the agent's side would write."""
 FAREWELL = re.compile(r"#\s*stop\s*#|\bgood-?bye\b|\bbye[- ]bye\b|\[(?:end|stop)\]", re.IGNORECASE)
 SYSTEM = """\
 {instructions}
@@ -53,7 +53,7 @@ Reply with one JSON object that fits this JSON schema, and nothing else:
 
 
 class LlmUser:
-    """A `User` that asks a model. Keeps nothing between calls."""
+    """A `User` played by a model. Stateless."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class LlmUser:
         name: str = "llm",
         max_parse_retries: int = 3,
     ):
-        """`rules` answers for gyms without an LLM form, under its own name. `name` is the simulator's."""
+        """`rules` replies, under its own name, in gyms without an LLM form. `name` is the simulator's."""
         self._gyms = gyms
         self._chat = chat
         self._rules = rules
@@ -72,7 +72,7 @@ class LlmUser:
         self._max_parse_retries = max_parse_retries
 
     async def reply(self, call: UserCall) -> UserReply:
-        """Answers, or raises `SimulatorError` with how the model failed after all retries."""
+        """The model's reply. Raises `SimulatorError` with the kind of failure after all retries."""
         if call.gym not in self._gyms:
             raise SimulatorError(unknown_gym(call.gym, known=list(self._gyms)))
         role = self._gyms[call.gym].llm_role
@@ -84,7 +84,7 @@ class LlmUser:
             raise SimulatorError(f"{self._name}: {error}", error.failure, self._name) from None
 
     async def close(self) -> None:
-        """Ends the connections to the model. A later call opens new ones."""
+        """Closes the connections to the model. A later call opens new ones."""
         await self._chat.close()
 
     async def _ask(self, role: LlmRole, call: UserCall) -> UserReply:
@@ -122,7 +122,7 @@ def _prompt(role: LlmRole, call: UserCall) -> tuple[list[dict[str, str]], dict[s
     try:
         schema = role.schema(call)
         return make_messages(call, instructions=role.instructions(call), schema=schema), schema
-    except Exception as error:  # the gym's own rules failed: an error of the user, never a score
+    except Exception as error:  # the gym's own code failed: an error of the user, never a score
         raise SimulatorError(f"{call.gym}: {type(error).__name__}: {error}") from error
 
 
@@ -130,7 +130,7 @@ def make_messages(call: UserCall, *, instructions: str, schema: Mapping[str, Any
     """The prompt of one call: a system message free of the agent's words; those words as one JSON object."""
     system = SYSTEM.format(
         instructions=instructions,
-        manner=manner_of(call.persona),
+        manner=describe_persona(call.persona),
         schema=json.dumps(schema, ensure_ascii=False),
     )
     data = {
@@ -142,16 +142,16 @@ def make_messages(call: UserCall, *, instructions: str, schema: Mapping[str, Any
 
 
 def encode(data: object) -> str:
-    """JSON in which no chat template finds a control token: `<|im_end|>` and `[INST]` are written as escapes,
-    which mean the same to a reader of JSON."""
+    """JSON without the control tokens of chat templates: `<|im_end|>` and `[INST]` are written as JSON
+    escapes."""
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    # A bracket before a capital letter stands in a string: JSON's own lists here begin with `{` or `]`.
+    # A bracket before a capital letter is inside a string: JSON's own lists here begin with `{` or `]`.
     text = re.sub(r"\[(?=/?[A-Z])", r"\\u005b", text)
     return text.encode("utf-8", "replace").decode()
 
 
-def manner_of(persona: Persona) -> str:
-    """How a persona talks, in words. What it tells is not the model's to decide."""
+def describe_persona(persona: Persona) -> str:
+    """A persona in words, for the prompt: tone only."""
     if persona == PLAIN:
         return "plainly and briefly."
     traits = [
@@ -171,7 +171,7 @@ def hash_of(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 class _Unusable(Exception):
-    """A text that is no verdict: worth another try with another seed."""
+    """A text without a valid verdict: retried with another seed."""
 
     def __init__(self, text: str, failure: Failure):
         super().__init__(text)
@@ -179,7 +179,7 @@ class _Unusable(Exception):
 
 
 def _verdict(answer: ChatReply, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict in a model's answer, its free texts looked through as well. Raises `_Unusable`."""
+    """The verdict in a model's answer, with its free texts checked, too. Raises `_Unusable`."""
     text = without_reasoning(answer.text)
     if not text:
         raise _Unusable("the model said nothing", Failure.EMPTY_REPLY)
@@ -199,7 +199,8 @@ def _verdict(answer: ChatReply, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_talk(text: str, schema: Mapping[str, Any]) -> None:
-    """Refuses what the agent's side would say, and a farewell where the role has no way to end."""
+    """Raises `_Unusable` for text of the agent's side, and for a farewell if the role cannot end the
+    dialogue."""
     if AGENT_TALK.search(text):
         raise _Unusable(f"it spoke as the agent: {text[:80]!r}", Failure.ROLE_FLIP)
     may_end = any(word in END_WORDS for name in schema.get("properties", {}) for word in name.split("_"))
@@ -208,10 +209,10 @@ def _check_talk(text: str, schema: Mapping[str, Any]) -> None:
 
 
 def _read(role: LlmRole, call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
-    """The gym's reply to a verdict, in the persona's manner, as the rule-based user would speak it."""
+    """The gym's reply to a verdict, with the persona applied as for the rule-based user."""
     rng = random.Random(f"user-{call.gym}-{call.seed}-{len(call.history)}")
     try:
-        reply = speak(role.read(call, verdict), call, rng)
+        reply = apply_persona(role.read(call, verdict), call, rng)
     except Exception as error:  # as in `_prompt`
         raise SimulatorError(f"{call.gym}: {type(error).__name__}: {error}") from error
     if not reply.text.strip():
@@ -237,5 +238,5 @@ def _capped(text: str, limit: int) -> str:
 
 
 def _seed(call: UserCall, attempt: int) -> int:
-    """The sampling seed: the same for the same call, another for every attempt."""
+    """The sampling seed: equal for equal calls, different for every attempt."""
     return random.Random(f"llm-{call.gym}-{call.seed}-{len(call.history)}-{attempt}").getrandbits(31)

@@ -7,10 +7,10 @@ from simulators.user import User, UserCall, UserReply
 
 
 class MixedUser:
-    """Picks a user by the dialogue's seed, so that every process and every repeat picks alike."""
+    """Picks a user by the dialogue's seed: the same in every process and every repetition."""
 
     def __init__(self, users: Mapping[str, User], *, weights: Mapping[str, float]):
-        """Both by simulator name. Raises ValueError where no weight is above 0, or a user has none."""
+        """Both by simulator name. Raises ValueError if no weight is above 0 or a user has no weight."""
         if users.keys() != weights.keys():
             odd = sorted(users.keys() ^ weights.keys())
             raise ValueError(
@@ -27,5 +27,5 @@ class MixedUser:
         return random.Random(f"user-mix-{call.seed}").choices(list(self._users), self._weights)[0]
 
     async def reply(self, call: UserCall) -> UserReply:
-        """What the picked user answers; its `SimulatorError` where it fails."""
+        """The picked user's reply. Raises its `SimulatorError`."""
         return await self._users[self.pick(call)].reply(call)

@@ -1,8 +1,8 @@
 """Persona style of rule-based replies (small talk, typos, put-offs, corrections), and its inverse for
 scripted experts.
 
-The meaning is never changed: a reply is put off (its facts with it) at most once a question, corrected in the
-same breath, slowed by a slip of the keyboard, or wrapped in small talk.
+The meaning never changes: a reply is put off (with its facts) at most once per question, preceded by a
+corrected mistake, mistyped, or wrapped in small talk.
 """
 
 import random
@@ -18,7 +18,7 @@ LOOK_UP = "I would have to look that up. Ask me again."
 PUT_OFFS = (PUT_OFF, LOOK_UP)
 CORRECTION = " No, wait: "
 ASIDE = " — "
-"""Small talk stands behind it."""
+"""Separator of small talk at the end of a reply."""
 SMALL_TALK = (
     "By the way, the weather here is awful.",
     "Sorry, I am doing three things at once today.",
@@ -31,8 +31,8 @@ SLIP_MIN_LETTERS = 6
 """Shorter words are never mistyped, nor are words that carry a fact."""
 
 
-def speak(reply: UserReply, call: UserCall, rng: random.Random) -> UserReply:
-    """The reply as this call's persona gives it."""
+def apply_persona(reply: UserReply, call: UserCall, rng: random.Random) -> UserReply:
+    """The reply in the style of this call's persona."""
     persona = call.persona
     if persona == PLAIN:
         return reply
@@ -42,7 +42,7 @@ def speak(reply: UserReply, call: UserCall, rng: random.Random) -> UserReply:
             return replace(reply, text=PUT_OFF, facts={}, decoy="")
         if rng.random() >= persona.knowledge:
             return replace(reply, text=LOOK_UP, facts={}, decoy="")
-    text = _with_slips(reply, rng, chance=persona.typos)
+    text = _with_typos(reply, rng, chance=persona.typos)
     if reply.decoy and rng.random() < persona.changes_of_mind:
         text = f"{reply.decoy}{CORRECTION}{text}"
     if persona.patience < 1 and len(call.history) >= QUESTIONS_OF_PATIENCE * persona.patience:
@@ -52,9 +52,9 @@ def speak(reply: UserReply, call: UserCall, rng: random.Random) -> UserReply:
     return replace(reply, text=text)
 
 
-def attentive(expert: Expert) -> Expert:
-    """The expert with an ear for people: asks again when put off, and hears the last word without the small
-    talk."""
+def persona_aware(expert: Expert) -> Expert:
+    """Wraps an expert so that it copes with personas: asks again when put off, and strips corrected mistakes
+    and small talk from the feedback."""
     action = next(expert)
     while True:
         feedback = yield action
@@ -66,8 +66,8 @@ def attentive(expert: Expert) -> Expert:
             return
 
 
-def _with_slips(reply: UserReply, rng: random.Random, *, chance: float) -> str:
-    """Two neighbouring letters change places in words that carry no fact."""
+def _with_typos(reply: UserReply, rng: random.Random, *, chance: float) -> str:
+    """Swaps two neighbouring letters in some words that carry no fact."""
     if not chance:
         return reply.text
     kept = {word.lower() for value in _values(reply.facts) for word in re.findall(r"[A-Za-z]+", value)}
@@ -83,7 +83,7 @@ def _with_slips(reply: UserReply, rng: random.Random, *, chance: float) -> str:
 
 
 def _values(facts: object) -> list[str]:
-    """All texts in facts, however deep."""
+    """All texts in facts at any depth."""
     if isinstance(facts, str):
         return [facts]
     if isinstance(facts, dict):

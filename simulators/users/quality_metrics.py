@@ -1,8 +1,8 @@
 """Quality metrics of simulated users (goal leaks, front-loading, agreeableness, repetition, ...), measured on
 finished dialogues. Each is a share in [0, 1].
 
-Counted per dialogue where it was played, added up over groups and steps, then divided. No gauge is a score:
-they tell when a simulated user has stopped being one.
+Counted per dialogue in the rollout actor, summed over groups and steps, then divided. They are not scores:
+they show when a simulated user no longer behaves like one.
 """
 
 import re
@@ -16,16 +16,16 @@ from simulators.user import UserReply
 from simulators.users.persona_style import ASIDE, CORRECTION, CURT, PUT_OFFS, SMALL_TALK
 
 MAX_HIDDEN_LENGTH = 60
-"""Longer texts of a scenario are stories and instructions, not values that a reply would name."""
+"""Longer texts of a scenario are stories and instructions, not values."""
 MAX_HIDDEN = 2000
 PLAIN_WORDS = frozenset(
     {"yes", "no", "maybe", "any", "none", "true", "false", "it", "is", "a", "an", "the", "i"}
 )
-"""No value, though a scenario may hold them."""
+"""Never hidden values, even if a scenario contains them."""
 VERDICT_WORDS = frozenset({"True", "False"})
 """Judgements of the agent's text, not names of properties."""
 SHORT_REPLY = 3
-"""Replies of up to this many words ("Yes.", "Any is fine.") may come again in any honest dialogue."""
+"""Replies of up to this many words ("Yes.", "Any is fine.") are no repetitions."""
 ASIDES = frozenset({*SMALL_TALK, CURT})
 _TOKEN = re.compile(r"\w+")
 _PROPOSAL = re.compile(
@@ -48,29 +48,29 @@ class UserTurn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GaugeCounts:
-    """Cases and hits of every gauge; those of two dialogues are added field by field."""
+    """Cases and hits of every gauge; sums are field by field."""
 
     dialogues: int = 0
     left: int = 0
-    """Dialogues that the user ended before it had reason to."""
+    """Dialogues that the user ended without a reason."""
     replies: int = 0
     leaks: int = 0
     """Replies that reveal a hidden value without being asked."""
     facts: int = 0
     """Values in the facts of all replies, in dialogues in which two or more replies have any."""
     first_facts: int = 0
-    """Those of them in the first reply."""
+    """Of them, those in the first reply."""
     proposals: int = 0
     """Yes-or-no questions and proposals that were answered."""
     assents: int = 0
     sentences: int = 0
-    """Replies of more than `SHORT_REPLY` words that tell something: a refusal may well come again."""
+    """Replies with facts and more than `SHORT_REPLY` words; refusals may repeat."""
     repeats: int = 0
-    """Those of them that an earlier, different question got, too."""
+    """Of them, those equal to the reply to an earlier, different question."""
     told_again: int = 0
     """Properties that were told before."""
     contradictions: int = 0
-    """Those of them that were told otherwise."""
+    """Of them, those with another value than before."""
 
     def __add__(self, other: "GaugeCounts") -> "GaugeCounts":
         return GaugeCounts(**{name: getattr(self, name) + getattr(other, name) for name in _COUNTS})
@@ -89,8 +89,10 @@ SHARES = {
 """Metric to its numerator and denominator."""
 
 
-def count(scenario: Mapping[str, Any], turns: Sequence[UserTurn], *, user_left: bool = False) -> GaugeCounts:
-    """What one dialogue adds to the gauges. Costs microseconds a turn."""
+def count_gauges(
+    scenario: Mapping[str, Any], turns: Sequence[UserTurn], *, user_left: bool = False
+) -> GaugeCounts:
+    """One dialogue's contribution to the gauges. Takes microseconds per turn."""
     sentences, repeats = _count_repeats(turns)
     proposals, assents = _count_assents(turns)
     told_again, contradictions = _count_contradictions(turns)
@@ -115,7 +117,7 @@ def count(scenario: Mapping[str, Any], turns: Sequence[UserTurn], *, user_left: 
     )
 
 
-def gauges(dialogues: Iterable[tuple[str, GaugeCounts]]) -> dict[str, float]:
+def gauge_shares(dialogues: Iterable[tuple[str, GaugeCounts]]) -> dict[str, float]:
     """(simulator, counts) pairs to `users/<simulator>/<gauge>` and its number of cases `.../num_cases`.
 
     A gauge without a case is left out.
@@ -144,7 +146,7 @@ def alarms(gauges: Mapping[str, float], limits: GaugeLimits) -> list[str]:
 
 
 def _count_leaks(scenario: Mapping[str, Any], turns: Sequence[UserTurn]) -> int:
-    """Replies with a hidden value that is in no fact so far and that no word said so far has touched."""
+    """Replies with a hidden value that is in no fact so far and shares no word with the dialogue so far."""
     hidden = _hidden_values(scenario)
     known: set[str] = set()
     num_leaks = 0
@@ -161,10 +163,11 @@ def _count_leaks(scenario: Mapping[str, Any], turns: Sequence[UserTurn]) -> int:
 
 
 def _hidden_values(scenario: Mapping[str, Any]) -> dict[str, list[list[str]]]:
-    """Longest word to all values of the scenario that have it, as words: most replies hold no such word."""
+    """Longest word to all values of the scenario that contain it, as words: most replies contain no such
+    word."""
     by_word: dict[str, list[list[str]]] = defaultdict(list)
     for value in set(_texts(scenario)):
-        # A full stop makes it a sentence that the user speaks, and no value.
+        # A final full stop marks a sentence of the user, no value.
         is_value = 2 <= len(value) <= MAX_HIDDEN_LENGTH and value[-1] not in ".!?"
         if is_value and (words := _tokens(value)):
             longest = max(words, key=len)
@@ -191,7 +194,7 @@ def _count_assents(turns: Sequence[UserTurn]) -> tuple[int, int]:
 
 
 def _count_repeats(turns: Sequence[UserTurn]) -> tuple[int, int]:
-    """(sentences, those heard before in answer to another question)."""
+    """(sentences, those repeated from the reply to another question)."""
     heard: dict[str, str] = {}
     num_sentences = num_repeats = 0
     for turn in turns:
@@ -204,11 +207,11 @@ def _count_repeats(turns: Sequence[UserTurn]) -> tuple[int, int]:
 
 
 def _count_contradictions(turns: Sequence[UserTurn]) -> tuple[int, int]:
-    """(properties told again, those told otherwise).
+    """(properties told again, those with another value).
 
-    The last entry of facts is the stated value; those before it name the property: in
-    `{"slot": "seat", "wish": "window"}` the seat. Where none of them is a word, as in
-    `{"reason": 1, "verdict": "rebutted"}`, the question is part of the name: it is what is judged.
+    The last entry of facts is the value; the entries before it name the property: in
+    `{"slot": "seat", "wish": "window"}` the seat. If none of them is a word, as in
+    `{"reason": 1, "verdict": "rebutted"}`, the judged question is part of the name.
     """
     told: dict[tuple[object, ...], object] = {}
     num_again = num_other = 0
@@ -226,7 +229,7 @@ def _count_contradictions(turns: Sequence[UserTurn]) -> tuple[int, int]:
 
 
 def _heard(text: str) -> str:
-    """The last word of a reply, without its small talk."""
+    """A reply without its corrected mistake and small talk."""
     return text.partition(ASIDE)[0].rpartition(CORRECTION)[2]
 
 
@@ -250,7 +253,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _num_values(facts: Mapping[str, Any]) -> int:
-    """How many plain values facts hold, however deep."""
+    """Number of plain values in facts at any depth."""
     rest, num = list(facts.values()), 0
     while rest:
         item = rest.pop()

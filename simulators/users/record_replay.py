@@ -1,8 +1,7 @@
 """Recording and replay of user replies: a run can be repeated without its user model.
 
-A reply is looked up by the user (the version of the gym's user, the persona), what was said before, and the
-question with its seed. Files are JSON lines, one file a process, one write a reply: a killed process spoils
-at most its last line.
+The lookup key covers the version of the gym, the persona, the history, and the question with its seed. Files
+are JSON lines, one file per process, one write per reply: a killed process damages at most its last line.
 """
 
 import asyncio
@@ -21,18 +20,18 @@ from simulators.input_limits import check_file_size
 from simulators.user import Failure, SimulatorError, User, UserCall, UserReply
 
 SIMULATOR_VERSION = "1"
-"""To be raised when recorded replies no longer mean what they meant: older records are then refused."""
+"""To be increased when the meaning of recorded replies changes: older records are then not used."""
 MAX_KEPT = 100_000
-"""Replies that a recorder keeps in memory to give the same answer to the same call."""
+"""Replies that a recorder keeps in memory, for equal calls."""
 
 
 def version_of(gym: Gym) -> str:
-    """Changes with the gym's rules as the policy reads them, and with `SIMULATOR_VERSION`."""
+    """Hash of the gym's rules as the policy reads them and of `SIMULATOR_VERSION`."""
     return _digest([SIMULATOR_VERSION, gym.name, gym.system])[:16]
 
 
 def key_of(call: UserCall, *, version: str) -> str:
-    """32 hex digits that name one call: equal for equal calls, on every machine."""
+    """32 hex digits that identify a call: equal for equal calls on every machine."""
     said_before = _digest([list(pair) for pair in call.history])
     about = [dict(call.scenario), dict(call.view)]
     asked = [call.gym, version, call.persona.name, call.choice, call.question, call.seed]
@@ -40,14 +39,14 @@ def key_of(call: UserCall, *, version: str) -> str:
 
 
 class RecordingUser:
-    """A `User` that writes down what another one answers.
+    """A `User` that records the replies of another one.
 
-    The same call gets the same reply: it is asked once, also where several dialogues ask at the same moment,
-    and only the first reply carries its cost. Else a record could not tell which of two answers came first.
+    Equal calls get the same reply: the inner user is called once, even for concurrent calls, and only the
+    first reply carries the cost. Otherwise the record would hold several replies to one call.
     """
 
     def __init__(self, inner: User, path: Path | str, *, gyms: Mapping[str, Gym]):
-        """`path`: the folder of the record; this process adds a file of its own at its first reply."""
+        """`path`: the folder of the record; this process adds its own file at the first reply."""
         self._inner = inner
         self._folder = Path(path)
         self._versions = {name: version_of(gym) for name, gym in gyms.items()}
@@ -56,15 +55,15 @@ class RecordingUser:
         self._asking: dict[str, asyncio.Task[UserReply]] = {}
 
     async def reply(self, call: UserCall) -> UserReply:
-        """What the other user answers, now or before. Its failures are not recorded."""
+        """The inner user's reply, new or earlier. Failures are not recorded."""
         key = key_of(call, version=self._versions.get(call.gym, ""))
         if key in self._replies:
-            return _for_free(self._replies[key])
-        # Shielded: a dialogue that is cancelled does not cancel the others.
+            return _without_cost(self._replies[key])
+        # Shielded: a cancelled dialogue does not cancel the call for the others.
         if key in self._asking:
-            return _for_free(await asyncio.shield(self._asking[key]))
+            return _without_cost(await asyncio.shield(self._asking[key]))
         task = self._asking[key] = asyncio.create_task(self._ask(key, call))
-        task.add_done_callback(lambda task: self._settle(key, task))
+        task.add_done_callback(lambda task: self._finish(key, task))
         return await asyncio.shield(task)
 
     def close(self) -> None:
@@ -81,32 +80,32 @@ class RecordingUser:
         self._replies[key] = reply
         return reply
 
-    def _settle(self, key: str, task: "asyncio.Task[UserReply]") -> None:
+    def _finish(self, key: str, task: "asyncio.Task[UserReply]") -> None:
         self._asking.pop(key, None)
         if not task.cancelled():
-            task.exception()  # seen, even if every dialogue that waited is gone
+            task.exception()  # retrieved, even if all waiting dialogues were cancelled
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
             self._file = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.write(self._file, json.dumps(row).encode() + b"\n")  # unbuffered: it outlives this process
+        os.write(self._file, json.dumps(row).encode() + b"\n")  # unbuffered: survives a kill of this process
 
 
 class ReplayUser:
     """A `User` that answers from a recording; rows name the recorded simulator."""
 
     def __init__(self, path: Path | str, *, gyms: Mapping[str, Gym], name: str = "replay"):
-        """Reads a folder of a record or one of its files. Raises ValueError where it is none. `name` is the
-        simulator's, for its failures."""
+        """Reads the folder of a record or one of its files. Raises ValueError if it is invalid. `name` is the
+        simulator's, for failures."""
         self._name = name
         self._path = Path(path)
         self._versions = {name: version_of(gym) for name, gym in gyms.items()}
         self._replies = _read(self._path)
 
     async def reply(self, call: UserCall) -> UserReply:
-        """The recorded reply, or `SimulatorError` where this call was never made."""
+        """The recorded reply. Raises `SimulatorError` if this call was never recorded."""
         reply = self._replies.get(key_of(call, version=self._versions.get(call.gym, "")))
         if reply is None:
             text = (
@@ -118,12 +117,12 @@ class ReplayUser:
         return reply
 
 
-def _for_free(reply: UserReply) -> UserReply:
+def _without_cost(reply: UserReply) -> UserReply:
     return replace(reply, num_tokens=0, latency_s=0.0, num_retries=0, concurrency=0)
 
 
 def _read(path: Path) -> dict[str, UserReply]:
-    """All replies by key. Of two to the same call, from two processes, the first in file order stands."""
+    """All replies by key. Of two replies to the same call, the first in file order is used."""
     if not path.exists():
         raise ValueError(f"path={path}: no such record: run once with `record` set to this folder")
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
@@ -147,7 +146,7 @@ def _parse(line: bytes, *, where: str) -> tuple[str, UserReply]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{where}: not a recorded reply ({type(error).__name__}: {error}): take this line out, or record "
-            "the run anew"
+            "the run again"
         ) from None
 
 

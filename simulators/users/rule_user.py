@@ -6,31 +6,31 @@ from difflib import get_close_matches
 
 from simulators.gym import Gym
 from simulators.user import RULES, Failure, SimulatorError, UserCall, UserReply
-from simulators.users.persona_style import speak
+from simulators.users.persona_style import apply_persona
 
 
 class RuleUser:
-    """Answers any gym's calls by that gym's `answer`. Keeps nothing between calls."""
+    """Replies to any gym's calls by that gym's `rule_based_reply`. Stateless."""
 
     def __init__(self, gyms: Mapping[str, Gym] | None = None):
         if gyms is None:
-            from simulators.gyms import GYMS  # gyms know users; only the default knows every gym
+            from simulators.gyms import GYMS  # imported here: gyms import users
 
             gyms = GYMS
         self._gyms = gyms
 
     async def reply(self, call: UserCall) -> UserReply:
-        """Answers, or raises `SimulatorError` with the rule's own error in its text."""
-        return self.answer(call)
+        """The gym's reply. Raises `SimulatorError` with the rule's own error in its text."""
+        return self.reply_sync(call)
 
-    def answer(self, call: UserCall) -> UserReply:
-        """The same, for callers without an event loop. The same call always gets the same reply."""
+    def reply_sync(self, call: UserCall) -> UserReply:
+        """The same without an event loop. Equal calls get equal replies."""
         if call.gym not in self._gyms:
             raise SimulatorError(unknown_gym(call.gym, known=list(self._gyms)))
-        # Every turn has its own random stream, and a retried call draws the same numbers again.
+        # Every turn has its own random stream; a retried call draws the same numbers.
         rng = random.Random(f"user-{call.gym}-{call.seed}-{len(call.history)}")
         try:
-            return speak(self._gyms[call.gym].rule_based_reply(call, rng), call, rng)
+            return apply_persona(self._gyms[call.gym].rule_based_reply(call, rng), call, rng)
         except Exception as error:
             text = f"{call.gym}: {type(error).__name__}: {error}"
             raise SimulatorError(text, Failure.ERROR, RULES) from error

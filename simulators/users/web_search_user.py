@@ -1,9 +1,8 @@
-"""User wrapper that answers the search gym's searches from an HTTP search endpoint and leaves all else to
-another user.
+"""User wrapper that answers the search gym's searches from an HTTP search endpoint and forwards all other
+calls to another user.
 
-A search is part of the dialogue like a question, so it has the same fate: an answer, or a `SimulatorError`
-that ends the trajectory without a score. The key comes from the environment at each request and is kept
-nowhere.
+A search succeeds or fails like a question: with a reply, or a `SimulatorError` that ends the trajectory
+without a score. The key is read from the environment at each request and stored nowhere.
 """
 
 import asyncio
@@ -16,8 +15,8 @@ from typing import Any
 import httpx
 
 from simulators.input_limits import MAX_BODY_BYTES, load_json
-from simulators.llm_client.adaptive_concurrency import OVERLOADED, CallPermits
-from simulators.llm_client.http_limits import PLAIN, cap
+from simulators.llm_client.adaptive_concurrency import OVERLOADED, AdaptiveLimiter
+from simulators.llm_client.http_limits import UNCOMPRESSED, size_limit_hooks
 from simulators.user import WEB, Failure, SimulatorError, User, UserCall, UserReply
 
 NUM_RESULTS = 5
@@ -27,15 +26,15 @@ MAX_QUERY = 400
 MAX_LINE = 400
 """Characters of title and snippet that are shown of one result."""
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
-"""HTTP statuses that may pass; all others are refused at once."""
+"""HTTP statuses that are retried; all others fail at once."""
 NOTHING_FOUND = "Nothing found."
 
 
 class WebSearchUser:
-    """Answers the search gym's `search` calls from an endpoint, and passes all other calls on to `inner`.
+    """Answers the search gym's `search` calls from an endpoint, and forwards all other calls to `inner`.
 
     The endpoint takes POST with `{query_field: query}` and answers with JSON, a list of objects with `title`
-    and `snippet` under `results_field` (dots lead inside). Belongs to one event loop.
+    and `snippet` under `results_field` (dots separate nested fields). Belongs to one event loop.
 
     Example: `WebSearchUser(RuleUser(), url="https://example.org/search", api_key_env="SEARCH_KEY")`.
     """
@@ -54,7 +53,7 @@ class WebSearchUser:
         backoff_s: float = 0.5,
         max_concurrent: int = 16,
     ):
-        """`api_key_env` names the environment variable with the key; empty: the endpoint wants none.
+        """`api_key_env` names the environment variable with the key; empty: the endpoint requires none.
         `timeout_s` is for each try, `backoff_s` the mean wait before the first retry."""
         address = _address(url)
         if max_retries < 0 or max_concurrent < 1:
@@ -72,13 +71,15 @@ class WebSearchUser:
         self._timeout_s = timeout_s
         self._max_retries = max_retries
         self._backoff_s = backoff_s
-        self._permits = CallPermits(max_concurrent)
+        self._limiter = AdaptiveLimiter(max_concurrent)
         self._client = httpx.AsyncClient(
-            limits=httpx.Limits(max_connections=max_concurrent), headers=PLAIN, event_hooks=cap()
+            limits=httpx.Limits(max_connections=max_concurrent),
+            headers=UNCOMPRESSED,
+            event_hooks=size_limit_hooks(),
         )
 
     async def reply(self, call: UserCall) -> UserReply:
-        """Answers, or raises `SimulatorError`: at once where the endpoint refuses, else after all tries."""
+        """The reply. Raises `SimulatorError`: at once if the endpoint refuses, else after all tries."""
         if call.gym != "search" or call.choice != "search":
             return await self._inner.reply(call)
         began = time.monotonic()
@@ -87,7 +88,7 @@ class WebSearchUser:
         num_retries = 0
         for num_retries in range(self._max_retries + 1):
             if num_retries:
-                # Full jitter, so that all callers of a tired endpoint do not come back at once.
+                # Full jitter, so that the callers of an overloaded endpoint do not retry at the same time.
                 await asyncio.sleep(random.uniform(0, 2 * self._backoff_s) * 2 ** (num_retries - 1))
             try:
                 lines = await self._search(call.question)
@@ -98,7 +99,7 @@ class WebSearchUser:
                 if error.response.status_code not in RETRIED:
                     break
             except httpx.RequestError as error:
-                problem, failure = type(error).__name__, Failure.ERROR  # its text may quote a header
+                problem, failure = type(error).__name__, Failure.ERROR  # its text may contain a header
             except ValueError as error:
                 problem, failure = f"not the expected JSON: {error}", Failure.ERROR
             else:
@@ -125,9 +126,9 @@ class WebSearchUser:
         return {self._api_key_header: key}
 
     async def _search(self, query: str) -> list[str]:
-        """One try. The time limit counts from its permit, and for the whole answer."""
+        """One try. The time limit starts when the limiter admits it, and covers the whole response."""
         headers = self._headers()
-        async with self._permits.call() as outcome:
+        async with self._limiter.call() as outcome:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     response = await self._client.post(
@@ -156,7 +157,7 @@ def _address(url: str) -> httpx.URL:
 
 
 def _lines(body: Any, *, field: str) -> list[str]:
-    """`title: snippet` of the first results. Raises ValueError where the body has another form."""
+    """`title: snippet` of the first results. Raises ValueError if the body has another form."""
     for name in field.split("."):
         if not isinstance(body, Mapping):
             raise ValueError(f"no object around {name!r} in the answer")

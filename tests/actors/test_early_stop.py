@@ -68,7 +68,7 @@ class HangingUser:
     async def reply(self, call: UserCall) -> UserReply:
         if self.num_replies:
             self.num_replies -= 1
-            return RuleUser().answer(call)
+            return RuleUser().reply_sync(call)
         try:
             await asyncio.sleep(FOREVER)
         except asyncio.CancelledError:
@@ -226,7 +226,7 @@ async def test_a_straggler_yields_its_slot_and_resumes_under_newer_weights(rende
         async def reply(self, call: UserCall) -> UserReply:
             waits.set()
             await replied.wait()
-            return RuleUser().answer(call)
+            return RuleUser().reply_sync(call)
 
     def context_of(*texts: list[str], **changes: Any) -> RolloutContext:
         waiting = iter(texts)

@@ -17,7 +17,7 @@ from learners.model.tiny_policy import make_tokenizer
 from simulators.gyms import GYMS
 from simulators.message import Action
 from simulators.task import TaskKey
-from simulators.users.persona_style import attentive
+from simulators.users.persona_style import persona_aware
 from tests.fakes import ScriptedUser, call_text, make_key
 
 CLOCKS = [name for name in SCHEMA.names if name.endswith("_s")]
@@ -119,7 +119,7 @@ async def test_a_dialogue_that_had_ended_is_only_replayed(renderer: Renderer):
             self.num_requests += 1
             last = request.messages[-1].content
             if self.script is None:
-                self.script = attentive(GYMS["function"].expert(last, random.Random(0), 0.0))
+                self.script = persona_aware(GYMS["function"].expert(last, random.Random(0), 0.0))
                 action = next(self.script)
             else:
                 action = self.script.send(last)

@@ -157,7 +157,7 @@ async def test_a_turns_seconds_are_those_of_engine_queue_user_and_tools(renderer
 
     async def reply_late(call: UserCall) -> UserReply:
         await asyncio.sleep(0.05)
-        return replace(RuleUser().answer(call), simulator=simulator)
+        return replace(RuleUser().reply_sync(call), simulator=simulator)
 
     engine.complete = complete_late
     user, simulator = ScriptedUser(), "qwen"

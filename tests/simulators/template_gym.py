@@ -1,4 +1,5 @@
-"""Echo: the user thinks of some words and tells each when asked. Levels: 0 three words; 1 and above four."""
+"""Template of a gym: the user thinks of words and tells each when asked. Levels: 0 three words; 1 and up
+four."""
 
 import random
 import re
@@ -27,7 +28,7 @@ def initial_state(task: Task) -> int:
 
 
 def apply_action(task: Task, told: int, action: Action, reply: UserReply | None) -> ActionOutcome:
-    """The rules. `reply` is the user's, if asked; one without facts was put off, and gains nothing."""
+    """The rules. `reply` is the user's, if needed; without facts the question was put off: no gain."""
     if reply is not None:
         return ActionOutcome(state=told + bool(reply.facts), feedback=reply.text, score=0.0)
     if action.choice == "search":
@@ -37,7 +38,7 @@ def apply_action(task: Task, told: int, action: Action, reply: UserReply | None)
 
 
 def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
-    """The user, by rules: the text is for the agent, the facts are for `apply`."""
+    """The rule-based user: the text is for the agent, the facts are for `apply_action`."""
     words, asked = call.scenario["words"], re.findall(r"\d+", call.question)
     if len(asked) != 1 or not 1 <= int(asked[0][:3]) <= len(words):
         return UserReply(text="Ask for one word by its number.")
@@ -46,7 +47,7 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
-    """Shows how: knows the opening and the feedback alone. In guess_rate it guesses instead of asking."""
+    """Solves the task from the opening and the feedback. At `guess_rate` it guesses instead of asking."""
     words = []
     for number in range(1, int(opening.split()[3]) + 1):
         if rng.random() < guess_rate:
@@ -58,7 +59,7 @@ def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
 
 
 def random_action(task: Task, rng: random.Random) -> Action:
-    """Well-formed, and deaf to the dialogue."""
+    """A well-formed action that ignores the dialogue."""
     if rng.random() < 0.5:
         return Action(choice="action", content=f"Word {rng.randint(0, 4)}?")
     return Action(choice="answer", content=" ".join(rng.choices(WORDS, k=len(task.scenario["words"]))))

@@ -13,7 +13,7 @@ from simulators.persona import draw_persona
 from simulators.published import PUBLISHED
 from simulators.published.shared_rules import make_task
 from simulators.task import Task
-from simulators.users.persona_style import attentive
+from simulators.users.persona_style import persona_aware
 from simulators.users.rule_user import RuleUser
 from tests.effort import examples
 from tests.fakes import make_tasks, play, play_expert, play_random, score_of
@@ -29,7 +29,7 @@ async def play_gold(task: Task) -> list[TurnResult]:
     gym = GYMS[task.key.gym]
     env = GymEnv(gym, task=task, user=RuleUser())
     gold = list(gym.gold_actions(task))
-    expert = attentive(gym.expert(task.opening, random.Random(0), 0.0))
+    expert = persona_aware(gym.expert(task.opening, random.Random(0), 0.0))
     action = next(expert)
     steps: list[TurnResult] = []
     while True:

@@ -12,7 +12,7 @@ import pytest
 from simulators import make_env
 from simulators.gym import ActionOutcome, Expert, Gym
 from simulators.gym_check import check_gym
-from simulators.gym_plugins import known_gyms, source_of
+from simulators.gym_plugins import known_gyms, module_path
 from simulators.gymnasium_env import GymnasiumEnv
 from simulators.gyms import GYMS
 from simulators.message import Action
@@ -35,7 +35,7 @@ def test_a_module_of_the_working_folder_brings_its_gym_beside_ours(here: Path):
     assert list(gyms) == [*GYMS, "echo"] and all(gyms[name] is GYMS[name] for name in GYMS)
     task = gyms["echo"].make_task(TaskKey(gym="echo", split="test", index=3, seed=0, difficulty=0))
     assert task == GYM.make_task(task.key)
-    assert source_of("my_gym") == here.resolve() / "my_gym.py"
+    assert module_path("my_gym") == here.resolve() / "my_gym.py"
     assert known_gyms() == GYMS
 
 
@@ -44,7 +44,7 @@ def test_a_module_may_be_part_of_a_package(here: Path):
     (here / "people" / "__init__.py").touch()
     (here / "people" / "echo.py").write_text(TEMPLATE)
     assert "echo" in known_gyms(["people.echo"])
-    assert source_of("people.echo") == here.resolve() / "people"
+    assert module_path("people.echo") == here.resolve() / "people"
 
 
 def test_a_file_here_does_not_stand_before_what_is_installed(here: Path):

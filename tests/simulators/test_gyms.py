@@ -31,7 +31,7 @@ from simulators.message import CHOICES, Action, parse_action
 from simulators.persona import PersonaMix, draw_persona
 from simulators.task import SPLITS, Split, Task, TaskKey
 from simulators.user import SimulatorError, User, UserCall, UserReply
-from simulators.users.persona_style import attentive
+from simulators.users.persona_style import persona_aware
 from simulators.users.rule_user import RuleUser
 from tests.effort import examples
 from tests.simulators import template_gym
@@ -58,7 +58,7 @@ def rules_of(gym: Gym) -> RuleUser:
 
 
 def expert_of(gym: Gym, task: Task) -> Expert:
-    return attentive(gym.expert(task.opening, random.Random(task.key.index), 0.0))
+    return persona_aware(gym.expert(task.opening, random.Random(task.key.index), 0.0))
 
 
 async def play_expert(
@@ -103,7 +103,7 @@ class Spoilt:
         self._rules, self._facts = rules_of(gym), facts
 
     async def reply(self, call: UserCall) -> UserReply:
-        reply = self._rules.answer(call)
+        reply = self._rules.reply_sync(call)
         return UserReply(text=reply.text, facts=self._facts(reply.facts))
 
 
@@ -117,7 +117,7 @@ class Unsteady:
         self.calls.append(call)
         if len(self.calls) % 2:
             raise SimulatorError("no reply")
-        return self._rules.answer(call)
+        return self._rules.reply_sync(call)
 
 
 @pytest.mark.parametrize("name", GYMS)

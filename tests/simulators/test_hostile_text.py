@@ -28,7 +28,7 @@ from simulators.users.json_verdict import (
     without_reasoning,
 )
 from simulators.users.llm_user import AGENT_TALK, FAREWELL, encode
-from simulators.users.quality_metrics import UserTurn, count
+from simulators.users.quality_metrics import UserTurn, count_gauges
 from simulators.users.rule_user import RuleUser
 from tests.effort import examples
 from tests.fakes import make_key
@@ -172,7 +172,7 @@ def tau_call(text: str) -> None:
 
 def leaks(text: str) -> None:
     turn = UserTurn(question=text, reply=UserReply(text=text, facts={"a": 1, "b": 2}))
-    count({"hidden": ["the red a", "a ab b", "1 1 2", "why not", text[:50]]}, [turn, turn])
+    count_gauges({"hidden": ["the red a", "a ab b", "1 1 2", "why not", text[:50]]}, [turn, turn])
 
 
 READERS: dict[str, tuple[Callable[[str], object], int]] = {
@@ -236,7 +236,7 @@ def test_no_short_text_breaks_a_gym(text: str, choice: str, name: str) -> None:
                 view=gym.user_view(state),
             )
             try:
-                reply = user.answer(call)
+                reply = user.reply_sync(call)
             except SimulatorError:
                 return
         gym.apply_action(task, state, action, reply)

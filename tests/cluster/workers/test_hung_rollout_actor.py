@@ -52,7 +52,7 @@ class SlowUser:
 
     async def reply(self, call: UserCall) -> UserReply:
         await asyncio.sleep(0.5)
-        return RuleUser().answer(call)
+        return RuleUser().reply_sync(call)
 
 
 def connect_user(name: str | None) -> User:

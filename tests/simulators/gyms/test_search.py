@@ -173,7 +173,7 @@ class WebUser:
 
     async def reply(self, call: UserCall) -> UserReply:
         if call.choice != "search":
-            return USER.answer(call)
+            return USER.reply_sync(call)
         self.num_searches += 1
         return UserReply(text=next(self._texts, "x"), facts={"num_results": 1})
 

@@ -18,7 +18,7 @@ from simulators.task import SPLITS, Task, split_of
 from simulators.tau import toy_shop
 from simulators.tau.shop_registry import TOOLS
 from simulators.user import UserReply
-from simulators.users.persona_style import attentive
+from simulators.users.persona_style import persona_aware
 from simulators.users.rule_user import RuleUser
 from tests.effort import examples
 from tests.fakes import make_key, make_tasks
@@ -35,7 +35,7 @@ HAND_OVER = ("transfer_to_human_agents", {"summary": "cannot help"})
 async def play_expert(task: Task, *, persona: Persona = PLAIN, guess_rate: float = 0.0) -> tuple[float, int]:
     """Score and turns of the expert who listens."""
     env = GymEnv(GYM, task=task, user=RuleUser({"tau": GYM}), persona=persona)
-    expert = attentive(GYM.expert(task.opening, random.Random(task.key.index), guess_rate))
+    expert = persona_aware(GYM.expert(task.opening, random.Random(task.key.index), guess_rate))
     step = await env.step(str(next(expert)))
     score, num_turns = step.reward, 1
     while not (step.terminated or step.truncated):

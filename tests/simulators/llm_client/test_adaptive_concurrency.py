@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulators.llm_client.adaptive_concurrency import AdaptiveLimit, CallPermits, LimitedCall
+from simulators.llm_client.adaptive_concurrency import AdaptiveLimit, AdaptiveLimiter, LimitedCall
 
 MOST = 64
 SERVICE_S = 0.2
@@ -173,7 +173,7 @@ def test_the_limit_is_never_below_one_nor_above_the_most(most: int, events: list
 
 
 async def test_no_more_calls_run_than_the_limit_allows_and_they_begin_in_order():
-    permits = CallPermits(3)
+    permits = AdaptiveLimiter(3)
     begun: list[int] = []
     running = most_running = 0
 
@@ -191,7 +191,7 @@ async def test_no_more_calls_run_than_the_limit_allows_and_they_begin_in_order()
 
 
 async def test_refusals_narrow_the_gate_and_what_is_neither_does_not():
-    permits = CallPermits(8)
+    permits = AdaptiveLimiter(8)
     for _ in range(8):
         with pytest.raises(ValueError):
             async with permits.call():
@@ -204,7 +204,7 @@ async def test_refusals_narrow_the_gate_and_what_is_neither_does_not():
 
 
 async def test_who_is_cancelled_while_waiting_leaves_no_hole():
-    permits = CallPermits(1)
+    permits = AdaptiveLimiter(1)
     inside, begun = asyncio.Event(), []
 
     async def call(number: int) -> None:
@@ -227,7 +227,7 @@ async def test_who_is_cancelled_while_waiting_leaves_no_hole():
 
 
 async def test_who_is_cancelled_in_the_moment_in_which_a_place_is_free_was_cancelled_and_nothing_else():
-    permits = CallPermits(1)
+    permits = AdaptiveLimiter(1)
 
     async def call() -> None:
         async with permits.call():

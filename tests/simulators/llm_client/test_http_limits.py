@@ -12,7 +12,7 @@ from aiohttp import web
 
 from simulators.input_limits import MAX_BODY_BYTES
 from simulators.llm_client.client import ChatClient, ChatConfig
-from simulators.llm_client.http_limits import PLAIN, TooLargeError, cap
+from simulators.llm_client.http_limits import UNCOMPRESSED, TooLargeError, size_limit_hooks
 from simulators.llm_client.response import MAX_CHARS_PER_TOKEN, MAX_TOOL_CALLS
 from simulators.serving.llm_proxy import LlmProxyTransport
 from simulators.user import Failure, SimulatorError, UserCall
@@ -59,7 +59,10 @@ async def declared(request: web.Request) -> web.StreamResponse:
 
 @pytest.mark.parametrize(("handle", "says"), [(flood, "more than 1048576 bytes"), (packed, "is compressed")])
 async def test_an_answer_is_read_up_to_a_limit(handle: Handler, says: str) -> None:
-    async with server(handle) as url, httpx.AsyncClient(headers=PLAIN, event_hooks=cap(MIB)) as http:
+    async with (
+        server(handle) as url,
+        httpx.AsyncClient(headers=UNCOMPRESSED, event_hooks=size_limit_hooks(MIB)) as http,
+    ):
         tracemalloc.start()
         with pytest.raises(TooLargeError, match=says):
             await http.get(url)
@@ -69,10 +72,10 @@ async def test_an_answer_is_read_up_to_a_limit(handle: Handler, says: str) -> No
 
 
 async def test_an_answer_that_says_that_it_is_long_is_not_begun() -> None:
-    async with server(declared) as url, httpx.AsyncClient(event_hooks=cap(99)) as http:
+    async with server(declared) as url, httpx.AsyncClient(event_hooks=size_limit_hooks(99)) as http:
         with pytest.raises(TooLargeError, match="more than 99 bytes"):
             await http.get(url)
-    async with server(declared) as url, httpx.AsyncClient(event_hooks=cap(100)) as http:
+    async with server(declared) as url, httpx.AsyncClient(event_hooks=size_limit_hooks(100)) as http:
         assert len((await http.get(url)).content) == 100
 
 

@@ -48,7 +48,7 @@ async def test_speaking_and_untagged_text_are_refused_and_finish_tells_the_answe
 def test_the_rule_based_judge_takes_a_sentence_that_holds_the_answer():
     def judged(text: str) -> UserReply:
         call = UserCall(gym="search", scenario=TASK.scenario, question=text, choice="answer")
-        return RuleUser(PUBLISHED).answer(call)
+        return RuleUser(PUBLISHED).reply_sync(call)
 
     assert judged("He died on 20 June 1837.").facts == {"judgment": "Yes"}
     assert judged("He died in 1837.").facts == {"judgment": "No"}

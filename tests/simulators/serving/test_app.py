@@ -22,7 +22,7 @@ from simulators.gym import Gym
 from simulators.gyms import GYMS
 from simulators.serving.app import build_app
 from simulators.serving.auth import key_hash
-from simulators.serving.llm_proxy import connect_relay, deploy_relay, remove_relay
+from simulators.serving.llm_proxy import connect_llm_proxy, deploy_llm_proxy, remove_llm_proxy
 from simulators.serving.user_client import ServeUser
 from simulators.user import SimulatorError, UserCall, UserReply
 from simulators.users.rule_user import RuleUser
@@ -159,12 +159,12 @@ def test_behind_a_key_only_who_has_it_is_answered(
 
 
 async def test_the_relay_carries_requests_to_the_proxy_beside_it(handle: DeploymentHandle) -> None:
-    deploy_relay("test", port=PORT)
+    deploy_llm_proxy("test", port=PORT)
     try:
-        transport = connect_relay("test")
+        transport = connect_llm_proxy("test")
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
             answer = await client.post("/reply", json={"gym": "echo", "scenario": {}, "question": "hello"})
             assert (answer.status_code, answer.json()["text"]) == (200, "you said hello")
             assert (await client.get("/nowhere")).status_code == 404
     finally:
-        remove_relay("test")
+        remove_llm_proxy("test")

@@ -6,7 +6,7 @@ import pytest
 
 from simulators.gyms.tau import GYM
 from simulators.persona import PLAIN
-from simulators.tau.customer_phrasing import wish_of
+from simulators.tau.customer_phrasing import make_wish
 from simulators.tau.instruction_parser import first_person
 from simulators.user import UserCall, UserReply
 from simulators.users.rule_user import RuleUser
@@ -22,7 +22,7 @@ SCENARIO: dict[str, Any] = {
     "domain": "retail",
     "known": {"name": "Ann Lee", "zip": "10001"},
     "request": "",
-    "wishes": [wish_of(retail(), name, arguments) for name, arguments in CALLS],
+    "wishes": [make_wish(retail(), name, arguments) for name, arguments in CALLS],
 }
 EXCHANGE = "Please exchange in order #W2: Hat (color red) for (color blue)."
 CANCEL = "Please cancel order #W1."
@@ -30,7 +30,7 @@ CANCEL = "Please cancel order #W1."
 
 def ask(question: str, *, told: tuple[int, ...] = (), scenario: dict[str, Any] = SCENARIO) -> UserReply:
     call = UserCall(gym="tau", scenario=scenario, question=question, view={"told": list(told)}, persona=PLAIN)
-    return RuleUser({"tau": GYM}).answer(call)
+    return RuleUser({"tau": GYM}).reply_sync(call)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_who_wants_no_change_in_the_end_agrees_to_none():
 
 
 def test_addresses_are_told_part_by_part():
-    wish = wish_of(retail(), "modify_pending_order_address", {"order_id": "#W1", **address("2 Elm Street")})
+    wish = make_wish(retail(), "modify_pending_order_address", {"order_id": "#W1", **address("2 Elm Street")})
     reply = ask("What is the new address?", told=(0,), scenario={**SCENARIO, "wishes": [wish]})
     assert reply.text.startswith("It is address1: 2 Elm Street; address2: ; city: Austin")
 

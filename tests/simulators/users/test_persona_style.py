@@ -16,8 +16,8 @@ from simulators.users.persona_style import (
     LOOK_UP,
     PUT_OFF,
     SMALL_TALK,
-    attentive,
-    speak,
+    apply_persona,
+    persona_aware,
 )
 
 REPLY = UserReply(
@@ -29,7 +29,7 @@ CALL = UserCall(gym="travel", scenario={}, question="Which cabin?")
 def spoken(persona: Persona, reply: UserReply = REPLY, *, call: UserCall = CALL, num: int = 1) -> list[str]:
     """What this person says, with `num` different seeds."""
     call = replace(call, persona=persona)
-    return [speak(reply, call, Random(seed)).text for seed in range(num)]
+    return [apply_persona(reply, call, Random(seed)).text for seed in range(num)]
 
 
 def share(texts: Sequence[str], part: str) -> float:
@@ -56,9 +56,9 @@ def test_a_trait_shows_as_often_as_it_says(persona: Persona, sign: str, expected
 def test_who_puts_off_or_looks_up_tells_nothing_and_tells_it_when_asked_again():
     for persona, text in ((Persona(cooperativeness=0.0), PUT_OFF), (Persona(knowledge=0.0), LOOK_UP)):
         call = replace(CALL, persona=persona)
-        first = speak(REPLY, call, Random(0))
+        first = apply_persona(REPLY, call, Random(0))
         assert (first.text, first.facts, first.decoy) == (text, {}, "")
-        again = speak(REPLY, replace(call, history=((CALL.question, text),)), Random(0))
+        again = apply_persona(REPLY, replace(call, history=((CALL.question, text),)), Random(0))
         assert (again.text, again.facts) == (REPLY.text, REPLY.facts)
 
 
@@ -93,7 +93,7 @@ def test_small_talk_stands_behind_what_is_meant():
 def test_facts_are_the_same_in_every_manner():
     for seed in range(200):
         persona = draw_persona("varied", seed=str(seed))
-        reply = speak(REPLY, replace(CALL, persona=persona), Random(seed))
+        reply = apply_persona(REPLY, replace(CALL, persona=persona), Random(seed))
         assert reply.facts in (REPLY.facts, {}) and (reply.facts or reply.text in (PUT_OFF, LOOK_UP))
 
 
@@ -112,6 +112,6 @@ def test_an_attentive_expert_hears_the_last_word_and_asks_again():
         heard = yield Action(choice="action", content="Which cabin?")
         yield Action(choice="answer", content=heard)
 
-    expert = attentive(script())
+    expert = persona_aware(script())
     assert next(expert).content == expert.send(PUT_OFF).content == expert.send(LOOK_UP).content
     assert expert.send(f"First.{CORRECTION}Business.{ASIDE}{SMALL_TALK[0]}").content == "Business."

@@ -14,14 +14,12 @@ from simulators.gyms import GYMS
 from simulators.persona import PLAIN, Persona, PersonaMix, draw_persona
 from simulators.task import Task
 from simulators.user import User, UserCall, UserReply
-from simulators.users.persona_style import PUT_OFF, attentive
+from simulators.users.persona_style import PUT_OFF, persona_aware
 from simulators.users.quality_metrics import (
     NO_COUNTS,
     GaugeCounts,
     UserTurn,
     alarms,
-    count,
-    gauges,
 )
 from simulators.users.rule_user import RuleUser
 from tests.fakes import make_tasks
@@ -37,7 +35,7 @@ def turn(question: str, text: str, **facts: object) -> UserTurn:
 async def dialogue(task: Task, user: User, *, persona: Persona = PLAIN) -> list[UserTurn]:
     """What the gym's expert asks this user and is told."""
     env = GymEnv(GYMS[task.key.gym], task=task, user=user, persona=persona)
-    expert = attentive(GYMS[task.key.gym].expert(task.opening, random.Random(0), 0.0))
+    expert = persona_aware(GYMS[task.key.gym].expert(task.opening, random.Random(0), 0.0))
     action, turns = next(expert), []
     while True:
         step = await env.step(str(action))
@@ -58,7 +56,7 @@ class Spoilt:
         self._spoil = spoil
 
     async def reply(self, call: UserCall) -> UserReply:
-        return self._spoil(call, RuleUser().answer(call))
+        return self._spoil(call, RuleUser().reply_sync(call))
 
 
 @pytest.mark.parametrize("mix", ["plain", "varied"])
@@ -68,10 +66,10 @@ async def test_an_honest_user_of_any_gym_neither_leaks_nor_contradicts_itself(gy
     for difficulty in (0, 1, 2):
         for task in make_tasks(gym, num=20, difficulty=difficulty):
             persona = draw_persona(mix, seed=task.key.task_id)
-            total += count(task.scenario, await dialogue(task, RuleUser(), persona=persona))
+            total += count_gauges(task.scenario, await dialogue(task, RuleUser(), persona=persona))
     assert (total.dialogues, total.left) == (60, 0)
     assert (total.leaks, total.contradictions) == (0, 0)
-    assert alarms(gauges([(gym, total)]), replace_limits(front_loading=1.0)) == []
+    assert alarms(gauge_shares([(gym, total)]), replace_limits(front_loading=1.0)) == []
 
 
 def replace_limits(**limits: float) -> GaugeLimits:
@@ -89,7 +87,7 @@ def test_counts_of_a_dialogue_by_hand():
         turn("Shall we take first class?", "No.", slot="cabin", wish="first"),
         turn("Which seat?", "I want window, please.", slot="seat", wish="window"),
     ]
-    assert count(SCENARIO, turns) == GaugeCounts(
+    assert count_gauges(SCENARIO, turns) == GaugeCounts(
         dialogues=1, left=0, replies=8, leaks=0,
         facts=12, first_facts=2,  # six replies of two values each
         proposals=2, assents=1,  # of the first and the seventh
@@ -100,24 +98,24 @@ def test_counts_of_a_dialogue_by_hand():
 
 def test_a_hidden_value_that_nobody_asked_for_is_a_leak():
     leak = turn("Which cabin?", "I want first, and a window seat.", slot="cabin", wish="first")
-    assert count(SCENARIO, [leak]).leaks == 1
-    assert count(SCENARIO, [turn("Is it the window?", "Yes, the window.")]).leaks == 0
-    assert count(SCENARIO, [leak, turn("Hm?", "The window, I said.")]).leaks == 1
-    assert count(SCENARIO, [turn("Hello!", "I am off to San Marino.")]).leaks == 1
-    assert count(SCENARIO, [turn("Hello!", "San Diego is nice.")]).leaks == 0
+    assert count_gauges(SCENARIO, [leak]).leaks == 1
+    assert count_gauges(SCENARIO, [turn("Is it the window?", "Yes, the window.")]).leaks == 0
+    assert count_gauges(SCENARIO, [leak, turn("Hm?", "The window, I said.")]).leaks == 1
+    assert count_gauges(SCENARIO, [turn("Hello!", "I am off to San Marino.")]).leaks == 1
+    assert count_gauges(SCENARIO, [turn("Hello!", "San Diego is nice.")]).leaks == 0
     changed = UserReply(
         text="I want window. No, wait: I want first.", facts={"wish": "first"}, decoy="window"
     )
-    assert count(SCENARIO, [UserTurn(question="Which cabin?", reply=changed)]).leaks == 0
+    assert count_gauges(SCENARIO, [UserTurn(question="Which cabin?", reply=changed)]).leaks == 0
 
 
 def test_telling_all_at_once_is_front_loading():
     first = turn("Hi", "All of it.", cabin="first", seat="window", meals=["lunch", "dinner"])
     later = turn("And?", "Noon.", time="noon")
-    shares = gauges([("eager", count({}, [first, later]))])
+    shares = gauge_shares([("eager", count_gauges({}, [first, later]))])
     assert shares["users/eager/front_loading"] == 4 / 5
     assert shares["users/eager/front_loading/num_cases"] == 5
-    assert "users/eager/front_loading" not in gauges([("eager", count({}, [first]))])
+    assert "users/eager/front_loading" not in gauge_shares([("eager", count_gauges({}, [first]))])
 
 
 def test_telling_a_property_otherwise_is_a_contradiction_however_it_is_asked():
@@ -127,16 +125,16 @@ def test_telling_a_property_otherwise_is_a_contradiction_however_it_is_asked():
         turn("Which cabin?", "First.", slot="cabin", wish="first"),
         turn("And the cabin?", "First.", slot="cabin", wish="first"),
     ]
-    counted = count({}, asked)
+    counted = count_gauges({}, asked)
     assert (counted.told_again, counted.contradictions) == (2, 1)
     put_off = [turn("Which seat?", PUT_OFF), turn("Which seat?", "Window.", slot="seat", wish="window")]
-    assert count({}, put_off).told_again == 0
+    assert count_gauges({}, put_off).told_again == 0
 
 
 def test_judging_one_thing_anew_is_no_contradiction_unless_the_same_words_are_judged():
     answers = [turn(text, "Hm.", reason=1, verdict=verdict) for text, verdict in (("a", "no"), ("b", "yes"))]
-    assert count({}, answers).contradictions == 0
-    assert count({}, [*answers, turn("a", "Right.", reason=1, verdict="yes")]).contradictions == 1
+    assert count_gauges({}, answers).contradictions == 0
+    assert count_gauges({}, [*answers, turn("a", "Right.", reason=1, verdict="yes")]).contradictions == 1
 
 
 def test_small_talk_corrections_and_put_offs_are_no_assent_and_no_repetition():
@@ -145,7 +143,7 @@ def test_small_talk_corrections_and_put_offs_are_no_assent_and_no_repetition():
         turn("Is it blue?", PUT_OFF),
         turn("Is it big?", PUT_OFF),
     ]
-    counted = count({}, turns)
+    counted = count_gauges({}, turns)
     assert (counted.proposals, counted.assents, counted.sentences, counted.repeats) == (1, 0, 0, 0)
 
 
@@ -164,10 +162,13 @@ async def test_users_who_leak_agree_or_repeat_themselves_are_caught(gym: str):
     caught: dict[str, set[str]] = {}
     for spoil in (leak, agree, repeat):
         counts = [
-            (spoil.__name__, count(task.scenario, await dialogue(task, Spoilt(spoil)), user_left=False))
+            (
+                spoil.__name__,
+                count_gauges(task.scenario, await dialogue(task, Spoilt(spoil)), user_left=False),
+            )
             for task in make_tasks(gym, num=30, difficulty=1)
         ]
-        lines = alarms(gauges(counts), replace_limits(front_loading=1.0))
+        lines = alarms(gauge_shares(counts), replace_limits(front_loading=1.0))
         caught[spoil.__name__] = {line.partition("=")[0].rpartition("/")[2] for line in lines}
     assert "goal_leaks" in caught["leak"]
     assert caught["repeat"] == {"repetition"}
@@ -187,20 +188,22 @@ async def test_a_user_who_contradicts_itself_is_caught():
             step = await env.step("[action] Is it red?")
             assert step.user_reply is not None
             turns.append(UserTurn(question="Is it red?", reply=step.user_reply))
-        counts.append(("wavering", count(task.scenario, turns)))
-    assert alarms(gauges(counts), LIMITS) == ["users/wavering/contradictions=1.00 of 25 is above 0.02"]
+        counts.append(("wavering", count_gauges(task.scenario, turns)))
+    assert alarms(gauge_shares(counts), LIMITS) == ["users/wavering/contradictions=1.00 of 25 is above 0.02"]
 
 
 def test_users_who_leave_are_counted_by_simulator():
-    counts = [("llm", count({}, [], user_left=at < 6)) for at in range(30)] + [("rules", count({}, []))] * 30
-    shares = gauges(counts)
+    counts = [("llm", count_gauges({}, [], user_left=at < 6)) for at in range(30)] + [
+        ("rules", count_gauges({}, []))
+    ] * 30
+    shares = gauge_shares(counts)
     assert (shares["users/llm/early_stop"], shares["users/rules/early_stop"]) == (0.2, 0.0)
     assert alarms(shares, LIMITS) == ["users/llm/early_stop=0.20 of 30 is above 0.1"]
-    assert alarms(gauges(counts[:10]), LIMITS) == [], "ten cases are too few"
+    assert alarms(gauge_shares(counts[:10]), LIMITS) == [], "ten cases are too few"
 
 
 def test_adding_counts_is_adding_fields():
-    one = count(SCENARIO, [turn("Which seat?", "I want window.", wish="window")])
+    one = count_gauges(SCENARIO, [turn("Which seat?", "I want window.", wish="window")])
     assert one + NO_COUNTS == one
     assert (one + one).replies == 2 and sum([one] * 3, NO_COUNTS).dialogues == 3
 
@@ -208,5 +211,5 @@ def test_adding_counts_is_adding_fields():
 async def test_counting_costs_microseconds_a_turn():
     played = [(task, await dialogue(task, RuleUser())) for task in make_tasks("travel", num=20, difficulty=2)]
     began = time.perf_counter()
-    counted = sum((count(task.scenario, turns) for task, turns in played), NO_COUNTS)
+    counted = sum((count_gauges(task.scenario, turns) for task, turns in played), NO_COUNTS)
     assert (time.perf_counter() - began) / counted.replies < 100e-6  # 20e-6 on an idle core

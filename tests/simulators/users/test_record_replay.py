@@ -17,7 +17,7 @@ from simulators.llm_client.client import ChatClient, ChatConfig
 from simulators.persona import Persona, draw_persona
 from simulators.user import Failure, SimulatorError, User, UserCall, UserReply
 from simulators.users.llm_user import LlmUser
-from simulators.users.persona_style import attentive
+from simulators.users.persona_style import persona_aware
 from simulators.users.record_replay import RecordingUser, ReplayUser, key_of
 from simulators.users.rule_user import RuleUser
 from tests.fake_endpoint import serve_endpoint
@@ -78,7 +78,7 @@ async def test_an_experts_dialogue_in_any_gym_is_replayed_to_the_letter(gym: str
         task = make_tasks(gym, num=1)[0]
         persona = draw_persona("varied", seed=task.key.task_id)
         env = GymEnv(GYMS[gym], task=task, user=user, persona=persona)
-        expert = attentive(GYMS[gym].expert(task.opening, random.Random(0), 0.0))
+        expert = persona_aware(GYMS[gym].expert(task.opening, random.Random(0), 0.0))
         steps = [await env.step(str(next(expert)))]
         while not (steps[-1].terminated or steps[-1].truncated):
             steps.append(await env.step(str(expert.send(steps[-1].feedback))))
