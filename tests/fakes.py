@@ -57,7 +57,7 @@ async def play(
 
 
 async def feedback_of(task: Task, *texts: str) -> str:
-    """What the last of these texts is answered."""
+    """The feedback to the last of these texts."""
     steps = await play(task, texts)
     assert len(steps) == len(texts), "the episode ended early"
     return steps[-1].feedback

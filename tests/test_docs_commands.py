@@ -87,7 +87,7 @@ ELSEWHERE = tuple(
         ),
         (
             r"userrl serve .*--simulator\.host .*|export USERRL_SIMULATOR_KEY=.*",
-            "simulators/serving/test_app.py::test_behind_a_key_only_who_has_it_is_answered",
+            "simulators/serving/test_app.py::test_requests_without_the_key_are_refused",
             "Ray Serve; there on loopback, with a key as beyond it",
         ),
         (

@@ -1,4 +1,4 @@
-"""Texts that a policy might find to stop a clock or break a reader: long, repetitive, deep, strange."""
+"""Hostile texts for tests of readers: long, repetitive, deeply nested, or with unusual characters."""
 
 UNITS = (
     *(

@@ -1,4 +1,5 @@
-"""Published data files: every form is read, and every flaw is named with file, row, field and cure."""
+"""The reader of published data files: all forms are read; every fault is reported with file, row, field and
+cure."""
 
 import json
 from pathlib import Path

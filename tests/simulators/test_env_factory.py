@@ -1,4 +1,4 @@
-"""Environments by name: what is asked for is what is made, and what is not known is refused in one line."""
+"""The factory of environments: options have their effect; unknown names are refused in one line."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The gold calls of a gym solve its tasks, and its progress says how far a dialogue has come."""
+"""Gold actions solve the tasks of every gym, and progress measures how far a dialogue has come."""
 
 import random
 
@@ -48,7 +48,7 @@ async def test_gold_calls_score_all_there_is_to_score(gym: str, difficulty: int)
 
 
 @every_level
-async def test_taus_gold_calls_need_nobody_to_be_asked(difficulty: int):
+async def test_the_gold_calls_of_tau_need_no_questions(difficulty: int):
     for task in make_tasks("tau", num=NUM_TASKS, difficulty=difficulty):
         texts = [str(action) for action in GYMS["tau"].gold_actions(task)]
         assert score_of(await play(task, [*texts, "[finish]"])) == 1.0
@@ -76,7 +76,7 @@ async def test_progress_begins_at_nothing_and_an_expert_makes_some(gym: str, dif
 
 
 @every_gym
-async def test_whoever_ignores_the_dialogue_makes_less_progress_than_the_expert(gym: str):
+async def test_random_actions_make_less_progress_than_the_expert(gym: str):
     tasks = make_tasks(gym, num=4 * NUM_TASKS)
     expert = [max(step.progress for step in await play_expert(task)) for task in tasks]
     # As many turns as the expert takes: who has time for everything learns everything.
@@ -86,7 +86,7 @@ async def test_whoever_ignores_the_dialogue_makes_less_progress_than_the_expert(
 
 @settings(deadline=None, max_examples=examples(40))
 @given(gym=st.sampled_from(list(GYMS)), difficulty=st.sampled_from(LEVELS), seed=st.integers(0, 10_000))
-async def test_progress_is_a_share_whatever_is_done(gym: str, difficulty: int, seed: int):
+async def test_progress_is_always_a_share(gym: str, difficulty: int, seed: int):
     task = make_tasks(gym, num=1, difficulty=difficulty, seed=seed)[0]
     assert all(0.0 <= step.progress <= 1.0 for step in await play_random(task))
 

@@ -1,4 +1,4 @@
-"""Gyms of one's own: found where `import` finds them, and told what is wrong with them in one line."""
+"""Gym plug-ins: found where `import` finds them; faults are reported in one line."""
 
 import random
 import sys
@@ -29,7 +29,7 @@ def here(folder_of_ones_own: Path) -> Path:
     return folder_of_ones_own
 
 
-def test_a_module_of_the_working_folder_brings_its_gym_beside_ours(here: Path):
+def test_a_module_of_the_working_folder_adds_its_gym_to_the_built_in_ones(here: Path):
     (here / "my_gym.py").write_text(TEMPLATE)
     gyms = known_gyms(["my_gym"])
     assert list(gyms) == [*GYMS, "echo"] and all(gyms[name] is GYMS[name] for name in GYMS)
@@ -149,7 +149,7 @@ async def test_an_environment_is_made_of_a_gym_as_of_a_name():
     assert (await env.step(f"[answer] {' '.join(words)}")).reward == 1.0
 
 
-def test_gymnasium_plays_a_gym_of_ones_own():
+def test_gymnasium_plays_a_plug_in_gym():
     env = GymnasiumEnv(gym=GYM)
     observation, _ = env.reset(options={"index": 3})
     assert observation.endswith("I think of 3 words.")

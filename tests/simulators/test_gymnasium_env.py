@@ -1,4 +1,4 @@
-"""The Gymnasium face: its own checker, seeds, options, and nothing hidden in what is returned."""
+"""The Gymnasium adapter: Gymnasium's checker, seeds, options, and no hidden information in results."""
 
 import asyncio
 import random

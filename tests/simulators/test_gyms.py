@@ -1,8 +1,8 @@
-"""The laws of every gym. A gym that is registered in `GYMS` is tested here without a line of its own.
+"""Laws of every gym: tasks, splits, expert, random and silent policies, retries, failures, any text.
 
 `GYM_ACTIONS=100000 pytest tests/simulators/test_gyms.py -k no_text` plays that many generated actions of each
-gym; a normal run plays a few hundred. `GYM_MODULES=my_gym pytest tests/simulators/test_gyms.py` tests a gym
-of one's own as well.
+gym; a normal run plays a few hundred, a soak (`-m soak`) 20,000. `GYM_MODULES=my_gym pytest
+tests/simulators/test_gyms.py` also tests a gym of your own.
 """
 
 import asyncio
@@ -34,6 +34,8 @@ from simulators.user import SimulatorError, User, UserCall, UserReply
 from simulators.users.persona_style import persona_aware
 from simulators.users.rule_user import RuleUser
 from tests.effort import examples
+from tests.fakes import make_tasks
+from tests.fakes import play_expert as play_expert_of
 from tests.simulators import template_gym
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,12 +43,20 @@ NUM_ACTIONS = int(os.environ.get("GYM_ACTIONS", examples(400)))
 """Generated actions of each gym."""
 TEXTS_PER_DIALOGUE = 20
 LEVELS = (0, 1, 2)
-"""Of every gym; one that has more plays the others in its own tests."""
+"""Difficulties of every gym."""
+MORE_LEVELS = {"function": (3,)}
 OWN = [name for name in os.environ.get("GYM_MODULES", "").split(",") if name]
-"""Modules with gyms of one's own, which are held to the same laws."""
+"""Plug-in modules to test, too."""
 ALL: dict[str, Gym] = {template_gym.GYM.name: template_gym.GYM, **known_gyms(OWN)}
 every_gym = pytest.mark.parametrize("gym", ALL.values(), ids=ALL)
-every_level = pytest.mark.parametrize("difficulty", LEVELS)
+every_level = pytest.mark.parametrize(
+    ("gym", "difficulty"),
+    [
+        pytest.param(gym, level, id=f"{name}-{level}")
+        for name, gym in ALL.items()
+        for level in (*LEVELS, *MORE_LEVELS.get(name, ()))
+    ],
+)
 
 
 def make_task(gym: Gym, index: int = 0, *, split: Split = "test", difficulty: int = 0, seed: int = 0) -> Task:
@@ -64,7 +74,7 @@ def expert_of(gym: Gym, task: Task) -> Expert:
 async def play_expert(
     gym: Gym, task: Task, *, user: User | None = None, mix: PersonaMix = "plain"
 ) -> list[tuple[Action, TurnResult]]:
-    """What the expert did and got, to the end of the dialogue or of its wits."""
+    """The expert's actions and their results, until the dialogue ends or the expert has no action."""
     persona = draw_persona(mix, seed=task.key.task_id)
     env = GymEnv(gym, task=task, user=user or rules_of(gym), persona=persona)
     expert = expert_of(gym, task)
@@ -78,7 +88,7 @@ async def play_expert(
         try:
             action = expert.send(step.feedback)
         except (StopIteration, ValueError, IndexError, KeyError, AttributeError):
-            action = None  # a spoilt user has told it nothing that it can use
+            action = None  # a spoilt user's replies are useless to the expert
     return taken
 
 
@@ -128,7 +138,6 @@ def test_a_gym_is_one_file_of_its_name_and_one_line(name: str):
 
 
 @every_level
-@every_gym
 def test_a_key_names_one_task_whose_scenario_is_json(gym: Gym, difficulty: int):
     for index in range(20):
         task = make_task(gym, index, difficulty=difficulty)
@@ -168,8 +177,7 @@ def test_a_task_is_the_same_in_every_process():
 
 
 @every_level
-@every_gym
-def test_no_scenario_is_in_two_splits_whatever_the_seed(gym: Gym, difficulty: int):
+def test_no_scenario_is_in_two_splits_for_any_seed(gym: Gym, difficulty: int):
     of_split = {
         split: {
             json.dumps(make_task(gym, index, split=split, seed=seed, difficulty=difficulty).scenario)
@@ -184,26 +192,38 @@ def test_no_scenario_is_in_two_splits_whatever_the_seed(gym: Gym, difficulty: in
     assert all(len(scenarios) > 10 for scenarios in of_split.values())
 
 
+@pytest.mark.parametrize("num_tasks", (60, pytest.param(600, marks=pytest.mark.soak)))
 @every_level
-@every_gym
-async def test_the_expert_succeeds_and_random_and_silence_do_not(gym: Gym, difficulty: int):
-    tasks = [make_task(gym, index, difficulty=difficulty) for index in range(200)]
+async def test_the_expert_succeeds_and_random_and_silence_do_not(gym: Gym, difficulty: int, num_tasks: int):
+    tasks = [make_task(gym, index, difficulty=difficulty) for index in range(num_tasks)]
     expert = [score_of([step for _, step in await play_expert(gym, task)]) for task in tasks]
     assert mean(expert) >= 0.95
     silent = [score_of(await play(gym, task, ["[finish]"])) for task in tasks]
-    assert mean(silent) <= 0.1
+    assert mean(silent) <= (0 if gym.name in GYMS else 0.1)
+    tasks = [make_task(gym, index, difficulty=difficulty) for index in range(max(200, num_tasks))]
     rng = random.Random(0)
     drawn = [[str(gym.random_action(task, rng)) for _ in range(gym.max_turns)] for task in tasks]
     scores = [score_of(await play(gym, task, texts)) for task, texts in zip(tasks, drawn, strict=True)]
     assert mean(scores) <= 0.1
 
 
-@pytest.mark.parametrize("difficulty", (0, 1))
-@every_gym
-async def test_the_expert_succeeds_with_all_sorts_of_people(gym: Gym, difficulty: int):
-    tasks = [make_task(gym, index, difficulty=difficulty) for index in range(100)]
+@pytest.mark.parametrize("num_tasks", (40, pytest.param(200, marks=pytest.mark.soak)))
+@every_level
+async def test_the_expert_succeeds_with_every_persona(gym: Gym, difficulty: int, num_tasks: int):
+    tasks = [make_task(gym, index, difficulty=difficulty) for index in range(num_tasks)]
     scores = [score_of([step for _, step in await play_expert(gym, task, mix="varied")]) for task in tasks]
     assert mean(scores) >= 0.9
+
+
+@pytest.mark.parametrize("difficulty", LEVELS)
+@pytest.mark.parametrize(
+    ("name", "guess_rate", "most"),
+    [("intention", 0.5, 0.75), ("persuade", 0.4, 0.75), ("search", 0.4, 0.6), ("turtle", 0.5, 0.6)],
+)
+async def test_guessing_instead_of_asking_costs(name: str, guess_rate: float, most: float, difficulty: int):
+    tasks = make_tasks(name, num=100, difficulty=difficulty)
+    scores = [score_of(await play_expert_of(task, guess_rate=guess_rate)) for task in tasks]
+    assert mean(scores) <= most
 
 
 @every_gym
@@ -280,7 +300,7 @@ async def test_a_reply_that_means_nothing_is_shown_and_pays_nothing(gym: Gym, ki
 
 
 def texts_for(gym: Gym, task: Task) -> st.SearchStrategy[str]:
-    """Any text, and texts made of what this gym's own people say: whole, cut, joined, under any tag."""
+    """Any text, and texts made of this gym's own dialogues: whole, cut, joined, with any tag."""
     rng = random.Random(0)
     dialogue = asyncio.run(play_expert(gym, task))
     said = [action.content for action, _ in dialogue]
@@ -303,17 +323,17 @@ def texts_for(gym: Gym, task: Task) -> st.SearchStrategy[str]:
     return st.one_of(tagged, tagged, tagged, st.text(max_size=20), st.just("[finish]"))
 
 
-@pytest.mark.parametrize("difficulty", (0, 2))
+@pytest.mark.parametrize("num_actions", (NUM_ACTIONS, pytest.param(20_000, marks=pytest.mark.soak)))
+@pytest.mark.parametrize("difficulty", (0, 3), ids=("lowest", "highest"))
 @every_gym
-def test_no_text_breaks_a_gym_and_its_pay_is_within_bounds(gym: Gym, difficulty: int):
-    task = make_task(gym, difficulty=difficulty)
-    text = texts_for(gym, task)
-    dialogues = st.lists(text, min_size=TEXTS_PER_DIALOGUE, max_size=TEXTS_PER_DIALOGUE)
+def test_no_text_breaks_a_gym_and_its_pay_is_within_bounds(gym: Gym, difficulty: int, num_actions: int):
+    texts_of_task = texts_for(gym, make_task(gym, difficulty=difficulty))
+    dialogues = st.lists(texts_of_task, min_size=TEXTS_PER_DIALOGUE, max_size=TEXTS_PER_DIALOGUE)
     if gym.max_turns > TEXTS_PER_DIALOGUE:
         dialogues = st.tuples(dialogues, dialogues).map(lambda pair: [*pair[0], *pair[1]])
 
     @settings(
-        max_examples=max(1, NUM_ACTIONS // (2 * TEXTS_PER_DIALOGUE)),
+        max_examples=max(1, num_actions // (2 * TEXTS_PER_DIALOGUE)),
         deadline=None,
         suppress_health_check=[
             HealthCheck.too_slow,
@@ -322,9 +342,9 @@ def test_no_text_breaks_a_gym_and_its_pay_is_within_bounds(gym: Gym, difficulty:
         ],
         database=None,
     )
-    @given(texts=dialogues)
-    def holds(texts: list[str]) -> None:
-        steps = asyncio.run(play(gym, task, texts))
+    @given(index=st.integers(0, 50), texts=dialogues)
+    def holds(index: int, texts: list[str]) -> None:
+        steps = asyncio.run(play(gym, make_task(gym, index, difficulty=difficulty), texts))
         assert len(steps) <= gym.max_turns and (steps[-1].terminated or steps[-1].truncated)
         assert all(math.isfinite(step.reward) and 0 <= step.reward <= 1 for step in steps)
         assert score_of(steps) <= 1 + 1e-9

@@ -1,4 +1,5 @@
-"""Whatever a policy, a model or a person writes: nobody's clock stands still for it, and nothing breaks."""
+"""Hostile texts of policies, models and people: every reader takes bounded time and raises only its own
+errors."""
 
 import time
 from collections.abc import Callable
@@ -128,14 +129,14 @@ async def test_no_action_stops_a_gym_or_breaks_it(name: str, choice: str) -> Non
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_a_longer_action_is_a_lost_turn_that_nobody_reads(name: str) -> None:
+async def test_a_longer_action_is_a_lost_turn_and_is_not_read(name: str) -> None:
     gym, task = CASES[name]
 
-    class Nobody:
+    class Unreachable:
         async def reply(self, call: UserCall) -> UserReply:
             raise AssertionError("the user was asked")
 
-    env = GymEnv(gym, task=task, user=Nobody())
+    env = GymEnv(gym, task=task, user=Unreachable())
     step: TurnResult = await env.step("[action] " + "a" * MAX_ACTION_CHARS)
     assert step.feedback.startswith(f"Too long: at most {MAX_ACTION_CHARS} characters.")
     assert (step.reward, step.terminated, step.user_reply) == (0.0, False, None)

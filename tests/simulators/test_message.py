@@ -1,4 +1,4 @@
-"""Actions as text."""
+"""Text form of actions and messages."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,5 @@
-"""Files from outside that are too large, too deep or packed too well: one line each, and no memory."""
+"""Outside files that are too large, too deep or highly compressed: refused in one line, without using
+memory."""
 
 import json
 from pathlib import Path

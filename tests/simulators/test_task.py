@@ -1,4 +1,4 @@
-"""Tasks: splits, keys, and a source that can be stopped and gone on with."""
+"""Tasks: splits, keys, and a source that can be stopped and resumed."""
 
 from collections import Counter
 

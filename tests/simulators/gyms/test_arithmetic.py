@@ -1,4 +1,4 @@
-"""Rules of four variables are computed, and nothing else is."""
+"""The parser of arithmetic rules: expressions of four variables are computed, everything else is refused."""
 
 import pytest
 

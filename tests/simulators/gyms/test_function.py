@@ -1,12 +1,10 @@
-"""Function: the expert solves it, nobody gets far without finding the function, and no way around it pays."""
-
-from statistics import mean
+"""The function gym: rules, rewards by hand, and that skipping the questions does not pay."""
 
 import pytest
 
 from simulators.gyms.function import FAMILIES, QUERY_LIMIT, describe, evaluate
 from simulators.task import SPLITS, Task, split_of
-from tests.fakes import feedback_of, make_tasks, play, play_expert, play_random, score_of
+from tests.fakes import feedback_of, make_tasks, play, score_of
 
 LEVELS = range(len(FAMILIES))
 (TASK,) = make_tasks("function", num=1, difficulty=2)
@@ -19,14 +17,6 @@ def gold(task: Task) -> list[int]:
 
 def answer_with(values: list[int]) -> str:
     return "[answer] " + " ".join(map(str, values))
-
-
-@pytest.mark.parametrize("difficulty", LEVELS)
-async def test_the_expert_solves_every_level_and_random_and_silence_do_not(difficulty: int):
-    tasks = make_tasks("function", num=60, difficulty=difficulty)
-    assert mean([score_of(await play_expert(task)) for task in tasks]) >= 0.95
-    assert mean([score_of(await play_random(task)) for task in tasks]) <= 0.1
-    assert mean([score_of(await play(task, ["[finish]"])) for task in tasks]) == 0
 
 
 @pytest.mark.parametrize("difficulty", LEVELS)

@@ -1,6 +1,5 @@
-"""Intention: whoever asks and then states what it was told is paid, and no way around either pays."""
+"""The intention gym: only details that were asked for and then stated are paid; short cuts pay nothing."""
 
-import asyncio
 import json
 import random
 from collections.abc import Sequence
@@ -10,13 +9,10 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from simulators.gyms.intention import GYM, LEVELS, REFUSAL, SLOTS, SYNONYMS, THINGS, asked_slot, load_tasks
 from simulators.gyms.stemming import stems_of
-from simulators.message import CHOICES, Action
-from simulators.persona import draw_persona
+from simulators.message import Action
 from simulators.task import SPLITS, Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
 from simulators.users.rule_user import RuleUser
@@ -26,8 +22,6 @@ from tests.fakes import make_tasks, play, play_expert, play_random, score_of
 USER = RuleUser({"intention": GYM})
 PUBLISHED = Path(__file__).parents[4] / "shared/data/userrl/gyms/intentions.train.json"
 LEVEL_NUMBERS = range(len(LEVELS))
-NUM_EXAMPLES = 150
-"""Dialogues of the fuzz test; 100,000 actions need 10,000 of them."""
 
 
 def make_task(*, wishes: dict[str, str], unsure: Sequence[str] = (), **weights: int) -> Task:
@@ -46,23 +40,6 @@ def make_task(*, wishes: dict[str, str], unsure: Sequence[str] = (), **weights: 
 
 CAKE = make_task(wishes={"flavor": "lemon", "shape": "star", "size": "huge"})
 ASK_ALL = ["[action] Which flavor?", "[action] Which shape?", "[action] Which size?"]
-
-
-@pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
-async def test_the_expert_solves_every_level_and_random_and_silence_do_not(difficulty: int):
-    tasks = make_tasks("intention", num=200, difficulty=difficulty)
-    assert mean([score_of(await play_expert(task)) for task in tasks]) >= 0.95
-    assert mean([score_of(await play_random(task)) for task in tasks]) <= 0.1
-    assert mean([score_of(await play(task, ["[finish]"])) for task in tasks]) == 0
-    assert mean([score_of(await play_expert(task, guess_rate=0.5)) for task in tasks]) <= 0.75
-
-
-@pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
-async def test_the_expert_gets_along_with_all_sorts_of_people(difficulty: int):
-    tasks = make_tasks("intention", num=100, difficulty=difficulty)
-    personas = [draw_persona("varied", seed=task.key.task_id) for task in tasks]
-    played = zip(tasks, personas, strict=True)
-    assert mean([score_of(await play_expert(task, persona=persona)) for task, persona in played]) >= 0.9
 
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
@@ -85,7 +62,7 @@ def test_no_value_belongs_to_two_slots_and_no_word_asks_about_two_slots_of_a_thi
         assert sum(map(len, words)) == len(frozenset().union(*words))
 
 
-async def test_whoever_states_what_it_was_told_is_paid_once():
+async def test_stating_the_told_details_is_paid_once():
     steps = await play(CAKE, [*ASK_ALL, "[answer] a huge lemon cake, star-shaped: a star"])
     assert [step.reward for step in steps] == [0, 0, 0, 1]
     assert steps[-1].terminated and steps[-1].feedback == "3 of 3 are right."
@@ -133,7 +110,7 @@ async def test_an_important_detail_weighs_more_and_is_said_to():
     assert score_of(steps) == 0.75
 
 
-async def test_who_hesitates_decides_when_asked_again_and_the_hesitation_tells_nothing():
+async def test_a_hesitating_user_decides_when_asked_again_and_the_hesitation_reveals_nothing():
     task = make_task(wishes={"flavor": "lemon"}, unsure=["flavor"])
     texts = ["[action] Which flavor?", "[answer] lemon", "[action] And the taste?", "[answer] lemon"]
     steps = await play(task, texts)
@@ -200,41 +177,6 @@ def test_a_model_only_picks_the_slot_and_the_rules_speak():
         jsonschema.validate({"slot": "lemon"}, schema)
     assert call.question not in GYM.llm_role.instructions(call)
     assert not any(value in GYM.llm_role.instructions(call) for value in SLOTS["flavor"])
-
-
-WORDS = st.sampled_from(
-    [
-        *SLOTS,
-        *SLOTS["flavor"],
-        *SLOTS["size"],
-        "Which",
-        "and",
-        ";",
-        ":",
-        "\n",
-        "not",
-        "maybe",
-        "",
-        "\x00",
-        "é",
-    ]
-)
-TEXTS = st.one_of(st.text(max_size=40), st.lists(WORDS, max_size=12).map(" ".join))
-ACTIONS = st.one_of(
-    st.tuples(st.sampled_from(CHOICES), TEXTS).map(lambda pair: f"[{pair[0]}] {pair[1]}"), TEXTS
-)
-
-
-@settings(max_examples=examples(NUM_EXAMPLES), deadline=None)
-@given(
-    difficulty=st.integers(0, 5), index=st.integers(0, 50), texts=st.lists(ACTIONS, min_size=16, max_size=16)
-)
-def test_no_text_breaks_a_dialogue_or_its_bounds(difficulty: int, index: int, texts: list[str]):
-    key = TaskKey(gym="intention", split="test", index=index, seed=0, difficulty=difficulty)
-    task = GYM.make_task(key) if index else CAKE
-    steps = asyncio.run(play(task, texts))
-    assert steps[-1].terminated or steps[-1].truncated
-    assert all(0 <= step.reward <= 1 for step in steps) and score_of(steps) <= 1
 
 
 DETAIL = {

@@ -1,6 +1,6 @@
-"""Persuade: the expert asks and cites what fits; oscillation, shotguns and made-up evidence gain nothing."""
+"""The persuade gym: asking and citing fitting evidence pays; oscillation, many citations and fabrications do
+not."""
 
-import asyncio
 import itertools
 import json
 import random
@@ -10,8 +10,6 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from simulators.gyms.persuade import (
     EVIDENCE,
@@ -24,9 +22,8 @@ from simulators.gyms.persuade import (
     TOPICS,
     VERDICTS,
 )
-from simulators.message import CHOICES, Action
-from simulators.persona import PLAIN, Persona, draw_persona
-from simulators.task import SPLITS, Task, TaskKey, split_of
+from simulators.persona import PLAIN, Persona
+from simulators.task import SPLITS, Task, split_of
 from simulators.user import UserCall, UserReply
 from simulators.users.rule_user import RuleUser
 from tests.effort import examples
@@ -56,28 +53,6 @@ HALF = (0.5 - CHANCE) / (1 - CHANCE)
 
 async def expert_score(task: Task, *, persona: Persona = PLAIN, guess_rate: float = 0.0) -> float:
     return score_of(await play_expert(task, persona=persona, guess_rate=guess_rate))
-
-
-@pytest.mark.parametrize("difficulty", [*LEVEL_NUMBERS, len(LEVELS)])
-async def test_the_expert_solves_every_level_and_random_and_silence_do_not(difficulty: int):
-    tasks = make_tasks("persuade", num=200, difficulty=difficulty)
-    assert mean([await expert_score(task) for task in tasks]) >= 0.95
-    randoms = [
-        [str(GYM.random_action(task, rng)) for _ in range(16)]
-        for task, rng in ((task, random.Random(task.key.index)) for task in tasks)
-    ]
-    scores = [score_of(await play(task, texts)) for task, texts in zip(tasks, randoms, strict=True)]
-    assert mean(scores) <= 0.1
-    assert mean([score_of(await play(task, ["[finish]"])) for task in tasks]) == 0
-
-
-@pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
-async def test_the_expert_gets_along_with_all_sorts_of_people_and_haste_costs(difficulty: int):
-    tasks = make_tasks("persuade", num=100, difficulty=difficulty)
-    personas = [draw_persona("varied", seed=task.key.task_id) for task in tasks]
-    scores = [await expert_score(t, persona=p) for t, p in zip(tasks, personas, strict=True)]
-    assert mean(scores) >= 0.9
-    assert mean([await expert_score(task, guess_rate=0.4) for task in tasks]) <= 0.75
 
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
@@ -282,20 +257,3 @@ def test_a_file_of_another_schema_is_refused_with_file_row_and_field(tmp_path: P
         GYM.load_tasks(path)
     path.write_text(json.dumps([{"id": "a", "claim": "b", "argument": ""}]))
     assert len(GYM.load_tasks(path)[0].scenario["reasons"]) == 1
-
-
-WORDS = st.sampled_from([*EVIDENCE, *TOPICS, "Why?", "however", "{x}", "[answer]", "\x00", "é", "\n"])
-TEXTS = st.one_of(
-    st.text(max_size=80),
-    st.tuples(st.sampled_from(CHOICES), st.lists(WORDS, max_size=6)).map(
-        lambda pair: str(Action(choice=pair[0], content=" ".join(pair[1])))
-    ),
-)
-
-
-@given(st.integers(0, 50), st.integers(0, 2), st.lists(TEXTS, min_size=1, max_size=16))
-@settings(max_examples=examples(300), deadline=None)
-def test_no_text_whatever_breaks_the_rules(index: int, difficulty: int, texts: list[str]):
-    key = TaskKey(gym="persuade", split="test", index=index, seed=1, difficulty=difficulty)
-    steps = asyncio.run(play(GYM.make_task(key), texts))
-    assert all(0 <= step.reward <= 1 for step in steps) and score_of(steps) <= 1 + 1e-9

@@ -1,5 +1,4 @@
-"""Published functions and entities under the default rules: solvable, and closed to what the release left
-open."""
+"""Published functions and entities under the default rules: solvable, and without the released loopholes."""
 
 from pathlib import Path
 

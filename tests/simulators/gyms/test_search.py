@@ -1,24 +1,20 @@
-"""Search: the expert asks, searches hop by hop and answers; no list, guess or template token does instead."""
+"""The search gym: asking, searching hop by hop and answering pays; lists, guesses and template tokens do
+not."""
 
-import asyncio
 import json
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from simulators.gyms import search_corpus
 from simulators.gyms.search import GYM, LEVELS, NUM_SEARCHES, ONE_NAME, VERDICTS, WORTH
-from simulators.message import CHOICES, Action
-from simulators.persona import PLAIN, Persona, draw_persona
-from simulators.task import SPLITS, Task, TaskKey
+from simulators.persona import PLAIN, Persona
+from simulators.task import SPLITS, Task
 from simulators.user import SimulatorError, UserCall, UserReply
 from simulators.users.rule_user import RuleUser
 from tests.effort import examples
@@ -37,27 +33,6 @@ WRONG = next(city for city in search_corpus.CITIES if city != ANSWER)
 
 async def expert_score(task: Task, *, persona: Persona = PLAIN, guess_rate: float = 0.0) -> float:
     return score_of(await play_expert(task, persona=persona, guess_rate=guess_rate))
-
-
-@pytest.mark.parametrize("difficulty", [*LEVEL_NUMBERS, len(LEVELS)])
-async def test_the_expert_solves_every_level_and_random_and_silence_do_not(difficulty: int):
-    tasks = make_tasks("search", num=200, difficulty=difficulty)
-    assert mean([await expert_score(task) for task in tasks]) >= 0.95
-    scores: list[float] = []
-    for task in tasks:
-        rng = random.Random(task.key.index)
-        scores.append(score_of(await play(task, [str(GYM.random_action(task, rng)) for _ in range(16)])))
-    assert mean(scores) <= 0.1
-    assert mean([score_of(await play(task, ["[finish]"])) for task in tasks]) == 0
-
-
-@pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
-async def test_the_expert_gets_along_with_all_sorts_of_people_and_haste_costs(difficulty: int):
-    tasks = make_tasks("search", num=100, difficulty=difficulty)
-    personas = [draw_persona("varied", seed=task.key.task_id) for task in tasks]
-    scores = [await expert_score(t, persona=p) for t, p in zip(tasks, personas, strict=True)]
-    assert mean(scores) >= 0.9
-    assert mean([await expert_score(task, guess_rate=0.4) for task in tasks]) <= 0.6
 
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
@@ -117,7 +92,7 @@ def test_names_are_told_apart_by_their_words():
     assert not set(search_corpus.CITIES) & set(search_corpus.RIVERS)
 
 
-async def test_whoever_does_not_ask_for_the_shop_finds_nothing_that_helps():
+async def test_searches_without_asking_for_the_shop_do_not_help():
     chain = TASK.scenario["chain"]
     steps = await play(TASK, [f"[search] {relation} of my shop" for relation in chain])
     assert not any(ANSWER in step.feedback for step in steps)
@@ -249,32 +224,3 @@ async def test_a_reply_without_usable_facts_gains_and_costs_nothing(tmp_path: Pa
         web_task(tmp_path / "q.json"), ["[answer] x", "[action] y", "[search] z"] * 3, user=Vague()
     )
     assert score_of(steps) == 0 and not steps[-1].terminated
-
-
-WORDS = st.sampled_from(
-    [
-        *search_corpus.CITIES,
-        *search_corpus.RIVERS,
-        *search_corpus.LOOKS,
-        *search_corpus.SIGNS,
-        *search_corpus.PHRASES,
-        "{x}",
-        "[answer]",
-        "\x00",
-        "é",
-    ]
-)
-TEXTS = st.one_of(
-    st.text(max_size=80),
-    st.tuples(st.sampled_from(CHOICES), st.lists(WORDS, max_size=6)).map(
-        lambda pair: str(Action(choice=pair[0], content=" ".join(pair[1])))
-    ),
-)
-
-
-@given(st.integers(0, 50), st.integers(0, 2), st.lists(TEXTS, min_size=1, max_size=16))
-@settings(max_examples=examples(300), deadline=None)
-def test_no_text_whatever_breaks_the_rules(index: int, difficulty: int, texts: list[str]):
-    key = TaskKey(gym="search", split="test", index=index, seed=1, difficulty=difficulty)
-    steps = asyncio.run(play(GYM.make_task(key), texts))
-    assert all(0 <= step.reward <= 1 for step in steps) and score_of(steps) <= 1

@@ -1,4 +1,4 @@
-"""Words: the same thing said in other forms is the same set of stems."""
+"""Stemming: different forms of the same words give the same set of stems."""
 
 from simulators.gyms.stemming import MAX_TEXT_CHARS, STOP_WORDS, stem, stems_of, words_of
 

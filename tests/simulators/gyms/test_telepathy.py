@@ -1,26 +1,16 @@
-"""Telepathy: the expert finds the card, and no question or guess tells more than it should."""
-
-from statistics import mean
+"""The telepathy gym: rules by hand, and that questions and guesses reveal no more than they should."""
 
 import pytest
 
 from simulators.gyms.telepathy import LEVELS, PROPERTIES
 from simulators.task import SPLITS, Split, split_of
-from tests.fakes import feedback_of, make_tasks, play, play_expert, play_random, score_of
+from tests.fakes import feedback_of, make_tasks, play
 
 (TASK,) = make_tasks("telepathy", num=1, difficulty=1)
 CARDS: dict[str, tuple[str, ...]] = TASK.scenario["cards"]
 TARGET: str = TASK.scenario["target"]
 OTHER = next(number for number in CARDS if number != TARGET)
 REFUSAL = "Ask me about one property at a time."
-
-
-@pytest.mark.parametrize("difficulty", range(len(LEVELS)))
-async def test_the_expert_solves_every_level_and_random_and_silence_do_not(difficulty: int):
-    tasks = make_tasks("telepathy", num=600, difficulty=difficulty, seed=1)
-    assert mean([score_of(await play_expert(task)) for task in tasks]) >= 0.95
-    assert mean([score_of(await play_random(task)) for task in tasks]) <= 0.1
-    assert mean([score_of(await play(task, ["[finish]"])) for task in tasks]) == 0
 
 
 @pytest.mark.parametrize("difficulty", range(len(LEVELS)))
@@ -108,5 +98,5 @@ async def test_there_is_one_guess():
     assert right.terminated and right.reward == 1
 
 
-async def test_searching_tells_the_same_whatever_is_searched():
+async def test_every_search_gets_the_same_feedback():
     assert len({await feedback_of(TASK, f"[search] {text}") for text in (TARGET, OTHER, "test", "")}) == 1

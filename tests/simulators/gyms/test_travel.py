@@ -1,4 +1,4 @@
-"""Travel: the expert books the best, whoever skips a question loses, and no way around the questions pays."""
+"""The travel gym: options, rewards by hand, and that skipping a question does not pay."""
 
 from statistics import mean
 
@@ -6,7 +6,7 @@ import pytest
 
 from simulators.gyms.travel import LEVELS, PARTS, SECOND_BEST
 from simulators.task import SPLITS, Task, split_of
-from tests.fakes import feedback_of, make_tasks, play, play_expert, play_random, score_of
+from tests.fakes import feedback_of, make_tasks, play, score_of
 
 (TASK,) = make_tasks("travel", num=1, difficulty=1)
 WISHES: dict[str, dict[str, str]] = TASK.scenario["wishes"]
@@ -27,14 +27,6 @@ def fitting(task: Task, part: str) -> list[str]:
     wished = task.scenario["wishes"][part].items()
     options = sorted(task.scenario["catalogue"][part], key=lambda option: option["price"])
     return [option["id"] for option in options if wished <= option["values"].items()]
-
-
-@pytest.mark.parametrize("difficulty", range(len(LEVELS)))
-async def test_the_expert_solves_every_level_and_random_and_silence_do_not(difficulty: int):
-    tasks = make_tasks("travel", num=60, difficulty=difficulty)
-    assert mean([score_of(await play_expert(task)) for task in tasks]) >= 0.95
-    assert mean([score_of(await play_random(task)) for task in tasks]) <= 0.1
-    assert mean([score_of(await play(task, ["[finish]"])) for task in tasks]) == 0
 
 
 @pytest.mark.parametrize("difficulty", range(len(LEVELS)))
@@ -120,7 +112,7 @@ async def test_a_booking_is_worth_the_share_of_wishes_that_were_told():
         assert score_of(steps) == pytest.approx(num_asked / len(ASKS)) and steps[-1].terminated
 
 
-async def test_whoever_takes_the_cheapest_without_asking_gets_nothing():
+async def test_the_cheapest_option_without_asking_pays_nothing():
     for task in make_tasks("travel", num=40):
         (part,) = task.scenario["wishes"]
         shown = await feedback_of(task, f"[search] {part}")
@@ -156,7 +148,7 @@ async def test_a_question_about_one_slot_is_answered_and_no_other():
     assert await feedback_of(TASK, f"[action] {every}") == REFUSAL
 
 
-async def test_a_slot_of_a_part_that_nobody_books_does_not_count_as_a_second_one_nor_leak():
+async def test_a_slot_of_an_unbooked_part_does_not_count_as_a_second_one_nor_leak():
     foreign = next(slot for part, slots in PARTS.items() if part not in WISHES for slot in slots)
     assert await feedback_of(TASK, f"[action] Which {foreign}?") == REFUSAL
     slot = next(iter(WISHES[FIRST]))

@@ -1,4 +1,4 @@
-"""Turtle: whoever settles the facts and tells them is paid; guesses, lists and repetition pay nothing."""
+"""The turtle gym: determining the facts and telling them pays; guesses, lists and repetition do not."""
 
 import asyncio
 import json
@@ -28,7 +28,6 @@ from simulators.gyms.turtle import (
     load_tasks,
 )
 from simulators.message import CHOICES
-from simulators.persona import draw_persona
 from simulators.task import SPLITS, Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
 from simulators.users.rule_user import RuleUser
@@ -38,7 +37,7 @@ from tests.fakes import make_tasks, play, play_expert, play_random, score_of
 USER = RuleUser({"turtle": GYM})
 PUBLISHED = Path(__file__).parents[4] / "shared/data/userrl/gyms/stories.train.json"
 LEVEL_NUMBERS = range(len(LEVELS))
-NUM_EXAMPLES = 150
+NUM_EXAMPLES = 40
 """Dialogues of the fuzz test; 100,000 actions need 10,000 of them."""
 
 
@@ -72,23 +71,6 @@ TOLD = "[answer] maid boat love"
 
 
 @pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
-async def test_the_expert_solves_every_level_and_random_and_silence_do_not(difficulty: int):
-    tasks = make_tasks("turtle", num=200, difficulty=difficulty)
-    assert mean([score_of(await play_expert(task)) for task in tasks]) >= 0.95
-    assert mean([score_of(await play_random(task)) for task in tasks]) <= 0.1
-    assert mean([score_of(await play(task, ["[finish]"])) for task in tasks]) == 0
-    assert mean([score_of(await play_expert(task, guess_rate=0.5)) for task in tasks]) <= 0.6
-
-
-@pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
-async def test_the_expert_gets_along_with_all_sorts_of_people(difficulty: int):
-    tasks = make_tasks("turtle", num=100, difficulty=difficulty)
-    personas = [draw_persona("varied", seed=task.key.task_id) for task in tasks]
-    played = zip(tasks, personas, strict=True)
-    assert mean([score_of(await play_expert(task, persona=persona)) for task, persona in played]) >= 0.9
-
-
-@pytest.mark.parametrize("difficulty", LEVEL_NUMBERS)
 def test_no_story_is_in_two_splits(difficulty: int):
     stories = [
         {
@@ -119,7 +101,7 @@ def test_no_word_means_two_things():
     assert len(set(values)) == len(values) and len(KNOWN) == len(values) + len(names)
 
 
-async def test_whoever_settles_and_tells_all_facts_is_paid_once():
+async def test_determining_and_telling_all_facts_is_paid_once():
     steps = await play(PLAIN_TASK, [*SETTLE, TOLD])
     assert [step.reward for step in steps] == [0, 0, 0, 1]
     assert [step.feedback for step in steps] == [YES, YES, YES, "3 of 3 are right."] and steps[-1].terminated
@@ -244,10 +226,10 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=examples(NUM_EXAMPLES), deadline=None)
-@given(difficulty=st.integers(0, 5), texts=st.lists(ACTIONS, min_size=16, max_size=16))
-def test_no_text_breaks_a_dialogue_or_its_bounds(difficulty: int, texts: list[str]):
-    for task in (*make_tasks("turtle", num=1, difficulty=difficulty), *PUBLISHED_STYLE):
+@settings(max_examples=NUM_EXAMPLES, deadline=None)
+@given(texts=st.lists(ACTIONS, min_size=16, max_size=16))
+def test_no_text_breaks_a_dialogue_about_a_released_story(texts: list[str]):
+    for task in PUBLISHED_STYLE:
         steps = asyncio.run(play(task, texts))
         assert steps[-1].terminated or steps[-1].truncated
         assert all(0 <= step.reward <= 1 for step in steps) and score_of(steps) <= 1

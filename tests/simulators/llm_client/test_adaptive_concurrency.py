@@ -1,4 +1,4 @@
-"""The adaptive limit against simulated servers, on a clock of their own, and the gate that obeys it."""
+"""The adaptive limit against simulated servers with a fake clock, and the limiter that enforces it."""
 
 import asyncio
 import heapq
@@ -203,7 +203,7 @@ async def test_refusals_narrow_the_gate_and_what_is_neither_does_not():
     assert permits.limit == 4
 
 
-async def test_who_is_cancelled_while_waiting_leaves_no_hole():
+async def test_a_cancelled_waiter_leaves_no_hole():
     permits = AdaptiveLimiter(1)
     inside, begun = asyncio.Event(), []
 
@@ -226,7 +226,7 @@ async def test_who_is_cancelled_while_waiting_leaves_no_hole():
             pass
 
 
-async def test_who_is_cancelled_in_the_moment_in_which_a_place_is_free_was_cancelled_and_nothing_else():
+async def test_a_waiter_cancelled_at_the_moment_of_its_grant_returns_the_permit():
     permits = AdaptiveLimiter(1)
 
     async def call() -> None:

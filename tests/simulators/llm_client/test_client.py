@@ -1,4 +1,4 @@
-"""Laws of the chat client, against a real server on loopback that behaves badly on demand."""
+"""The chat client against a real server on loopback with faults on demand."""
 
 import asyncio
 import io

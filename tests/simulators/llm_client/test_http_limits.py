@@ -1,4 +1,4 @@
-"""Endpoints that send too much, too deep or packed: cut off, as a failure and never as a score."""
+"""Oversized, deep or compressed responses of endpoints: cut off, and a failure of the user."""
 
 import gzip
 import json

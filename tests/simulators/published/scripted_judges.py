@@ -1,4 +1,4 @@
-"""Short ways of the published rules' tests: oracles that give scripted verdicts, dialogues, shipped data."""
+"""Helpers of the published rules' tests: users with scripted verdicts, dialogues, shipped data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

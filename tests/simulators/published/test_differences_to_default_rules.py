@@ -1,4 +1,4 @@
-"""What a comparison with the released code needs: tasks by id, outside verdicts, flags, both settings."""
+"""Published rules for comparisons: tasks by id, outside verdicts, end flags, both settings."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Published FunctionGym, by hand."""
+"""Published FunctionGym rules: rewards and feedback computed by hand."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Published IntentionGym, by hand."""
+"""Published IntentionGym rules: rewards and feedback computed by hand."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Published PersuadeGym, by hand."""
+"""Published PersuadeGym rules: rewards and feedback computed by hand."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What holds for every gym under the released rules."""
+"""Laws of every gym under the published rules."""
 
 import asyncio
 import math

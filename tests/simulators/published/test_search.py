@@ -1,4 +1,4 @@
-"""Published SearchGym, by hand."""
+"""Published SearchGym rules: rewards and feedback computed by hand."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Published TauGym, by hand: the wrapper's rules, and the short cuts that pay there and nowhere else."""
+"""Published TauGym rules: rewards by hand, and the short cuts that only these rules pay."""
 
 from pathlib import Path
 

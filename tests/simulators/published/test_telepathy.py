@@ -1,4 +1,4 @@
-"""Published TelepathyGym, by hand."""
+"""Published TelepathyGym rules: rewards and feedback computed by hand."""
 
 from simulators.published import PUBLISHED
 from simulators.published.shared_rules import make_task, parse_cutting

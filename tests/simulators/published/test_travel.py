@@ -1,4 +1,4 @@
-"""Published TravelGym, by hand, on a trip in the layout of the released loader."""
+"""Published TravelGym rules: rewards by hand, on a trip in the layout of the released loader."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Published TurtleGym, by hand."""
+"""Published TurtleGym rules: rewards and feedback computed by hand."""
 
 import pytest
 

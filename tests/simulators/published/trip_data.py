@@ -1,4 +1,4 @@
-"""A trip in the layout of the released loader: the released files themselves are not public."""
+"""A trip in the layout of the released loader, whose files are not public."""
 
 import json
 from pathlib import Path

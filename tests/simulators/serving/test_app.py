@@ -1,4 +1,4 @@
-"""Laws of the simulated users behind Serve: real replicas on loopback, killed and delayed."""
+"""Simulated users on Ray Serve: real replicas on loopback, killed and delayed."""
 
 import asyncio
 import dataclasses
@@ -142,7 +142,7 @@ def test_http_answers_and_refuses_in_json(handle: DeploymentHandle):
         assert json.load(response) == {"status": "ok"}
 
 
-def test_behind_a_key_only_who_has_it_is_answered(
+def test_requests_without_the_key_are_refused(
     handle: DeploymentHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("THE_KEY", KEY)
@@ -158,7 +158,7 @@ def test_behind_a_key_only_who_has_it_is_answered(
         serve.delete("keyed")
 
 
-async def test_the_relay_carries_requests_to_the_proxy_beside_it(handle: DeploymentHandle) -> None:
+async def test_the_llm_proxy_forwards_requests_to_its_local_serve_proxy(handle: DeploymentHandle) -> None:
     deploy_llm_proxy("test", port=PORT)
     try:
         transport = connect_llm_proxy("test")

@@ -1,4 +1,4 @@
-"""The gate before the simulated users' HTTP face: a key, and no more than a request needs."""
+"""The API key check of the simulated users' HTTP API, and its request limits."""
 
 import hmac
 import json
@@ -45,7 +45,7 @@ def client(expected: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url="http://gate")
 
 
-async def test_only_who_has_the_key_is_let_in(expected: str) -> None:
+async def test_only_requests_with_the_key_pass(expected: str) -> None:
     async with client(expected) as http:
         answer = await http.post("/reply", json={"a": 1}, headers={"Authorization": f"Bearer {KEY}"})
         assert (answer.status_code, answer.json()) == (200, {"num": 8})

@@ -1,5 +1,4 @@
-"""Laws of a model that the run hosts itself: a real vLLM behind Ray Serve plays users, and a killed replica
-neither loses a dialogue nor scores one."""
+"""Hosted LLM users: a real vLLM on Ray Serve; a killed replica neither loses a dialogue nor scores one."""
 
 import asyncio
 import random

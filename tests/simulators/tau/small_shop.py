@@ -1,4 +1,5 @@
-"""A shop small enough to compute by hand, the published data, and an agent who knows the gold."""
+"""A shop small enough for computation by hand, the published data, and an agent that knows the gold
+actions."""
 
 import json
 from collections.abc import Iterator

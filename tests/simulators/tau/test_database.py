@@ -1,4 +1,4 @@
-"""The overlay: pure, equal by content, and cheap."""
+"""The copy-on-write database: immutable, and equal by content."""
 
 from simulators.tau.database import Database
 from tests.simulators.tau.small_shop import retail

@@ -1,4 +1,5 @@
-"""Published tasks: who knows the gold serves them all; broken files are refused with row and field."""
+"""The loader of published tau tasks: gold actions solve all of them; invalid files are refused with row and
+field."""
 
 import json
 import random
@@ -29,7 +30,7 @@ CANCEL = ("cancel_pending_order", {"order_id": "#W1", "reason": "no longer neede
 
 @needs_data
 @pytest.mark.parametrize("path, num", [(RETAIL, 500), (TAU2, 74)])
-async def test_who_knows_the_gold_serves_every_published_task(path: Path, num: int):
+async def test_the_gold_actions_solve_every_published_task(path: Path, num: int):
     tasks = GYM.load_tasks(path)
     assert len(tasks) == num
     assert mean([paid(await play(task, gold_agent(task))) for task in tasks]) == 1

@@ -1,4 +1,4 @@
-"""The retail tools on a shop small enough to compute by hand."""
+"""The retail tools: effects computed by hand on a small shop."""
 
 import json
 

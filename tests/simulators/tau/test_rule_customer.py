@@ -1,4 +1,4 @@
-"""The customer on free text: says what it is asked, agrees to what it wants, leaves when nothing is left."""
+"""The rule-based tau customer: answers questions, confirms only its wishes, and leaves at the end."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def ask(question: str, *, told: tuple[int, ...] = (), scenario: dict[str, Any] =
         ("", EXCHANGE),
     ],
 )
-def test_at_first_it_says_who_it_is_and_what_it_wants(question: str, said: str):
+def test_at_first_it_tells_its_identity_and_wish(question: str, said: str):
     assert ask(question).text == said
 
 
@@ -106,7 +106,7 @@ def test_a_story_is_told_whole_and_its_end_when_asked_for_exactly_that():
     assert ask("Done. Anything else?", scenario=story, told=(-1,)).facts == {"stop": True}
 
 
-def test_who_wants_no_change_in_the_end_agrees_to_none():
+def test_a_customer_without_a_change_confirms_none():
     story = {**SCENARIO, "wishes": [], "request": "I want the impossible."}
     assert ask("Shall I cancel it? Please confirm.", scenario=story, told=(-1,)).facts == {"confirmed": False}
 

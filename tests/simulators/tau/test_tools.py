@@ -1,4 +1,4 @@
-"""Calls in every form, refused without harm; arithmetic without execution; schemas as published."""
+"""Tool calls of tau: all text forms, errors without effect, safe arithmetic, published schemas."""
 
 import json
 

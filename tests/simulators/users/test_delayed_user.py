@@ -1,4 +1,4 @@
-"""Laws of slow users: how long they take, and that nothing else changes."""
+"""The delayed user: distribution of delays, and unchanged replies."""
 
 import asyncio
 import time

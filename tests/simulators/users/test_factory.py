@@ -1,4 +1,4 @@
-"""Laws of composing users: what a recipe may say, who plays which dialogue, and what a name reaches."""
+"""The factory of users: valid recipes, the choice of a user per dialogue, and names."""
 
 from collections import Counter
 from dataclasses import dataclass

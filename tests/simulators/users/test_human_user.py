@@ -1,4 +1,4 @@
-"""Laws of a person in the terminal: the same protocol, a menu that takes what is on it, no blocked loop."""
+"""The human user in the terminal: the protocol of a model, a menu with validation, no blocked event loop."""
 
 import asyncio
 import time
@@ -51,7 +51,7 @@ async def test_a_line_that_is_not_on_the_menu_is_asked_for_again():
 @pytest.mark.parametrize(
     ("lines", "failure"), [((), Failure.USER_LEFT), (("?",) * 5, Failure.INVALID_VERDICT)]
 )
-async def test_a_person_who_leaves_or_talks_nonsense_is_a_failure(lines: tuple[str, ...], failure: Failure):
+async def test_a_person_who_leaves_or_types_nonsense_is_a_failure(lines: tuple[str, ...], failure: Failure):
     with pytest.raises(SimulatorError) as error:
         await human(*lines).reply(CALL)
     assert error.value.failure is failure and error.value.simulator == "human"
@@ -78,7 +78,7 @@ async def test_reading_does_not_block_the_loop_and_ends_in_time():
     assert error.value.failure is Failure.TIMEOUT and ticks >= 5
 
 
-async def test_a_user_who_only_computes_needs_no_person():
+async def test_a_gym_without_an_llm_form_needs_no_person():
     call = UserCall(gym="function", scenario=make_tasks("function", num=1)[0].scenario, question="1 2 3 4")
     assert (await human().reply(call)).simulator == "rules"
 

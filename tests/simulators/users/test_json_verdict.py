@@ -1,4 +1,4 @@
-"""Laws of reading a model's text: wrapping is forgiven, a doubtful object never becomes a verdict."""
+"""The parser of verdicts: wrapping is tolerated, an ambiguous object is never a verdict."""
 
 import time
 

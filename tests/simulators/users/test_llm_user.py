@@ -1,5 +1,5 @@
-"""Laws of a language model as the user, against a real server on loopback: it plays, and each way in which it
-can fail is a failure of its own, never a score."""
+"""The LLM user against a real server on loopback: it plays the gyms; each kind of failure is distinct, never
+a score."""
 
 import asyncio
 import json
@@ -77,7 +77,7 @@ async def test_a_model_that_listens_plays_whole_dialogues_as_the_rules_do():
     assert scores == pytest.approx([1.0] * 10)
 
 
-async def test_a_reply_says_who_gave_it():
+async def test_a_reply_names_its_simulator_and_model():
     async with serve_endpoint(["nonsense", 500, GOOD]) as endpoint:
         reply = await user_of(endpoint).reply(CALL)
     expected = await RuleUser().reply(replace(CALL, question=f"Which {SLOT}?"))

@@ -1,4 +1,4 @@
-"""Personas: each trait does what it says and nothing else, and never changes what is meant."""
+"""Persona style: each trait has its own effect, and none changes the meaning."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -53,7 +53,7 @@ def test_a_trait_shows_as_often_as_it_says(persona: Persona, sign: str, expected
     assert share(spoken(persona, num=1000), sign) == pytest.approx(expected, abs=0.05)
 
 
-def test_who_puts_off_or_looks_up_tells_nothing_and_tells_it_when_asked_again():
+def test_a_put_off_question_is_answered_when_asked_again():
     for persona, text in ((Persona(cooperativeness=0.0), PUT_OFF), (Persona(knowledge=0.0), LOOK_UP)):
         call = replace(CALL, persona=persona)
         first = apply_persona(REPLY, call, Random(0))

@@ -1,4 +1,4 @@
-"""Gauges: hand-counted dialogues, users that are caught, and honest ones that are not."""
+"""Quality metrics: hand-counted dialogues; faulty users are detected, honest ones are not."""
 
 import random
 import time
@@ -96,7 +96,7 @@ def test_counts_of_a_dialogue_by_hand():
     )  # fmt: skip
 
 
-def test_a_hidden_value_that_nobody_asked_for_is_a_leak():
+def test_a_hidden_value_without_a_question_for_it_is_a_leak():
     leak = turn("Which cabin?", "I want first, and a window seat.", slot="cabin", wish="first")
     assert count_gauges(SCENARIO, [leak]).leaks == 1
     assert count_gauges(SCENARIO, [turn("Is it the window?", "Yes, the window.")]).leaks == 0
@@ -131,7 +131,7 @@ def test_telling_a_property_otherwise_is_a_contradiction_however_it_is_asked():
     assert count_gauges({}, put_off).told_again == 0
 
 
-def test_judging_one_thing_anew_is_no_contradiction_unless_the_same_words_are_judged():
+def test_another_verdict_on_a_new_text_is_no_contradiction():
     answers = [turn(text, "Hm.", reason=1, verdict=verdict) for text, verdict in (("a", "no"), ("b", "yes"))]
     assert count_gauges({}, answers).contradictions == 0
     assert count_gauges({}, [*answers, turn("a", "Right.", reason=1, verdict="yes")]).contradictions == 1

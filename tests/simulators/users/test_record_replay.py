@@ -1,4 +1,4 @@
-"""Laws of record and replay: a run without its model says the same, and never says what was not said."""
+"""Recording and replay: a replay gives the recorded replies and no others."""
 
 import asyncio
 import json

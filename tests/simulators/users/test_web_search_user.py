@@ -1,4 +1,5 @@
-"""Web search: a real HTTP server on loopback; every failure is a simulator's, and the key is never shown."""
+"""The web search user against a real HTTP server: every failure is the simulator's, and the key is never
+shown."""
 
 import asyncio
 import json
