@@ -23,6 +23,14 @@ AbsolutePathText = Annotated[str, AfterValidator(_absolute)]
 """A path, absolute from the start: processes of a cluster work in folders of their own."""
 
 
+def _check_replicas(num: int, most: int | None) -> None:
+    if most is not None and most < num:
+        raise ValueError(
+            f"max_replicas={most} is less than num_replicas={num}: raise it, or leave it out for a fixed "
+            "number"
+        )
+
+
 class NamedUserConfig(BaseModel):
     """Settings of every kind of simulated user."""
 
@@ -94,11 +102,7 @@ class LlmServeConfig(NamedUserConfig):
 
     @model_validator(mode="after")
     def _replicas_grow(self) -> "LlmServeConfig":
-        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
-            raise ValueError(
-                f"max_replicas={self.max_replicas} is less than num_replicas={self.num_replicas}: raise it, "
-                "or leave it out for a fixed number"
-            )
+        _check_replicas(self.num_replicas, self.max_replicas)
         return self
 
 
@@ -215,11 +219,7 @@ class SimulatorConfig(BaseModel):
 
     @model_validator(mode="after")
     def _replicas_grow(self) -> Self:
-        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
-            raise ValueError(
-                f"max_replicas={self.max_replicas} is less than num_replicas={self.num_replicas}: raise it, "
-                "or leave it out for a fixed number"
-            )
+        _check_replicas(self.num_replicas, self.max_replicas)
         return self
 
     @model_validator(mode="after")

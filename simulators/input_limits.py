@@ -6,6 +6,7 @@ and their uses: docs/safety.md.
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 MAX_ACTION_CHARS = 16_000
@@ -49,6 +50,21 @@ def load_json(text: str, *, max_chars: int = MAX_ACTION_CHARS, max_depth: int = 
     if depth_of(text, enough=max_depth) > max_depth:
         raise ValueError(f"nested too deeply: at most {max_depth} levels")
     return json.loads(text)
+
+
+def json_leaves(value: Any) -> list[Any]:
+    """All plain values in a JSON value at any depth, keys excluded; without recursion."""
+    found: list[Any] = []
+    rest = [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, Mapping):
+            rest.extend(item.values())
+        elif isinstance(item, list | tuple):
+            rest.extend(item)
+        else:
+            found.append(item)
+    return found
 
 
 def check_file_size(size: int, *, place: str, most: int = MAX_FILE_BYTES) -> None:

@@ -34,10 +34,7 @@ SYSTEM = (
 PLACES = ("home", "birthplace")
 LEVELS: tuple[tuple[tuple[tuple[str, ...], ...], ...], ...] = (
     ((("owner", "cook"), PLACES),),
-    (
-        (("owner", "cook"), ("friend",), PLACES),
-        (("owner", "cook"), PLACES, ("river", "twin")),
-    ),
+    ((("owner", "cook"), ("friend",), PLACES), (("owner", "cook"), PLACES, ("river", "twin"))),
     ((("owner", "cook"), ("friend",), PLACES, ("river", "twin")),),
 )
 """Level to the kinds of chains: the relations to choose from at each hop."""

@@ -21,16 +21,6 @@ from simulators.published import function, intention, persuade, search, tau, tel
 from simulators.published.settings import CONSTANTS, PublishedSetting
 from simulators.published.shared_rules import both_flags, intention_flags, travel_flags
 
-MAKERS = {
-    "function": function.make_gym,
-    "intention": intention.make_gym,
-    "persuade": persuade.make_gym,
-    "search": search.make_gym,
-    "tau": tau.make_gym,
-    "telepathy": telepathy.make_gym,
-    "travel": travel.make_gym,
-    "turtle": turtle.make_gym,
-}
 FLAGS = {
     **dict.fromkeys(("function", "search", "tau", "telepathy", "turtle"), both_flags),
     "intention": intention_flags,
@@ -50,7 +40,16 @@ def published_gyms(constants: PublishedSetting) -> dict[str, Gym]:
     if constants not in CONSTANTS:
         raise ValueError(f"constants={constants!r}: the released settings are {', '.join(CONSTANTS)}")
     setting = CONSTANTS[constants]
-    gyms = {name: make_gym(setting) for name, make_gym in MAKERS.items()}
+    gyms = {
+        "function": function.GYM,
+        "intention": intention.make_gym(setting),
+        "persuade": persuade.GYM,
+        "search": search.make_gym(setting),
+        "tau": tau.GYM,
+        "telepathy": telepathy.GYM,
+        "travel": travel.make_gym(setting),
+        "turtle": turtle.make_gym(setting),
+    }
     gyms = {name: replace(gym, max_turns=setting.max_turns) for name, gym in gyms.items()}
     if not setting.shows_reward:
         return {

@@ -18,7 +18,6 @@ from simulators.gym import ActionOutcome, Expert, Gym, GymRules
 from simulators.gyms.arithmetic import VARIABLES, parse_rule
 from simulators.gyms.function_data import read_functions
 from simulators.message import Action
-from simulators.published.settings import PublishedConstants
 from simulators.published.shared_rules import (
     EACH_TURN,
     data_only,
@@ -95,10 +94,6 @@ def random_action(task: Task, rng: random.Random) -> Action:
     return Action(choice=choice, content=" ".join(str(rng.randint(1, 10)) for _ in range(count)))
 
 
-def make_gym(constants: PublishedConstants) -> Gym:
-    return _GYM
-
-
 def _query(task: Task, content: str) -> str:
     inputs = [float(number) for number in NUMBER.findall(content)]
     if len(inputs) != len(VARIABLES):
@@ -122,7 +117,7 @@ def _grade(task: Task, state: None, content: str) -> ActionOutcome:
     return ActionOutcome(state=state, feedback="That is not right. You may try again.", score=0.0)
 
 
-_GYM = Gym(
+GYM = Gym(
     name="function",
     system=SYSTEM,
     make_task=data_only,

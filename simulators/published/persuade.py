@@ -21,7 +21,6 @@ from simulators.dataset_files import ENV_NAME, is_parquet, read_records
 from simulators.gym import ActionOutcome, Expert, Gym, GymRules
 from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.message import Action
-from simulators.published.settings import PublishedConstants
 from simulators.published.shared_rules import EACH_TURN, data_only, every_turn, make_task, parse_leniently
 from simulators.task import Task
 from simulators.user import LlmRole, UserCall, UserReply, flat_schema
@@ -140,10 +139,6 @@ def read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     return UserReply(text=str(verdict["say"])[:SAY_LENGTH], facts={"stance": verdict["stance"]})
 
 
-def make_gym(constants: PublishedConstants) -> Gym:
-    return _GYM
-
-
 def _moved(old: str, new: str) -> int:
     """Levels from `old` to `new`; 0 if one of them is not on the scale."""
     if old not in STANCES or new not in STANCES:
@@ -162,7 +157,7 @@ ARGUMENTS = (
 )
 """The scripted expert's arguments, the same against every claim."""
 
-_GYM = Gym(
+GYM = Gym(
     name="persuade",
     system=SYSTEM,
     make_task=data_only,

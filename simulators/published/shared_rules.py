@@ -122,12 +122,3 @@ def _finishes(action: Action | None) -> bool:
 def norm(text: str) -> str:
     """Lower-case letters and digits only: released answers are compared in this form."""
     return "".join(letter for letter in text.lower() if letter.isalnum())
-
-
-def texts(value: Any) -> list[str]:
-    """All texts and numbers in a JSON value at any depth."""
-    if isinstance(value, dict):
-        return [text for item in value.values() for text in texts(item)]
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in texts(item)]
-    return [] if value is None else [str(value)]

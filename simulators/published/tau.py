@@ -23,7 +23,6 @@ from typing import Any
 
 from simulators.gym import ActionOutcome, Expert, Gym, GymRules
 from simulators.message import Action
-from simulators.published.settings import CONSTANTS, PublishedConstants
 from simulators.published.shared_rules import EACH_TURN, data_only, parse_stripped
 from simulators.task import Task
 from simulators.tau import load_tasks as tau_files
@@ -122,10 +121,6 @@ def random_action(task: Task, rng: random.Random) -> Action:
     return Action(choice=choice, content=content)
 
 
-def make_gym(constants: PublishedConstants) -> Gym:
-    return _GYM
-
-
 def _search(task: Task, state: State, query: str) -> ActionOutcome:
     if query != "tools":
         return ActionOutcome(state=state, feedback=HELP if query == "help" else SEARCH_FOR, score=0.0)
@@ -176,7 +171,7 @@ def _grade(task: Task, state: State) -> float:
     return float(is_said and matches_gold(state.database, task.scenario["gold"], tools))
 
 
-_GYM = Gym(
+GYM = Gym(
     name="tau",
     system=SYSTEM,
     make_task=data_only,
@@ -192,4 +187,3 @@ _GYM = Gym(
     rules=GymRules(parse_action=parse_action),
     scoring=EACH_TURN,
 )
-GYM = replace(make_gym(CONSTANTS["evaluation"]), max_turns=CONSTANTS["evaluation"].max_turns)

@@ -20,7 +20,6 @@ from simulators.gym import ActionOutcome, Expert, Gym, GymRules
 from simulators.gyms.stemming import stems_of, stems_of_fixed
 from simulators.gyms.telepathy_data import names_of, read_entities
 from simulators.message import Action
-from simulators.published.settings import PublishedConstants
 from simulators.published.shared_rules import (
     CANNOT_RESPOND,
     EACH_TURN,
@@ -128,14 +127,10 @@ def read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     return UserReply(text=response, facts={"response": response})
 
 
-def make_gym(constants: PublishedConstants) -> Gym:
-    return _GYM
-
-
 GUESSES = ("Albert Einstein", "the Eiffel Tower", "a cat", "Mount Everest", "football", "the Mona Lisa")
 """The scripted expert's guesses."""
 
-_GYM = Gym(
+GYM = Gym(
     name="telepathy",
     system=SYSTEM,
     make_task=data_only,

@@ -12,12 +12,7 @@ from simulators.task import Task
 
 BUDGET = "My budget is limited: of the options that suit me, I want the cheapest of each."
 HIDDEN_FIELDS = ("type", "reason")
-ASPECT_FIELDS: dict[str, type] = {
-    "preferences": list,
-    "options": dict,
-    "correct_ids": list,
-    "best_id": str,
-}
+ASPECT_FIELDS: dict[str, type] = {"preferences": list, "options": dict, "correct_ids": list, "best_id": str}
 
 
 def load_tasks(path: Path) -> list[Task]:

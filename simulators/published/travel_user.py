@@ -8,8 +8,8 @@ from typing import Any
 
 from simulators.gym import Expert
 from simulators.gyms.stemming import stems_of, stems_of_fixed
+from simulators.input_limits import json_leaves
 from simulators.message import Action
-from simulators.published.shared_rules import texts
 from simulators.task import Task
 from simulators.user import LlmRole, UserCall, UserReply, flat_schema
 
@@ -128,7 +128,8 @@ def _judge_search(call: UserCall) -> UserReply:
     if len(named) != 1:
         first = next(iter(call.scenario["aspects"]))
         return UserReply(text="", facts={"alignment_judgement": "False", "alignment_aspect": first})
-    gold = stems_of(" ".join(texts(call.scenario["aspects"][named[0]]["arguments"])))
+    leaves = json_leaves(call.scenario["aspects"][named[0]]["arguments"])
+    gold = stems_of(" ".join(str(leaf) for leaf in leaves if leaf is not None))
     aligned = "True" if 2 * len(gold & asked) >= len(gold) else "False"
     return UserReply(text="", facts={"alignment_judgement": aligned, "alignment_aspect": named[0]})
 

@@ -9,7 +9,7 @@ import copy
 import json
 
 from simulators.tau.database import Database, Record
-from simulators.tau.tools import ToolError
+from simulators.tau.tools import ToolError, find_record
 
 NOW = "2024-05-15T15:00:00"
 BAG_PRICE = 50
@@ -21,11 +21,11 @@ CABINS = ("basic_economy", "economy", "business")
 
 
 def get_user_details(database: Database, user_id: str) -> tuple[Database, str]:
-    return database, json.dumps(_find(database, "users", user_id))
+    return database, json.dumps(find_record(database, "users", user_id))
 
 
 def get_reservation_details(database: Database, reservation_id: str) -> tuple[Database, str]:
-    return database, json.dumps(_find(database, "reservations", reservation_id))
+    return database, json.dumps(find_record(database, "reservations", reservation_id))
 
 
 def book_reservation(
@@ -42,7 +42,7 @@ def book_reservation(
     nonfree_baggages: int,
     insurance: str,
 ) -> tuple[Database, str]:
-    user = copy.deepcopy(_find(database, "users", user_id))
+    user = copy.deepcopy(find_record(database, "users", user_id))
     new_ids = [key for key in NEW_RESERVATIONS if database.find("reservations", key) is None]
     booked = [_priced(database, flight, cabin, len(passengers)) for flight in flights]
     price = sum(flight["price"] for flight in booked) * len(passengers) + BAG_PRICE * nonfree_baggages
@@ -68,7 +68,7 @@ def book_reservation(
 
 
 def cancel_reservation(database: Database, reservation_id: str) -> tuple[Database, str]:
-    reservation = copy.deepcopy(_find(database, "reservations", reservation_id))
+    reservation = copy.deepcopy(find_record(database, "reservations", reservation_id))
     history = reservation["payment_history"]
     history += [{"payment_id": paid["payment_id"], "amount": -paid["amount"]} for paid in history]
     reservation["status"] = "cancelled"
@@ -78,7 +78,7 @@ def cancel_reservation(database: Database, reservation_id: str) -> tuple[Databas
 def update_reservation_flights(
     database: Database, reservation_id: str, cabin: str, flights: list[Record], payment_id: str
 ) -> tuple[Database, str]:
-    reservation = copy.deepcopy(_find(database, "reservations", reservation_id))
+    reservation = copy.deepcopy(find_record(database, "reservations", reservation_id))
     num_seats = len(reservation["passengers"])
     kept = {
         (flight["flight_number"], flight["date"]): flight
@@ -101,7 +101,7 @@ def update_reservation_flights(
 def update_reservation_baggages(
     database: Database, reservation_id: str, total_baggages: int, nonfree_baggages: int, payment_id: str
 ) -> tuple[Database, str]:
-    reservation = copy.deepcopy(_find(database, "reservations", reservation_id))
+    reservation = copy.deepcopy(find_record(database, "reservations", reservation_id))
     price = BAG_PRICE * max(0, nonfree_baggages - reservation["nonfree_baggages"])
     database = _charge(database, reservation, payment_id, price)
     reservation["total_baggages"] = total_baggages
@@ -112,7 +112,7 @@ def update_reservation_baggages(
 def update_reservation_passengers(
     database: Database, reservation_id: str, passengers: list[Record]
 ) -> tuple[Database, str]:
-    reservation = copy.deepcopy(_find(database, "reservations", reservation_id))
+    reservation = copy.deepcopy(find_record(database, "reservations", reservation_id))
     if len(passengers) != len(reservation["passengers"]):
         raise ToolError("number of passengers does not match")
     reservation["passengers"] = passengers
@@ -120,20 +120,13 @@ def update_reservation_passengers(
 
 
 def send_certificate(database: Database, user_id: str, amount: float) -> tuple[Database, str]:
-    user = copy.deepcopy(_find(database, "users", user_id))
+    user = copy.deepcopy(find_record(database, "users", user_id))
     free = [key for key in NEW_CERTIFICATES if key not in user["payment_methods"]]
     if not free:
         raise ToolError("no more certificates can be sent")
     user["payment_methods"][free[0]] = {"source": "certificate", "amount": amount, "id": free[0]}
     text = f"Certificate {free[0]} added to user {user_id} with amount {amount}."
     return database.put("users", user_id, user), text
-
-
-def _find(database: Database, table: str, key: str) -> Record:
-    record = database.find(table, key)
-    if record is None:
-        raise ToolError(f"{table.removesuffix('s')} not found")
-    return record
 
 
 def _priced(database: Database, flight: Record, cabin: str, num_seats: int) -> Record:
@@ -175,7 +168,7 @@ def _take_payment(user: Record, payments: list[Record], price: float) -> None:
 
 def _charge(database: Database, reservation: Record, payment_id: str, price: float) -> Database:
     """Charges the price of a change, and adds it to `reservation`."""
-    user = copy.deepcopy(_find(database, "users", reservation["user_id"]))
+    user = copy.deepcopy(find_record(database, "users", reservation["user_id"]))
     method = user["payment_methods"].get(payment_id)
     if method is None:
         raise ToolError("payment method not found")

@@ -12,33 +12,12 @@ from simulators.tau.tool_schemas import RETAIL_TOOLS
 from simulators.tau.tools import TauToolCall, run_call
 
 FIRST_NAMES = (
-    "Ada",
-    "Ben",
-    "Cora",
-    "Dan",
-    "Ella",
-    "Finn",
-    "Gina",
-    "Hugo",
-    "Iris",
-    "Jack",
-    "Kira",
-    "Leo",
-    "Mona",
-    "Nils",
+    *("Ada", "Ben", "Cora", "Dan", "Ella", "Finn", "Gina", "Hugo", "Iris", "Jack"),
+    *("Kira", "Leo", "Mona", "Nils"),
 )
 LAST_NAMES = (
-    "Adler",
-    "Baker",
-    "Costa",
-    "Dubois",
-    "Engel",
-    "Fischer",
-    "Garcia",
-    "Haddad",
-    "Ivanov",
-    "Jensen",
-    "Kumar",
+    *("Adler", "Baker", "Costa", "Dubois", "Engel", "Fischer", "Garcia", "Haddad"),
+    *("Ivanov", "Jensen", "Kumar"),
 )
 STREETS = ("Oak Street", "Hill Road", "Lake Avenue", "Mill Lane", "Park Drive", "Elm Street")
 PLACES = (("Austin", "TX"), ("Boston", "MA"), ("Denver", "CO"), ("Miami", "FL"), ("Seattle", "WA"))

@@ -8,7 +8,7 @@ import copy
 import json
 
 from simulators.tau.database import Database, Record
-from simulators.tau.tools import ToolError
+from simulators.tau.tools import ToolError, find_record
 
 REASONS = ("no longer needed", "ordered by mistake")
 ADDRESS = ("address1", "address2", "city", "state", "country", "zip")
@@ -35,15 +35,15 @@ def find_user_id_by_name_zip(
 
 
 def get_user_details(database: Database, user_id: str) -> tuple[Database, str]:
-    return database, json.dumps(_find(database, "users", user_id))
+    return database, json.dumps(find_record(database, "users", user_id))
 
 
 def get_order_details(database: Database, order_id: str) -> tuple[Database, str]:
-    return database, json.dumps(_find(database, "orders", order_id))
+    return database, json.dumps(find_record(database, "orders", order_id))
 
 
 def get_product_details(database: Database, product_id: str) -> tuple[Database, str]:
-    return database, json.dumps(_find(database, "products", product_id))
+    return database, json.dumps(find_record(database, "products", product_id))
 
 
 def list_all_product_types(database: Database) -> tuple[Database, str]:
@@ -111,7 +111,7 @@ def modify_pending_order_items(
     order["payment_history"].append(_transaction(kind, abs(difference), payment_method_id))
     for item_id, new_item_id in zip(item_ids, new_item_ids, strict=True):
         item = next(item for item in order["items"] if item["item_id"] == item_id)
-        variant = _find(database, "products", item["product_id"])["variants"][new_item_id]
+        variant = find_record(database, "products", item["product_id"])["variants"][new_item_id]
         item["item_id"] = new_item_id
         item["price"] = variant["price"]
         item["options"] = variant["options"]
@@ -148,28 +148,21 @@ def modify_pending_order_address(database: Database, order_id: str, **address: s
 
 
 def modify_user_address(database: Database, user_id: str, **address: str) -> tuple[Database, str]:
-    user = copy.deepcopy(_find(database, "users", user_id))
+    user = copy.deepcopy(find_record(database, "users", user_id))
     user["address"] = {part: address[part] for part in ADDRESS}
     return database.put("users", user_id, user), json.dumps(user)
 
 
-def _find(database: Database, table: str, key: str) -> Record:
-    record = database.find(table, key)
-    if record is None:
-        raise ToolError(f"{table.removesuffix('s')} not found")
-    return record
-
-
 def _order(database: Database, order_id: str, *, status: str, refusal: str) -> Record:
     """A modifiable copy of the order. Raises ToolError if it has another status."""
-    order = _find(database, "orders", order_id)
+    order = find_record(database, "orders", order_id)
     if order["status"] != status:
         raise ToolError(refusal)
     return copy.deepcopy(order)
 
 
 def _method(database: Database, order: Record, payment_method_id: str) -> Record:
-    methods = _find(database, "users", order["user_id"])["payment_methods"]
+    methods = find_record(database, "users", order["user_id"])["payment_methods"]
     if payment_method_id not in methods:
         raise ToolError("payment method not found")
     return methods[payment_method_id]
@@ -191,7 +184,7 @@ def _price_difference(
     difference = 0
     for item_id, new_item_id in zip(item_ids, new_item_ids, strict=True):
         item = next(item for item in order["items"] if item["item_id"] == item_id)
-        variant = _find(database, "products", item["product_id"])["variants"].get(new_item_id)
+        variant = find_record(database, "products", item["product_id"])["variants"].get(new_item_id)
         if variant is None or not variant["available"]:
             raise ToolError(f"new item {new_item_id} not found or available")
         difference += variant["price"] - item["price"]
@@ -199,7 +192,7 @@ def _price_difference(
 
 
 def _pay_in(database: Database, user_id: str, payment_method_id: str, amount: float) -> Database:
-    user = copy.deepcopy(_find(database, "users", user_id))
+    user = copy.deepcopy(find_record(database, "users", user_id))
     method = user["payment_methods"][payment_method_id]
     method["balance"] = round(method["balance"] + amount, 2)
     return database.put("users", user_id, user)

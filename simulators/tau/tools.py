@@ -16,7 +16,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from simulators.tau.database import Database
+from simulators.tau.database import Database, Record
 
 MAX_CALL_CHARS = 10_000
 MAX_BRACKETS = 200
@@ -49,6 +49,19 @@ class Tool:
     def schema(self) -> dict[str, Any]:
         """JSON schema of all arguments."""
         return {"type": "object", "properties": dict(self.properties), "required": list(self.properties)}
+
+
+def make_tool(run: Callable[..., tuple[Database, str]], description: str, **properties: Any) -> Tool:
+    """A tool with the JSON schema of each argument as a keyword."""
+    return Tool(description=description, properties=properties, run=run)
+
+
+def find_record(database: Database, table: str, key: str) -> Record:
+    """The present record, read-only. Raises ToolError if there is none."""
+    record = database.find(table, key)
+    if record is None:
+        raise ToolError(f"{table.removesuffix('s')} not found")
+    return record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,12 +5,10 @@ cancelled, and how it was paid. Tools accept any word, so that a wrong guess is 
 """
 
 import random
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 from simulators.tau.database import Database, Record, Tables
-from simulators.tau.tools import TEXT, TRANSFER, Tool, ToolError, transfer
+from simulators.tau.tools import TEXT, TRANSFER, Tool, ToolError, make_tool, transfer
 
 ITEMS = ("lamp", "chair", "book", "clock", "coat", "desk", "phone", "radio")
 COLORS = ("red", "blue", "green", "white", "black", "pink", "brown", "gold")
@@ -31,11 +29,7 @@ def tables(source: str) -> Tables:
     """The orders of the stall that `source` numbers: one for each of `NUMBERS`."""
     rng = random.Random(f"stall-{source}")
     orders: dict[str, Record] = {
-        number: {
-            "item": rng.choice(ITEMS),
-            "status": rng.choice(STATUSES),
-            "paid": rng.choice(METHODS),
-        }
+        number: {"item": rng.choice(ITEMS), "status": rng.choice(STATUSES), "paid": rng.choice(METHODS)}
         for number in NUMBERS
     }
     return {"orders": orders}
@@ -94,24 +88,20 @@ def _written(database: Database, order: str, record: Record) -> tuple[Database, 
     return database.put("orders", order, record), f"{record['status']}."
 
 
-def _tool(run: Callable[..., tuple[Database, str]], description: str, **properties: Any) -> Tool:
-    return Tool(description=description, properties=properties, run=run)
-
-
 TOOLS: dict[str, Tool] = {
-    ORDER: _tool(get_order, "An order's item, status and payment.", order=TEXT),
-    CANCEL: _tool(cancel, "Cancels a pending order.", order=TEXT, reason=TEXT),
-    RETURN: _tool(
+    ORDER: make_tool(get_order, "An order's item, status and payment.", order=TEXT),
+    CANCEL: make_tool(cancel, "Cancels a pending order.", order=TEXT, reason=TEXT),
+    RETURN: make_tool(
         send_back,
         "Takes a delivered order back; the refund goes to what paid.",
         order=TEXT,
         reason=TEXT,
         refund=TEXT,
     ),
-    EXCHANGE: _tool(
+    EXCHANGE: make_tool(
         exchange, "Exchanges for another color, paid as the order was.", order=TEXT, color=TEXT, pay=TEXT
     ),
-    TRANSFER: _tool(transfer, "Hands over to a human and ends.", summary=TEXT),
+    TRANSFER: make_tool(transfer, "Hands over to a human and ends.", summary=TEXT),
 }
 RULES = (
     "Small shop: `order order=N` shows an order. Not wanted: `cancel order=N reason=R` if pending, "

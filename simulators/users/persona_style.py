@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 
 from simulators.gym import Expert
+from simulators.input_limits import json_leaves
 from simulators.persona import PLAIN
 from simulators.user import UserCall, UserReply
 
@@ -70,7 +71,8 @@ def _with_typos(reply: UserReply, rng: random.Random, *, chance: float) -> str:
     """Swaps two neighbouring letters in some words that carry no fact."""
     if not chance:
         return reply.text
-    kept = {word.lower() for value in _values(reply.facts) for word in re.findall(r"[A-Za-z]+", value)}
+    texts = [leaf for leaf in json_leaves(reply.facts) if isinstance(leaf, str)]
+    kept = {word.lower() for text in texts for word in re.findall(r"[A-Za-z]+", text)}
 
     def slip(match: re.Match[str]) -> str:
         word = match.group()
@@ -80,14 +82,3 @@ def _with_typos(reply: UserReply, rng: random.Random, *, chance: float) -> str:
         return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
 
     return re.sub(r"[A-Za-z]+", slip, reply.text)
-
-
-def _values(facts: object) -> list[str]:
-    """All texts in facts at any depth."""
-    if isinstance(facts, str):
-        return [facts]
-    if isinstance(facts, dict):
-        return [text for value in facts.values() for text in _values(value)]
-    if isinstance(facts, list | tuple):
-        return [text for value in facts for text in _values(value)]
-    return []

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from simulators.config import GaugeLimits
+from simulators.input_limits import json_leaves
 from simulators.user import UserReply
 from simulators.users.persona_style import ASIDE, CORRECTION, CURT, PUT_OFFS, SMALL_TALK
 
@@ -96,7 +97,7 @@ def count_gauges(
     sentences, repeats = _count_repeats(turns)
     proposals, assents = _count_assents(turns)
     told_again, contradictions = _count_contradictions(turns)
-    num_facts = [_num_values(turn.reply.facts) for turn in turns]
+    num_facts = [len(json_leaves(turn.reply.facts)) for turn in turns]
     if (
         sum(num > 0 for num in num_facts) < 2
     ):  # a single good question can only be answered with everything at once
@@ -238,29 +239,4 @@ def _tokens(text: str) -> list[str]:
 
 
 def _texts(value: Any) -> list[str]:
-    """All texts in JSON-like data, keys left out."""
-    found: list[str] = []
-    rest = [value]
-    while rest:
-        item = rest.pop()
-        if isinstance(item, str):
-            found.append(item)
-        elif isinstance(item, Mapping):
-            rest.extend(item.values())
-        elif isinstance(item, list | tuple):
-            rest.extend(item)
-    return found
-
-
-def _num_values(facts: Mapping[str, Any]) -> int:
-    """Number of plain values in facts at any depth."""
-    rest, num = list(facts.values()), 0
-    while rest:
-        item = rest.pop()
-        if isinstance(item, Mapping):
-            rest.extend(item.values())
-        elif isinstance(item, list | tuple):
-            rest.extend(item)
-        else:
-            num += 1
-    return num
+    return [leaf for leaf in json_leaves(value) if isinstance(leaf, str)]

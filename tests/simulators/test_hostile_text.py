@@ -187,7 +187,7 @@ READERS: dict[str, tuple[Callable[[str], object], int]] = {
     "rewarded call": (lambda text: read_call("answer", text), MAX_ACTION_CHARS),
     "gauges": (leaks, MAX_REPLY_CHARS),
     "prompt": (encode, MAX_ACTION_CHARS),
-    "depth": (depth_of, 10 * MAX_ACTION_CHARS),
+    "depth": (depth_of, 4 * MAX_ACTION_CHARS),
 }
 
 
