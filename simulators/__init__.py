@@ -1,4 +1,4 @@
-"""The world: tasks, environments and simulated users. Knows messages, never token ids; imports no other
+"""Tasks, environments (gyms) and simulated users. Works with messages, never with token ids; imports no other
 room."""
 
 from simulators.env_factory import make_env

@@ -1,7 +1,7 @@
 """LLM-based simulated user for every gym that has an LLM form.
 
-The model reads the agent's text as JSON data and gives a verdict in the gym's own enums; the gym makes reply
-and facts of it. Every way in which a model fails to play the user is a `Failure` of its own, never a score.
+The model reads the agent's text as JSON data and returns a verdict in the gym's own enums; the gym computes
+reply and facts from it. Every kind of model failure is a separate `Failure`, never a score.
 """
 
 import hashlib

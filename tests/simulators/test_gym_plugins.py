@@ -130,9 +130,9 @@ def shy(opening: str, rng: random.Random, guess_rate: float) -> Expert:
         ("make_task", of_another_key, "echo: a key must name one task"),
         ("make_task", of_any_split, "echo: train and test share the scenario"),
         ("make_task", not_json, "echo: a scenario travels as JSON"),
-        ("apply", raises, r"echo: IndexError after '\[action\] ': .* \(test_gym_plugins.py:\d+\)"),
-        ("apply", pays_twice, "echo: a dialogue paid 2 with its expert"),
-        ("answer", deaf, r"echo: KeyError after '\[action\] ': 'name' \(test_gym_plugins.py:\d+\)"),
+        ("apply_action", raises, r"echo: IndexError after '\[action\] ': .* \(test_gym_plugins.py:\d+\)"),
+        ("apply_action", pays_twice, "echo: a dialogue paid 2 with its expert"),
+        ("rule_based_reply", deaf, r"echo: KeyError after '\[action\] ': 'name' \(test_gym_plugins.py:\d+\)"),
         ("expert", shy, "echo: the expert scores 0.00 and silence 0.00"),
     ],
 )

@@ -20,6 +20,8 @@ from simulators.users.quality_metrics import (
     GaugeCounts,
     UserTurn,
     alarms,
+    count_gauges,
+    gauge_shares,
 )
 from simulators.users.rule_user import RuleUser
 from tests.fakes import make_tasks
