@@ -11,7 +11,6 @@ from simulators.message import CHOICES, Action
 from simulators.task import Task
 from simulators.user import SimulatorError, UserReply
 from simulators.users.rule_user import RuleUser
-from tests.effort import examples
 from tests.fakes import ScriptedUser, make_tasks, play
 
 (TASK,) = make_tasks("function", num=1)

@@ -16,7 +16,6 @@ from simulators.message import Action
 from simulators.task import SPLITS, Task, TaskKey, split_of
 from simulators.user import UserCall, UserReply
 from simulators.users.rule_user import RuleUser
-from tests.effort import examples
 from tests.fakes import make_tasks, play, play_expert, play_random, score_of
 
 USER = RuleUser({"intention": GYM})

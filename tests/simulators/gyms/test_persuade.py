@@ -26,7 +26,6 @@ from simulators.persona import PLAIN, Persona
 from simulators.task import SPLITS, Task, split_of
 from simulators.user import UserCall, UserReply
 from simulators.users.rule_user import RuleUser
-from tests.effort import examples
 from tests.fakes import make_tasks, play, play_expert, score_of
 
 USER = RuleUser({"persuade": GYM})

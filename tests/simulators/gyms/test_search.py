@@ -17,7 +17,6 @@ from simulators.persona import PLAIN, Persona
 from simulators.task import SPLITS, Task
 from simulators.user import SimulatorError, UserCall, UserReply
 from simulators.users.rule_user import RuleUser
-from tests.effort import examples
 from tests.fakes import make_tasks, play, play_expert, score_of
 
 USER = RuleUser({"search": GYM})

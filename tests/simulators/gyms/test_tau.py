@@ -207,7 +207,7 @@ TEXTS = st.builds(lambda choice, text: f"[{choice}] {text}", st.sampled_from(CHO
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     texts=st.lists(TEXTS, min_size=1, max_size=6),
     index=st.integers(0, 40),

@@ -226,7 +226,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=NUM_EXAMPLES, deadline=None)
+@settings(max_examples=examples(NUM_EXAMPLES), deadline=None)
 @given(texts=st.lists(ACTIONS, min_size=16, max_size=16))
 def test_no_text_breaks_a_dialogue_about_a_released_story(texts: list[str]):
     for task in PUBLISHED_STYLE:
