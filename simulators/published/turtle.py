@@ -8,7 +8,7 @@ writes it, in an object under "score"; the judge's text is discarded.
 Kept as released: overall = sum of weight times score, added up as floats, so that for some stories even a
 perfect answer stays below the threshold of 1.0; a story pays what exceeds the best so far, at most 1 a turn;
 scores are numbers of any size (a 2 is accepted), but there must be one for each criterion, or the turn is
-worth nothing; the statements scored 1 are told word for word; the response to a question is never checked.
+worth nothing; the statements scored 1 are revealed verbatim; the response to a question is never checked.
 Untagged text is read as TelepathyGym reads it.
 """
 

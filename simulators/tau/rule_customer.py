@@ -144,7 +144,7 @@ def _close(call: UserCall, told: list[int]) -> UserReply:
 
 
 def _tell(call: UserCall, told: list[int]) -> UserReply:
-    """The next wish. When all are told: the last one again, or the wishes of the whole request if asked for
+    """The next wish. When none is left: the last one again, or the wishes of the whole request if asked for
     details."""
     wishes = call.scenario["wishes"]
     left = untold_wishes(call.scenario, told)

@@ -44,7 +44,7 @@ def test_a_recipes_project_gets_a_view_with_its_sections(service: WandbService, 
     done = userrl_dashboard(recipe, folder=tmp_path, service=service)
     assert done.returncode == 0, done.stderr
     view = service.views[-1]
-    assert (view["entityName"], view["projectName"], view["displayName"]) == ("somebody", "userrl", "UserRL")
+    assert (view["entityName"], view["projectName"], view["displayName"]) == ("tester", "userrl", "UserRL")
     sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
     assert [section["name"] for section in sections] == list(SECTIONS)
     assert done.stdout.startswith("http") and done.stdout.count("\n") == 1, "the address alone"

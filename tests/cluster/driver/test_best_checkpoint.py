@@ -212,7 +212,7 @@ def test_every_gym_has_the_same_weight_in_the_choice() -> None:
 
 def test_published_tasks_without_a_validation_split_cannot_choose_a_checkpoint(tmp_path: Path) -> None:
     data = {"gyms": {**CONFIG["gyms"], "data": {"travel": tmp_path / "travel.json"}}}
-    with pytest.raises(ValueError, match=r"gyms\.data\.travel has no tasks for validation only"):
+    with pytest.raises(ValueError, match=r"gyms\.data\.travel has no validation tasks"):
         RunConfig.model_validate(CONFIG | data)
     RunConfig.model_validate(CONFIG | data | {"evaluation": {"every_steps": 0}})
 

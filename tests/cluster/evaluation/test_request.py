@@ -145,7 +145,7 @@ def test_several_models_want_a_name(endpoint: Served) -> None:
 def test_an_endpoint_without_a_list_takes_any_name(endpoint: Served) -> None:
     url, answers, _ = endpoint
     answers["/v1/models"] = b"<html>"
-    with pytest.raises(BadInput, match="does not say which models"):
+    with pytest.raises(BadInput, match="does not list its models"):
         request(policy=url)
     assert request(policy=url, model="b").endpoint is not None
 

@@ -68,7 +68,7 @@ def test_a_transport_that_cannot_work_is_refused_in_one_line(
 
 @pytest.mark.parametrize("transport", ["nccl", "ipc"])
 def test_a_recipe_whose_learner_has_no_gpu_is_refused_at_once(transport: str) -> None:
-    with pytest.raises(ValidationError, match=r"give learner\.num_gpus_per_learner=1, or take auto"):
+    with pytest.raises(ValidationError, match=r"give learner\.num_gpus_per_learner=1, or use auto"):
         RunConfig.model_validate({"engine": {"weight_transport": transport}})
 
 
