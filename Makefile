@@ -24,11 +24,13 @@ setup: $(READY)
 train: setup
 	$(BIN)/userrl train $(RECIPE) $(if $(RUN),--run $(RUN)) $(ARGS)
 
-test: test-fast
+test: setup
+	$(BIN)/pytest -n auto -m "not slow and not soak and not gpu" $(ARGS)
 	$(BIN)/python -m tests.run_slow_files
 
+# What an edit needs: the laws that take milliseconds.
 test-fast: setup
-	$(BIN)/pytest -n auto -m "not slow and not soak and not gpu" $(ARGS)
+	$(BIN)/pytest -n auto -m "not medium and not slow and not soak and not gpu" $(ARGS)
 
 # Hours: all random cases, many kills of a real run, chaos. Run by hand.
 soak: setup

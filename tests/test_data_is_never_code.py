@@ -81,6 +81,7 @@ def _is_banned(module: str) -> bool:
     return any(module == name or module.startswith(f"{name}.") for name in MODULES)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("room", ROOMS)
 def test_no_data_becomes_code(room: str) -> None:
     files = sorted((ROOT / room).rglob("*.py"))

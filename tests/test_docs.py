@@ -59,6 +59,7 @@ def test_a_command_in_the_documentation_parses(line: str):
     assert all(key in known or key.startswith("gyms.data.") for key in overrides)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("where", "text"), list(blocks("python")))
 def test_python_in_the_documentation_runs(
     where: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,8 @@ from actors.dialogue_slots import DialogueSlots
 from actors.trajectory import GroupSummary
 from tests.fakes import make_summary
 
+pytestmark = pytest.mark.medium
+
 
 def group(
     gym: str, *, policy_s: float, user_s: float = 0.0, tool_s: float = 0.0, queue_s: float = 0.0

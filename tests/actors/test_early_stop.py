@@ -28,6 +28,8 @@ from simulators.user import UserCall, UserReply
 from simulators.users.rule_user import RuleUser
 from tests.fakes import TextEngine, call_text, credited, make_key
 
+pytestmark = pytest.mark.medium
+
 KEY = make_key("function")
 FOREVER = 3600.0
 

@@ -61,6 +61,7 @@ def test_a_ratio_is_the_median_of_the_ratios_run_by_run():
     ]
 
 
+@pytest.mark.medium
 def test_runs_take_turns_and_the_first_of_each_does_not_count():
     told: list[str] = []
 

@@ -200,6 +200,7 @@ async def play(config: RunConfig, folder: RunFolder, renderer: Renderer) -> pa.T
     return await scorer(to_table(order, trajectories), True)
 
 
+@pytest.mark.medium
 async def test_what_is_written_of_dialogues_with_endpoints_that_quote_their_keys_holds_none(
     tmp_path: Path, renderer: Renderer, capsys: pytest.CaptureFixture[str]
 ) -> None:

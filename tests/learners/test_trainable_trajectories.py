@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +33,7 @@ def trajectories(draw: st.DrawFn) -> tuple[list[Turn], StopReason]:
     return turns, stop_reason
 
 
+@pytest.mark.medium
 @settings(deadline=None)
 @given(group=st.lists(trajectories(), min_size=1, max_size=6))
 def test_samples_are_exactly_those_of_the_usable_trajectories(group: list[tuple[list[Turn], StopReason]]):

@@ -86,6 +86,7 @@ async def test_a_rating_is_the_median_of_the_votes_in_tenths(votes: list[int], s
     assert [one.score for one in await rate(script, votes=len(votes))] == pytest.approx([score])
 
 
+@pytest.mark.medium
 async def test_one_vote_that_was_talked_over_moves_the_rating_no_further_than_the_others_are_apart():
     for bought in range(11):
         (rating,) = await rate(in_turn([vote(5), vote(bought), vote(6)]), votes=3)
@@ -111,6 +112,7 @@ BAD: list[Answer] = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("bad", BAD, ids=repr)
 async def test_whatever_is_no_verdict_is_no_vote(bad: Answer):
     (rating,) = await rate([bad], votes=1, timeout_s=0.3)

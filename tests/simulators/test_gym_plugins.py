@@ -84,6 +84,7 @@ def test_two_gyms_of_one_name_are_told_apart(here: Path):
         known_gyms(["first", "second"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("difficulty", (0, 2))
 @pytest.mark.parametrize("gym", [*GYMS.values(), GYM], ids=[*GYMS, "echo"])
 def test_a_gym_that_keeps_the_laws_passes(gym: Gym, difficulty: int):

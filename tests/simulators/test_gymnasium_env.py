@@ -116,6 +116,7 @@ def test_any_script_is_text_and_samples_are_short():
     assert unflatten(space, flatten(space, "東京 🗼")) == "東京 🗼"
 
 
+@pytest.mark.medium
 def test_importing_the_simulators_is_all_that_make_needs_and_registers_once():
     register_envs()
     for code in (

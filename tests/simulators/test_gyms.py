@@ -154,6 +154,7 @@ def as_lists(value: Any) -> Any:
     return [as_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+@pytest.mark.medium
 def test_a_task_is_the_same_in_every_process():
     code = (
         "import hashlib, json\n"
@@ -178,6 +179,7 @@ def test_a_task_is_the_same_in_every_process():
     assert len(printed) == 1 and len(printed.pop().split()) == len(GYMS)
 
 
+@pytest.mark.medium
 @every_level
 def test_no_scenario_is_in_two_splits_for_any_seed(gym: Gym, difficulty: int):
     of_split = {
@@ -194,6 +196,7 @@ def test_no_scenario_is_in_two_splits_for_any_seed(gym: Gym, difficulty: int):
     assert all(len(scenarios) > 10 for scenarios in of_split.values())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("num_tasks", (60, pytest.param(600, marks=pytest.mark.soak)))
 @every_level
 async def test_the_expert_succeeds_and_random_and_silence_do_not(gym: Gym, difficulty: int, num_tasks: int):
@@ -209,6 +212,7 @@ async def test_the_expert_succeeds_and_random_and_silence_do_not(gym: Gym, diffi
     assert mean(scores) <= 0.1
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("num_tasks", (40, pytest.param(200, marks=pytest.mark.soak)))
 @pytest.mark.parametrize(
     ("gym", "difficulty"),
@@ -224,6 +228,7 @@ async def test_the_expert_succeeds_with_every_persona(gym: Gym, difficulty: int,
     assert mean(scores) >= 0.9
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("difficulty", LEVELS)
 @pytest.mark.parametrize(
     ("name", "guess_rate", "most"),

@@ -108,6 +108,7 @@ def in_time(work: Callable[[], object], *, what: str) -> None:
     assert spent < MOST_S, f"{spent:.2f} s for {what[:60]!r}"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("choice", SPOKEN)
 async def test_no_action_stops_a_gym_or_breaks_it(name: str, choice: str) -> None:
@@ -191,6 +192,7 @@ READERS: dict[str, tuple[Callable[[str], object], int]] = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("reader", READERS)
 def test_no_text_stops_a_reader_or_breaks_it(reader: str) -> None:
     read, num_chars = READERS[reader]

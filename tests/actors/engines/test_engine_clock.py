@@ -212,6 +212,7 @@ finally:
 """
 
 
+@pytest.mark.medium
 def test_processor_time_is_that_of_the_children_without_the_process_itself() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CPU_SECONDS],

@@ -21,6 +21,8 @@ from simulators.users.rule_user import RuleUser
 from tests.fake_endpoint import Endpoint, Script, completion, serve_endpoint
 from tests.fakes import make_key
 
+pytestmark = pytest.mark.medium
+
 KEY = "sk-loopback-0123456789"
 FIRST = ('{"choice": "action", "content": "1 2 3 4"}', '{"choice": "finish", "content": ""}')
 

@@ -148,6 +148,7 @@ async def test_the_wait_for_weights_is_limited(actor: EngineActor):
         await actor._weights.wait(timeout_s=0.02, check=lambda: None)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("works", "limit_s"), [(True, HANG_TIMEOUT_S), (False, STALL_TIMEOUT_S)])
 @pytest.mark.parametrize("hangs", [False, True])
 async def test_an_idle_core_that_hangs_is_detected(

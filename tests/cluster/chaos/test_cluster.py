@@ -16,6 +16,8 @@ from cluster.chaos.faults import Fault, FaultKind
 from cluster.chaos.processes import end, processes_below
 from cluster.ray_cluster.placement import Machine
 
+pytestmark = pytest.mark.medium
+
 SLEEP = "import time; time.sleep(60)"
 RAYLET = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}]); {SLEEP}"
 WAIT_S = 20.0

@@ -10,6 +10,8 @@ import pytest
 
 from cluster.chaos.processes import end, largest_below, processes_below
 
+pytestmark = pytest.mark.medium
+
 SLEEP = "import time; time.sleep(60)"
 WORKER = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}]); {SLEEP}"
 RAYLET = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {WORKER!r}]); {SLEEP}"

@@ -67,6 +67,7 @@ def test_what_cannot_run_is_one_line_and_exit_code_2(
     assert list(in_an_empty_folder.iterdir()) == []
 
 
+@pytest.mark.medium
 def test_a_refusal_and_help_take_under_3_s_without_heavy_packages() -> None:
     heavy = "('torch', 'ray', 'vllm', 'transformers', 'wandb', 'matplotlib', 'pyarrow')"
     for words, code in ((["train", QUICKSTART, "--learner.lr", "-1"], 2), (["train", "--help"], 0)):

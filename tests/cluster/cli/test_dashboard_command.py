@@ -13,6 +13,8 @@ from cluster.tracking.wandb.history import SECTIONS
 from tests.cluster.sample_run_folders import make_run
 from tests.cluster.tracking.wandb.fake_wandb_service import WandbService, wandb_service
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -22,6 +22,8 @@ from learners.model.tiny_policy import constants, make_tokenizer
 from simulators.gyms import GYMS
 from tests.simulators import template_gym
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[3]
 TEMPLATE = Path(template_gym.__file__)
 QUICKSTART = str(ROOT / "recipes" / "cpu-quickstart.toml")

@@ -22,6 +22,7 @@ _tables = st.recursive(
 )
 
 
+@pytest.mark.medium
 @given(_tables)
 def test_written_toml_is_read_back(table: dict[str, Any]) -> None:
     assert tomllib.loads(to_toml(table)) == table

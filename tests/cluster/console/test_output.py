@@ -13,6 +13,8 @@ from cluster.cli.main import main
 from cluster.console.output import EXIT_BROKEN_PIPE, ReaderGone, fail, with_output
 from tests.cluster.cli.test_cli import QUICKSTART, ROOT, a_finished_run, in_an_empty_folder
 
+pytestmark = pytest.mark.medium
+
 __all__ = ["in_an_empty_folder"]  # a fixture of every test here
 
 

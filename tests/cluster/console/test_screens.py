@@ -22,6 +22,8 @@ from cluster.console.progress import (
     stage_progress,
 )
 
+pytestmark = pytest.mark.medium
+
 METRICS = {
     "time/step_s": 4.21,
     "rollout/reward/mean": 0.414,

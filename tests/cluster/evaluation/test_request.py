@@ -124,6 +124,7 @@ def test_what_cannot_be_evaluated_is_one_line_and_changes_nothing(
     assert sorted(in_an_empty_folder.iterdir()) == before
 
 
+@pytest.mark.medium
 def test_an_endpoint_with_one_model_needs_no_name_and_no_key(endpoint: Served) -> None:
     url, answers, keys = endpoint
     answers["/v1/models"] = b'{"data": [{"id": "org/m"}]}'
@@ -134,6 +135,7 @@ def test_an_endpoint_with_one_model_needs_no_name_and_no_key(endpoint: Served) -
     assert keys == [""]
 
 
+@pytest.mark.medium
 def test_several_models_want_a_name(endpoint: Served) -> None:
     url, answers, _ = endpoint
     answers["/v1/models"] = b'{"data": [{"id": "a"}, {"id": "b"}]}'
@@ -142,6 +144,7 @@ def test_several_models_want_a_name(endpoint: Served) -> None:
     assert request(policy=url, model="b").name.endswith("#b")
 
 
+@pytest.mark.medium
 def test_an_endpoint_without_a_list_takes_any_name(endpoint: Served) -> None:
     url, answers, _ = endpoint
     answers["/v1/models"] = b"<html>"
@@ -150,6 +153,7 @@ def test_an_endpoint_without_a_list_takes_any_name(endpoint: Served) -> None:
     assert request(policy=url, model="b").endpoint is not None
 
 
+@pytest.mark.medium
 def test_the_key_is_sent_and_never_shown(endpoint: Served) -> None:
     url, answers, keys = endpoint
     answers["/v1/models"] = b'{"data": [{"id": "m"}]}'
@@ -178,6 +182,7 @@ def test_an_endpoint_that_cannot_be_used_is_refused(url: str, api_key_env: str |
     assert "secret" not in str(refusal.value)
 
 
+@pytest.mark.medium
 def test_a_judges_endpoint_must_take_its_key(endpoint: Served) -> None:
     url, answers, keys = endpoint
     config = ChatConfig(base_url=url, model="m", api_key_env="LOOPBACK_KEY")

@@ -13,6 +13,8 @@ from simulators.gyms.telepathy import PROPERTIES
 from simulators.message import Action
 from tests.fakes import make_tasks
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -33,6 +33,8 @@ from tests.cluster.play.test_play import userrl_play
 from tests.fake_endpoint import serve_endpoint
 from tests.fakes import make_tasks
 
+pytestmark = pytest.mark.medium
+
 TINY = TinyPolicyConfig(
     hidden_size=32, num_layers=2, num_heads=2, head_dim=32, intermediate_size=48, vocab_size=1024
 )

@@ -169,6 +169,7 @@ def test_an_accepted_config_never_reserves_more_cpus_than_exist(monkeypatch: pyt
         check(load(None, {**full, "simulator.num_replicas": "9"}))
 
 
+@pytest.mark.medium
 def test_an_unavailable_hub_name_is_refused_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as deaf:  # It accepts and never answers.

@@ -47,6 +47,7 @@ def test_every_document_is_valid_for_kubernetes(name: str) -> None:
         jsonschema.validate(document, SCHEMAS[document["kind"]])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -33,6 +33,8 @@ from cluster.run_folder.paths import RunFolder
 from learners.buffer.archive import part_file, rest_file
 from tests.cluster.sample_run_folders import GROUP_SIZE, add_steps, make_group, make_run, write_step
 
+pytestmark = pytest.mark.medium
+
 BLOCK = re.compile(r'id="block-([\w-]+)">([^<]*)<')
 
 

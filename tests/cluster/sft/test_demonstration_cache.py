@@ -25,6 +25,8 @@ from learners.model.tiny_policy import make_tokenizer
 from tests.learners.demonstration_dialogues import play
 from tests.learners.sft.test_sharegpt import own_table
 
+pytestmark = pytest.mark.medium
+
 NUM_FILES = 4
 LAST = 10
 """Orders of the last file, which is smaller."""

@@ -230,6 +230,7 @@ def test_a_folder_without_a_run_is_refused_in_one_line(
     assert "no run there: give a run folder" in told.err
 
 
+@pytest.mark.medium
 def test_status_takes_an_instant_and_loads_nothing_heavy(tmp_path: Path) -> None:
     folder = a_run(tmp_path, steps=50)
     heavy = "('torch', 'ray', 'vllm', 'transformers', 'wandb', 'matplotlib', 'pyarrow')"

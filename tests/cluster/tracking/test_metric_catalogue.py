@@ -107,6 +107,7 @@ def test_every_key_of_a_real_line_is_in_the_catalogue(tmp_path: Path) -> None:
     assert [key for key in {*OF_A_RUN, *made} - {"step"} if find(key) is None] == []
 
 
+@pytest.mark.medium
 def test_every_key_in_the_code_is_in_the_catalogue() -> None:
     found = set(keys_in_the_code(of_readers=True))
     assert len(found) > 80
@@ -119,6 +120,7 @@ def test_every_key_in_the_code_is_in_the_catalogue() -> None:
     assert unknown == []
 
 
+@pytest.mark.medium
 def test_no_key_of_the_catalogue_is_dead() -> None:
     made = {key for _, key in keys_in_the_code(of_readers=False)}
     dead = [one.key for one in CATALOGUE if not any(fits(key, sample(one.key)) for key in made)]

@@ -19,6 +19,8 @@ from cluster.tracking.wandb.run import WandbRun
 from cluster.workers.restart import MAX_RESTARTS, LostBufferError, RestartsExhaustedError
 from tests.cluster.console.records import record_of
 
+pytestmark = pytest.mark.medium
+
 METRICS = {
     "time/step_s": 4.21,
     "rollout/reward/mean": 0.414,

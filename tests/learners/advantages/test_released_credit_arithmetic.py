@@ -137,6 +137,7 @@ GAMMAS = st.sampled_from([0.5, 0.8, 0.99, 1.0])
 quick = settings(deadline=None, max_examples=examples(40))
 
 
+@pytest.mark.medium
 @any_pair
 @any_score
 @quick
@@ -166,6 +167,7 @@ def test_equal_credits_are_equal_to_the_last_bit_for_any_positions_of_user_token
         assert mine.tolist() == reference.tolist()
 
 
+@pytest.mark.medium
 @any_pair
 @any_score
 @quick

@@ -23,6 +23,8 @@ from simulators.task import TaskSource
 from tests.effort import examples
 from tests.learners.tiny_parts import make_table, make_turn, scorer_of, tiny_policy
 
+pytestmark = pytest.mark.medium
+
 OK, FAILED, CUT = StopReason.TERMINATED, StopReason.SIMULATOR_ERROR, StopReason.MAX_TURNS
 
 

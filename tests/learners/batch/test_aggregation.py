@@ -31,6 +31,8 @@ from learners.training.optimizer_step import accumulate_gradients, grpo_sums, st
 from tests.learners.batch.test_packing import samples_of
 from tests.learners.tiny_parts import tiny_policy
 
+pytestmark = pytest.mark.medium
+
 CPU = torch.device("cpu")
 SHARES = {"function": 0.25, "search": 0.75}
 

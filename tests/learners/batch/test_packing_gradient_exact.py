@@ -31,6 +31,8 @@ from tests.learners.tiny_parts import (
     tiny_policy,
 )
 
+pytestmark = pytest.mark.medium
+
 TEMPERATURE = 0.8
 SHARES = {"function": 0.4, "search": 0.6}
 CPU = torch.device("cpu")

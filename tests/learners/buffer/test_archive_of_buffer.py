@@ -14,6 +14,8 @@ from learners.buffer import buffer_actor
 from learners.buffer.buffer import BufferSizes
 from tests.learners.local_buffer import LocalBuffer, batch_of, make_local_buffer
 
+pytestmark = pytest.mark.medium
+
 LIMIT_S = 30.0
 SIZES = BufferSizes(group_size=2, groups_per_step=2, max_off_policy_steps=1, seed=0)
 GOOD, FLAT = [0.0, 1.0], [0.5, 0.5]

@@ -23,6 +23,8 @@ from tests.effort import IS_SOAK
 from tests.fakes import make_summary
 from tests.learners.local_buffer import LocalBuffer, batch_of, make_local_buffer
 
+pytestmark = pytest.mark.medium
+
 NUM_STEPS = 80 if IS_SOAK else 40
 NUM_WORKERS = 6
 GROUPS_PER_STEP = 3

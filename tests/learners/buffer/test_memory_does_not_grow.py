@@ -11,6 +11,8 @@ import pytest
 from learners.buffer.buffer import BufferSizes
 from tests.learners.local_buffer import LocalBuffer, batch_of, make_local_buffer
 
+pytestmark = pytest.mark.medium
+
 LIMIT_S = 20.0
 SIZES = BufferSizes(group_size=2, groups_per_step=1, max_off_policy_steps=1, seed=0)
 WARM_UP, NUM_STEPS = 40, 200

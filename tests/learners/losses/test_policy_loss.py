@@ -280,6 +280,7 @@ RATIOS = st.floats(-2, 2).map(lambda x: exp(x))
 SEQUENCE = st.lists(st.tuples(RATIOS, st.floats(-3, 3)), min_size=1, max_size=6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", POLICY_LOSSES)
 @given(sequences=st.lists(SEQUENCE, min_size=1, max_size=4))
 def test_every_loss_is_its_reference_written_token_by_token(

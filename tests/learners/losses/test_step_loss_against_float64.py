@@ -234,6 +234,7 @@ def config_of(loss: str, aggregation: str, **others: Any) -> LearnerConfig:
     )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("per_gym", [False, True])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("loss", POLICY_LOSSES)

@@ -50,6 +50,7 @@ def load(path: Path, policy: Policy) -> Progress:
     return load_checkpoint(path, policy, make_optimizer(policy, config=CONFIG))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("before", "now", "says"),
     [

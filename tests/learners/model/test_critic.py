@@ -39,6 +39,8 @@ from tests.learners.tiny_parts import (
     tiny_policy,
 )
 
+pytestmark = pytest.mark.medium
+
 CPU = torch.device("cpu")
 DONE = StopReason.TERMINATED
 CONFIG = LearnerConfig(advantage=TurnGaeConfig(gamma=0.5, gae_lambda=0.5), warmup_steps=0)

@@ -19,6 +19,8 @@ from tests.learners.batch.test_packing import samples_of
 from tests.learners.tiny_parts import loss_mask, plain_model, save_checkpoint, tiny_model
 from tests.learners.training.test_optimizer_step import update
 
+pytestmark = pytest.mark.medium
+
 CPU = torch.device("cpu")
 CONFIG = LearnerConfig(weight_decay=0.1, advantage=TurnGaeConfig())
 ARCHITECTURES = ("qwen3", "qwen2", "llama")

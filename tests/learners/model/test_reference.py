@@ -24,6 +24,8 @@ from learners.training.optimizer_step import (
 from tests.learners.batch.test_packing import samples_of
 from tests.learners.tiny_parts import tiny_model
 
+pytestmark = pytest.mark.medium
+
 CPU = torch.device("cpu")
 SAMPLES = samples_of(3)
 NUM_TOKENS = sum(sample.num_loss_tokens for sample in SAMPLES)

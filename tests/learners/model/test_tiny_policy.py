@@ -48,6 +48,7 @@ async def expert_dialogue(task: Task) -> list[tuple[Action, str]]:
         action = expert.send(step.feedback)
 
 
+@pytest.mark.medium
 def test_transformers_loads_the_folder_and_generates(folder: Path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -60,6 +61,7 @@ def test_transformers_loads_the_folder_and_generates(folder: Path):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+@pytest.mark.medium
 def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path):
     build(tmp_path, CONFIG, max_tokens=256, seed=1)
     files = sorted(path.name for path in folder.iterdir())
@@ -68,6 +70,7 @@ def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path):
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
+@pytest.mark.medium
 def test_another_seed_gives_other_weights_and_the_same_tokenizer(folder: Path, tmp_path: Path):
     build(tmp_path, CONFIG, max_tokens=256, seed=2)
     same = {
@@ -76,6 +79,7 @@ def test_another_seed_gives_other_weights_and_the_same_tokenizer(folder: Path, t
     assert "tokenizer.json" in same and "model.safetensors" not in same
 
 
+@pytest.mark.medium
 def test_the_vocabulary_keeps_to_its_size(folder: Path, tokenizer: PreTrainedTokenizerFast):
     assert len(tokenizer) <= 1024
     assert len(AutoTokenizer.from_pretrained(folder)) <= CONFIG.vocab_size

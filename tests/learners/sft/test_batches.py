@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,8 @@ from learners.sft_config import SftConfig
 from learners.training.optimizer_step import accumulate_gradients, apply_gradients, make_optimizer, sft_sums
 from tests.effort import examples
 from tests.learners.tiny_parts import make_table, make_turn, random_table, tiny_policy
+
+pytestmark = pytest.mark.medium
 
 
 def test_each_pass_takes_every_demonstration_once_and_passes_differ():

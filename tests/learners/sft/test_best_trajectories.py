@@ -22,6 +22,8 @@ from tests.learners.demonstration_dialogues import play, write_archive
 from tests.learners.sft.test_sharegpt import own_table
 from tests.learners.tiny_parts import make_turn
 
+pytestmark = pytest.mark.medium
+
 DONE = StopReason.TERMINATED
 
 

@@ -187,6 +187,7 @@ def test_rows_of_a_list_are_read_over_the_ends_of_pieces(
         assert list(json_rows.read_rows(path)) == expected
 
 
+@pytest.mark.medium
 def test_a_long_list_is_never_in_memory_as_a_whole(tmp_path: Path):
     path = write_json(tmp_path / "a.json", [{**ROW, "id": "x" * 10_000}] * 2000)
     tracemalloc.start()

@@ -114,6 +114,7 @@ def test_a_template_that_drops_earlier_thoughts_forks_the_dialogue(tmp_path: Pat
     assert [word for word, mask in second if mask] == ["because", "END"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("by_function_call", [False, True])
 @pytest.mark.parametrize("gym", GYMS)
 def test_a_scripted_dialogue_reads_back_as_its_rollouts_own_table(

@@ -99,6 +99,7 @@ GOLD = json.dumps(
 )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("template", [PLAIN, REWRITING["stripping later"]], ids=["plain", "forking"])
 async def test_the_gold_answers_gain_is_the_change_of_its_probability(
     tokenizer: PreTrainedTokenizerFast, template: str
@@ -161,6 +162,7 @@ async def test_the_masked_feedback_gain_is_relative_to_the_dialogue_with_uninfor
     assert max(map(abs, expected)) > 1e-6
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, *REWRITING.values()], ids=["tiny", *REWRITING])
 async def test_a_mask_equal_to_the_feedback_gives_no_gain(tokenizer: PreTrainedTokenizerFast, template: str):
     """Whatever the template rewrites: masked and actual dialogue are the same tokens."""

@@ -79,6 +79,7 @@ class Workers:
         return end - now
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("num_workers", [2, 6, 16, 40])
 def test_the_limit_comes_near_a_servers_capacity_and_costs_little_of_it(num_workers: int, seed: int):
@@ -97,6 +98,7 @@ def test_a_server_that_batches_is_given_all_though_each_call_takes_three_times_a
     assert load.rate(20_000) > 0.93 * MOST / (2 + 0.07 * MOST)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("seed", range(3))
 def test_the_limit_follows_a_slowdown_and_the_recovery(seed: int):
     server = Workers(40, seed=seed)

@@ -71,6 +71,7 @@ ODD = (
 """Bodies of status 200 that are no chat completion."""
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("bad", [500, 502, 503, 408, 409, 429, *ODD])
 async def test_what_may_mend_is_tried_again(bad: Any):
     async with serve_endpoint([bad, bad, "hi"]) as endpoint:
@@ -126,6 +127,7 @@ async def test_no_more_calls_are_in_flight_than_allowed():
     assert endpoint.most_open == 3 and len(endpoint.requests) == 20
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("bad", "is_overload"), [(429, True), (503, True), (30.0, True), (500, False)])
 async def test_an_endpoint_that_has_too_much_to_do_is_asked_less_at_a_time(bad: Any, is_overload: bool):
     async with serve_endpoint([bad] * 4 + ["hi"]) as endpoint:

@@ -210,6 +210,7 @@ def test_an_id_that_is_not_there_is_refused_in_one_line(tmp_path: Path):
             make_env("function", published_id="func-7", **settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.medium
 @needs_data
 @pytest.mark.parametrize(
     ("gym", "file", "published_id"),

@@ -28,6 +28,7 @@ TAU2 = DATA / "tau" / "retail_v2" / "tasks.train.json"
 CANCEL = ("cancel_pending_order", {"order_id": "#W1", "reason": "no longer needed"})
 
 
+@pytest.mark.medium
 @needs_data
 @pytest.mark.parametrize("path, num", [(RETAIL, 500), (TAU2, 74)])
 async def test_the_gold_actions_solve_every_published_task(path: Path, num: int):
@@ -38,6 +39,7 @@ async def test_the_gold_actions_solve_every_published_task(path: Path, num: int)
     json.dumps([task.scenario for task in tasks])
 
 
+@pytest.mark.medium
 @needs_data
 def test_parquet_rows_are_the_tasks_that_they_name():
     assert [task.scenario for task in GYM.load_tasks(PARQUET)] == [

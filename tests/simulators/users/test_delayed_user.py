@@ -53,6 +53,7 @@ async def test_a_slow_user_says_the_same_later():
     assert reply.latency_s >= slow.delay_s(call)
 
 
+@pytest.mark.medium
 async def test_thousands_wait_at_the_same_time():
     class Quick:
         async def reply(self, call: UserCall) -> UserReply:

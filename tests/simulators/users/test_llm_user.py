@@ -107,6 +107,7 @@ async def test_a_gym_without_an_llm_form_is_answered_by_its_rules_under_their_na
     assert not endpoint.requests
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", MALFORMED)
 async def test_no_reply_comes_of_a_malformed_verdict(name: str):
     async with serve_endpoint([MALFORMED[name]]) as endpoint:
@@ -115,6 +116,7 @@ async def test_no_reply_comes_of_a_malformed_verdict(name: str):
     assert len(endpoint.requests) == 4 and "in 4 tries" in str(error) and error.simulator == "model-a"
 
 
+@pytest.mark.medium
 async def test_nothing_malformed_ever_pays_or_moves_a_dialogue():
     assert len(MALFORMED) >= 30
     task = make_tasks("travel", num=1)[0]
@@ -140,6 +142,7 @@ async def test_nothing_malformed_ever_pays_or_moves_a_dialogue():
     assert sum(rewards) <= 1
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("text", "failure"),
     [

@@ -61,6 +61,7 @@ class Spoilt:
         return self._spoil(call, RuleUser().reply_sync(call))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mix", ["plain", "varied"])
 @pytest.mark.parametrize("gym", GYMS)
 async def test_an_honest_user_of_any_gym_neither_leaks_nor_contradicts_itself(gym: str, mix: PersonaMix):

@@ -138,6 +138,7 @@ async def test_a_refusal_is_final(endpoint: Endpoint):
         assert error.failure == Failure.ERROR and str(status) in str(error) and len(endpoint.requests) == 1
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "body",
     [
@@ -177,6 +178,7 @@ async def test_an_endpoint_that_is_not_there_is_an_error():
     assert (await failure_of(user)).failure == Failure.ERROR
 
 
+@pytest.mark.medium
 async def test_requests_at_once_stay_within_the_bound(endpoint: Endpoint):
     endpoint.answers = [(200, good(), 0.02)] * 24
     user = make_user(endpoint, max_concurrent=3)

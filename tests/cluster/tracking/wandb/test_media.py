@@ -12,6 +12,7 @@ from cluster.tracking.wandb.media import MediaBuilder
 from tests.cluster.sample_run_folders import make_run
 
 
+@pytest.mark.medium
 def test_a_late_file_costs_the_media_of_its_step_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from cluster.tracking.wandb.history import SECTIONS, dashboard_key
 from tests.cluster.sample_run_folders import GROUP_SIZE, make_run
 from tests.cluster.tracking.wandb.wandb_records import numbers, records, rows, table
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:

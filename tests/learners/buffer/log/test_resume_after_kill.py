@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -31,6 +32,8 @@ from tests.effort import examples
 from tests.fakes import make_summary
 from tests.learners.fake_disk import CrashingDisk, InlineLog
 from tests.learners.local_buffer import LocalBuffer
+
+pytestmark = pytest.mark.medium
 
 GROUPS_PER_STEP = 2
 MAX_STEPS = 12
