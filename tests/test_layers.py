@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.syntax_trees import tree_of
+
 ROOT = Path(__file__).resolve().parent.parent
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -154,9 +156,7 @@ def _imports_of_the_rooms() -> list[Import]:
     return [
         found
         for file in files
-        for found in _walk(
-            ast.parse(file.read_text()), path=file.relative_to(ROOT).as_posix(), runs_on_import=True
-        )
+        for found in _walk(tree_of(file), path=file.relative_to(ROOT).as_posix(), runs_on_import=True)
     ]
 
 
@@ -249,7 +249,7 @@ def _top_level_names() -> dict[str, list[str]]:
         where = path.relative_to(ROOT).as_posix()
         if where.startswith(("simulators/gyms/", "simulators/published/")):
             continue
-        for node in ast.parse(path.read_text()).body:
+        for node in tree_of(path).body:
             if isinstance(node, ast.ClassDef):
                 names.setdefault(node.name, []).append(where)
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -276,7 +276,7 @@ def test_files_and_functions_stay_short() -> None:
         is_gym = path.parent.name == "gyms"
         if not is_gym and text.count("\n") > MAX_FILE_LINES:
             long.append(f"{where}: {text.count(chr(10))} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > MAX_FUNCTION_LINES:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs_pages import BLOCK, PAGES, ROOT, name_of
+from tests.syntax_trees import tree_of
 
 ROOMS = ("simulators", "actors", "rewards", "learners", "cluster")
 CLEAN = ("simulators", "actors", "rewards", "examples")
@@ -61,7 +62,7 @@ def _where(path: Path) -> str:
 def _prose_of(path: Path) -> Iterator[tuple[int, str]]:
     """(line number, line) of the docstrings, of attributes too, and comments of a Python file."""
     text = path.read_text()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree_of(path)):
         match node:
             case ast.Expr(value=ast.Constant(value=str())):
                 yield from enumerate(text.splitlines()[node.lineno - 1 : node.end_lineno], node.lineno)
@@ -115,7 +116,7 @@ def _banned_names(path: Path) -> Iterator[str]:
     where = _where(path)
     if path.stem in BANNED_NAMES:
         yield f"{where}:1: file {path.stem}"
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             name = _snake(node.name)
             if name in BANNED_NAMES or name.startswith("expect_"):
@@ -133,7 +134,7 @@ def test_every_module_says_in_its_first_sentence_what_it_is():
     offences = []
     for path in FILES:
         text = path.read_text()
-        docstring = ast.get_docstring(ast.parse(text))
+        docstring = ast.get_docstring(tree_of(path))
         if not docstring:
             offences += [f"{_where(path)}:1: no module docstring"] if text.strip() else []
         elif not re.search(r"[.](?=\s|$)", " ".join(docstring.splitlines()[:2])):

@@ -19,6 +19,7 @@ from cluster.tracking.wandb.workspace import layout
 from learners.buffer.ledger import Ledger
 from simulators.users.quality_metrics import SHARES
 from tests.cluster.sample_run_folders import make_run
+from tests.syntax_trees import tree_of
 
 ROOT = Path(__file__).parents[3]
 ROOMS = ("simulators", "actors", "rewards", "learners", "cluster")
@@ -65,7 +66,7 @@ def keys_in_the_code(*, of_readers: bool) -> Iterator[tuple[str, str]]:
         for path in sorted((ROOT / room).rglob("*.py")):
             if not of_readers and path.relative_to(ROOT).as_posix().startswith(READERS):
                 continue
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(tree_of(path)):
                 text = text_of(node)
                 if KEY.fullmatch(text) and not is_media(text):
                     yield path.relative_to(ROOT).as_posix(), text
