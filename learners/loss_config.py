@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from learners.advantages.config import FrozenConfig, by_type
+from simulators.plug_ins import PlugInName
 
 
 class LossKeys(FrozenConfig):
@@ -72,8 +73,18 @@ class ReinforceConfig(LossKeys):
     type: Literal["reinforce"] = "reinforce"
 
 
+class CustomLossConfig(LossKeys):
+    """A loss of your own: see docs/extend.md."""
+
+    type: Literal["custom"] = "custom"
+    function: PlugInName
+    """`module:function` of `LossTokens` and these settings that returns a `TokenObjective`."""
+    options: dict[str, float] = Field(default={})
+    """Numbers for the function, which reads them as `config.options`."""
+
+
 LossConfig = Annotated[
-    PpoConfig | GspoConfig | TurnClipConfig | CispoConfig | SapoConfig | ReinforceConfig,
+    PpoConfig | GspoConfig | TurnClipConfig | CispoConfig | SapoConfig | ReinforceConfig | CustomLossConfig,
     Field(discriminator="type"),
     by_type("ppo"),
 ]

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rewards.reward_functions import REWARDS
+from rewards.reward_functions import reward_function
 from simulators.llm_client.config import ChatConfig
 
 
@@ -35,7 +35,8 @@ class RewardConfig(BaseModel):
     )
 
     weights: dict[str, float] = {"environment": 1.0}
-    """Weight of each reward function, by name; docs/rewards.md lists them. Costs (turn, length, no_tool_call)
+    """Weight of each reward function, by name; docs/rewards.md lists them; `module:function` names one
+    of your own. Costs (turn, length, no_tool_call)
     are meant for negative weights. Evaluation reports the environment's reward alone."""
     judge: JudgeConfig | None = None
     """The judge model of the reward function `judge`."""
@@ -44,10 +45,7 @@ class RewardConfig(BaseModel):
     @classmethod
     def _names_are_known(cls, weights: dict[str, float]) -> dict[str, float]:
         for name, weight in weights.items():
-            if name not in REWARDS:
-                raise ValueError(
-                    f"{name!r}: unknown reward function: the known ones are {', '.join(REWARDS)}"
-                )
+            reward_function(name)  # raises ValueError
             if not abs(weight) < float("inf"):
                 raise ValueError(f"{name}={weight}: a weight must be a finite number: give one such as 0.1")
         return weights

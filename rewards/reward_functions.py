@@ -1,8 +1,9 @@
 """Reward functions: a group's table in, one number a turn out. They see texts, outcomes and token counts,
 never token ids.
 
-A new reward is one function and one line in `REWARDS`. What each is for, with its formula and an example:
-docs/rewards.md. Arrow is not imported here: the configuration reads the names of `REWARDS` in an instant.
+A new reward is one function and one line in `REWARDS`, or a function of a module of your own. What each is
+for, with its formula and an example: docs/rewards.md. Arrow is not imported here: the configuration reads the
+names of `REWARDS` in an instant.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.tool_call_reward import tool_call_rewards
+from simulators.plug_ins import plug_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -159,3 +161,16 @@ REWARDS: dict[str, RewardFn] = {
     "potential": potential,
     "judge": judge,
 }
+
+
+def reward_function(name: str) -> RewardFn:
+    """The function of a weight's name: one of `REWARDS`, or `module:function` of a plug-in. Raises
+    ValueError, one line."""
+    if name in REWARDS:
+        return REWARDS[name]
+    if ":" in name:
+        return plug_in(name)
+    raise ValueError(
+        f"{name!r}: unknown reward function: the known ones are {', '.join(REWARDS)}; one of your own is "
+        "module:function"
+    )

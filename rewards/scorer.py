@@ -10,7 +10,7 @@ import pyarrow as pa
 from actors.trajectory_table import REWARD
 from rewards.config import RewardConfig
 from rewards.judge import Judge, Rating
-from rewards.reward_functions import REWARDS, RewardContext
+from rewards.reward_functions import RewardContext, reward_function
 
 JUDGE = "judge"
 
@@ -59,7 +59,11 @@ def with_rewards(table: pa.Table, weights: Mapping[str, float], context: RewardC
 
     A failure is never a score: averages must leave failed trajectories out, and NaN shows it if they do not.
     """
-    parts = (weight * REWARDS[name](table, context) for name, weight in weights.items())
-    total = sum(parts, np.zeros(table.num_rows))
+    total = np.zeros(table.num_rows)
+    for name, weight in weights.items():
+        part = reward_function(name)(table, context)
+        if np.shape(part) != total.shape:
+            raise ValueError(f"{name}: returned {np.shape(part)} numbers: one for each row, {total.shape}")
+        total = total + weight * part
     total = np.where(table["failed"].to_numpy(), np.nan, total)
     return table.append_column(REWARD, pa.array(total, pa.float64(), from_pandas=False))

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from simulators.llm_client.config import ChatConfig
+from simulators.plug_ins import PlugInName
 from simulators.user import RULES
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
@@ -126,8 +127,18 @@ class ReplayConfig(NamedUserConfig):
         return self
 
 
+class CustomUserConfig(NamedUserConfig):
+    """A user of your own: see docs/extend.md."""
+
+    type: Literal["custom"] = "custom"
+    factory: PlugInName
+    """`module:name` of a function or class that takes `name`, `gyms` and `rules` as keyword arguments and
+    returns a `User`."""
+
+
 UserConfig = Annotated[
-    RulesUserConfig | LlmServeConfig | EndpointConfig | ReplayConfig, Field(discriminator="type")
+    RulesUserConfig | LlmServeConfig | EndpointConfig | ReplayConfig | CustomUserConfig,
+    Field(discriminator="type"),
 ]
 
 

@@ -4,16 +4,14 @@ process.
 Checks the module, the `GYM` in it and its name; the rules are checked by `simulators.gym_check`.
 """
 
-import importlib
 import importlib.util
-import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from simulators.gym import Gym
 from simulators.gyms import GYMS
+from simulators.plug_ins import import_module
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 TAKEN = ("average", "held_out", "macro", "mean", "micro")
@@ -46,21 +44,7 @@ def module_path(module: str) -> Path:
 
 
 def _gym_of(module: str) -> Gym:
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)  # last, so that no file here hides an installed package
-    try:
-        gym = getattr(importlib.import_module(module), "GYM", None)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise ValueError(f"{module}: imports {error.name!r}, which is not installed") from error
-        raise ValueError(
-            f"{module}: no such module: give the name of a Python file in {here}, without .py, or of an "
-            "installed package"
-        ) from error
-    except Exception as error:  # the plug-in's code can raise anything on import
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{module}: cannot be imported: {type(error).__name__}: {reason}") from error
+    gym = getattr(import_module(module), "GYM", None)
     if not isinstance(gym, Gym):
         raise ValueError(
             f"{module}: has no gym: write GYM = Gym(...) at its foot, as docs/add-a-gym.md shows"

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 PACKAGE_ORDER: dict[str, list[set[str]]] = {
     "simulators": [
-        {"message", "persona", "task", "input_limits", "fair_semaphore"},
+        {"message", "persona", "task", "input_limits", "fair_semaphore", "plug_ins"},
         {"user"},
         {"llm_client"},
         {"gym", "config", "dataset_files"},

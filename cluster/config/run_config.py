@@ -19,6 +19,7 @@ from learners.config import LearnerConfig, TinyPolicyConfig
 from learners.sft_config import SftConfig
 from rewards.config import RewardConfig
 from simulators.config import SimulatorConfig
+from simulators.plug_ins import module_of
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -205,6 +206,23 @@ class RunConfig(BaseModel):
                     f"{', '.join(fitting)}, or omit the weight"
                 )
         return self
+
+    @property
+    def plug_in_modules(self) -> dict[str, str]:
+        """Modules of gyms, rewards, losses, estimators and users from outside the project, by key."""
+        references = {f"reward.weights.{name}": name for name in self.reward.weights if ":" in name}
+        if self.learner.loss.type == "custom":
+            references["learner.loss.function"] = self.learner.loss.function
+        estimators = {"learner.advantage": self.learner.advantage}
+        estimators |= {f"learner.by_gym.{gym}": own for gym, own in self.learner.by_gym.items()}
+        for key, estimator in estimators.items():
+            if estimator.type == "custom":
+                references[f"{key}.function"] = estimator.function
+        for user in self.simulator.users:
+            if user.type == "custom":
+                references[f"simulator.users.{user.name}.factory"] = user.factory
+        modules = {f"gyms.modules[{i}]": name for i, name in enumerate(self.gyms.modules)}
+        return modules | {key: module_of(reference) for key, reference in references.items()}
 
     def to_toml(self) -> str:
         """The resolved recipe: `load` of it gives an equal config."""

@@ -37,8 +37,14 @@ def settings_of(config: RunConfig, request: EvaluationRequest, *, policy_folder:
         "max_completion_tokens": config.rollout.max_completion_tokens,
         "max_model_len": config.engine.max_model_len,
         "temperature": config.rollout.temperature,
-        "code": _code(CODE + [module_path(module) for module in config.gyms.modules]),
+        "code": _code(CODE + [module_path(module) for module in _plug_ins(config)]),
     }
+
+
+def _plug_ins(config: RunConfig) -> list[str]:
+    """Modules that take part in a dialogue: gyms and users."""
+    modules = config.plug_in_modules.items()
+    return [module for key, module in modules if key.startswith(("gyms.", "simulator."))]
 
 
 def _state(paths: Iterable[Path]) -> dict[str, list[int]]:

@@ -66,7 +66,7 @@ def _named(config: RunConfig) -> dict[str, str]:
     places |= {f"simulator {u.name}": Path(u.path) for u in config.simulator.users if u.type == "replay"}
     named = {key: path for key, path in written.items() if not Path(path).expanduser().is_absolute()}
     named |= {key: os.path.relpath(path, here) for key, path in places.items() if path.is_relative_to(here)}
-    sources = {f"gyms.modules[{i}]": module_path(name) for i, name in enumerate(config.gyms.modules)}
+    sources = {key: module_path(name) for key, name in config.plug_in_modules.items()}
     # Only what `import` finds in the working folder itself; what is installed here must be installed there.
     named |= {key: path.name for key, path in sources.items() if path.parent == here.resolve()}
     for key, name in named.items():

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from simulators.plug_ins import PlugInName
+
 ScoreName = Literal["sum", "mean", "reward_to_go", "max", "last"]
 CreditName = Literal["naive", "equalized", "reward_to_go", "exponential"]
 
@@ -85,7 +87,15 @@ class TurnGaeConfig(DiscountKeys):
     default suits any policy."""
 
 
-_Advantage = SpreadConfig | UserRLConfig | OutcomeConfig | TurnConfig | TurnGaeConfig
+class CustomAdvantageConfig(ScoreKeys):
+    """An estimator of your own: see docs/extend.md."""
+
+    type: Literal["custom"] = "custom"
+    function: PlugInName
+    """`module:function` of `GroupTurns` and a `CreditRule` that returns one advantage per turn."""
+
+
+_Advantage = SpreadConfig | UserRLConfig | OutcomeConfig | TurnConfig | TurnGaeConfig | CustomAdvantageConfig
 AdvantageConfig = Annotated[_Advantage, Field(discriminator="type"), by_type("grpo")]
 ADVANTAGE_CONFIGS: dict[str, type[_Advantage]] = {
     name: kind for kind in get_args(_Advantage) for name in get_args(kind.model_fields["type"].annotation)

@@ -29,14 +29,13 @@ from learners.advantages.turn_advantages import (
 from learners.advantages.turn_credit import (
     CREDITS,
     SCORES,
-    USERRL_CREDITS,
     USERRL_EPSILON,
-    USERRL_SCORES,
     reward_to_go,
     spread,
     userrl_compat,
     userrl_credits,
 )
+from simulators.plug_ins import plug_in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,36 +59,17 @@ class CreditRule:
     1.0]), np.array([0.0])])` gives [[1, 1], [-1]]."""
 
     advantage: str
-    """The estimator's name in `ADVANTAGES`."""
+    """The estimator's name in `ADVANTAGES`, or `custom`."""
     trajectory_score: str
     turn_credit: str = "equalized"
     gamma: float
     gae_lambda: float = 0.9
+    function: str = ""
+    """`module:function` of a custom estimator."""
 
     @property
     def estimator(self) -> "Estimator":
-        return ADVANTAGES[self.advantage]
-
-    def check(self, *, where: str = "") -> None:
-        """Raises ValueError for an unknown name or names that do not fit; `where` begins its text."""
-        if self.advantage not in ADVANTAGES:
-            known = ", ".join(ADVANTAGES)
-            raise ValueError(f"{where}advantage={self.advantage}: unknown: take one of {known}")
-        if not self.estimator.spreads and self.turn_credit != "equalized":
-            raise ValueError(
-                f"{where}turn_credit={self.turn_credit}: advantage={self.advantage} credits each turn "
-                "itself: take turn_credit=equalized, or advantage=grpo"
-            )
-        if self.advantage == "userrl_compat":
-            for method, known, what in (
-                (self.trajectory_score, USERRL_SCORES, "trajectory_score"),
-                (self.turn_credit, USERRL_CREDITS, "turn_credit"),
-            ):
-                if method not in known:
-                    raise ValueError(
-                        f"{where}{what}={method}: the released code has no such: take one of "
-                        f"{', '.join(known)}, or advantage=grpo"
-                    )
+        return Estimator(estimate=plug_in(self.function)) if self.function else ADVANTAGES[self.advantage]
 
     def advantages(
         self,

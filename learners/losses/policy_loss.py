@@ -18,6 +18,7 @@ from torch import Tensor
 
 from learners.loss_config import (
     CispoConfig,
+    CustomLossConfig,
     GspoConfig,
     LossConfig,
     PpoConfig,
@@ -25,6 +26,7 @@ from learners.loss_config import (
     SapoConfig,
     TurnClipConfig,
 )
+from simulators.plug_ins import plug_in
 
 MOST_LOG_RATIO = 20.0
 """Log ratios are clamped to this, either way: exp(20) is beyond every bound, and finite, so that a token that
@@ -79,7 +81,9 @@ def policy_loss(
 
     `weights` are 1 for the mean over all tokens; `num_tokens` is the step's, over all learners.
     """
-    objective = POLICY_LOSSES[config.type](tokens, config)
+    is_custom = isinstance(config, CustomLossConfig)
+    objective_of = plug_in(config.function) if is_custom else POLICY_LOSSES[config.type]
+    objective: TokenObjective = objective_of(tokens, config)
     loss = -(weights.to(objective.values.dtype) * objective.values).sum() / num_tokens
     log_ratio, policy_logprobs = tokens.log_ratio.detach(), tokens.policy_logprobs.detach()
     return PolicyLoss(

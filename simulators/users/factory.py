@@ -6,6 +6,7 @@ from math import ceil
 import httpx
 
 from simulators.config import (
+    CustomUserConfig,
     EndpointConfig,
     LlmServeConfig,
     ReplayConfig,
@@ -15,6 +16,7 @@ from simulators.config import (
 )
 from simulators.gym import Gym
 from simulators.llm_client.client import ChatClient, ChatConfig
+from simulators.plug_ins import plug_in
 from simulators.user import User
 from simulators.users.delayed_user import DelayedUser
 from simulators.users.llm_user import LlmUser
@@ -113,6 +115,8 @@ def _connect(
             connected = DelayedUser(rules, delay_s=user.delay_s) if user.delay_s else rules
         case ReplayConfig():
             connected = ReplayUser(user.path, gyms=gyms, name=user.name)
+        case CustomUserConfig():
+            connected = plug_in(user.factory)(name=user.name, gyms=gyms, rules=rules)
         case EndpointConfig():
             chat = ChatClient(chat_config(user, num_processes=num_processes))
             connected = LlmUser(gyms, chat, rules=rules, name=user.name)

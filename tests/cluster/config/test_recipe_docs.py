@@ -52,7 +52,7 @@ def test_every_row_has_a_meaning():
         (
             "[learner]",
             "loss",
-            ["`ppo`, `gspo`, `turn`, `cispo`, `sapo`, `reinforce`", '`{ type = "ppo" }`', "", ""],
+            ["`ppo`, `gspo`, `turn`, `cispo`, `sapo`, `reinforce`, `custom`", '`{ type = "ppo" }`', "", ""],
         ),
         ('[learner.loss], type = "gspo"', "clip_high", ["number", "`0.0004`", "", "> 0"]),
         ('[learner.advantage], type = "turn_gae"', "gae_lambda", ["number", "`0.9`", "", "≥ 0, ≤ 1"]),
