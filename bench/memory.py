@@ -28,8 +28,7 @@ from bench.rows import Row
 from bench.scripted import GYM, create_buffer, scripted_setup, write_policy
 from cluster.config.run_config import BufferConfig, GymsConfig, RunConfig, RunNameConfig, TrackingConfig
 from cluster.driver.algorithm_config import create_rollouts
-from cluster.evaluation.evaluate import play
-from cluster.evaluation.orders import orders_for
+from cluster.evaluation.evaluate import orders_for, play
 from cluster.ray_cluster.start import start_ray
 from cluster.run_folder.atomic_files import write_whole
 from cluster.run_folder.paths import RunFolder

@@ -16,9 +16,9 @@ from tests.docs_pages import BLOCK, PAGES, ROOT, name_of
 from tests.syntax_trees import tree_of
 
 ROOMS = ("simulators", "actors", "rewards", "learners", "cluster")
-CLEAN = ("simulators", "actors", "rewards", "examples")
+CLEAN = (*ROOMS, "examples")
 """Where no banned word is left; the others join as they are rewritten."""
-NAMED = ("actors", "rewards", "examples")
+NAMED = (*ROOMS, "examples")
 """Where no banned name is left."""
 FILES = sorted(path for room in (*ROOMS, "examples") for path in (ROOT / room).rglob("*.py"))
 WHO = re.compile(r"\bwhom?\b", re.IGNORECASE)

@@ -27,11 +27,11 @@ class FaultInjector:
         self._job = job
         self._num_restarts = 0
         self._hung = frozenset[int]()
-        """Stopped and still there: Serve lets one go long after another is in its place."""
+        """Stopped replicas that still exist: Serve removes one long after it has replaced it."""
 
     def strike(self, fault: Fault) -> bool:
-        """False where the run was over before. Where there is none of the kind, that is told, and none is
-        struck."""
+        """False if the run was over before. If there is no process of the kind, that is reported and none is
+        killed."""
         calm_until = time.monotonic() + fault.calm_s
         self._wait(lambda: time.monotonic() >= calm_until, timeout_s=math.inf)
         before = Snapshot()

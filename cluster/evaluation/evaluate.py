@@ -12,12 +12,11 @@ from actors.trajectory import GroupOrder
 from cluster.config.run_config import RunConfig
 from cluster.console.progress import stage_progress
 from cluster.evaluation.metrics import DialogueOutcome
-from cluster.evaluation.orders import orders_for
 from cluster.evaluation.outcomes import outcomes_of
 from cluster.evaluation.results import EvaluationRow, evaluation_rows
 from cluster.workers.play_orders import OrderPlayer
 from simulators.env_factory import load_tasks
-from simulators.task import Split
+from simulators.task import Split, TaskKey
 
 WRITE_TIMEOUT_S = 120.0
 
@@ -79,6 +78,20 @@ def validation_orders(config: RunConfig) -> list[GroupOrder]:
         seed=config.run.seed,
         difficulty=config.gyms.difficulty,
     )
+
+
+def orders_for(
+    gyms: Sequence[str], *, split: Split, num_tasks: int, seed: int, difficulty: int, group_size: int = 1
+) -> list[GroupOrder]:
+    """`group_size` dialogues for each of `num_tasks` tasks of every gym, gyms taking turns."""
+    keys = [
+        TaskKey(gym=gym, split=split, index=index, seed=seed, difficulty=difficulty)
+        for index in range(num_tasks)
+        for gym in gyms
+    ]
+    return [
+        GroupOrder(group_id=i, task_key=key, group_size=group_size, seed=seed) for i, key in enumerate(keys)
+    ]
 
 
 def evaluation_orders(config: RunConfig, *, split: Split, num_trials: int) -> list[GroupOrder]:

@@ -42,7 +42,7 @@ def settings_of(config: RunConfig, request: EvaluationRequest, *, policy_folder:
 
 
 def _plug_ins(config: RunConfig) -> list[str]:
-    """Modules that take part in a dialogue: gyms and users."""
+    """Modules of gyms and users: those that dialogues depend on."""
     modules = config.plug_in_modules.items()
     return [module for key, module in modules if key.startswith(("gyms.", "simulator."))]
 

@@ -74,7 +74,7 @@ class Jobs:
     def __init__(self, address: str | None = None):
         """`address` is the dashboard's; None: looked up as Ray does, then on this machine."""
         self.address = http_address(address)
-        _expect_listener(self.address)
+        _require_listener(self.address)
         token = find_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         if token and _is_overheard(self.address):
@@ -213,7 +213,7 @@ def _is_overheard(url: str) -> bool:
     return parts.scheme == "http" and not is_local
 
 
-def _expect_listener(url: str) -> None:
+def _require_listener(url: str) -> None:
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:

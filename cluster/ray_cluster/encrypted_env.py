@@ -1,6 +1,6 @@
 """Encryption of the environment variables that are sent to a cluster, with the cluster's token as the key.
 
-Ray stores the variables of a job's runtime environment in plain text, shows them to everyone who can list
+Ray stores the variables of a job's runtime environment in plain text, shows them to every client that lists
 jobs, and writes them into log files on every node. So the values are sent as one ciphertext; only processes
 with the cluster's token can decrypt it.
 """

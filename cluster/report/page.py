@@ -75,7 +75,7 @@ def render(runs: Sequence[RunRows], *, version: str = "") -> Page:
     bare = len(template.render(fixed, blocks=blocks, shown="").encode())
     dialogues = dialogue_blocks(runs, room=MOST_BYTES - bare)
     num_on_disk = sum(run.num_dialogues for run in runs)
-    told = _told(dialogues.num_dialogues, num_on_disk=num_on_disk, with_tokens=dialogues.num_with_tokens)
+    told = _coverage(dialogues.num_dialogues, num_on_disk=num_on_disk, with_tokens=dialogues.num_with_tokens)
     html = template.render(fixed, blocks=blocks | dialogues.packed, shown=told)
     return Page(html=html, num_dialogues=dialogues.num_dialogues, num_on_disk=num_on_disk)
 
@@ -93,8 +93,8 @@ def _state(run: RunRows) -> str:
     return f"{run.name}: step {run.steps[-1]}{of}, written {last}"
 
 
-def _told(num_dialogues: int, *, num_on_disk: int, with_tokens: int) -> str:
-    """What of the dialogues a page has."""
+def _coverage(num_dialogues: int, *, num_on_disk: int, with_tokens: int) -> str:
+    """How many of the dialogues on disk are in the page."""
     if not num_on_disk:
         return "No dialogue is on disk yet."
     words = f"All {num_on_disk:,} dialogues on disk."

@@ -20,7 +20,7 @@ class Rates:
     """Seconds a step."""
     groups_per_s: float | None
     dialogues_per_min: float | None
-    """Settled, so trained or dropped."""
+    """Trained or dropped."""
     tokens_per_s: float | None
     """Sampled from the policy."""
 
@@ -57,8 +57,8 @@ def rates_of(lines: Sequence[MetricsLine], *, dialogues_per_group: int | None) -
     seconds = sum(line.get("time/step_s") or 0.0 for line in counted)
     if not seconds:
         return Rates(step_s=None, groups_per_s=None, dialogues_per_min=None, tokens_per_s=None)
-    settled = _settled_since(lines)
-    dialogues_per_s = None if settled is None else settled / seconds
+    resolved = _num_resolved_since(lines)
+    dialogues_per_s = None if resolved is None else resolved / seconds
     groups_per_s = None
     if dialogues_per_s is not None and dialogues_per_group:
         groups_per_s = dialogues_per_s / dialogues_per_group
@@ -117,19 +117,19 @@ def _limit(lines: Sequence[MetricsLine], *, places: int | None, is_synchronous: 
     return find_bottleneck(known, places=places, is_synchronous=is_synchronous)
 
 
-def _settled_since(lines: Sequence[MetricsLine]) -> float | None:
-    """Trajectories settled by all lines but the first; by the first where it is the run's first step."""
+def _num_resolved_since(lines: Sequence[MetricsLine]) -> float | None:
+    """Trajectories trained or dropped by all lines but the first; by the first if it is of step 1."""
     if not lines:
         return None
     before = 0.0
     if len(lines) > 1:
-        before = _settled(lines[0])
+        before = _num_resolved(lines[0])
     elif lines[0].get("step") != 1:
         return None
-    return _settled(lines[-1]) - before
+    return _num_resolved(lines[-1]) - before
 
 
-def _settled(line: MetricsLine) -> float:
+def _num_resolved(line: MetricsLine) -> float:
     return line.get("ledger/issued", 0.0) - line.get("ledger/in_flight", 0.0)
 
 

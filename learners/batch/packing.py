@@ -96,7 +96,7 @@ def pack(
     turn_weights: SampleWeights | None = None,
 ) -> MicroBatch:
     """The samples end to end, with each sample's weights at its tokens and turns (None means 1). Without
-    samples: one token that counts for nothing, so that a rank without work takes part in every collective."""
+    samples: one token that counts for nothing, so that a rank without work joins every collective."""
     if not samples:
         zero = torch.zeros(1, dtype=torch.int64)
         none, nothing = zero[:0], torch.zeros(0)

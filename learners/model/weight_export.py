@@ -19,7 +19,7 @@ class WeightExport:
     to the end. Weights are rounded after adapters were merged."""
 
     def __init__(self, policy: Policy, *, dtype: torch.dtype | None = None, keep: bool = True):
-        """With `keep=False` this rank only takes part in gathering: it merges and rounds nothing."""
+        """With `keep=False` this rank only joins the gathering: it merges and rounds nothing."""
         self._policy = policy
         self._dtype = dtype
         self._keep = keep

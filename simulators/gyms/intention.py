@@ -162,7 +162,7 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Tells the wish for the one slot that a question is about, recognised by name, synonyms and values; a
     vague or double question gets a polite refusal."""
     slot = asked_slot(call.question, call.scenario)
-    return _refuse(call) if slot is None else _tell(call, slot)
+    return _refuse(call) if slot is None else _reveal(call, slot)
 
 
 def asked_slot(text: str, scenario: Mapping[str, Any]) -> str | None:
@@ -272,7 +272,7 @@ def _index(slots: tuple[tuple[str, ...], ...]) -> dict[str, tuple[str, ...]]:
     return index
 
 
-def _tell(call: UserCall, slot: str) -> UserReply:
+def _reveal(call: UserCall, slot: str) -> UserReply:
     scenario = call.scenario
     wish = scenario["wishes"].get(slot)
     if wish is None:
@@ -317,7 +317,7 @@ def _schema(call: UserCall) -> dict[str, Any]:
 
 def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     slot = _labels(call).get(verdict["slot"])
-    return _refuse(call) if slot is None else _tell(call, slot)
+    return _refuse(call) if slot is None else _reveal(call, slot)
 
 
 GYM = Gym(

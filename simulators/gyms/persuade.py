@@ -179,7 +179,7 @@ def needs_user(state: State, action: Action) -> bool:
 
 def apply_action(task: Task, state: State, action: Action, reply: UserReply | None) -> ActionOutcome:
     if reply is None and action.choice == "answer":
-        return _settle(task, state, NOT_HEARD, is_right=False)
+        return _resolve_reason(task, state, NOT_HEARD, is_right=False)
     if reply is None:
         return ActionOutcome(
             state=state, feedback="There is nothing to search here.", score=_score(task, state)
@@ -191,13 +191,13 @@ def apply_action(task: Task, state: State, action: Action, reply: UserReply | No
         return ActionOutcome(
             state=replace(state, is_told=is_told), feedback=reply.text, score=_score(task, state)
         )
-    return _settle(task, state, reply.text, is_right=verdict == "rebutted")
+    return _resolve_reason(task, state, reply.text, is_right=verdict == "rebutted")
 
 
 def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     """Gives the current reason when asked why; judges an answer against this reason only."""
     if call.choice == "action":
-        return _tell(call, rng) if WHY.search(call.question) else UserReply(text=NOT_ASKED)
+        return _reveal(call, rng) if WHY.search(call.question) else UserReply(text=NOT_ASKED)
     if call.scenario["evidence"]:
         words = set(re.findall(r"[a-z]+", call.question.lower()))
         return _judge_cited(call, [word for word in EVIDENCE if word in words])
@@ -253,7 +253,7 @@ def _score(task: Task, state: State) -> float:
     return max(0.0, (state.moved / NUM_STEPS - chance) / (1 - chance))
 
 
-def _settle(task: Task, state: State, text: str, *, is_right: bool) -> ActionOutcome:
+def _resolve_reason(task: Task, state: State, text: str, *, is_right: bool) -> ActionOutcome:
     """Outcome of a used-up try on the current reason: the new stance and score."""
     state = _after(task, state, is_right=is_right)
     return ActionOutcome(
@@ -274,7 +274,7 @@ def _after(task: Task, state: State, *, is_right: bool) -> State:
     return State(num_settled=state.num_settled + 1, moved=state.moved)
 
 
-def _tell(call: UserCall, rng: random.Random) -> UserReply:
+def _reveal(call: UserCall, rng: random.Random) -> UserReply:
     """The current reason; the decoy, which a persona that changes its mind says first, is a reason it does
     not hold."""
     at = call.view["reason"]
@@ -341,7 +341,7 @@ def _schema(call: UserCall) -> dict[str, Any]:
 
 def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     if call.choice == "action":
-        told = _tell(call, random.Random(call.seed))
+        told = _reveal(call, random.Random(call.seed))
         return told if verdict["asks"] == "reason" else UserReply(text=NOT_ASKED)
     if call.scenario["evidence"]:
         return _judge_cited(call, [word for word in EVIDENCE if word == verdict["cites"]])

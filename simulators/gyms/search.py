@@ -130,7 +130,7 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     _refuse_search(call)
     if call.choice == "answer":
         return _say(_verdict(call.scenario, call.question))
-    return _tell(call, rng, is_asked=QUESTION_ABOUT.search(call.question) is not None)
+    return _reveal(call, rng, is_asked=QUESTION_ABOUT.search(call.question) is not None)
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
@@ -250,7 +250,7 @@ def _chain(asked: str) -> list[str]:
     return []
 
 
-def _tell(call: UserCall, rng: random.Random, *, is_asked: bool) -> UserReply:
+def _reveal(call: UserCall, rng: random.Random, *, is_asked: bool) -> UserReply:
     if call.scenario["web"]:
         return UserReply(text="I know no more than my question says.")
     if not is_asked:
@@ -297,7 +297,7 @@ def _schema(call: UserCall) -> dict[str, Any]:
 
 def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     if call.choice == "action":
-        return _tell(call, random.Random(call.seed), is_asked=verdict["asks"] == "shop")
+        return _reveal(call, random.Random(call.seed), is_asked=verdict["asks"] == "shop")
     return _say({"same": "right", "other": "wrong"}.get(verdict["names"]))
 
 

@@ -102,7 +102,7 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     asked = [word for word in PROPERTIES if _mentions(call.question, word)]
     if len(asked) != 1 or _named(call.question, call.scenario["cards"]):
         return UserReply(text=REFUSAL)
-    return _tell(call, asked[0])
+    return _reveal(call, asked[0])
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
@@ -167,7 +167,7 @@ def _split(number: str, look: Sequence[str]) -> Split:
     return split_of(f"telepathy:{' '.join(look)} {number}")
 
 
-def _tell(call: UserCall, asked: str) -> UserReply:
+def _reveal(call: UserCall, asked: str) -> UserReply:
     """Whether the user's card has the property."""
     holds = asked in call.scenario["cards"][call.scenario["target"]]
     yes, no = ("Yes.", "No.") if holds else ("No.", "Yes.")
@@ -194,7 +194,7 @@ def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     if "target_entity" in call.scenario:
         return ENTITY_ROLE.read(call, verdict)
     asked = verdict["property"]
-    return UserReply(text=REFUSAL) if asked == "none" else _tell(call, asked)
+    return UserReply(text=REFUSAL) if asked == "none" else _reveal(call, asked)
 
 
 def _named_card(number: str, look: Sequence[str]) -> str:

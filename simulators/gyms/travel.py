@@ -138,7 +138,7 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
         for slot in slots
         if any(_mentions(call.question, word) for word in (slot, *SYNONYMS[slot]))
     ]
-    return _tell(call, *asked[0]) if len(asked) == 1 else UserReply(text=REFUSAL)
+    return _reveal(call, *asked[0]) if len(asked) == 1 else UserReply(text=REFUSAL)
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
@@ -263,7 +263,7 @@ def _wishes_of(task: Task) -> list[tuple[str, str, str]]:
     return [(part, *wish) for part, wishes in task.scenario["wishes"].items() for wish in wishes.items()]
 
 
-def _tell(call: UserCall, part: str, slot: str) -> UserReply:
+def _reveal(call: UserCall, part: str, slot: str) -> UserReply:
     """The wish for one slot; a refusal for a part that is not in the trip."""
     wishes = call.scenario["wishes"]
     if part not in wishes:
@@ -291,7 +291,7 @@ def _slots(call: UserCall) -> dict[str, Any]:
 
 def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     part, _, slot = verdict["slot"].partition(".")
-    return _tell(call, part, slot) if slot else UserReply(text=REFUSAL)
+    return _reveal(call, part, slot) if slot else UserReply(text=REFUSAL)
 
 
 def _fits(values: Mapping[str, str], wished: Iterable[str]) -> bool:

@@ -127,7 +127,7 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
     asked = {KNOWN[root] for root in map(stem, words) if root in KNOWN}
     if len(asked) > 1:
         return UserReply(text=REFUSAL)
-    return _tell(call, asked.pop()) if asked else _say("", "irrelevant")
+    return _reveal(call, asked.pop()) if asked else _say("", "irrelevant")
 
 
 def expert(opening: str, rng: random.Random, guess_rate: float) -> Expert:
@@ -265,7 +265,7 @@ def _say(word: str, verdict: str) -> UserReply:
     return UserReply(text=VERDICTS[verdict], facts={"word": word, "verdict": verdict}, decoy=decoy)
 
 
-def _tell(call: UserCall, word: str) -> UserReply:
+def _reveal(call: UserCall, word: str) -> UserReply:
     """Whether a word is part of the story; irrelevant if it belongs to none of its facts."""
     scenario = call.scenario
     values = {value for fact in scenario["candidates"] for side in WORLD[fact] for value in side}
@@ -302,7 +302,7 @@ def _read(call: UserCall, verdict: Mapping[str, Any]) -> UserReply:
     word = verdict["word"]
     if word == "several":
         return UserReply(text=REFUSAL)
-    return _say("", "irrelevant") if word == "none" else _tell(call, word)
+    return _say("", "irrelevant") if word == "none" else _reveal(call, word)
 
 
 GYM = Gym(

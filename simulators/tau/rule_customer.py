@@ -74,7 +74,7 @@ def rule_based_reply(call: UserCall, rng: random.Random) -> UserReply:
         if re.search(words, asked) and (reply := _give_detail(call, told, slot)):
             return reply
     if re.search(NEED, asked) or not told:
-        return _tell(call, told)
+        return _reveal_wishes(call, told)
     return UserReply(text=UNSURE)
 
 
@@ -137,13 +137,13 @@ def _consent(call: UserCall) -> UserReply:
 
 def _close(call: UserCall, told: list[int]) -> UserReply:
     if untold_wishes(call.scenario, told):
-        return _tell(call, told)
+        return _reveal_wishes(call, told)
     if re.search(SAME_THING, call.question.lower()):
         return UserReply(text=THAT_IS_ALL, facts={"confirmed": True})
     return UserReply(text=GOODBYE, facts={"stop": True})
 
 
-def _tell(call: UserCall, told: list[int]) -> UserReply:
+def _reveal_wishes(call: UserCall, told: list[int]) -> UserReply:
     """The next wish. When none is left: the last one again, or the wishes of the whole request if asked for
     details."""
     wishes = call.scenario["wishes"]

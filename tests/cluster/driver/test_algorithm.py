@@ -190,6 +190,7 @@ def test_a_checkpoint_resumes_with_the_same_weights_ledger_and_tasks(trained: An
         restored.stop()
 
 
+@pytest.mark.soak
 def test_asynchronous_training_is_the_same_loop_with_a_larger_bound(tmp_path: Path) -> None:
     algorithm = tiny_config(tmp_path, name="async", max_off_policy_steps=1).build_algo()
     assert isinstance(algorithm, GRPO)
@@ -221,6 +222,7 @@ def test_asynchronous_training_is_the_same_loop_with_a_larger_bound(tmp_path: Pa
     assert open_groups.isdisjoint(trained_groups), "what is trained is not generated again"
 
 
+@pytest.mark.soak
 def test_it_runs_as_a_tune_trainable(tmp_path: Path) -> None:
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     try:

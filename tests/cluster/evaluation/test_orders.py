@@ -1,6 +1,6 @@
 """Orders for demonstrations and evaluations."""
 
-from cluster.evaluation.orders import orders_for
+from cluster.evaluation.evaluate import orders_for
 
 
 def test_gyms_take_turns_and_every_task_is_ordered_once():
