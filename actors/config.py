@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 OnTimeout = Literal["mask", "resume"]
 WeightTransport = Literal["shared_memory", "nccl", "ipc"]
+NO_CONTEXT_LIMIT = 2**24
+"""Context limit, in tokens, of a policy that reads messages instead of tokens."""
 
 
 class EngineConfig(BaseModel):

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from actors.tool_call_parser import THOUGHT_END
 from rewards.config import JudgeConfig
 from simulators.llm_client.client import ChatClient
 from simulators.user import SimulatorError, flat_schema
@@ -31,7 +32,6 @@ MAX_DIALOGUE_CHARS = 24_000
 """Of a dialogue, shared out evenly over its texts: no turn can push another out of sight."""
 MAX_ENTRY_CHARS = 2_000
 """Of a single text, however short the dialogue."""
-THOUGHT_END = "</think>"
 SYSTEM = """\
 You rate how well an agent did in a dialogue with a user. What counts is this and nothing else:
 {rubric}

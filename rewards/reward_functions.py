@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.tool_call_parser import CALL_BEGIN, CALL_END, THOUGHT_END
 from rewards.tool_call_reward import tool_call_rewards
 from simulators.plug_ins import plug_in
 
@@ -26,8 +27,7 @@ TOKENS_PER_UNIT = 1000
 """`length` counts thousands, so that its weights are of the size of the others'."""
 OVERLONG_SHARE = 0.2
 """Of the longest turn, the last part in which `overlong` falls: DAPO's 4,096 of 20,480 tokens."""
-CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
-THOUGHT_BEGIN, THOUGHT_END = "<think>", "</think>"
+THOUGHT_BEGIN = "<think>"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -175,7 +175,7 @@ class Checkpoints:
     def _first_entry(self, checkpoint: Path) -> int:
         """The first log entry that resuming from this checkpoint needs."""
         state = checkpoint / STATE_FILE
-        return self.read(checkpoint).buffer.get("journal", {"first": 0})["first"] if state.exists() else 0
+        return self.read(checkpoint).buffer["journal"]["first"] if state.exists() else 0
 
     def _handle_failure(self, step: int, error: Exception) -> None:
         self._num_failed += 1

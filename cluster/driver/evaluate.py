@@ -12,6 +12,7 @@ from typing import cast
 
 import pyarrow as pa
 
+from actors.config import NO_CONTEXT_LIMIT
 from actors.engines.openai_engine import OpenAIEngine
 from actors.rollout_setup import RolloutSetup
 from actors.scripts import Script
@@ -40,8 +41,6 @@ from learners.model.tiny_policy import build
 from rewards.config import RewardConfig
 from simulators.gym_plugins import known_gyms
 
-NO_CONTEXT_LIMIT = 2**24
-"""Tokens of a dialogue whose policy reads messages instead of tokens."""
 SETUP_PARTS = ("Ray", "users", "rollout actors", "engines")
 
 

@@ -45,7 +45,7 @@ COLUMNS = ("trajectory", "gym", "task_id", "stop_reason", "failed", "error", "op
 COLUMNS += ("content", "feedback", "env_reward", "persona", "is_turn")
 COLUMNS += tuple(f"{stage}_s" for stage in TURN_STAGES)
 NO_ASPECTS: Mapping[str, int] = {}
-TUPLES = ("rewards", "choices", "contents", "feedbacks")
+TUPLES = ("rewards", "choices", "contents", "feedbacks", "seconds")
 
 
 def outcomes_of(
@@ -105,7 +105,6 @@ def from_json(data: Mapping[str, Any]) -> DialogueOutcome:
     score = math.nan if data["score"] is None else float(data["score"])
     values: dict[str, Any] = {**data, "score": score, "stop_reason": StopReason(data["stop_reason"])}
     values.update({name: tuple(data[name]) for name in TUPLES})
-    values["seconds"] = tuple(data.get("seconds", ()))  # journals of before it was measured have none
     return DialogueOutcome(**values)
 
 

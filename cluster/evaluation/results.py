@@ -199,8 +199,7 @@ def keep_rows(path: Path, is_kept: Callable[[EvaluationRow], bool]) -> None:
 
 
 def read_rows(path: Path) -> list[EvaluationRow]:
-    """The file's rows; none where there is no file. Rows of before there were policies and trials are read
-    too."""
+    """The file's rows; none if there is no file."""
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
@@ -208,8 +207,8 @@ def read_rows(path: Path) -> list[EvaluationRow]:
 
 
 def read_row(row: dict[str, Any]) -> EvaluationRow:
-    """One of `rows_as_json`, in this program's form or an older one."""
-    values = {"policy": row["stage"], "num_tasks": row["n"] + row["num_failed"]}
+    """The inverse of `rows_as_json` for one row."""
+    values: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, list):
             values[key] = tuple(math.nan if item is None else item for item in value)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from actors.config import NO_CONTEXT_LIMIT
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig, load
 from cluster.console.log import info
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from actors.renderer import Renderer
 
 DEFAULT = "expert"
-NO_CONTEXT_LIMIT = 2**24
-"""Context limit, in tokens, for a policy that reads messages."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

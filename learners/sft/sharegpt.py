@@ -11,14 +11,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from actors.tool_call_parser import CALL_BEGIN, CALL_END, THOUGHT_END
 from learners.sft.json_rows import read_rows, refuse, short, strict_json
 from simulators.message import Message, ToolCall
 
 FIELDS = ("conversations", "system", "tools")
 MEDIA = ("images", "videos", "audios")
 POLICY, ENVIRONMENT = ("gpt", "function_call"), ("human", "observation")
-THOUGHT_END = "</think>"
-MARKERS = (THOUGHT_END, "<tool_call>", "</tool_call>")
+MARKERS = (THOUGHT_END, CALL_BEGIN, CALL_END)
 """Markers that a call must not contain, since a parser would end the thought or the call there."""
 CALL_FORM = 'give {"name": ..., "arguments": {...}}'
 
