@@ -1,4 +1,4 @@
-"""Partial rollouts. Serialises the completed turns of unfinished dialogues and publishes them to the work
+"""Partial rollouts: the completed turns of unfinished dialogues, serialised and published to the work
 source, so that another rollout actor can resume a dialogue after a crash.
 
 Of a turn only what chance, a model or a person decided is kept: the sampled completion and the user's reply.

@@ -1,4 +1,4 @@
-"""What a rollout actor is configured with, and the state that it reports."""
+"""Settings that a rollout actor is created with (`RolloutSetup`), and the state that it reports."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""`make bench`: every part in a process of its own, one after the other; `make bench ONLY=buffer,limit` runs
-some."""
+"""Command line of the benchmarks, `make bench`: every part in a process of its own, one after the other.
+`make bench ONLY=buffer,engine_limit` runs some."""
 
 import argparse
 import json
@@ -8,9 +8,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.rows import LATEST, MARKDOWN, ROOT, Row, keep
+from bench.result_rows import LATEST, MARKDOWN, ROOT, Row, keep
 
-PARTS = ("rollout", "limit", "asynchrony", "buffer", "journal", "memory", "sync", "learner", "scaling")
+PARTS = (
+    "rollout",
+    "engine_limit",
+    "asynchrony",
+    "buffer",
+    "write_ahead_log",
+    "memory",
+    "weight_sync",
+    "learner",
+    "scaling",
+)
 TIME_LIMIT_S = 2400
 
 

@@ -1,5 +1,5 @@
-"""Asynchronous training against our own synchronous mode with users who take their time: trained trajectories
-a second, seconds to the same reward, and who is idle. `make bench ONLY=asynchrony`.
+"""Benchmark of asynchronous against synchronous training, with users that take time to reply: trained
+trajectories per second, seconds to the same reward, idle shares.
 
 One run's processes train again and again from the same cold-started policy: Ray, Serve, vLLM, learner and all
 are those of `userrl train`. Modes take turns; what differs is `buffer.max_off_policy_steps` alone.
@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from bench.part import RUNS, run
-from bench.rows import Row
-from bench.trials import Step, Trials, trials
+from bench.harness import RUNS, run
+from bench.result_rows import Row
+from bench.short_trainings import Step, Trials, trials
 from cluster.config.run_config import RunConfig
 from cluster.console.progress import quiet_libraries
 

@@ -1,4 +1,4 @@
-"""Trajectories from a rollout process to micro-batches: put -> take -> micro-batch.
+"""Benchmark of the buffer: trajectories from a rollout process through put and take to micro-batches.
 
 Ours (Arrow tables in Ray's object store, references in the buffer) against the two forms that other systems
 use: dicts of Python lists, and pickled records, both by value through the buffer's process. All run in the
@@ -16,10 +16,10 @@ from typing import Any
 
 import ray
 
+from bench.buffer_formats import GROUP_SIZE, TIMEOUT_S, Consumer, Producer, UnwrittenBuffer, ValueBuffer
 from bench.buffer_memory import memory
-from bench.buffer_sides import GROUP_SIZE, TIMEOUT_S, Consumer, Producer, UnwrittenBuffer, ValueBuffer
-from bench.part import RUNS, compare, interleaved, run
-from bench.rows import Row
+from bench.harness import RUNS, compare, interleaved, run
+from bench.result_rows import Row
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.buffer_actor import BufferActor
 from simulators.task import TaskSource

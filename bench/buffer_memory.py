@@ -1,5 +1,5 @@
-"""Memory while trajectories stream through the buffer: more of them are open than the object store holds, so
-that Ray spills to disk, and far more pass than fit anywhere.
+"""Benchmark of the buffer's memory: more trajectories are open than the object store holds, so that Ray
+spills to disk, and far more pass than fit into memory or on disk.
 
 The store is small on purpose. What is watched are the private bytes of the buffer's process and of the one
 that takes from it, the store's own bytes, and the files that were spilled.
@@ -16,8 +16,8 @@ import psutil
 import ray
 
 from actors.group_transport import GroupSender
-from bench.buffer_sides import TIMEOUT_S, UnwrittenBuffer, finished, make_group
-from bench.rows import Row
+from bench.buffer_formats import TIMEOUT_S, UnwrittenBuffer, finished, make_group
+from bench.result_rows import Row
 from learners.buffer.buffer import BufferSizes
 from learners.buffer.group_store import fetch_groups
 from simulators.task import TaskSource

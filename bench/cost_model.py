@@ -1,4 +1,5 @@
-"""How many GPUs a run wants, and what saturates first: `python -m bench.cost_model --gpus 16,64,512,4096`.
+"""Cost model on the command line: the GPUs that a run needs, and what saturates first. `python -m
+bench.cost_model --gpus 16,64,512,4096`.
 
 Arithmetic only: the formulas of docs/cost-model.md, with their symbols. Sizes are bytes, times seconds, rates
 per second; what this project measures is read from bench/results/latest.json where it is there.
@@ -9,7 +10,7 @@ import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from bench.cost import BF16_BYTES, BUSY, GPUS, MODELS, Gpu, Model, Plan, Work, cost, plan
+from bench.gpu_cost import BF16_BYTES, BUSY, GPUS, MODELS, Gpu, Model, Plan, Work, cost, plan
 
 LATEST = Path(__file__).resolve().parent / "results" / "latest.json"
 FSDP_BYTES = 8

@@ -1,5 +1,5 @@
-"""A driver's loop without learners and engines, to measure what it costs: real rollout actors, a real buffer,
-a scripted policy."""
+"""Driver loop without learners and engines: real rollout actors, a real buffer and a scripted policy, to
+measure its own cost."""
 
 import math
 import os
@@ -12,8 +12,8 @@ from typing import Any
 import ray
 
 from actors.config import RolloutConfig
-from bench.scripted import GROUP_SIZE, GYM, create_buffer, scripted_setup, write_policy
-from bench.trials import give_up
+from bench.scripted_dialogues import GROUP_SIZE, GYM, create_buffer, scripted_setup, write_policy
+from bench.short_trainings import give_up
 from cluster.config.gyms import GymsConfig
 from cluster.config.run_config import BufferConfig, RunConfig
 from cluster.driver.algorithm_config import create_rollouts

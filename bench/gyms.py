@@ -1,4 +1,4 @@
-"""Speed of the rule-based gyms in one process: `make bench-gyms`, or `python bench/gyms.py --quick`.
+"""Benchmark of the rule-based gyms in one process: `make bench-gyms`, or `python bench/gyms.py --quick`.
 
 Prints Markdown and writes `bench/results/gyms.md` and `gyms.json`. Dialogues are scripted before the clock
 starts, so that only environment and user are timed.

@@ -1,4 +1,5 @@
-"""Speed and memory of a learner's step beside TRL's GRPO: `make bench ONLY=learner`.
+"""Benchmark of the learner against TRL's GRPO trainer: speed and memory of one step. `make bench
+ONLY=learner`.
 
 Both sides train the same model on the same dialogues of mixed lengths with the same threads, in one
 process, by turns; TRL in the best of a few batch sizes. A step is forward, backward, clip and AdamW, float32.
@@ -16,11 +17,11 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.harness import RUNS, compare, run
 from bench.learner_memory import Memory, memory
 from bench.learner_models import HEAD, QUICKSTART, SHAPES, Shape, build, make_trl, num_places, samples_of
-from bench.learner_sides import OurSide, Side, TrlSide
-from bench.part import RUNS, compare, run
-from bench.rows import Row
+from bench.learner_vs_trl import OurSide, Side, TrlSide
+from bench.result_rows import Row
 from learners.batch.samples import TrainingSample
 
 SAME = 1e-3

@@ -1,5 +1,5 @@
-"""How far the peak of one side's step rises above what was resident before it: a process for each side, so
-that neither finds the other's memory. Linux only."""
+"""Peak memory of one step of a learner above what was resident before it: one process for each learner, so
+that neither counts the other's memory."""
 
 import argparse
 import ctypes
@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from bench.learner_models import HEAD, SHAPES, Shape, build, make_trl, num_places, samples_of
-from bench.learner_sides import OurSide
-from bench.rows import ROOT
+from bench.learner_vs_trl import OurSide
+from bench.result_rows import ROOT
 
 TIMEOUT_S = 900.0
 

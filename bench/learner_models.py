@@ -1,4 +1,4 @@
-"""The models and dialogues of the learner's benchmark: shapes, random weights, samples."""
+"""Models and dialogues of the learner's benchmark: shapes, random weights, samples."""
 
 import tomllib
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from bench.dialogues import dialogues, sampled_by
-from bench.learner_sides import OurSide, TrlSide, padded
-from bench.rows import ROOT
+from bench.learner_vs_trl import OurSide, TrlSide, padded
+from bench.random_dialogues import dialogues, sampled_by
+from bench.result_rows import ROOT
 from learners.batch.samples import TrainingSample
 from learners.config import TinyPolicyConfig
 from learners.model.tiny_policy import make_tokenizer

@@ -1,4 +1,5 @@
-"""Memory over a day's steps: a driver's loop with all that a run has but learners and engines, at full speed.
+"""Benchmark of memory growth over a day's steps: a driver's loop without learners and engines, at full
+speed.
 
 Real rollout actor (a scripted policy), feed, buffer, journal, archive, checkpoints of the buffer, history,
 tracker, metrics endpoint, and an evaluation now and then. What is reported is what each process's own memory
@@ -23,9 +24,9 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from actors.config import RolloutConfig
-from bench.part import run
-from bench.rows import Row
-from bench.scripted import GYM, create_buffer, scripted_setup, write_policy
+from bench.harness import run
+from bench.result_rows import Row
+from bench.scripted_dialogues import GYM, create_buffer, scripted_setup, write_policy
 from cluster.config.run_config import BufferConfig, GymsConfig, RunConfig, RunNameConfig, TrackingConfig
 from cluster.driver.algorithm_config import create_rollouts
 from cluster.evaluation.evaluate import orders_for, play

@@ -1,5 +1,5 @@
-"""The quick-start recipe for benchmarks: its settings, and its policy after a short cold start on the gyms
-that are played, since random weights end a dialogue with their first word. No Ray."""
+"""The quick-start recipe for benchmarks: its settings, and its policy after a short cold start, since
+random weights end a dialogue with their first token."""
 
 import asyncio
 import tomllib
@@ -14,7 +14,7 @@ from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout_group
 from actors.trajectory import GroupOrder
 from actors.trajectory_table import to_table
-from bench.rows import ROOT
+from bench.result_rows import ROOT
 from cluster.config.run_config import RunConfig
 from cluster.driver.algorithm_config import merged
 from learners.config import LearnerSettings

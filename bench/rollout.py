@@ -1,5 +1,5 @@
-"""Rollouts of the quick-start policy on a short and a long gym against TRL's GRPO with `environment_factory`:
-`make bench ONLY=rollout`.
+"""Benchmark of rollouts against TRL's GRPO with `environment_factory`: the quick-start policy on a short
+and a long gym. `make bench ONLY=rollout`.
 
 Both sides play the same kind of tasks with the same policy, group size, turn and token limits, and users who
 answer at once or take their time, as a model does. Ours is the path of training: feed, rollout actor, engine
@@ -21,11 +21,11 @@ from statistics import median
 import torch
 
 from actors.trajectory import GroupOrder
-from bench.our_rollout import OurRollout, running
-from bench.part import RUNS, compare, interleaved, run
-from bench.played import Played, played
+from bench.harness import RUNS, compare, interleaved, run
 from bench.quickstart import LONG, SHORT, group_orders, quickstart, write_policy
-from bench.rows import Row
+from bench.result_rows import Row
+from bench.rollout_processes import OurRollout, running
+from bench.rollout_totals import Played, played
 from bench.trl_rollout import TrlRollout
 
 BENCH = "rollout"

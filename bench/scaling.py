@@ -1,5 +1,5 @@
-"""Scaling without a model: 1 to 8 rollout actors with a slow user, 100 to 20,000 dialogues at once, and what
-the driver and the buffer spend on a trajectory. `make bench ONLY=scaling`.
+"""Benchmark of scaling without a model: 1 to 8 rollout actors with a slow user, 100 to 20,000 concurrent
+dialogues, and the driver's and the buffer's time per trajectory.
 
 Policies are scripted, so that the numbers are those of rollout actors, feed, buffer and driver alone.
 """
@@ -21,9 +21,9 @@ from actors.renderer import Renderer
 from actors.rollout import RolloutContext, rollout_group
 from actors.trajectory import GroupOrder
 from bench.driver_loop import Loop, Usage
-from bench.part import RUNS, run
-from bench.rows import Row
-from bench.scripted import (
+from bench.harness import RUNS, run
+from bench.result_rows import Row
+from bench.scripted_dialogues import (
     GROUP_SIZE,
     GYM,
     MAX_TOKENS,

@@ -15,7 +15,7 @@ from trl.chat_template_utils import qwen3_template
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from bench.played import Played
+from bench.rollout_totals import Played
 from cluster.config.run_config import RunConfig
 from simulators.config import SimulatorConfig
 from simulators.env import GymEnv

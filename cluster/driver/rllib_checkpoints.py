@@ -1,6 +1,5 @@
-"""What RLlib asks of an algorithm for its config and its checkpoints, without a pickle: RLlib's own
-checkpoints are pickled classes and settings, which run any code that they contain. See `checkpoints.py` for
-what is written."""
+"""RLlib's config and checkpoint methods without pickles: RLlib's own checkpoints are pickled classes and
+settings, which run any code that they contain."""
 
 from pathlib import Path
 from typing import Any, Self

@@ -1,4 +1,4 @@
-"""Estimator estimators (GRPO, RLOO, turn-level ones): turn rewards of one group in, one advantage per turn
+"""Advantage estimators (GRPO, RLOO, turn-level ones): turn rewards of one group in, one advantage per turn
 out. Pure NumPy; of the tokens only their number per turn is known.
 
 `CreditRule.advantages` maps ragged rewards [group_size][num_turns] to ragged advantages of the same shape. A

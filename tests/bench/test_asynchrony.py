@@ -5,7 +5,7 @@ import math
 import pytest
 
 from bench.asynchrony import WINDOW, Case, Outcome, rows_of
-from bench.trials import Step
+from bench.short_trainings import Step
 
 assert WINDOW == 4
 

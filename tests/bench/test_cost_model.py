@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cost import Cost, Gpu, Model, Work, cost, engine_speed, plan
 from bench.cost_model import Measured, limits, read_measured
+from bench.gpu_cost import Cost, Gpu, Model, Work, cost, engine_speed, plan
 
 GPU = Gpu(
     flops=1e15,

@@ -7,7 +7,7 @@ import ray
 from ray import cloudpickle
 
 import bench.memory
-import bench.scripted
+import bench.scripted_dialogues
 from bench.memory import Look, growth, watch
 from cluster.console.progress import quiet_libraries
 from cluster.ray_cluster.start import start_ray
@@ -17,7 +17,7 @@ MOST_MB = 25.0
 step and never let go shows in the counts of objects, and in
 tests/learners/buffer/test_memory_does_not_grow.py."""
 
-for module in (bench.memory, bench.scripted):
+for module in (bench.memory, bench.scripted_dialogues):
     cloudpickle.register_pickle_by_value(module)  # Ray's workers need not find them
 
 

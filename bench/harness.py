@@ -1,4 +1,4 @@
-"""What every part of the benchmark shares: its command line, and runs that take turns."""
+"""Harness of every part of the benchmark: its command line, and interleaved runs of what it compares."""
 
 import argparse
 import gc
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from bench.rows import Row, markdown
+from bench.result_rows import Row, markdown
 
 RUNS = 5
 

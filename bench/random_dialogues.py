@@ -1,4 +1,4 @@
-"""Dialogues of random tokens and mixed lengths, for benchmarks of the learner."""
+"""Random dialogues: random tokens and mixed lengths, for benchmarks of the learner."""
 
 from dataclasses import replace
 

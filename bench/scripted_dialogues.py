@@ -1,5 +1,5 @@
-"""Dialogues without a model, for measuring what surrounds one: a policy that always asks the same, and a user
-that takes its time."""
+"""Dialogues without a model, to measure the rest of the system: a policy that always asks the same
+question, and a user that replies after a delay."""
 
 import math
 from functools import partial

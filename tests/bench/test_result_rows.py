@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import rows as of_bench
+from bench import result_rows as of_bench
 from bench.__main__ import PARTS
-from bench.part import compare, interleaved
-from bench.rows import Row, keep, markdown
+from bench.harness import compare, interleaved
+from bench.result_rows import Row, keep, markdown
 
 
 def row(bench: str, case: str, value: float = 1.0) -> Row:

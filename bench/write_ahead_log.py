@@ -1,5 +1,5 @@
-"""What the journal costs: milliseconds until a delivery is on the disk, alone and beside others, and what the
-event loop spends on it. `python -m bench.journal`; beside it the bare disk, which is the limit."""
+"""Benchmark of the write-ahead log: milliseconds until a delivery is on disk, alone and with others at the
+same time, and the time it takes of the event loop. `python -m bench.write_ahead_log`."""
 
 import os
 import sys
@@ -12,8 +12,8 @@ from statistics import median
 import numpy as np
 import pyarrow as pa
 
-from bench.part import interleaved, run
-from bench.rows import Row
+from bench.harness import interleaved, run
+from bench.result_rows import Row
 from learners.buffer.log.write_ahead_log import WriteAheadLog
 
 GROUP_BYTES = 128 * 2**10
@@ -74,7 +74,7 @@ def measure(quick: bool) -> list[Row]:
         values = interleaved(cases, runs=3 if quick else 9)
     return [
         Row(
-            bench="journal",
+            bench="write_ahead_log",
             case=f"{case}, {GROUP_BYTES // 2**10} KiB each",
             metric="time of a delivery",
             value=median(numbers),

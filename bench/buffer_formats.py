@@ -1,5 +1,5 @@
-"""The sides of the buffer's benchmark: the same groups as Arrow tables, as dicts of Python lists, and as
-pickled records. Each knows how its form is filled, sent, taken and packed."""
+"""Formats that the buffer's benchmark compares: the same groups as Arrow tables, as dicts of Python lists,
+and as pickled records."""
 
 import asyncio
 import dataclasses

@@ -1,5 +1,5 @@
-"""Our side of the rollout benchmarks: everything that rollouts lean on, as `userrl train` starts
-it."""
+"""The system's side of the rollout benchmarks: engines, users, rollout actors and buffer, started as
+`userrl train` starts them."""
 
 import tempfile
 import time

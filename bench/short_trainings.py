@@ -1,5 +1,5 @@
-"""Many short trainings in the processes of one run, since Ray and vLLM take longer to start: each begins from
-the same cold-started policy, with a buffer, a task order and users of its own."""
+"""Short trainings in the processes of one run, since Ray and vLLM take longer to start: each starts from
+the same policy after a cold start, with its own buffer, task order and users."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a rollout came to, whoever played it."""
+"""Totals of a benchmarked rollout: dialogues, turns, tokens, seconds and scores, for ours and TRL's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""Weight sync: seconds from the learner's policy to live weights, and the pause that a running request sees.
+"""Benchmark of weight sync: seconds from the learner's policy to live weights, and the pause that a
+running request sees.
 
 One learner and one engine, each in its own process, in the way that a run would take here, while requests are
 being sampled. `engine paused` is the engine's own account, from pause to resume. `pause that a request sees`
@@ -25,9 +26,9 @@ from ray.actor import ActorHandle
 from actors.config import EngineConfig
 from actors.engines.vllm_engine import EngineActor
 from actors.engines.vllm_settings import HIGH_PRIORITY_ENV
-from bench.part import RUNS, run
-from bench.rows import Row
-from bench.sync_sizes import shapes, write_policy
+from bench.harness import RUNS, run
+from bench.result_rows import Row
+from bench.weight_sync_models import shapes, write_policy
 from cluster.workers.learner_pool import LearnerPool
 from cluster.workers.weight_transport import WeightRoute, find_transport
 from learners.config import LearnerConfig, LearnerSettings
@@ -161,7 +162,7 @@ def measure_size(name: str, shape: Mapping[str, int], *, runs: int) -> list[Row]
     case = f"{name}, {num_weights / 1e6:,.1f} M weights, {transport}"
     return [
         Row(
-            bench="sync",
+            bench="weight_sync",
             case=case,
             metric=metric,
             value=1e3 * median(sync[metric] for sync in syncs),

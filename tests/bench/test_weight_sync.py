@@ -2,7 +2,7 @@
 
 import math
 
-from bench.sync import gaps_around
+from bench.weight_sync import gaps_around
 
 PAUSE = (10.0, 14.0)
 

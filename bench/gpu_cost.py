@@ -1,6 +1,5 @@
-"""What a trained trajectory costs in GPU-seconds, and how a cluster is best split: the arithmetic of
-docs/cost-model.md. Sizes are bytes, times seconds, rates per second. Pure.
-"""
+"""GPU cost of a trained trajectory in seconds, and the best split of a cluster: the arithmetic of
+docs/cost-model.md."""
 
 from dataclasses import dataclass
 from math import ceil

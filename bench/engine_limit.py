@@ -1,4 +1,4 @@
-"""Rollouts against the bare engine, the limit: `make bench ONLY=limit`.
+"""Benchmark of rollouts against the bare engine, which is their limit: `make bench ONLY=engine_limit`.
 
 The bare engine is the same vLLM in the same process: it is given the prompts that our rollout sent, samples
 as many tokens for each as were sampled then, and has as many dialogues at a time, half as many again as it
@@ -22,13 +22,13 @@ import pyarrow as pa
 import ray
 
 from actors.engines.vllm_engine import EngineActor
-from bench.our_rollout import TIMEOUT_S, OurRollout, running
-from bench.part import RUNS, compare, interleaved, run
-from bench.played import Played, played
+from bench.harness import RUNS, compare, interleaved, run
 from bench.quickstart import LONG, SHORT, group_orders, quickstart, write_policy
-from bench.rows import Row
+from bench.result_rows import Row
+from bench.rollout_processes import TIMEOUT_S, OurRollout, running
+from bench.rollout_totals import Played, played
 
-BENCH = "limit"
+BENCH = "engine_limit"
 LOOK_EVERY_S = 0.1
 NUM_DIALOGUES = 192
 

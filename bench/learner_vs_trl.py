@@ -1,5 +1,5 @@
-"""The two sides of the learner's benchmark: a step of ours and a step of TRL's GRPO trainer, each on the same
-samples: forward, backward, clip, AdamW. Nothing is generated and nothing is logged."""
+"""The two learners of the learner's benchmark: a step of ours and a step of TRL's GRPO trainer on the same
+samples (forward, backward, clip, AdamW)."""
 
 import warnings
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The policies whose weights are sent: shapes, and random weights on disk."""
+"""Policies of the weight-sync benchmark: shapes, and random weights on disk."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmarks' one form: rows, with the machine beside them, as Markdown and JSON. Owns both files."""
+"""Result rows of the benchmarks, with the machine they were measured on, as JSON and Markdown."""
 
 import json
 import os
