@@ -4,6 +4,7 @@ and the value that was sent along stands in no file."""
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -88,7 +89,12 @@ def cluster(environment: dict[str, str]) -> Iterator[Cluster]:
     """`ray start --head`, in a short folder: a socket's path has 107 letters."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
-            [*START, f"--temp-dir={folder}", "--disable-usage-stats"],
+            [
+                *START,
+                f"--dashboard-agent-listen-port={free_port()}",
+                f"--temp-dir={folder}",
+                "--disable-usage-stats",
+            ],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -113,6 +119,12 @@ def read_url(process: subprocess.Popen[str]) -> str:
         if found:
             return found[1]
     raise AssertionError("Ray did not start: " + "".join(seen))
+
+
+def free_port() -> int:
+    """For the agent that takes jobs: its default port is that of every Ray on this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def wait_for_agent(url: str) -> None:

@@ -110,7 +110,11 @@ def full_disk() -> None:
 
 def begin(checkpoints: Checkpoints, run: Run) -> None:
     state = DriverState(
-        policy_version=run.step, num_sft_steps=2, cold_started=True, iteration=run.step, buffer={}
+        policy_version=run.step,
+        num_sft_steps=2,
+        cold_started=True,
+        iteration=run.step,
+        buffer={"journal": {"first": 0}},
     )
     checkpoints.begin(state)
 
