@@ -21,7 +21,9 @@ together."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedGroup:
-    """A played and scored group: its order, its numbers, and its table or a reference to it."""
+    """A played and scored group: its order, its numbers, and its table or a reference to it.
+
+    Example: of a trained group of three, `outcomes` is `("trained", "failed", "trained")`."""
 
     order: GroupOrder
     summary: GroupSummary

@@ -15,7 +15,10 @@ SPLIT_SHARES: tuple[int, ...] = (80, 10, 10)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskKey:
-    """Identifies one task: the same key gives the same task on every machine."""
+    """Identifies one task: the same key gives the same task on every machine.
+
+    Example: `TaskKey(gym="travel", split="test", index=0, seed=0, difficulty=1)` has the `task_id`
+    `travel-test-d1-s0-0`."""
 
     gym: str
     split: Split
@@ -35,7 +38,10 @@ class TaskKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One problem: the user's opening and the hidden scenario."""
+    """One problem: the user's opening and the hidden scenario.
+
+    Example: opening "I am going to Dakar. Please book a car for me.", scenario `{"wishes": {"car": {"body":
+    "pickup"}}, "catalogue": {"car": [{"id": "C76", ...}, ...]}}`."""
 
     key: TaskKey
     opening: str

@@ -49,7 +49,9 @@ class SimulatorError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserCall:
-    """One question to a simulated user."""
+    """One question to a simulated user.
+
+    Example: `UserCall(gym="travel", scenario=task.scenario, question="Which body of car?")`."""
 
     gym: str
     scenario: Mapping[str, Any]
@@ -69,7 +71,9 @@ class UserCall:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserReply:
-    """The user's text, and its meaning in the gym's terms."""
+    """The user's text, and its meaning in the gym's terms.
+
+    Example: `UserReply(text="I want pickup.", facts={"part": "car", "slot": "body", "wish": "pickup"})`."""
 
     text: str
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -20,6 +20,9 @@ class TrainingSample:
 
     Legend: T tokens, L of them in the loss, in K turns. Most tokens are context, of which only the ids are
     kept; the loss tokens of a turn are adjacent.
+
+    Example: 200 tokens of a dialogue whose two turns have 3 and 2 sampled tokens: `turns` [0, 1],
+    `turn_starts` [120, 190], `turn_lengths` [3, 2], five `behavior_logprobs`, `advantages` [0.5, 0.5].
     """
 
     group_id: int
