@@ -2,25 +2,26 @@
 
 A dialogue's ids only ever grow: by the completion's own ids, then by the template's text between them and the
 next completion. If the chat template would change earlier text (by stripping a thought, say), the dialogue
-forks into a new sample instead.
+forks into a new sample instead. Text from outside (rules, users, results) cannot make control tokens.
 """
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from actors.chat_form import GYM_TOOLS, Tools, choose_form, stop_text_of
 from actors.tool_call_parser import THOUGHT_END
 from actors.trajectory import TokenIds, as_ids
-from simulators.message import TOOL_SCHEMA, Action, Message
+from simulators.message import Action, Message
 
-Tools = tuple[dict[str, Any], ...]
-"""Tool schemas in OpenAI's form, as templates take them."""
-GYM_TOOLS: Tools = (TOOL_SCHEMA,)
+ROUND_TRIP = 'Caf\u00e9 for 2 people:\n"1, 2" <b>'
+"""Text that a tokenizer must give back from its tokens."""
 CONTENT_END = '"}}'
 """What follows the content in a call of `completion_of`."""
 PLACEHOLDER = (
@@ -34,29 +35,47 @@ class Dialogue:
     """A dialogue as the engine sees it. Grown by `Renderer.extend`, never edited."""
 
     messages: tuple[Message, ...]
+    history: tuple[Message, ...] = field(repr=False)
+    """`messages` with the policy's own in the form in which the template gets them again."""
     token_ids: TokenIds
     """Everything before the next completion."""
     context_ids: TokenIds
     """The part of `token_ids` after the last completion; all of it if `forked`."""
     forked: bool
     tools: Tools = field(repr=False)
-    outline: tuple[dict[str, Any], ...] = field(repr=False)
-    """The chat messages with a placeholder for each completion."""
+    outline: tuple[Message, ...] = field(repr=False)
+    """`history` with a placeholder for each completion."""
     outline_text: str = field(repr=False)
     """`outline` as the template renders it, up to the next completion."""
 
 
 class Renderer:
-    """Renders for one tokenizer and its chat template. Raises ValueError if it has no template."""
+    """Renders for one tokenizer and its chat template. Raises ValueError, one line, if there is no template,
+    if it cannot hold a dialogue with tool calls, or if the tokenizer does not give text back."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        name = tokenizer.name_or_path
         if not tokenizer.chat_template:
-            raise ValueError(
-                f"{tokenizer.name_or_path}: a policy needs a chat template; set one in tokenizer_config.json"
-            )
+            raise ValueError(f"{name}: a policy needs a chat template; set one in tokenizer_config.json")
         self.tokenizer = tokenizer
-        self.stop_text: str = str(tokenizer.eos_token)
-        self.stop_id: int = tokenizer.convert_tokens_to_ids(self.stop_text)  # type: ignore[assignment]
+        specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._control = re.compile(
+            "|".join(re.escape(token) for token in sorted(specials, key=len, reverse=True) if token.strip())
+        )
+        self.form = choose_form(self._apply, specials=specials, name=name)
+        self.stop_text = stop_text_of(
+            self.form, self._apply, specials=specials, eos=str(tokenizer.eos_token), name=name
+        )
+        """Text of the token that ends a completion."""
+        self.stop_id = self._id_of(self.stop_text)
+        ends = {self.stop_text, str(tokenizer.eos_token)} & {self.stop_text, *specials}
+        self._end_ids = frozenset(map(self._id_of, ends))
+        told = tokenizer.decode(self.encode(ROUND_TRIP))
+        if told != ROUND_TRIP:
+            raise ValueError(
+                f"{name}: its tokenizer gives {told!r} back for {ROUND_TRIP!r}: load it with the class that "
+                "it was made with"
+            )
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Renderer":
@@ -64,16 +83,16 @@ class Renderer:
 
     def begin(self, messages: Sequence[Message], *, tools: Tools = GYM_TOOLS) -> Dialogue:
         """The dialogue before its first completion, with the tools that the policy may call."""
-        chat = tuple(message.to_chat() for message in messages)
-        text = self._render(chat, tools=tools)
+        text = self._render(messages, tools=tools)
         ids = as_ids(self.encode(text))
         return Dialogue(
             messages=tuple(messages),
+            history=tuple(messages),
             token_ids=ids,
             context_ids=ids,
             forked=True,
             tools=tools,
-            outline=chat,
+            outline=tuple(messages),
             outline_text=text,
         )
 
@@ -86,16 +105,19 @@ class Renderer:
         the text after it is tokenised; otherwise the whole dialogue is rendered again and `forked` is set.
         """
         messages = (*dialogue.messages, message, reply)
+        said = message
+        if not self.form.has_tools:
+            said = Message(role="assistant", content=self.decode(completion_ids))
         placeholder = PLACEHOLDER.format(len(messages))
-        outline = (*dialogue.outline, _with_placeholders(message, placeholder), reply.to_chat())
+        outline = (*dialogue.outline, _with_placeholders(said, placeholder), reply)
+        history = (*dialogue.history, said, reply)
         text = self._render(outline, tools=dialogue.tools)
         # A template that leaves thoughts out of earlier turns has lost one of the placeholders here.
-        num_placeholders = 1 + (THOUGHT_END in message.content)
+        num_placeholders = 1 + (THOUGHT_END in said.content)
         is_kept = text.startswith(dialogue.outline_text) and text.count(placeholder) == num_placeholders
         tail = self._after_completion(placeholder, text) if is_kept else None
         if tail is None:
-            chat = [one.to_chat() for one in messages]
-            ids = as_ids(self.encode(self._render(chat, tools=dialogue.tools)))
+            ids = as_ids(self.encode(self._render(history, tools=dialogue.tools)))
             context = ids
         else:
             has_stop = len(completion_ids) > 0 and completion_ids[-1] == self.stop_id
@@ -103,6 +125,7 @@ class Renderer:
             ids = np.concatenate([dialogue.token_ids, completion_ids, context])
         return Dialogue(
             messages=messages,
+            history=history,
             token_ids=ids,
             context_ids=context,
             forked=tail is None,
@@ -114,9 +137,12 @@ class Renderer:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def _id_of(self, token: str) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]
+
     def decode(self, token_ids: TokenIds) -> str:
         """The text of a completion without its stop token."""
-        has_stop = len(token_ids) > 0 and token_ids[-1] == self.stop_id
+        has_stop = len(token_ids) > 0 and token_ids[-1] in self._end_ids
         kept = token_ids[:-1] if has_stop else token_ids
         return str(self.tokenizer.decode(kept.tolist(), skip_special_tokens=False))
 
@@ -132,7 +158,13 @@ class Renderer:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [*(first < end and last > start for first, last in encoded["offset_mapping"]), False]
 
-    def _render(self, chat: Sequence[dict[str, Any]], *, tools: Tools) -> str:
+    def _render(self, messages: Sequence[Message], *, tools: Tools) -> str:
+        harmless = [
+            message if message.role == "assistant" else self._harmless(message) for message in messages
+        ]
+        return self._apply(self.form.messages(harmless, tools=tools), self.form.tools(tools))
+
+    def _apply(self, chat: Sequence[dict[str, Any]], tools: Tools) -> str:
         text = self.tokenizer.apply_chat_template(
             list(chat),
             tools=list(tools) or None,  # type: ignore[arg-type]
@@ -140,6 +172,11 @@ class Renderer:
             tokenize=False,
         )
         return str(text)
+
+    def _harmless(self, message: Message) -> Message:
+        """The message with a space inside each control token that its text spells."""
+        content = self._control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", message.content)
+        return message if content == message.content else replace(message, content=content)
 
     def _after_completion(self, placeholder: str, text: str) -> str | None:
         """The template's text after the completion's stop token; None if it puts no stop token there."""
@@ -153,10 +190,10 @@ def _completion_text(action: Action) -> str:
     return f"{thought}{action.to_call()}"
 
 
-def _with_placeholders(message: Message, placeholder: str) -> dict[str, Any]:
+def _with_placeholders(message: Message, placeholder: str) -> Message:
     """The message with its call's content, or its text, replaced, and its thought if it has one."""
     thought = f"<think>\n{placeholder}\n{THOUGHT_END}\n\n" if THOUGHT_END in message.content else ""
     if message.action is None and not message.calls:
-        return Message(role="assistant", content=f"{thought}{placeholder}").to_chat()
+        return Message(role="assistant", content=f"{thought}{placeholder}")
     action = Action(choice="action", content=placeholder)
-    return Message(role="assistant", content=thought, action=action).to_chat()
+    return Message(role="assistant", content=thought, action=action)

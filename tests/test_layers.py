@@ -46,6 +46,7 @@ PACKAGE_ORDER: dict[str, list[set[str]]] = {
             "rllib_env_runner",
             "scripts",
         },
+        {"chat_form"},
         {
             "renderer",
             "trajectory_table",

@@ -33,6 +33,7 @@ from actors.engines.vllm_settings import (
 from actors.engines.vllm_weights import LiveWeights
 from actors.gc_freeze import freeze_heap
 from actors.process_info import ProcessInfo, this_process
+from actors.renderer import Renderer
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -57,7 +58,7 @@ class EngineActor:
         self._model_folder = model_folder
         self._config = config
         self._seed = seed
-        self._stop_token_ids = tuple(read_stop_token_ids(Path(model_folder)))
+        self._stop_token_ids = _stop_token_ids(Path(model_folder))
         self._engine: AsyncLLM | None = None
         self._clock = EngineClock()
         self._weights = LiveWeights(self._clock.pause)
@@ -253,3 +254,11 @@ def _yield_to_core() -> None:
         with suppress(ProcessLookupError):  # it may end in between
             niceness = os.getpriority(os.PRIO_PROCESS, int(thread.name))
             os.setpriority(os.PRIO_PROCESS, int(thread.name), max(niceness, ACTOR_NICENESS))
+
+
+def _stop_token_ids(model_folder: Path) -> tuple[int, ...]:
+    """The model's own ids that end a completion, and that of the token with which its chat template does."""
+    ids = set(read_stop_token_ids(model_folder))
+    if (model_folder / "tokenizer_config.json").is_file():
+        ids.add(Renderer.from_folder(model_folder).stop_id)
+    return tuple(sorted(ids))

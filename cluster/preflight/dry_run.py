@@ -1,11 +1,13 @@
 """Dry run of `userrl check`: prints the processes, sizes and files of a run without starting anything."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from rich.table import Table
 
 from cluster.config.run_config import RunConfig
 from cluster.console.output import put_json, result_console
+from cluster.preflight.chat_template import check_template
 from cluster.preflight.policy import is_hub_name
 from cluster.ray_cluster.placement import PlannedProcess, gpu_share, planned_processes, this_machine
 from cluster.run_folder.paths import RunFolder
@@ -56,7 +58,9 @@ def _notes(config: RunConfig) -> list[str]:
     elif is_hub_name(path):
         notes.append(f"policy: {path} from the hub; its content is only checked when it is loaded")
     else:
-        notes.append(f"policy: the folder {path}")
+        form, stop = check_template(Path(path).expanduser(), key="policy.path")
+        tools = "by its chat template" if form.has_tools else "as text, which its chat template does not do"
+        notes.append(f"policy: the folder {path}; it is told its tools {tools}; {stop} ends a completion")
     if config.ray.address is None:
         notes.append(f"Ray starts on this machine, with {machine.num_cpus} CPUs and {machine.num_gpus} GPUs")
     else:

@@ -1,9 +1,8 @@
 """Check of a policy: the name of a scripted one, a model folder with a chat template, or a hub name.
 
-Reads the files directly, since importing transformers takes seconds.
+Reads the files directly, since loading a tokenizer takes seconds.
 """
 
-import json
 import os
 import queue
 import re
@@ -12,14 +11,15 @@ import urllib.request
 from pathlib import Path
 
 from cluster.config.recipe import BadInput, nearest
+from cluster.preflight.chat_template import check_template
 
 SCRIPTED_POLICIES = ("expert", "hasty", "random", "silent")
 HUB_TIMEOUT_S = 1.5
 
 
 def check_model(path: str, *, key: str, needs_chat_template: bool = True) -> None:
-    """Checks that a folder contains a causal LM, with a chat template if needed; a hub name is only checked
-    when it is loaded."""
+    """Checks that a folder contains a causal LM, and if needed a chat template that can hold a dialogue. A
+    hub name is only checked when it is loaded."""
     if is_hub_name(path):
         return
     folder = Path(path).expanduser()
@@ -27,11 +27,8 @@ def check_model(path: str, *, key: str, needs_chat_template: bool = True) -> Non
         raise BadInput(f"{key}={path!r}: no such folder: give a model folder, or a hub name as ORG/NAME")
     if not (folder / "config.json").is_file():
         raise BadInput(f"{key}={path!r}: no config.json there: give the folder of the model")
-    if needs_chat_template and not _has_chat_template(folder):
-        raise BadInput(
-            f"{key}={path!r}: its tokenizer has no chat template: add chat_template.jinja, "
-            "or use the model's instruct version"
-        )
+    if needs_chat_template:
+        check_template(folder, key=key)
 
 
 def is_hub_name(path: str) -> bool:
@@ -79,18 +76,6 @@ def _ask_hub(name: str) -> str:
     except OSError as error:  # includes HTTPError and URLError
         return str(error)
     return ""
-
-
-def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
-        return True
-    tokenizer_config = folder / "tokenizer_config.json"
-    if not tokenizer_config.is_file():
-        return False
-    try:
-        return bool(json.loads(tokenizer_config.read_text(encoding="utf-8")).get("chat_template"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{tokenizer_config}: not JSON ({error}): copy the model folder again") from None
 
 
 def check_policy(name: str) -> None:

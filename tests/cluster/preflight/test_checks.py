@@ -13,6 +13,7 @@ from cluster.config.gyms import GymsConfig
 from cluster.config.recipe import BadInput
 from cluster.config.run_config import RunConfig, load
 from cluster.preflight import checks
+from cluster.preflight.chat_template import check_template
 from cluster.preflight.checks import check, check_address, check_same_run, check_writable
 from cluster.preflight.policy import check_hub, check_model, check_policy, is_hub_name
 from cluster.ray_cluster import placement
@@ -20,22 +21,53 @@ from cluster.ray_cluster.placement import Machine, gpu_share, planned_processes
 from cluster.run_folder.paths import RunFolder
 from simulators.gym import no_gold_actions
 from simulators.gyms import GYMS
+from tests.actors.test_chat_form import CHATML, HELD, REFUSED
+
+SPECIALS = {
+    str(number): {"content": token, "special": True}
+    for number, token in enumerate(
+        ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>", "<|assistant|>")
+    )
+}
 
 
 def model_folder(path: Path, *, template: str | None) -> Path:
     path.mkdir()
     (path / "config.json").write_text("{}")
-    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template} if template else {}))
+    config = {"eos_token": {"content": "<|im_end|>"}, "added_tokens_decoder": SPECIALS}
+    config |= {"chat_template": template} if template else {}
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
     return path
 
 
 def test_a_model_folder_needs_a_chat_template(tmp_path: Path) -> None:
-    check_model(str(model_folder(tmp_path / "good", template="{{ messages }}")), key="policy.path")
+    check_model(str(model_folder(tmp_path / "good", template=CHATML)), key="policy.path")
     bare = model_folder(tmp_path / "bare", template=None)
     with pytest.raises(BadInput, match="no chat template: add"):
         check_model(str(bare), key="policy.path")
-    (bare / "chat_template.jinja").write_text("{{ messages }}")
+    (bare / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))  # for processors alone
+    with pytest.raises(BadInput, match="no chat template: add"):
+        check_model(str(bare), key="policy.path")
+    (bare / "chat_template.jinja").write_text(CHATML)
     check_model(str(bare), key="policy.path")
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_templates_form_and_stop_are_read_from_the_files(tmp_path: Path, name: str) -> None:
+    template, form, stop = HELD[name]
+    assert check_template(model_folder(tmp_path / "model", template=template), key="policy.path") == (
+        form,
+        stop,
+    )
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_template_that_cannot_hold_a_dialogue_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    template, reason = REFUSED[name]
+    with pytest.raises(BadInput) as refused:
+        check_model(str(model_folder(tmp_path / "model", template=template)), key="policy.path")
+    assert str(refused.value).startswith("policy.path=")
+    assert reason in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_missing_or_empty_model_folder_is_refused(tmp_path: Path) -> None:
