@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from actors.chat_form import GYM_TOOLS, Tools, choose_form, stop_text_of
 from actors.tool_call_parser import THOUGHT_END
 from actors.trajectory import TokenIds, as_ids
+from simulators.input_limits import whole_characters
 from simulators.message import Action, Message
 
 ROUND_TRIP = 'Caf\u00e9 for 2 people:\n"1, 2" <b>'
@@ -174,8 +175,9 @@ class Renderer:
         return str(text)
 
     def _harmless(self, message: Message) -> Message:
-        """The message with a space inside each control token that its text spells."""
-        content = self._control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", message.content)
+        """The message with a space inside each control token that its text spells, and whole characters."""
+        text = whole_characters(message.content)
+        content = self._control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
         return message if content == message.content else replace(message, content=content)
 
     def _after_completion(self, placeholder: str, text: str) -> str | None:

@@ -2,19 +2,16 @@
 holds.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from simulators.input_limits import load_json
+from simulators.input_limits import LONE_SURROGATE, load_json
 from simulators.message import CHOICES, TOOL_NAME, Action, Message, ToolCall
 
 CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
 THOUGHT_END = "</think>"
 MAX_CALL_CHARS = 100_000
 """Of a call as it is written. A longer one is no call."""
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-"""What JSON can escape but no text can hold: it would break the tokenizer and every table that stores it."""
 
 
 def parse_tool_call(text: str) -> Action | None:

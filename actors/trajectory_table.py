@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.trajectory import NO_COMPLETION, GroupOrder, Trajectory, Turn, as_ids
+from simulators.input_limits import whole_characters
 from simulators.user import UserReply
 
 SCHEMA = pa.schema(
@@ -85,7 +86,7 @@ def to_table(order: GroupOrder, trajectories: Sequence[Trajectory]) -> pa.Table:
 
     def spread(values: list[str]) -> pa.Array:
         """The text of each trajectory, repeated on all its rows."""
-        return _repeated(values[0], len(of)) if _all_same(values) else pa.array(values).take(pa.array(of))
+        return _repeated(values[0], len(of)) if _all_same(values) else _text(values).take(pa.array(of))
 
     columns = {
         "group_id": pa.repeat(pa.scalar(order.group_id, pa.int64()), len(of)),
@@ -188,12 +189,17 @@ def _repeated(value: str | None, size: int) -> pa.Array:
 @lru_cache(maxsize=256)
 def _scalar(value: str | None) -> pa.Scalar:
     """Cached, since most of them occur in every group."""
-    return pa.scalar(value, pa.string())
+    return pa.scalar(None if value is None else whole_characters(value), pa.string())
 
 
 def _text(values: Sequence[str | None]) -> pa.Array:
     """A text column. Many hold one text only, which Arrow repeats faster than it converts each of them."""
-    return _repeated(values[0], len(values)) if _all_same(values) else pa.array(values, pa.string())
+    if _all_same(values):
+        return _repeated(values[0], len(values))
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError:  # half a character from outside
+        return pa.array([value and whole_characters(value) for value in values], pa.string())
 
 
 def _floats(values: Sequence[float]) -> pa.Array:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from simulators.gym import ActionOutcome, Gym
-from simulators.input_limits import MAX_ACTION_CHARS, MAX_REPLY_CHARS
+from simulators.input_limits import MAX_ACTION_CHARS, MAX_REPLY_CHARS, whole_characters
 from simulators.message import Action
 from simulators.persona import PLAIN, Persona
 from simulators.task import Task
@@ -97,7 +97,7 @@ class GymEnv:
         self._turn = asyncio.Lock()
 
     async def reset(self) -> Observation:
-        return Observation(system=self._gym.system, opening=self._task.opening)
+        return Observation(system=self._gym.system, opening=whole_characters(self._task.opening))
 
     async def step(self, text: str, *, request_id: str = "", known: UserReply | None = None) -> TurnResult:
         """Executes one action; overlapping calls run one after the other, so a retry finds its call's answer.
@@ -142,7 +142,7 @@ class GymEnv:
         if len(reply.text) > MAX_REPLY_CHARS:
             problem = f"a reply of {len(reply.text)} characters: at most {MAX_REPLY_CHARS}"
             raise SimulatorError(f"{self._gym.name}: {problem}", Failure.ERROR, reply.simulator)
-        return reply
+        return replace(reply, text=whole_characters(reply.text))
 
     def _advance(self, action: Action | None, reply: UserReply | None, *, is_read: bool) -> TurnResult:
         """Advances the state, after everything that can fail has succeeded."""
@@ -158,7 +158,7 @@ class GymEnv:
         terminated, truncated = self._gym.rules.end_flags(action, outcome.done, is_last)
         self._over = terminated or truncated
         return TurnResult(
-            feedback=outcome.feedback,
+            feedback=whole_characters(outcome.feedback),
             reward=reward,
             terminated=terminated,
             truncated=truncated,

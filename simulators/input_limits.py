@@ -25,6 +25,18 @@ STRING = r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)'
 STRING_OR_BRACKET = re.compile(rf"{STRING}|[{{}}\[\]]", re.DOTALL)
 
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character, which JSON can escape but no text can hold: it would break the tokenizer and every
+table that stores it."""
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD in place of each half of a character.
+
+    Example: `whole_characters("cut \\ud83d")` is "cut \\ufffd"."""
+    return LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def depth_of(text: str, *, enough: int | None = None) -> int:
     """Nesting depth of the brackets in a JSON text, strings excluded. Stops reading beyond depth `enough`.
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from actors.engines.protocol import CompletionRequest, EngineError
 from actors.renderer import Renderer
-from actors.tool_call_parser import LONE_SURROGATE, MAX_CALL_CHARS, to_action
+from actors.tool_call_parser import MAX_CALL_CHARS, to_action
 from actors.trajectory import Completion
-from simulators.input_limits import load_json
+from simulators.input_limits import LONE_SURROGATE, load_json
 from simulators.llm_client.client import ChatClient, ChatConfig, ChatReply
 from simulators.message import TOOL_NAME, TOOL_SCHEMA, Action, Message
 from simulators.user import SimulatorError

@@ -193,6 +193,18 @@ async def test_a_lone_surrogate_is_no_tool_call_and_every_table_can_hold_it(rend
     assert to_table(order, [trajectory])["text"].to_pylist() == [text]
 
 
+async def test_half_a_character_from_a_user_is_replaced_before_the_policy_reads_it(renderer: Renderer):
+    class Cut(ScriptedUser):
+        async def reply(self, call: UserCall) -> UserReply:
+            return replace(await super().reply(call), text="cut \ud83d")
+
+    trajectory = await play(renderer, [ask(renderer), "Well."], user=Cut())
+    (turn, _) = trajectory.turns
+    assert turn.user_reply is not None
+    assert turn.user_reply.text == "cut \N{REPLACEMENT CHARACTER}"
+    assert not trajectory.stop_reason.failed
+
+
 async def test_every_trajectory_and_turn_of_a_group_has_its_own_seed_and_the_order_fixes_them(
     renderer: Renderer,
 ):

@@ -156,6 +156,19 @@ def test_a_user_that_failed_is_named_in_rows_without_a_reply():
     assert names == ["rules", "qwen", "qwen", "rules", ""]
 
 
+def test_half_a_character_from_outside_is_replaced_in_every_text():
+    """An endpoint's error text, cut by a server in the middle of an emoji, and a user's reply."""
+    half, whole = "cut \ud83d", "cut \N{REPLACEMENT CHARACTER}"
+    failed = Trajectory(
+        task_key=KEY, system=half, opening=half, turns=[], stop_reason=StopReason.ENGINE_ERROR, error=half
+    )
+    told = replace(failed, turns=[replace(FULL, feedback=half), FULL], error="other")
+    rows = to_table(ORDER, [failed, told]).to_pylist()
+    assert [row["error"] for row in rows] == [whole, "other", "other"]
+    assert {row["system"] for row in rows} == {row["opening"] for row in rows} == {whole}
+    assert [row["feedback"] for row in rows] == ["", whole, FULL.feedback]
+
+
 def test_a_group_of_failures_alone_has_a_table():
     table = to_table(ORDER, [TRAJECTORIES[1]] * 3)
     assert table.num_rows == 3 and table.schema == SCHEMA
