@@ -40,9 +40,20 @@ class TemplateFiles:
         return str(rendered[0][0])
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty if there is no file. Raises `BadInput` if it is not JSON."""
+    if not path.is_file():
+        return {}
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not JSON ({error}): copy the model folder again") from None
+    return read if isinstance(read, dict) else {}
+
+
 def read_template(folder: Path) -> TemplateFiles:
     """Raises `BadInput` for a file that is not JSON."""
-    config, tokenizer = _json(folder / "tokenizer_config.json"), _json(folder / "tokenizer.json")
+    config, tokenizer = read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json")
     found = config.get("chat_template") or {}
     templates = {entry["name"]: entry["template"] for entry in found} if isinstance(found, list) else {}
     if isinstance(found, str):
@@ -75,16 +86,6 @@ def check_template(folder: Path, *, key: str) -> tuple[ChatForm, str]:
         )
     except ValueError as error:
         raise BadInput(str(error)) from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not JSON ({error}): copy the model folder again") from None
-    return read if isinstance(read, dict) else {}
 
 
 def _text(token: object) -> str:

@@ -41,7 +41,7 @@ CHANGEABLE = (
 def check(config: RunConfig) -> None:
     """Raises `BadInput` if the run cannot work on this machine."""
     if config.policy.path is not None:
-        check_model(config.policy.path, key="policy.path")
+        check_model(config.policy.path, key="policy.path", max_model_len=config.engine.max_model_len)
     if config.learner.reference:
         check_model(config.learner.reference, key="learner.kl.reference", needs_chat_template=False)
     check_gyms(config)

@@ -12,14 +12,17 @@ from pathlib import Path
 
 from cluster.config.recipe import BadInput, nearest
 from cluster.preflight.chat_template import check_template
+from cluster.preflight.model_folder import check_model_folder
 
 SCRIPTED_POLICIES = ("expert", "hasty", "random", "silent")
 HUB_TIMEOUT_S = 1.5
 
 
-def check_model(path: str, *, key: str, needs_chat_template: bool = True) -> None:
-    """Checks that a folder contains a causal LM, and if needed a chat template that can hold a dialogue. A
-    hub name is only checked when it is loaded."""
+def check_model(
+    path: str, *, key: str, max_model_len: int | None = None, needs_chat_template: bool = True
+) -> None:
+    """Checks that a folder contains a whole causal LM, and if needed a chat template that can hold a dialogue
+    and positions for `max_model_len` tokens. A hub name is only checked when it is loaded."""
     if is_hub_name(path):
         return
     folder = Path(path).expanduser()
@@ -29,6 +32,7 @@ def check_model(path: str, *, key: str, needs_chat_template: bool = True) -> Non
         raise BadInput(f"{key}={path!r}: no config.json there: give the folder of the model")
     if needs_chat_template:
         check_template(folder, key=key)
+    check_model_folder(folder, key=key, max_model_len=max_model_len)
 
 
 def is_hub_name(path: str) -> bool:

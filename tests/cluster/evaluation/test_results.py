@@ -145,15 +145,6 @@ def test_each_simulator_has_rows_and_averages_of_its_own() -> None:
     ]
 
 
-def test_rows_written_before_there_were_policies_are_read(tmp_path: Path) -> None:
-    old = {"stage": "sft", "gym": "travel", "simulator": "rules", "n": 3, "num_failed": 1, "score": None}
-    old |= {"low": 0.1, "high": 0.4, "turns": 2.0}
-    (tmp_path / "evaluation.json").write_text(json.dumps({"rows": [old]}))
-    (row,) = read_rows(tmp_path / "evaluation.json")
-    assert (row.policy, row.num_tasks, row.low, row.pass_hat_k) == ("sft", 4, 0.1, ())
-    assert math.isnan(row.score) and math.isnan(row.time_weighted)
-
-
 def test_no_dialogue_is_no_evaluation() -> None:
     with pytest.raises(ValueError, match="at least one dialogue"):
         evaluation_rows([], stage="sft", seed=0)
