@@ -89,7 +89,9 @@ def evaluation_rows(
     rows: list[EvaluationRow] = []
     for simulator in dict.fromkeys(outcome.simulator for outcome in outcomes):
         mine = [outcome for outcome in outcomes if outcome.simulator == simulator]
-        gyms = sorted({outcome.gym for outcome in mine})  # dialogues end in any order
+        # Dialogues end in any order, and the bootstrap's intervals depend on theirs.
+        mine.sort(key=lambda outcome: (outcome.gym, outcome.task_id, outcome.trial))
+        gyms = sorted({outcome.gym for outcome in mine})
         gym_rows = [
             _gym_row([o for o in mine if o.gym == gym], stage=stage, seed=seed, success_score=success_score)
             for gym in gyms

@@ -50,6 +50,13 @@ def test_bootstrap_agrees_with_the_normal_interval_on_many_graded_scores() -> No
     assert interval(scores, seed=0) == (low, high)
 
 
+def test_rows_are_the_same_in_whatever_order_dialogues_end() -> None:
+    scores = np.random.default_rng(1).uniform(0, 1, size=40).tolist()
+    ended = [*outcomes("travel", scores), *outcomes("tau", scores[::-1])]
+    shuffled = [ended[i] for i in np.random.default_rng(2).permutation(len(ended))]
+    assert evaluation_rows(shuffled, stage="sft", seed=0) == evaluation_rows(ended, stage="sft", seed=0)
+
+
 def test_a_failed_dialogue_is_counted_and_not_scored() -> None:
     row, _ = evaluation_rows(outcomes("travel", [0.5, NAN, 1.0, NAN]), stage="sft", seed=0)
     assert (row.n, row.num_failed, row.score, row.turns) == (2, 2, 0.75, 4.0)
