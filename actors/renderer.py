@@ -52,7 +52,7 @@ class Dialogue:
 
 class Renderer:
     """Renders for one tokenizer and its chat template. Raises ValueError, one line, if there is no template,
-    if it cannot hold a dialogue with tool calls, or if the tokenizer does not give text back."""
+    or if it cannot hold a dialogue with tool calls."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         name = tokenizer.name_or_path
@@ -71,16 +71,18 @@ class Renderer:
         self.stop_id = self._id_of(self.stop_text)
         ends = {self.stop_text, str(tokenizer.eos_token)} & {self.stop_text, *specials}
         self._end_ids = frozenset(map(self._id_of, ends))
-        told = tokenizer.decode(self.encode(ROUND_TRIP))
-        if told != ROUND_TRIP:
-            raise ValueError(
-                f"{name}: its tokenizer gives {told!r} back for {ROUND_TRIP!r}: load it with the class that "
-                "it was made with"
-            )
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Renderer":
-        return cls(AutoTokenizer.from_pretrained(str(folder)))
+        """Raises ValueError, one line, if the tokenizer does not give a text back from its tokens."""
+        renderer = cls(AutoTokenizer.from_pretrained(str(folder)))
+        told = renderer.tokenizer.decode(renderer.encode(ROUND_TRIP))
+        if told != ROUND_TRIP:
+            raise ValueError(
+                f"{folder}: its tokenizer gives {told!r} back for {ROUND_TRIP!r}: load it with the class "
+                "that it was made with"
+            )
+        return renderer
 
     def begin(self, messages: Sequence[Message], *, tools: Tools = GYM_TOOLS) -> Dialogue:
         """The dialogue before its first completion, with the tools that the policy may call."""

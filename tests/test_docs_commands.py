@@ -47,15 +47,15 @@ MAIN_JOB = "cluster/driver/test_train.py::test_the_job_stops_on_ctrl_c_and_goes_
 OWN_GYM = "cluster/cli/test_own_gym_commands.py::test_a_gym_of_ones_own_is_trained"
 JOBS = "cluster/jobs/test_submit.py::test_a_job_is_followed_stopped_cleanly_and_goes_on_when_it_is_sent_again"
 MANIFESTS = "cluster/ray_cluster/test_manifests.py::test_every_document_is_valid_for_kubernetes"
-BENCH = "bench/test_rows.py::test_every_part_that_the_command_knows_is_a_module_that_measures"
+BENCH = "bench/test_result_rows.py::test_every_part_that_the_command_knows_is_a_module_that_measures"
 ELSEWHERE = tuple(
     RunBy(pattern=pattern, test=test, why=why)
     for pattern, test, why in (
         (r"make train( .*)?", MAIN_JOB, "set-up and a quarter of an hour; there with a small recipe"),
         (
-            r"make (setup|test|test-fast|lint)",
+            r"make (setup|test|test-fast|soak|lint)",
             "test_docs_commands.py::test_a_make_command_has_its_target",
-            "minutes; this file is a part of it",
+            "minutes, soaks hours; this file is a part of it",
         ),
         (
             r"\.venv/bin/python -m examples\.one_process_grpo",

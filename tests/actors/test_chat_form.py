@@ -2,8 +2,10 @@
 
 import copy
 import itertools
+from pathlib import Path
 
 import pytest
+from tokenizers import decoders
 from transformers import PreTrainedTokenizerFast
 
 from actors.chat_form import NATIVE, ChatForm
@@ -193,8 +195,12 @@ def test_a_text_forms_fork_repeats_the_completion_as_sampled(tokenizer: PreTrain
     assert dialogue.forked and call in text and "Hm." not in text
 
 
-def test_a_tokenizer_that_does_not_give_text_back_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    variant = copy.copy(tokenizer)
-    variant.decode = lambda ids, **_: PreTrainedTokenizerFast.decode(tokenizer, ids).replace(" ", "")  # type: ignore[method-assign]
+def test_a_tokenizer_that_does_not_give_text_back_is_refused(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Of a byte-level vocabulary with a decoder that drops the spaces."""
+    variant = copy.deepcopy(tokenizer)
+    variant.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(" ", "")])
+    variant.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="gives 'Caf\u00e9for2people"):
-        Renderer(variant)
+        Renderer.from_folder(tmp_path)

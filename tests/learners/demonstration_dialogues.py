@@ -28,7 +28,8 @@ WORD_TEMPLATE = """\
 {%- for message in messages %}
   {%- set who = {'system': 'SYSTEM', 'user': 'USER', 'assistant': 'POLICY', 'tool': 'SEEN'}[message.role] %}
   {{- who + ' ' + message.content + ' ' }}
-  {%- for call in message.tool_calls or [] %}{{- call.function.arguments | tojson + ' ' }}{% endfor %}
+  {%- for call in message.tool_calls or [] %}{{- '<tool_call> ' + call.function | tojson + ' </tool_call> ' }}
+  {%- endfor %}
   {{- 'END ' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ 'POLICY' }}{% endif %}"""

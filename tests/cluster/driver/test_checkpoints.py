@@ -51,7 +51,7 @@ def state_at(step: int) -> DriverState:
         num_sft_steps=50,
         cold_started=True,
         iteration=3,
-        buffer={"open_orders": [{"seed": 1}]},
+        buffer={"open_orders": [{"seed": 1}], "journal": {"first": 0}},
     )
 
 

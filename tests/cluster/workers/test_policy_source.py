@@ -29,4 +29,7 @@ def test_a_named_reference_is_checked_before_anything_starts(tmp_path: Path):
     with pytest.raises(BadInput, match=r"learner\.kl\.reference=.*no config\.json"):
         check(config_of(reference=str(tmp_path)))
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"learner\.kl\.reference=.*no weights there"):
+        check(config_of(reference=str(tmp_path)))
+    (tmp_path / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
     check(config_of(reference=str(tmp_path)))  # it samples nothing: no chat template is needed

@@ -19,7 +19,14 @@ from learners.sft.sharegpt import count_rows, read_dialogues
 from learners.sft.sharegpt_table import dialogues_table
 from simulators.gyms import GYMS
 from tests.actors.test_renderer import COMPLETIONS, REWRITING, renderer_of, talk
-from tests.learners.demonstration_dialogues import as_row, play, word_renderer, write_json, write_lines
+from tests.learners.demonstration_dialogues import (
+    WORD_TEMPLATE,
+    as_row,
+    play,
+    word_renderer,
+    write_json,
+    write_lines,
+)
 from tests.learners.tiny_parts import loss_mask
 
 ROW: dict[str, Any] = {
@@ -228,7 +235,8 @@ def test_thoughts_and_calls_are_allowed_even_if_they_are_special_tokens(tiny: Re
 
 
 def test_a_row_that_the_chat_template_refuses_is_refused(tmp_path: Path):
-    strict = word_renderer(WORDS, template="{{ raise_exception('only\nusers') }}")
+    refusal = "{{ raise_exception('only\nusers') if 'hi you' in messages | map(attribute='content') }}"
+    strict = word_renderer(WORDS, template=refusal + WORD_TEMPLATE)
     with pytest.raises(ValueError, match=r"row 1: the policy's chat template refuses it \(only users\)"):
         read(write_json(tmp_path / "b.json", [ROW]), renderer=strict)
 
