@@ -79,6 +79,7 @@ def objective(
         tau = loss.positive if advantage > 0 else loss.negative
         gate = 1 / (1 + exp(-tau * (token - 1)))
         return 4 / tau * gate * advantage, 4 * gate * (1 - gate) * token * advantage
+    assert loss.type != "custom"
     high = 1 + loss.clip_high
     if loss.type == "cispo":
         return min(token, high) * advantage * logprob, min(token, high) * advantage
