@@ -70,8 +70,8 @@ class RolloutConfig(BaseModel):
     """Turn budget of a dialogue; all turns are executed. Unset: the gym's own: 16, tau 30."""
     max_completion_tokens: int = Field(default=96, ge=1)
     """Maximum number of tokens that the policy samples in one turn."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature; 1 samples from the policy as it is."""
+    temperature: float = Field(default=1.0, ge=0.01)
+    """Sampling temperature; 1 samples from the policy as it is. vLLM samples at no less than 0.01."""
 
     extra_dialogues: int = Field(default=0, ge=0)
     """Extra dialogues started per training group beyond `group_size`; once `group_size` have ended, the rest

@@ -65,7 +65,7 @@ def _rows(path: Path) -> list[Any]:
     if is_parquet(path):
         return _parquet_rows(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _json(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"data={path}: not readable as JSON ({_cause(error)}): give a whole file") from error
     if isinstance(content, list):
@@ -75,6 +75,17 @@ def _rows(path: Path) -> list[Any]:
     raise ValueError(
         f"data={path}: holds one {type(content).__name__}, not records: give a list or an object of them"
     )
+
+
+def _json(text: str) -> Any:
+    """One JSON value, or a list of them, one in each line."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2 or not all(line.lstrip().startswith("{") for line in lines):
+            raise
+        return [json.loads(line) for line in lines]
 
 
 def _parquet_rows(path: Path) -> list[Any]:

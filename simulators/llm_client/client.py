@@ -2,11 +2,13 @@
 token budget, and API keys kept out of every text."""
 
 import asyncio
+import math
 import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from simulators.llm_client.adaptive_concurrency import OVERLOADED, AdaptiveLimiter
@@ -247,7 +249,7 @@ class ChatClient:
             text=text,
             is_final=not is_retried,
             is_overload=is_retried and status in OVERLOADED,
-            wait_s=_seconds(error.response.headers),
+            wait_s=retry_after_s(error.response.headers),
         )
 
     def _clean(self, text: str) -> str:
@@ -277,7 +279,15 @@ def _read_key(variable: str) -> str:
     return key
 
 
-def _seconds(headers: Mapping[str, str]) -> float:
-    """The Retry-After header in seconds; 0 if there is none or it is a date."""
-    value = headers.get("retry-after", "")
-    return float(value) if value.isdigit() else 0.0
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """The Retry-After header in seconds from now, from a number or a date; 0 if there is none that can be
+    read."""
+    value = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError):
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -31,6 +31,14 @@ def test_a_list_gives_its_records_in_order(tmp_path: Path):
     assert [row["id"] for row in read_records(path, fields={"id": str, "n": list})] == ["b", "a"]
 
 
+def test_json_lines_and_a_byte_order_mark_are_read(tmp_path: Path):
+    path = tmp_path / "x.json"
+    path.write_text('\ufeff{"id": "b"}\n\n{"id": "a"}\n', encoding="utf-8")
+    assert [row["id"] for row in read_records(path, fields={"id": str})] == ["b", "a"]
+    path.write_text('\ufeff[{"id": "c"}]', encoding="utf-8")
+    assert [row["id"] for row in read_records(path, fields={"id": str})] == ["c"]
+
+
 def test_an_objects_keys_become_the_field_key(tmp_path: Path):
     path = write(tmp_path / "x.json", {"5": {"title": "t"}, "7": {"title": "u"}})
     rows = read_records(path, fields={"key": str, "title": str})

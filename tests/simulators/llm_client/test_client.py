@@ -6,12 +6,13 @@ import logging
 import pickle
 import time
 import traceback
+from email.utils import formatdate
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from simulators.llm_client.client import ChatClient, ChatConfig
+from simulators.llm_client.client import ChatClient, ChatConfig, retry_after_s
 from simulators.user import Failure, SimulatorError
 from tests.fake_endpoint import Endpoint, completion, serve_endpoint
 
@@ -239,3 +240,27 @@ def test_a_key_in_place_of_its_name_is_refused():
     with pytest.raises(ValidationError, match="never the key itself") as error:
         ChatConfig(base_url="http://x/v1", model="m", api_key_env="sk-123")
     assert "sk-123" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("3", 3.0),
+        ("2.5", 2.5),
+        ("-1", 0.0),
+        ("", 0.0),
+        ("\u00b2", 0.0),
+        ("nan", 0.0),
+        ("inf", 0.0),
+        ("soon", 0.0),
+    ],
+)
+def test_retry_after_is_a_number_of_seconds(value: str, seconds: float) -> None:
+    assert retry_after_s({"retry-after": value}) == seconds
+
+
+def test_retry_after_may_be_a_date() -> None:
+    later, earlier = time.time() + 90, time.time() - 90
+    assert retry_after_s({"retry-after": formatdate(later, usegmt=True)}) == pytest.approx(90, abs=2)
+    assert retry_after_s({"retry-after": formatdate(earlier, usegmt=True)}) == 0.0
+    assert retry_after_s({}) == 0.0
