@@ -5,7 +5,6 @@ and no crash, reaches the next file. Two run at a time, because a file spends ha
 processes to start. The output of a file is printed if it fails.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from xml.etree import ElementTree
 
 MARKS = sys.argv[1] if len(sys.argv) > 1 else "(slow or gpu) and not soak"
 PYTEST = [sys.executable, "-m", "pytest", "-m", MARKS]
-AT_A_TIME = int(os.environ.get("USERRL_SLOW_FILES_AT_A_TIME", "2"))
+AT_A_TIME = 2
 LIMIT_S = 3600
 """For one file. Each test has a limit of its own, which does not end a process that hangs outside Python."""
 
