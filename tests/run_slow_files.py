@@ -1,8 +1,8 @@
 """Runs the slow tests, two files at a time: `python -m tests.run_slow_files [MARKS]`.
 
 They start Ray, Serve and vLLM. Each file has a pytest process of its own, so that nothing it leaves behind,
-and no crash, reaches the next file. Two run at a time, so that a processor has work while a file waits for a
-a timeout. The output of a file is printed if it fails.
+and no crash, reaches the next file. Two run at a time, so that the processors have work while a
+file waits for a timeout. The output of a file is printed if it fails.
 """
 
 import subprocess
