@@ -11,7 +11,7 @@ from cluster.config.run_config import RunConfig
 from cluster.evaluation.request import EvaluationRequest
 from simulators.gym_plugins import module_path
 
-CODE = [Path(str(room.__file__)).parent.parent for room in (simulators, actors)]
+CODE = [Path(str(room.__file__)).parent for room in (simulators, actors)]
 
 
 def settings_of(config: RunConfig, request: EvaluationRequest, *, policy_folder: str) -> dict[str, object]:
