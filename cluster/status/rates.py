@@ -30,7 +30,7 @@ class WaitStatus:
     """What waits for what."""
 
     text: str
-    """What the step at hand waits for; empty where it goes on."""
+    """What the step at hand waits for; empty where it continues."""
     since_s: float | None
     orders: Sequence[str]
     """The group orders that it names: the oldest ones with their rollout actor and age, and lost ones."""

@@ -106,7 +106,7 @@ def test_every_key_has_help() -> None:
         ({"learner.by_gym.tau": "3"}, "learner.by_gym.tau=3: must be a table"),
         ({"rollout.group_size": "1"}, "rollout.group_size=1: a group needs at least 2 trajectories"),
         ({"rollout.group_size": "2.5"}, "rollout.group_size=2.5: must be a whole number"),
-        ({"rollout.temperature": "0"}, "rollout.temperature=0: must be greater than 0"),
+        ({"rollout.temperature": "0"}, "rollout.temperature=0: must be greater than or equal to 0.01"),
         ({"rollout.max_completion_tokens": "9999"}, "give less than engine.max_model_len="),
         ({"rollout.dialogues_per_actor": "2"}, "whole groups: at least group_size + extra_dialogues = 8"),
         ({"rollout.extra_dialogues": "57"}, "whole groups: at least group_size + extra_dialogues = 65"),
