@@ -1,54 +1,18 @@
-"""FIFO counting semaphore for the dialogues of one event loop: `acquire(n)` takes n slots atomically; the
-capacity can be resized."""
+"""Slots for the dialogues of one event loop, granted in the order of requests, and the lease of a slot."""
 
 import asyncio
-from collections import deque
+
+from simulators.fair_semaphore import FairSemaphore
 
 
-class DialogueSlots:
-    """The semaphore. No request is served before an earlier one, even if it would fit."""
-
-    def __init__(self, capacity: int):
-        self.num_free = capacity
-        self._capacity = capacity
-        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+class DialogueSlots(FairSemaphore):
+    """The slots of a rollout actor. A group takes all of its slots at once."""
 
     async def acquire(self, num: int = 1) -> None:
         """Waits for `num` slots and takes them. Raises ValueError if the capacity is smaller."""
-        if num > self._capacity:
-            raise ValueError(f"{num} dialogues do not fit dialogues_per_actor={self._capacity}")
-        if not self._queue and num <= self.num_free:
-            self.num_free -= num
-            return
-        granted = asyncio.get_running_loop().create_future()
-        self._queue.append((num, granted))
-        try:
-            await granted
-        except asyncio.CancelledError:
-            if not granted.cancelled():  # granted in the moment of the cancellation
-                self.release(num)
-            elif (num, granted) in self._queue:
-                self._queue.remove((num, granted))
-                self._grant()
-            raise
-
-    def release(self, num: int = 1) -> None:
-        """Returns slots."""
-        self.num_free += num
-        self._grant()
-
-    def resize(self, capacity: int) -> None:
-        """Changes the capacity; slots that are taken stay taken, so `num_free` may become negative."""
-        self.num_free += capacity - self._capacity
-        self._capacity = capacity
-        self._grant()
-
-    def _grant(self) -> None:
-        while self._queue and self._queue[0][0] <= self.num_free:
-            num, granted = self._queue.popleft()
-            if not granted.cancelled():
-                self.num_free -= num
-                granted.set_result(None)
+        if num > self.capacity:
+            raise ValueError(f"{num} dialogues do not fit dialogues_per_actor={self.capacity}")
+        await super().acquire(num)
 
 
 class SlotLease:
