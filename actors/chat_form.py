@@ -91,10 +91,11 @@ def choose_form(render: Render, *, specials: Sequence[str], name: str) -> ChatFo
 
 def stop_text_of(form: ChatForm, render: Render, *, specials: Sequence[str], eos: str, name: str) -> str:
     """The special token that ends an assistant message: the first one that the template writes after it, and
-    the end-of-sequence token if several begin there. Raises ValueError if there is none."""
+    `eos`, the end-of-sequence token (empty: there is none), if several begin there. Raises ValueError if it
+    writes none of `specials`."""
     text = render(form.messages(PROBE, tools=GYM_TOOLS), form.tools(GYM_TOOLS))
     after = text.partition(PROBE[2].action.content)[2].partition(PROBE[3].content)[0]  # type: ignore[union-attr]
-    found = {token: after.find(token) for token in (eos, *specials) if token in after}
+    found = {token: after.find(token) for token in specials if token in after}
     if not found:
         raise ValueError(
             f"{name}: its chat template puts no special token after an assistant message, so that no "

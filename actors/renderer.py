@@ -60,17 +60,13 @@ class Renderer:
             raise ValueError(f"{name}: a policy needs a chat template; set one in tokenizer_config.json")
         self.tokenizer = tokenizer
         specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._control = re.compile(
-            "|".join(re.escape(token) for token in sorted(specials, key=len, reverse=True) if token.strip())
-        )
+        eos = str(tokenizer.eos_token or "")
+        self._control = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))))
         self.form = choose_form(self._apply, specials=specials, name=name)
-        self.stop_text = stop_text_of(
-            self.form, self._apply, specials=specials, eos=str(tokenizer.eos_token), name=name
-        )
+        self.stop_text = stop_text_of(self.form, self._apply, specials=specials, eos=eos, name=name)
         """Text of the token that ends a completion."""
         self.stop_id = self._id_of(self.stop_text)
-        ends = {self.stop_text, str(tokenizer.eos_token)} & {self.stop_text, *specials}
-        self._end_ids = frozenset(map(self._id_of, ends))
+        self._end_ids = {self._id_of(token) for token in (self.stop_text, eos) if token}
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Renderer":
@@ -177,9 +173,10 @@ class Renderer:
         return str(text)
 
     def _harmless(self, message: Message) -> Message:
-        """The message with a space inside each control token that its text spells, and whole characters."""
+        """The message with a space inside each control token that its text spells, or in place of one that is
+        a single character, and with whole characters."""
         text = whole_characters(message.content)
-        content = self._control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        content = self._control.sub(_split, text)
         return message if content == message.content else replace(message, content=content)
 
     def _after_completion(self, placeholder: str, text: str) -> str | None:
@@ -192,6 +189,11 @@ class Renderer:
 def _completion_text(action: Action) -> str:
     thought = f"<think>{action.thought}</think>" if action.thought else ""
     return f"{thought}{action.to_call()}"
+
+
+def _split(control_token: re.Match[str]) -> str:
+    first, rest = control_token[0][0], control_token[0][1:]
+    return f"{first} {rest}" if rest else " "
 
 
 def _with_placeholders(message: Message, placeholder: str) -> Message:

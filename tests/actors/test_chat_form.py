@@ -78,6 +78,10 @@ REFUSED = {
     "raises": ("{{ raise_exception('no dialogues here') }}", "it raises no dialogues here"),
     "is broken": ("{% for %}", "it raises "),
     "begins no answer": (CHATML.partition("{% if add")[0], "it begins no assistant message"),
+    "ends messages with a word": (
+        CHATML.replace("'<|im_end|>", "'None").replace("<|im_start|>", "# "),
+        "no special token",
+    ),
     "ends no message": (CHATML.replace("<|im_end|>", "").replace("<|im_start|>", "# "), "no special token"),
 }
 
@@ -177,6 +181,14 @@ def test_an_end_of_sequence_token_that_the_template_does_not_write_ends_no_turn(
     assert renderer.decode(ended) == "Done."
     variant.eos_token = None
     assert Renderer(variant).stop_text == "<|im_end|>"
+
+
+def test_a_control_token_of_one_character_is_replaced(tokenizer: PreTrainedTokenizerFast) -> None:
+    variant = copy.deepcopy(tokenizer)
+    variant.add_special_tokens({"additional_special_tokens": ["\u00a4"]})
+    variant.chat_template = CHATML
+    told = Renderer(variant).begin((Message(role="user", content="5 \u00a4 or 6?"),))
+    assert variant.convert_tokens_to_ids("\u00a4") not in told.token_ids.tolist()
 
 
 def test_a_text_forms_fork_repeats_the_completion_as_sampled(tokenizer: PreTrainedTokenizerFast) -> None:

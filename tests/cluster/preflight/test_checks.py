@@ -62,6 +62,15 @@ def test_a_templates_form_and_stop_are_read_from_the_files(tmp_path: Path, name:
     )
 
 
+def test_a_tokenizer_without_an_end_of_sequence_token_ends_where_the_template_does(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", template=CHATML)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"added_tokens_decoder": SPECIALS, "chat_template": CHATML})
+    )
+    _, stop = check_template(folder, key="policy.path")
+    assert stop == "<|im_end|>"
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_template_that_cannot_hold_a_dialogue_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     template, reason = REFUSED[name]
