@@ -10,8 +10,9 @@ from cluster.preflight.chat_template import read_json
 
 WEIGHTS = ("*.safetensors", "*.bin")
 LFS_POINTER = b"version https://git-lfs"
-SCALED_ROPES = ("linear", "dynamic", "yarn", "longrope")
-"""Kinds of rotary embeddings whose factor multiplies the context length."""
+SCALED_ROPES = ("linear", "dynamic", "yarn")
+"""Kinds of rotary embeddings whose factor multiplies the original context length. The others' positions are
+counted in `max_position_embeddings` already."""
 
 
 def check_model_folder(folder: Path, *, key: str, max_model_len: int | None) -> None:
@@ -46,7 +47,8 @@ def longest_context(config: Mapping[str, Any]) -> int | None:
     kind = rope.get("rope_type", rope.get("type"))
     if kind not in SCALED_ROPES:
         return int(positions)
-    return int(rope.get("original_max_position_embeddings", positions) * rope.get("factor", 1.0))
+    original = rope.get("original_max_position_embeddings", positions)
+    return max(int(positions), int(original * rope.get("factor", 1.0)))
 
 
 def _num_tokens(folder: Path) -> int:

@@ -56,6 +56,9 @@ def test_a_context_beyond_the_models_positions_is_refused(tmp_path: Path) -> Non
         ({"max_position_embeddings": 512, "rope_scaling": {"type": "linear", "factor": 4.0}}, 2048),
         ({"max_position_embeddings": 2048, "rope_scaling": YARN}, 2048),
         ({"max_position_embeddings": 2048, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 2048),
+        ({"max_position_embeddings": 2048, "rope_parameters": YARN | {"rope_type": "longrope"}}, 2048),
+        ({"max_position_embeddings": 512, "rope_scaling": YARN}, 2048),
+        ({"max_position_embeddings": 4096, "rope_scaling": YARN}, 4096),
     ],
 )
 def test_the_context_length_counts_scaled_positions(config: dict[str, Any], longest: int | None) -> None:
