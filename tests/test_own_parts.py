@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -136,6 +137,11 @@ def too_few(table: pa.Table, context: RewardContext) -> np.ndarray:
     return np.zeros(1)
 
 
+def discounted(rewards: pd.Series) -> float:
+    """The page's gamma is 0.9."""
+    return float(rewards.to_numpy() @ 0.9 ** np.arange(len(rewards)))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_has_all_four(tmp_path: Path) -> None:
@@ -152,9 +158,17 @@ def test_a_run_has_all_four(tmp_path: Path) -> None:
         folder = algorithm.folder.trajectories
     finally:
         algorithm.stop()
-    rows = pq.read_table(folder / "step-00001.parquet").to_pandas()
-    rows = rows[rows.outcome == "trained"]
-    assert set(rows.simulator) <= {"hurried", ""} and "hurried" in set(rows.simulator)
-    extra = rows.reward - rows.env_reward
-    assert set(np.round(extra, 6)) <= {0.0, 0.05}
-    assert rows.advantage.abs().max() > 0
+    table = pq.read_table(folder / "step-00001.parquet")
+    reward = table["env_reward"].to_numpy() + 0.05 * one_question(table, RewardContext())
+    rows = table.to_pandas()
+    assert "hurried" in set(rows.simulator) and set(rows.simulator) <= {"hurried", ""}
+    assert rows.reward.to_numpy() == pytest.approx(np.where(rows.failed, np.nan, reward), nan_ok=True)
+    assert (rows.reward > rows.env_reward).any()
+    num_trained = 0
+    for _, group in rows[~rows.failed].groupby("group_id"):
+        scores = group.groupby("trajectory").reward.agg(discounted)
+        trained = group[group.outcome == "trained"]
+        expected = trained.trajectory.map(scores - scores.median())
+        assert trained.advantage.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+        num_trained += len(trained)
+    assert num_trained > 0

@@ -134,7 +134,7 @@ def wait_for_agent(url: str) -> None:
     deadline = time.monotonic() + WAIT_S
     while True:
         try:
-            urllib.request.urlopen(request).close()
+            urllib.request.urlopen(request, timeout=30).close()
             return
         except urllib.error.HTTPError as error:
             assert time.monotonic() < deadline, error.read()
