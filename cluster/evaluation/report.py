@@ -226,7 +226,7 @@ def _grid(names: Sequence[object], lines: Sequence[Sequence[object]]) -> list[st
 
 
 def _numbers(values: Sequence[float], *, length: int) -> list[str]:
-    """Cells; rows of before there were trials have none of these numbers."""
+    """Cells; a row of fewer trials has fewer of these numbers."""
     return [_number(values[i] if i < len(values) else None) for i in range(length)]
 
 

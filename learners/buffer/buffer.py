@@ -18,7 +18,7 @@ from actors.trajectory import GroupOrder, GroupSummary
 from learners.buffer.ledger import TRAINED, Ledger
 from simulators.task import TaskKey, TaskSource
 
-State = Literal["waiting", "held", "ready", "taken", "trained"]
+SlotState = Literal["waiting", "held", "ready", "taken", "trained"]
 """waiting: to be issued again. held: a worker plays it. ready: finished, for a step to take. taken: a step
 trains it. trained: its slot waits for the weights of its step."""
 
@@ -41,13 +41,13 @@ class BufferSizes:
 @dataclass(kw_only=True, slots=True)
 class _Slot:
     order: GroupOrder
-    state: State
+    state: SlotState
     group: FinishedGroup | None = None
     """While ready or taken."""
 
 
 class Buffer:
-    """Issues orders and keeps the finished groups. Each open group has one slot, in one `State`."""
+    """Issues orders and keeps the finished groups. Each open group has one slot, in one `SlotState`."""
 
     def __init__(self, sizes: BufferSizes, *, source: TaskSource):
         self.sizes = sizes
@@ -160,7 +160,7 @@ class Buffer:
         open_ids = set(self.ids("waiting", "held", "ready", "taken"))
         return {one for one in group_ids if one in open_ids or one >= self.next_group_id}
 
-    def ids(self, *states: State) -> list[int]:
+    def ids(self, *states: SlotState) -> list[int]:
         """Ids of the groups in these states, ascending."""
         return [group_id for group_id, slot in self._slots.items() if slot.state in states]
 
@@ -228,7 +228,7 @@ class Buffer:
         slot.state, slot.group = "waiting", None
         heapq.heappush(self._waiting, slot.order.group_id)
 
-    def _slot(self, group_id: int, state: State) -> _Slot:
+    def _slot(self, group_id: int, state: SlotState) -> _Slot:
         slot = self._slots[group_id]
         assert slot.state == state, f"group {group_id} is {slot.state}, not {state}"
         return slot
